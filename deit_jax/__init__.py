@@ -1,0 +1,1 @@
+"""DeiT in JAX/Flax: vision transformers with a distillation token."""

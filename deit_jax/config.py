@@ -1,0 +1,152 @@
+"""Every configuration field once, with its meaning, unit and source; and the check that refuses a bad one.
+
+The defaults are DeiT's published recipe (arXiv 2012.12877, Table 9, and the released code where the two differ). Files under
+`configs/` start from `default_config()` and change only what differs. Values derived from others (scaled learning rate, number
+of steps, image size) are computed by `deit_jax.training.plan.resolve` after the command line's overrides.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+# Parameter names ("/"-joined) that AdamW does not decay: every 1-D tensor is a bias or a normalisation scale, and the released
+# code exempts cls_token and pos_embed, not dist_token (its authors confirm that dist_token is meant to decay).
+RELEASED_NO_DECAY = (r"(^|/)(bias|scale)$", r"^(cls_token|pos_embed)$")
+
+CHOICES = {
+    "compute_dtype": ("auto", "float32", "bfloat16"),
+    "model.fusion": ("logits", "softmax"),
+    "distillation.kind": ("none", "soft", "hard"),
+    "distillation.kl": ("released", "paper"),
+    "teacher.variables": ("raw", "ema"),
+    "data.source": ("fashion_mnist_10k", "npz", "folder", "tfds"),
+    "data.train_crop": ("random_resized", "padded"),
+    "augment.erase_mode": ("pixel", "rand", "const"),
+    "optimizer.name": ("adamw", "sgd"),
+    "schedule.kind": ("released", "plain"),
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run. The message is one line: which field, what is wrong, what to do."""
+
+
+def default_config() -> ConfigDict:
+    """The published recipe with DeiT-S distilled as the student. Locked: unknown keys are refused."""
+    config = ConfigDict()
+    config.seed = 0
+    config.num_classes = placeholder(int)  # None: as many as the data set has
+    config.image_size = placeholder(int)  # pixels; None: the size in the model's name
+    config.compute_dtype = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU; parameters are always float32
+
+    config.model = model = ConfigDict()
+    model.name = "deit_small_distilled_patch16_224"  # any of deit_jax.list_models()
+    model.overrides = ConfigDict()  # fields of the model, by name, e.g. dict(depth=6, patch_size=4)
+    model.drop_path_rate = 0.1  # stochastic depth of the last block; rates grow linearly from 0
+    model.dropout_rate = 0.0  # after the position embedding, attention projection and MLP layers
+    model.fusion = "logits"  # how two heads become one: mean of "logits" (released code) or of "softmax" (paper)
+
+    config.distillation = distillation = ConfigDict()
+    distillation.kind = (
+        "none"  # none | soft | hard; with a distillation token it teaches that token, else the class token
+    )
+    distillation.alpha = 0.5  # weight of the teacher's term; 1 - alpha is the labels'. The paper's soft rows use 0.1
+    distillation.tau = 1.0  # temperature of soft distillation. The paper's soft rows use 3.0
+    distillation.kl = (
+        "released"  # released: KL(teacher||student) / (batch * classes); paper: KL(student||teacher) / batch
+    )
+
+    config.teacher = teacher = ConfigDict()
+    teacher.name = "regnety_160"
+    teacher.overrides = ConfigDict()
+    teacher.weights = ""  # a workdir trained by this project, or "random" (only to try a configuration)
+    teacher.variables = "raw"  # which weights of that workdir: raw or ema
+    teacher.recipe = placeholder(ConfigDict)  # a whole config: the teacher is first trained by it, in <workdir>/teacher
+
+    config.data = data = ConfigDict()
+    data.source = "tfds"  # fashion_mnist_10k (embedded) | npz | folder | tfds
+    data.name = "imagenet2012"  # TFDS name; unused by the others
+    data.path = (
+        ""  # npz: the file; folder: the root that holds the splits' folders; tfds: data_dir ("" = TFDS's default)
+    )
+    data.train_split = "train"
+    data.eval_split = "validation"
+    data.repeats = 3  # repeated augmentation: copies of an image in the sampling order; 1 = off (paper, section 6)
+    data.train_crop = (
+        "random_resized"  # random_resized | padded (random crop after zero padding, the reference's for <= 32 px)
+    )
+    data.crop_scale = (0.08, 1.0)  # random_resized: share of the area
+    data.crop_ratio = (3 / 4, 4 / 3)  # random_resized: aspect ratio
+    data.crop_padding = 4  # padded: pixels on each side
+    data.num_threads = 8  # decoding threads of each process
+    data.num_workers = 0  # decoding processes; 0 = threads only
+    data.prefetch_batches = 2
+
+    config.augment = augment = ConfigDict()
+    augment.mean = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
+    augment.std = (0.229, 0.224, 0.225)
+    augment.flip_probability = 0.5
+    augment.rand_augment = "rand-m9-mstd0.5-inc1"  # timm's notation; "" = off
+    augment.erase_probability = 0.25
+    augment.erase_mode = "pixel"  # pixel: a normal draw a pixel; rand: one colour a box; const: zero (the mean colour)
+    augment.mixup_alpha = 0.8  # Beta parameter; 0 = off
+    augment.cutmix_alpha = 1.0  # Beta parameter; 0 = off
+    augment.mix_probability = 1.0  # that a group is mixed at all
+    augment.switch_probability = 0.5  # that a mixed group gets cutmix rather than mixup, when both are on
+    augment.label_smoothing = 0.1
+    augment.group_size = 256  # rows that share one mixing draw: the reference's batch of one GPU (Ti and S 256, B 64)
+    augment.groups_per_block = 4  # consecutive copies of an image are dealt to this many groups; at least data.repeats
+
+    config.train = train = ConfigDict()
+    train.batch_size = 1024  # images of a step over all devices, repeats counted
+    train.epochs = 300  # an epoch is as many images as the data set has, repeats counted
+    train.max_steps = placeholder(int)  # stop early, the schedule unchanged
+    train.accumulation_steps = 1  # microbatches of a step; the result is that of the whole batch
+    train.clip_norm = placeholder(float)  # global gradient norm; None: no clipping
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.name = "adamw"  # adamw | sgd (Nesterov)
+    optimizer.betas = (0.9, 0.999)
+    optimizer.eps = 1e-8
+    optimizer.momentum = 0.9  # sgd
+    optimizer.weight_decay = 0.05  # adamw: decoupled, times the learning rate; sgd: added to the gradient
+    optimizer.no_decay = RELEASED_NO_DECAY  # regular expressions over "/"-joined parameter names
+
+    config.schedule = schedule = ConfigDict()
+    schedule.kind = (
+        "released"  # released: epoch e runs at the rate of epoch e - 1 (as the published weights did); plain: no lag
+    )
+    schedule.base_learning_rate = 5e-4  # for base_batch_size images
+    schedule.base_batch_size = 512  # peak rate = base_learning_rate * batch_size / base_batch_size
+    schedule.warmup_epochs = 5.0
+    schedule.warmup_learning_rate = 1e-6  # the first epoch's; not scaled
+    schedule.min_learning_rate = 1e-5  # not scaled
+    schedule.per_step = False  # True: the rate moves every step, not every epoch
+
+    config.ema = ema = ConfigDict()
+    ema.decay = 0.99996  # of weights and BatchNorm statistics, every step; 0 = off
+
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.batch_size = 1024  # over all devices
+    evaluation.every_epochs = 1  # 0: only at the end
+    evaluation.crop_ratio = 0.875  # the image is resized to image_size / crop_ratio before the centre crop
+    evaluation.teacher = True  # measure the teacher on the same images first
+
+    config.checkpoint = checkpoint = ConfigDict()
+    checkpoint.every_steps = placeholder(int)  # None: once an epoch
+    checkpoint.keep = 2  # newest checkpoints kept
+
+    config.log = log = ConfigDict()
+    log.every_steps = 50
+    log.tensorboard = True
+
+    config.parallel = parallel = ConfigDict()
+    parallel.keep_host_memory = True  # CPU: keep freed step buffers mapped (1.5 times faster training with glibc)
+
+    # Published or earlier figures, printed beside this run's in the closing table: {"what": top-1 in percent}.
+    config.published = ConfigDict()
+    return config.lock()

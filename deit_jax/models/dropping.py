@@ -1,0 +1,36 @@
+"""Dropout and stochastic depth, drawn per image.
+
+Each image's draw is keyed by its position in the global batch, so that it does not depend on how the batch is split over devices
+or into microbatches.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+RNG_NAME = "dropout"  # the one random stream that models use: apply(..., rngs={"dropout": key})
+
+
+class Dropout(nn.Module):
+    """Inverted dropout of x, float[B, ...]; identity when `train` is False or `rate` is 0.
+
+    With `whole_images` the draw is one per image: stochastic depth (Huang et al. 2016) as timm's DropPath, in which the kept
+    branches are divided by the keep probability.
+    """
+
+    rate: float
+    whole_images: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None = None) -> jax.Array:
+        """positions: int32[B], the images' positions in the global batch; None: 0 to B-1."""
+        if not train or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        positions = jnp.arange(x.shape[0]) if positions is None else positions
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.make_rng(RNG_NAME), positions)
+        shape = (1,) * (x.ndim - 1) if self.whole_images else x.shape[1:]
+        kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, shape))(keys)
+        return jnp.where(kept, x / keep, jnp.zeros_like(x))

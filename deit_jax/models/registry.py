@@ -1,0 +1,88 @@
+"""Models by timm's names."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+import flax.linen as nn
+
+from deit_jax.models.regnet import RegNet
+from deit_jax.models.vit import VisionTransformer
+
+_VIT_WIDTHS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # embed_dim, num_heads (Table 1)
+
+# w0, wa, wm, depth, group width (arXiv 2003.13678, as in pycls and timm).
+_REGNETY = {
+    "002": (24, 36.44, 2.49, 13, 8),
+    "004": (48, 27.89, 2.09, 16, 8),
+    "006": (48, 32.54, 2.32, 15, 16),
+    "008": (56, 38.84, 2.40, 14, 16),
+    "016": (48, 20.71, 2.65, 27, 24),
+    "032": (80, 42.63, 2.66, 21, 24),
+    "040": (96, 31.41, 2.24, 22, 64),
+    "064": (112, 33.22, 2.27, 25, 72),
+    "080": (192, 76.82, 2.19, 17, 56),
+    "120": (168, 73.36, 2.37, 19, 112),
+    "160": (200, 106.23, 2.48, 18, 112),
+    "320": (232, 115.89, 2.53, 20, 232),
+}
+
+
+def _entries() -> dict[str, tuple[type[nn.Module], dict[str, Any], int]]:
+    """Name to module class, its fields and the image size it is trained at."""
+    entries: dict[str, tuple[type[nn.Module], dict[str, Any], int]] = {}
+    for distilled in (False, True):
+        for size, image_size in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384)):
+            embed_dim, num_heads = _VIT_WIDTHS[size]
+            name = f"deit_{size}{'_distilled' if distilled else ''}_patch16_{image_size}"
+            fields = {"embed_dim": embed_dim, "num_heads": num_heads, "distilled": distilled}
+            entries[name] = (VisionTransformer, fields, image_size)
+    for suffix, (w0, wa, wm, depth, group_width) in _REGNETY.items():
+        fields = {"w0": w0, "wa": wa, "wm": wm, "depth": depth, "group_width": group_width}
+        entries[f"regnety_{suffix}"] = (RegNet, fields, 224)
+    return entries
+
+
+_MODELS = _entries()
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows."""
+    return list(_MODELS)
+
+
+def _find(name: str) -> tuple[type[nn.Module], dict[str, Any], int]:
+    if name not in _MODELS:
+        near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.3)
+        raise ValueError(f"unknown model {name!r}; nearest: {', '.join(near) or ', '.join(_MODELS)}")
+    return _MODELS[name]
+
+
+def native_image_size(name: str) -> int:
+    """The image size in pixels that the named model is trained at. Raises ValueError for an unknown name."""
+    return _find(name)[2]
+
+
+def create_model(name: str, num_classes: int = 1000, image_size: int | None = None, **overrides: Any) -> nn.Module:
+    """A Linen module by timm's name; `module.apply(variables, images)` takes normalised float[B, H, W, 3] images.
+
+    Args:
+      name: one of `list_models()`, e.g. "deit_small_distilled_patch16_224" or "regnety_160".
+      num_classes: width of the head(s).
+      image_size: pixels; None is the size the model is trained at. A RegNet takes any size, whatever is given here.
+      **overrides: any other field of the module, e.g. depth=6, patch_size=4, drop_path_rate=0.1, dtype=jnp.bfloat16.
+
+    Raises:
+      ValueError: the name or a field is unknown (the nearest names are given), or the fields do not fit together.
+    """
+    module, fields, native = _find(name)
+    known = {field.name for field in dataclasses.fields(module)} - {"parent", "name", "num_classes", "image_size"}
+    for key in overrides:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise ValueError(f"{name} has no field {key!r}; nearest: {', '.join(near)}")
+    if module is VisionTransformer:
+        fields = fields | {"image_size": native if image_size is None else image_size}
+    return module(num_classes=num_classes, **(fields | overrides))

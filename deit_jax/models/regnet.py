@@ -1,0 +1,196 @@
+"""RegNetY (arXiv 2003.13678 with squeeze-and-excitation), DeiT's convnet teacher.
+
+Variable names are a contract and follow timm's, "/" for ".":
+
+    stem/{conv,bn}   s<stage>/b<block>/conv{1,2,3}/{conv,bn}   s<stage>/b<block>/se/{fc1,fc2}
+    s<stage>/b<block>/downsample/{conv,bn}   head/fc
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from deit_jax.models.dropping import Dropout
+from deit_jax.models.output import ModelOutput
+
+
+def conv_init(groups: int = 1) -> nn.initializers.Initializer:
+    """timm's and pycls's initialisation of a convolution: normal with variance 2 / fan_out, fan_out counted within a group."""
+    return nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
+
+
+class StagePlan(NamedTuple):
+    """One stage of a RegNet: channels, blocks and channels of a convolution group."""
+
+    width: int
+    depth: int
+    group_width: int
+
+
+def stage_plans(w0: int, wa: float, wm: float, depth: int, group_width: int) -> tuple[StagePlan, ...]:
+    """The stages of the RegNet design space with these parameters (arXiv 2003.13678, section 4.1).
+
+    Widths grow linearly (u_j = w0 + wa * j), are rounded to powers of wm times w0, then to multiples of 8, and of the group
+    width. Rounding is half to even, as in pycls and timm.
+    """
+    widths = []
+    for block in range(depth):
+        power = round(math.log((w0 + wa * block) / w0) / math.log(wm))
+        widths.append(round(w0 * wm**power / 8) * 8)
+    stages = []
+    for width in sorted(set(widths)):
+        group = min(group_width, width)
+        stages.append(StagePlan(round(width / group) * group, widths.count(width), group))
+    return tuple(stages)
+
+
+class ConvBatchNorm(nn.Module):
+    """Convolution without bias, BatchNorm and, unless `relu` is False, a ReLU: float[B, H, W, C] to [B, H/s, W/s, features]."""
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    groups: int = 1
+    relu: bool = True
+    scale_init: Any = nn.initializers.ones
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        pad = (self.kernel_size - 1) // 2
+        x = nn.Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            strides=(self.stride, self.stride),
+            # PyTorch pads both sides; "SAME" would pad a strided convolution on the right and bottom only.
+            padding=((pad, pad), (pad, pad)),
+            feature_group_count=self.groups,
+            use_bias=False,
+            kernel_init=conv_init(self.groups),
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        # momentum: PyTorch's 0.1 is Flax's 0.9.
+        x = nn.BatchNorm(
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            use_fast_variance=False,
+            scale_init=self.scale_init,
+            dtype=self.dtype,
+            name="bn",
+        )(x)
+        return nn.relu(x) if self.relu else x
+
+
+class SqueezeExcite(nn.Module):
+    """Channel attention: mean over the image, ReLU bottleneck, sigmoid gate."""
+
+    bottleneck: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # 1x1 convolutions, so that the kernels have the shape they have in timm.
+        conv = functools.partial(nn.Conv, kernel_size=(1, 1), kernel_init=conv_init(), dtype=self.dtype)
+        gate = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
+        gate = nn.relu(conv(self.bottleneck, name="fc1")(gate))
+        return x * nn.sigmoid(conv(x.shape[-1], name="fc2")(gate))
+
+
+class Block(nn.Module):
+    """RegNetY's residual block, bottleneck ratio 1."""
+
+    plan: StagePlan
+    stride: int
+    se_ratio: float
+    drop_path_rate: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
+        width, groups = self.plan.width, self.plan.width // self.plan.group_width
+        layer = functools.partial(ConvBatchNorm, width, dtype=self.dtype)
+        y = layer(1, name="conv1")(x, train=train)
+        y = layer(3, self.stride, groups, name="conv2")(y, train=train)
+        # The bottleneck is a share of the block's input, not of y: a stage's first block has the previous stage's width.
+        y = SqueezeExcite(round(x.shape[-1] * self.se_ratio), self.dtype, name="se")(y)
+        # timm starts the last scale at 0, so that a block begins as its shortcut.
+        y = layer(1, relu=False, scale_init=nn.initializers.zeros, name="conv3")(y, train=train)
+        y = Dropout(self.drop_path_rate, whole_images=True)(y, train=train, positions=positions)
+        if x.shape != y.shape:
+            x = layer(1, self.stride, relu=False, name="downsample")(x, train=train)
+        return nn.relu(x + y)
+
+
+class Stage(nn.Module):
+    """Blocks of one width; the first halves the image. `drop_path_rates` has one rate a block."""
+
+    plan: StagePlan
+    se_ratio: float
+    drop_path_rates: tuple[float, ...]
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
+        for i, rate in enumerate(self.drop_path_rates):
+            block = Block(self.plan, 2 if i == 0 else 1, self.se_ratio, rate, self.dtype, name=f"b{i + 1}")
+            x = block(x, train=train, positions=positions)
+        return x
+
+
+class RegNet(nn.Module):
+    """RegNetY: normalised images float[B, H, W, 3] to `ModelOutput` of float32[B, num_classes]; any image size.
+
+    Training (`train=True`) needs mutable=["batch_stats"]: BatchNorm normalises by the statistics of the whole batch given, on
+    however many devices it lies. Frozen use (`train=False`) reads the running statistics. `stem_stride=1` suits images of about
+    32 pixels.
+    """
+
+    num_classes: int = 1000
+    w0: int = 200
+    wa: float = 106.23
+    wm: float = 2.48
+    depth: int = 18
+    group_width: int = 112
+    se_ratio: float = 0.25
+    stem_width: int = 32
+    stem_stride: int = 2
+    dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:
+        """positions: as in `Dropout`; rngs={"dropout": key} is needed only with dropout or stochastic depth."""
+        x = images.astype(self.dtype)
+        x = ConvBatchNorm(self.stem_width, 3, self.stem_stride, dtype=self.dtype, name="stem")(x, train=train)
+        plans = stage_plans(self.w0, self.wa, self.wm, self.depth, self.group_width)
+        rates = [self.drop_path_rate * i / max(self.depth - 1, 1) for i in range(self.depth)]
+        for i, plan in enumerate(plans):
+            stage_rates = tuple(rates[: plan.depth])
+            rates = rates[plan.depth :]
+            stage = Stage(plan, self.se_ratio, stage_rates, self.dtype, name=f"s{i + 1}")
+            x = stage(x, train=train, positions=positions)
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+        x = Dropout(self.dropout_rate)(x, train=train, positions=positions)
+        logits = Head(self.num_classes, self.dtype, name="head")(x)
+        return ModelOutput(logits, logits, None)
+
+
+class Head(nn.Module):
+    """Pooled features float32[B, C] to logits float32[B, num_classes]."""
+
+    num_classes: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dense = nn.Dense(self.num_classes, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype, name="fc")
+        return dense(x).astype(jnp.float32)

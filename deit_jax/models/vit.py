@@ -1,0 +1,177 @@
+"""Vision transformer with an optional distillation token (DeiT, arXiv 2012.12877, sections 3 and 4).
+
+Parameter names are a contract (checkpoints, decay rules and converters rely on them) and follow timm's, "/" for ".":
+
+    patch_embed/proj/{kernel,bias}  cls_token  dist_token  pos_embed
+    blocks_<i>/norm1/{scale,bias}  blocks_<i>/attn/{qkv,proj}/{kernel,bias}
+    blocks_<i>/norm2/{scale,bias}  blocks_<i>/mlp/{fc1,fc2}/{kernel,bias}
+    norm/{scale,bias}  head/{kernel,bias}  head_dist/{kernel,bias}
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from deit_jax.models.dropping import Dropout
+from deit_jax.models.output import FUSIONS, ModelOutput, fuse
+
+# timm's trunc_normal_(std=.02) cuts at the absolute values -2 and 2, a hundred standard deviations: a plain normal.
+embedding_init = nn.initializers.normal(0.02)
+
+Dense = functools.partial(nn.Dense, kernel_init=embedding_init)
+# The released code's epsilon; the fast variance E[x^2] - E[x]^2 would lose digits against PyTorch.
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+
+
+def patch_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """PyTorch's default for a convolution, which DeiT keeps for its patches: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = (shape[0] * shape[1] * shape[2]) ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class PatchEmbed(nn.Module):
+    """Images float[B, H, W, C] to patch tokens [B, H/p * W/p, D]: a convolution whose stride is its size."""
+
+    patch_size: int
+    embed_dim: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        patch = (self.patch_size, self.patch_size)
+        bound = (self.patch_size**2 * images.shape[-1]) ** -0.5
+        x = nn.Conv(
+            self.embed_dim,
+            patch,
+            strides=patch,
+            padding="VALID",
+            dtype=self.dtype,
+            kernel_init=patch_kernel_init,
+            bias_init=lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound),
+            name="proj",
+        )(images)
+        return rearrange(x, "b h w d -> b (h w) d")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused projection; rows q, k, v, each heads-major, as in timm. Softmax in float32."""
+
+    num_heads: int
+    dropout_rate: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
+        width = x.shape[-1]
+        qkv = Dense(3 * width, dtype=self.dtype, name="qkv")(x)
+        # Heads before tokens: each product is then one batched matrix product, the fastest layout on CPU.
+        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        scale = (width // self.num_heads) ** -0.5
+        scores = jnp.einsum("bhqd,bhkd->bhqk", q * scale, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+        x = rearrange(jnp.einsum("bhqk,bhkd->bhqd", weights, v), "b h n d -> b n (h d)")
+        x = Dense(width, dtype=self.dtype, name="proj")(x)
+        return Dropout(self.dropout_rate)(x, train=train, positions=positions)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with the exact (erf) GELU between them; Flax's default is the tanh approximation."""
+
+    hidden_dim: int
+    dropout_rate: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
+        width = x.shape[-1]
+        x = jax.nn.gelu(Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x), approximate=False)
+        x = Dropout(self.dropout_rate)(x, train=train, positions=positions)
+        x = Dense(width, dtype=self.dtype, name="fc2")(x)
+        return Dropout(self.dropout_rate)(x, train=train, positions=positions)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; stochastic depth draws independently for the two branches."""
+
+    num_heads: int
+    mlp_ratio: float
+    dropout_rate: float
+    drop_path_rate: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
+        how = {"train": train, "positions": positions}
+        drop_path = functools.partial(Dropout, self.drop_path_rate, whole_images=True)
+        y = LayerNorm(dtype=self.dtype, name="norm1")(x)
+        y = Attention(self.num_heads, self.dropout_rate, self.dtype, name="attn")(y, **how)
+        x = x + drop_path()(y, **how)
+        y = LayerNorm(dtype=self.dtype, name="norm2")(x)
+        y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dropout_rate, self.dtype, name="mlp")(y, **how)
+        return x + drop_path()(y, **how)
+
+
+class VisionTransformer(nn.Module):
+    """DeiT: normalised images float[B, image_size, image_size, 3] to `ModelOutput` of float32[B, num_classes].
+
+    With `distilled` a second learned token, after the class token, is read by a head of its own. Raises ValueError for images
+    of another size, a size that is no multiple of the patch size, or a width that the heads do not divide.
+    """
+
+    num_classes: int = 1000
+    image_size: int = 224
+    patch_size: int = 16
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    distilled: bool = False
+    dropout_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    fusion: str = "logits"
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}")
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"fusion={self.fusion!r} is not one of {', '.join(FUSIONS)}")
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:
+        """Training with dropout or stochastic depth needs rngs={"dropout": key}; positions as in `Dropout`."""
+        if images.shape[1:3] != (self.image_size, self.image_size):
+            raise ValueError(
+                f"images of {images.shape[1]}x{images.shape[2]} pixels for a model of image_size={self.image_size}; "
+                "create the model for this size or resize the images"
+            )
+        how = {"train": train, "positions": positions}
+        x = PatchEmbed(self.patch_size, self.embed_dim, self.dtype, name="patch_embed")(images.astype(self.dtype))
+
+        names = ("cls_token", "dist_token") if self.distilled else ("cls_token",)
+        tokens = [self.param(name, embedding_init, (1, 1, self.embed_dim)) for name in names]
+        tokens = [jnp.broadcast_to(t.astype(self.dtype), (x.shape[0], 1, self.embed_dim)) for t in tokens]
+        x = jnp.concatenate([*tokens, x], axis=1)
+
+        pos_embed = self.param("pos_embed", embedding_init, (1, x.shape[1], self.embed_dim))
+        x = Dropout(self.dropout_rate)(x + pos_embed.astype(self.dtype), **how)
+
+        for i in range(self.depth):
+            rate = self.drop_path_rate * i / max(self.depth - 1, 1)
+            x = Block(self.num_heads, self.mlp_ratio, self.dropout_rate, rate, self.dtype, name=f"blocks_{i}")(x, **how)
+        x = LayerNorm(dtype=self.dtype, name="norm")(x)
+
+        class_logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x[:, 0]).astype(jnp.float32)
+        if not self.distilled:
+            return ModelOutput(class_logits, class_logits, None)
+        distillation_logits = Dense(self.num_classes, dtype=self.dtype, name="head_dist")(x[:, 1]).astype(jnp.float32)
+        return ModelOutput(fuse(class_logits, distillation_logits, self.fusion), class_logits, distillation_logits)
