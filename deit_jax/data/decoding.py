@@ -1,0 +1,236 @@
+"""From an encoded image to uint8 pixels of the model's size: decoding and the crops of training and evaluation.
+
+JPEG goes through simplejpeg, everything else and all resizing through Pillow: simplejpeg decodes to the same pixels as
+Pillow, faster, and Pillow's antialiased bicubic is the resize of the reference. The flip, RandAugment and all later steps run
+on the accelerator.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from deit_jax.data.sources import DataError
+
+_BICUBIC = Image.Resampling.BICUBIC
+_CROP_ATTEMPTS = 10
+
+
+class Box(NamedTuple):
+    """A rectangle of pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Crop(Protocol):
+    """What the loader asks of a crop: to pickle, to know its size, and to depend on nothing but its arguments."""
+
+    size: int  # pixels, height and width of the result
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`."""
+
+
+def decode(image: bytes | np.ndarray) -> np.ndarray:
+    """Pixels of an encoded image, or of an array, as RGB.
+
+    Grey becomes three equal channels, transparency is dropped, 16-bit greys are scaled to 8 bits, and an EXIF orientation is
+    ignored, as torchvision's loader does.
+
+    Args:
+        image: an encoded file (JPEG, PNG and whatever else Pillow reads), or uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]`.
+
+    Returns:
+        uint8 `[H, W, 3]`.
+
+    Raises:
+        DataError: the bytes are no image that can be decoded, or the array is of another shape or dtype.
+    """
+    if isinstance(image, np.ndarray):
+        return _as_rgb(image)
+    if image[:2] == b"\xff\xd8":
+        try:
+            return simplejpeg.decode_jpeg(image, colorspace="RGB")
+        except ValueError:
+            pass  # CMYK, or a harmless irregularity that simplejpeg is strict about: Pillow decides
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            if opened.mode.startswith("I"):  # Pillow's own conversion would clip 16-bit values to 255
+                return _as_rgb((np.clip(np.asarray(opened), 0, 65535) >> 8).astype(np.uint8))
+            return np.asarray(opened.convert("RGB"))
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more for damaged files
+        reason = type(error).__name__ if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0]
+        raise DataError(
+            f"an image of {len(image)} bytes cannot be decoded ({reason}); replace or remove the image"
+        ) from error
+
+
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    if image.dtype == np.uint8:
+        if image.ndim == 2:
+            image = image[:, :, None]
+        if image.ndim == 3 and image.shape[2] == 1:
+            return np.repeat(image, 3, axis=2)
+        if image.ndim == 3 and image.shape[2] == 3:
+            return image
+    raise DataError(f"an image array is {image.dtype}{list(image.shape)}; give uint8 [H, W], [H, W, 1] or [H, W, 3]")
+
+
+def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), _BICUBIC))
+
+
+def _resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
+    # torchvision's rule: the longer side is truncated, not rounded.
+    height, width = image.shape[:2]
+    if height <= width:
+        return _resize(image, size, int(size * width / height))
+    return _resize(image, int(size * height / width), size)
+
+
+def random_resized_crop_box(
+    height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Box:
+    """Draws the box of a random resized crop as timm 0.3.2 does.
+
+    Ten tries: the area is a uniform share `scale` of the image's, the aspect ratio (width / height) is log-uniform in `ratio`,
+    and a box that fits is placed uniformly. If none fits, the largest centred box whose aspect ratio is within `ratio`.
+    """
+    area = height * width
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(_CROP_ATTEMPTS):
+        target = rng.uniform(scale[0], scale[1]) * area
+        aspect = math.exp(rng.uniform(log_ratio[0], log_ratio[1]))
+        w = round(math.sqrt(target * aspect))
+        h = round(math.sqrt(target / aspect))
+        # timm accepts an empty box of an image of one or two pixels, and then cannot resize it.
+        if 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(0, height - h, endpoint=True))
+            left = int(rng.integers(0, width - w, endpoint=True))
+            return Box(top, left, h, w)
+    w, h = width, height
+    if width / height < min(ratio):
+        h = round(width / min(ratio))
+    elif width / height > max(ratio):
+        w = round(height * max(ratio))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def resized_crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
+    """Cuts `box` out of uint8 `[H, W, 3]` and resizes it (antialiased bicubic) to uint8 `[size, size, 3]`."""
+    top, left, height, width = box
+    return _resize(image[top : top + height, left : left + width], size, size)
+
+
+def padded_crop(image: np.ndarray, rng: np.random.Generator, size: int, padding: int) -> np.ndarray:
+    """A random `size` x `size` window of the image inside a black frame of `padding` pixels.
+
+    The reference's training crop for images of at most 32 pixels. An image whose shorter side is not `size` is resized first.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        rng: draws the vertical offset, then the horizontal one.
+        size: pixels.
+        padding: pixels on each side.
+
+    Returns:
+        uint8 `[size, size, 3]`.
+    """
+    if min(image.shape[:2]) != size:
+        image = _resize_shorter_side(image, size)
+    height, width = image.shape[:2]
+    # Offsets of the window in the image; negative in the frame. Copying the overlap is cheaper than padding the image.
+    top = int(rng.integers(0, height - size + 2 * padding, endpoint=True)) - padding
+    left = int(rng.integers(0, width - size + 2 * padding, endpoint=True)) - padding
+    overlap = image[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)]
+    window = np.zeros((size, size, 3), np.uint8)
+    window[max(-top, 0) :, max(-left, 0) :][: overlap.shape[0], : overlap.shape[1]] = overlap
+    return window
+
+
+def center_crop_resize(image: np.ndarray, size: int, crop_ratio: float) -> np.ndarray:
+    """The evaluation crop: shorter side to `int(size / crop_ratio)` (antialiased bicubic), then the centre.
+
+    Args:
+        image: uint8 `[H, W, 3]`.
+        size: pixels of the result.
+        crop_ratio: share of the resized shorter side that is kept, in (0, 1].
+
+    Returns:
+        uint8 `[size, size, 3]`.
+    """
+    image = _resize_shorter_side(image, int(size / crop_ratio))
+    height, width = image.shape[:2]
+    top, left = round((height - size) / 2), round((width - size) / 2)  # torchvision rounds halves to even too
+    return image[top : top + size, left : left + size]
+
+
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise ValueError(f"a crop of {size} pixels: give 1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+    """`random_resized_crop_box` and `resized_crop`; the reference's training crop above 32 pixels."""
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self):
+        _check_size(self.size)
+        if not (0 < self.scale[0] <= self.scale[1] <= 1):
+            raise ValueError(f"data.crop_scale={self.scale}: give two shares of the area, 0 < smaller <= larger <= 1")
+        if not (0 < self.ratio[0] <= self.ratio[1]):
+            raise ValueError(f"data.crop_ratio={self.ratio}: give two aspect ratios, 0 < smaller <= larger")
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`."""
+        box = random_resized_crop_box(image.shape[0], image.shape[1], rng, self.scale, self.ratio)
+        return resized_crop(image, box, self.size)
+
+
+@dataclasses.dataclass(frozen=True)
+class PaddedCrop:
+    """`padded_crop`; the reference's training crop up to 32 pixels."""
+
+    size: int
+    padding: int = 4
+
+    def __post_init__(self):
+        _check_size(self.size)
+        if self.padding < 0:
+            raise ValueError(f"data.crop_padding={self.padding}: give 0 or more pixels")
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`."""
+        return padded_crop(image, rng, self.size, self.padding)
+
+
+@dataclasses.dataclass(frozen=True)
+class CenterCrop:
+    """`center_crop_resize`; the reference's evaluation crop."""
+
+    size: int
+    crop_ratio: float = 0.875
+
+    def __post_init__(self):
+        _check_size(self.size)
+        if not 0 < self.crop_ratio <= 1:
+            raise ValueError(f"evaluation.crop_ratio={self.crop_ratio}: give a share of the side in (0, 1]")
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`; draws nothing."""
+        return center_crop_resize(image, self.size, self.crop_ratio)

@@ -1,0 +1,1 @@
+"""A small real data set that comes with the package, and the script that made it."""

@@ -1,0 +1,282 @@
+"""Batches for one host: Grain reads, decodes and crops in the background, in an order that depends on nothing but the step.
+
+The unit of reading is a chunk: a few dozen consecutive positions of one batch. It keeps Grain's cost per element away from
+single images, and an image is decoded once for all its copies in the chunk. A crop's random numbers are a function of seed,
+step and row alone, so batches do not depend on chunks, threads, workers or hosts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from deit_jax.data.decoding import Crop, decode
+from deit_jax.data.sampling import TrainOrder
+from deit_jax.data.sources import DataError, ImageSource
+
+_CHUNK = 64  # positions of a chunk, at most
+# Second half of the Philox key: keeps the crops' stream apart from others that start from the same seed.
+_CROP_STREAM = 0xC407
+
+Batch = dict[str, np.ndarray]
+
+
+def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
+    """The random numbers of the crop in `row` of the global batch of `step`.
+
+    Counter-based: key and counter are set, nothing is mixed, so a fresh generator costs about ten microseconds. The low half
+    of the counter is left to the draws.
+    """
+    return np.random.Generator(np.random.Philox(key=(seed, _CROP_STREAM), counter=(0, 0, row, step)))
+
+
+def train_batches(
+    source: ImageSource,
+    order: TrainOrder,
+    crop: Crop,
+    *,
+    start_step: int,
+    stop_step: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 8,
+    num_workers: int = 0,
+    prefetch_batches: int = 2,
+) -> Iterator[Batch]:
+    """Training batches of steps `start_step` to `stop_step - 1`; starting costs the same at any step.
+
+    Args:
+        source: the images; as many as `order.num_examples`.
+        order: which image goes where.
+        crop: makes uint8 `[S, S, 3]` of a decoded image.
+        start_step: first step, from 0 over all epochs.
+        stop_step: one past the last step.
+        process_index: this host among `process_count`.
+        process_count: hosts that share the global batch; each holds whole blocks of `order`.
+        num_threads: decoding threads of each process; 0 reads in the caller's thread.
+        num_workers: decoding processes; 0 = threads only.
+        prefetch_batches: batches read ahead.
+
+    Returns:
+        An iterator over this host's rows of each global batch, in order: `image` uint8 `[B/P, S, S, 3]` and `label` int32
+        `[B/P]`. Close it (or drop it) to stop the readers.
+
+    Raises:
+        ValueError: the arguments do not fit together, e.g. blocks that cannot be divided among the hosts.
+        DataError: while iterating, an image cannot be read or decoded.
+    """
+    _check_process(process_index, process_count)
+    if len(source) != order.num_examples:
+        raise ValueError(f"the order is for {order.num_examples} images and the source has {len(source)}")
+    if not 0 <= start_step <= stop_step:
+        raise ValueError(f"no steps from {start_step} to {stop_step}")
+    blocks = order.batch_size // order.block_size
+    if blocks % process_count:
+        raise ValueError(
+            f"train.batch_size={order.batch_size} is {blocks} blocks of {order.block_size} rows, which {process_count} hosts "
+            "cannot share; make augment.group_size or augment.groups_per_block smaller, or use another number of hosts"
+        )
+    rows = order.batch_size // process_count
+    first = process_index * rows
+    # Chunks stay inside a block, so that a host's chunks fill just its own rows.
+    edges = [
+        edge
+        for block in range(first, first + rows, order.block_size)
+        for edge in _edges(block, block + order.block_size)[:-1]
+    ] + [first + rows]
+    read = _TrainReader(source, order, crop, start_step, first, tuple(edges))
+    return _batches(
+        read,
+        steps=stop_step - start_step,
+        chunks=len(edges) - 1,
+        empty=lambda: {"image": np.empty((rows, crop.size, crop.size, 3), np.uint8), "label": np.empty(rows, np.int32)},
+        num_threads=num_threads,
+        num_workers=num_workers,
+        prefetch_batches=prefetch_batches,
+    )
+
+
+def eval_batches(
+    source: ImageSource,
+    crop: Crop,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 8,
+    num_workers: int = 0,
+    prefetch_batches: int = 2,
+) -> Iterator[Batch]:
+    """The whole source once, in its own order: every image in exactly one batch of one process.
+
+    Args:
+        source: the images.
+        crop: makes uint8 `[S, S, 3]` of a decoded image; called without random numbers.
+        batch_size: rows of the global batch over all processes.
+        process_index: this host among `process_count`.
+        process_count: hosts that share the global batch; they all get the same number of batches.
+        num_threads: decoding threads of each process; 0 reads in the caller's thread.
+        num_workers: decoding processes; 0 = threads only.
+        prefetch_batches: batches read ahead.
+
+    Returns:
+        An iterator over this host's rows: `image` uint8 `[B/P, S, S, 3]`, `label` int32 `[B/P]` and `mask` bool `[B/P]`,
+        which is False in the rows that pad the last batch (zeros). Close it (or drop it) to stop the readers.
+
+    Raises:
+        ValueError: `batch_size` cannot be divided among the hosts.
+        DataError: while iterating, an image cannot be read or decoded.
+    """
+    _check_process(process_index, process_count)
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"evaluation.batch_size={batch_size} cannot be shared by {process_count} hosts; give a multiple of {process_count}"
+        )
+    rows = batch_size // process_count
+    edges = _edges(0, rows)
+    read = _EvalReader(source, crop, batch_size, process_index * rows, tuple(edges))
+    return _batches(
+        read,
+        steps=math.ceil(len(source) / batch_size),
+        chunks=len(edges) - 1,
+        empty=lambda: {
+            "image": np.zeros((rows, crop.size, crop.size, 3), np.uint8),
+            "label": np.zeros(rows, np.int32),
+            "mask": np.zeros(rows, bool),
+        },
+        num_threads=num_threads,
+        num_workers=num_workers,
+        prefetch_batches=prefetch_batches,
+    )
+
+
+def _check_process(index: int, count: int) -> None:
+    if not 0 <= index < count:
+        raise ValueError(f"process {index} of {count}: the index counts from 0")
+
+
+def _edges(start: int, stop: int) -> list[int]:
+    """Borders that cut [start, stop) into the fewest chunks of at most _CHUNK positions, as even as they can be."""
+    count = math.ceil((stop - start) / _CHUNK)
+    return [start + (stop - start) * i // count for i in range(count + 1)]
+
+
+def _read(source: ImageSource, index: int) -> tuple[np.ndarray, int]:
+    example = source[index]
+    try:
+        return decode(example.image), example.label
+    except DataError as error:
+        raise DataError(f"{source.describe(index)}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainReader:
+    """Chunk number -> its images, and the local rows they belong to. A class, not a closure: workers unpickle it."""
+
+    source: ImageSource
+    order: TrainOrder
+    crop: Crop
+    start_step: int
+    first_row: int
+    edges: tuple[int, ...]
+
+    def __call__(self, index: int) -> Batch:
+        step, chunk = divmod(index, len(self.edges) - 1)
+        step += self.start_step
+        where = self.order.positions(step, self.edges[chunk], self.edges[chunk + 1])
+        images = np.empty((len(where.row), self.crop.size, self.crop.size, 3), np.uint8)
+        labels = np.empty(len(where.row), np.int32)
+        previous, pixels, label = -1, None, 0
+        for i, (image, row) in enumerate(zip(where.image_index.tolist(), where.row.tolist(), strict=True)):
+            if image != previous:
+                previous = image
+                pixels, label = _read(self.source, image)
+            images[i] = self.crop(pixels, crop_rng(self.order.seed, step, row))
+            labels[i] = label
+        return {"row": where.row - self.first_row, "image": images, "label": labels}
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalReader:
+    """Chunk number -> its images (fewer or none past the end of the source) and the local rows they belong to."""
+
+    source: ImageSource
+    crop: Crop
+    batch_size: int
+    first_row: int
+    edges: tuple[int, ...]
+
+    def __call__(self, index: int) -> Batch:
+        batch, chunk = divmod(index, len(self.edges) - 1)
+        start = batch * self.batch_size + self.first_row
+        rows = [row for row in range(self.edges[chunk], self.edges[chunk + 1]) if start + row < len(self.source)]
+        images = np.empty((len(rows), self.crop.size, self.crop.size, 3), np.uint8)
+        labels = np.empty(len(rows), np.int32)
+        for i, row in enumerate(rows):
+            pixels, labels[i] = _read(self.source, start + row)
+            images[i] = self.crop(pixels, None)
+        return {"row": np.asarray(rows, np.int32), "image": images, "label": labels, "mask": np.ones(len(rows), bool)}
+
+
+def _batches(
+    read: Callable[[int], Batch],
+    *,
+    steps: int,
+    chunks: int,
+    empty: Callable[[], Batch],
+    num_threads: int,
+    num_workers: int,
+    prefetch_batches: int,
+) -> Iterator[Batch]:
+    if min(num_threads, num_workers, prefetch_batches) < 0:
+        raise ValueError(
+            f"data.num_threads={num_threads}, data.num_workers={num_workers}, data.prefetch_batches={prefetch_batches}: "
+            "none may be negative"
+        )
+    # At least a chunk for every thread: a small batch is a single chunk, and the others would have nothing to do.
+    ahead = max(prefetch_batches * chunks, num_threads, 1)
+    per_process = math.ceil(ahead / max(num_workers, 1))
+    dataset: Any = (
+        grain.MapDataset.range(steps * chunks)
+        .map(read)
+        .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(per_process, num_threads)))
+    )
+    if num_workers:
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=per_process)
+        )
+    return _stream(dataset, steps, chunks, empty, num_workers)
+
+
+def _stream(dataset: Any, steps: int, chunks: int, empty: Callable[[], Batch], num_workers: int) -> Iterator[Batch]:
+    if not steps:
+        return
+    if num_workers and not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which nobody parses in a notebook or a test
+    reader = iter(dataset)
+    try:
+        for _ in range(steps):
+            yield _assemble(reader, chunks, empty())
+    finally:
+        # With workers, an abandoned iterator leaves processes behind, and its reference cycles the last chunks' shared
+        # memory, which Python's resource tracker would complain about at exit.
+        reader.close()
+        if num_workers:
+            del reader
+            gc.collect()
+
+
+def _assemble(reader: Iterator[Batch], chunks: int, batch: Batch) -> Batch:
+    for _ in range(chunks):
+        chunk = next(reader)
+        rows = chunk.pop("row")
+        for key, values in chunk.items():
+            batch[key][rows] = values
+    return batch

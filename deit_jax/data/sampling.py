@@ -1,0 +1,149 @@
+"""Which image goes where in which step: pure index arithmetic, no files and no state.
+
+The order is the released code's (facebookresearch/deit `samplers.py`, RASampler): a permutation of the data set, every index
+repeated in place, cut off after about as many entries as the data set has images. Ranks there take every W-th entry, so that
+the global batch of step t is a contiguous stretch of this list, whatever the number of ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+# The reference rounds an epoch down to a multiple of this, a leftover of MultiGrain that the published runs had.
+_SELECTED_MULTIPLE = 256
+# Keeps the order's random stream apart from others that start from the same seed.
+_ORDER_STREAM = 0x0D0E
+_MAX_SEED = 2**63
+
+
+class Positions(NamedTuple):
+    """Consecutive positions of one step's batch.
+
+    `image_index` int64 `[n]` is the image, `copy` int32 `[n]` which of its repeats, `row` int32 `[n]` the row of the global
+    batch that the position is dealt to.
+    """
+
+    image_index: np.ndarray
+    copy: np.ndarray
+    row: np.ndarray
+
+
+def selected_positions(num_examples: int) -> int:
+    """Length of one epoch's order: `num_examples` rounded down to a multiple of 256, or all where there are fewer."""
+    return num_examples // _SELECTED_MULTIPLE * _SELECTED_MULTIPLE or num_examples
+
+
+def repeated_order(permutation: np.ndarray, repeats: int) -> np.ndarray:
+    """One epoch's order for a given permutation.
+
+    Args:
+        permutation: integers `[N]`.
+        repeats: copies of each index, side by side.
+
+    Returns:
+        int64 `[selected_positions(N)]`: the global batch of step t of the epoch is entries `[t * B, (t + 1) * B)`.
+    """
+    return np.repeat(np.asarray(permutation, np.int64), repeats)[: selected_positions(len(permutation))]
+
+
+# Two epochs: chunks of the old and the new one are read side by side at a border. At module level, so that pickling an order
+# for a worker does not carry the permutation.
+@functools.lru_cache(maxsize=2)
+def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+    permutation = np.random.default_rng((_ORDER_STREAM, seed, epoch)).permutation(num_examples)
+    permutation.flags.writeable = False
+    return permutation
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainOrder:
+    """The training order: step and position in the batch -> image, copy and row.
+
+    A batch is built of blocks of `groups_per_block * group_size` consecutive positions. Position p of a block is dealt to
+    group `p % groups_per_block`, so that the copies of an image, which are neighbours in the order, share a block (save at its
+    border) and never a mixing group; in the reference they are on neighbouring ranks.
+
+    Attributes:
+        num_examples: images in the data set.
+        batch_size: rows of the global batch, repeats counted (`train.batch_size`).
+        repeats: copies of an image in the order (`data.repeats`).
+        group_size: consecutive rows that share one mixing draw (`augment.group_size`).
+        groups_per_block: groups that a block is dealt to (`augment.groups_per_block`).
+        seed: of the permutations and of the loader's crops; 0 or more.
+
+    Raises:
+        ValueError: the sizes do not fit together; the message names the config fields.
+    """
+
+    num_examples: int
+    batch_size: int
+    repeats: int
+    group_size: int
+    groups_per_block: int
+    seed: int
+
+    def __post_init__(self):
+        for field, name in (
+            ("batch_size", "train.batch_size"),
+            ("repeats", "data.repeats"),
+            ("group_size", "augment.group_size"),
+            ("groups_per_block", "augment.groups_per_block"),
+        ):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{name}={getattr(self, field)}: give 1 or more")
+        if not 0 <= self.seed < _MAX_SEED:
+            raise ValueError(f"seed={self.seed}: give a whole number from 0 to {_MAX_SEED - 1}")
+        if self.group_size % 2:
+            raise ValueError(
+                f"augment.group_size={self.group_size}: mixing pairs the rows of a group; give an even number"
+            )
+        if self.groups_per_block < self.repeats:
+            raise ValueError(
+                f"augment.groups_per_block={self.groups_per_block} is less than data.repeats={self.repeats}: copies of an "
+                "image would be mixed with each other; give at least as many groups as repeats"
+            )
+        if self.batch_size % self.block_size:
+            raise ValueError(
+                f"train.batch_size={self.batch_size} is not a multiple of augment.group_size * augment.groups_per_block = "
+                f"{self.group_size} * {self.groups_per_block} = {self.block_size}; change one of the three"
+            )
+        if self.steps_per_epoch < 1:
+            raise ValueError(
+                f"train.batch_size={self.batch_size} is more than the {selected_positions(self.num_examples)} positions of "
+                f"an epoch (data set of {self.num_examples} images); use a smaller batch or a larger data set"
+            )
+
+    @property
+    def block_size(self) -> int:
+        """Positions of a block."""
+        return self.group_size * self.groups_per_block
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one epoch's order; what is left over is dropped, as in the reference."""
+        return selected_positions(self.num_examples) // self.batch_size
+
+    def positions(self, step: int, start: int = 0, stop: int | None = None) -> Positions:
+        """Positions `start` to `stop - 1` of the batch of `step`; by default all of them. Costs the same for any step.
+
+        Args:
+            step: training step, from 0, over all epochs.
+            start: first position in the batch.
+            stop: one past the last position; None is `batch_size`.
+        """
+        stop = self.batch_size if stop is None else stop
+        if step < 0 or not 0 <= start <= stop <= self.batch_size:
+            raise ValueError(f"no positions {start} to {stop} of step {step} in batches of {self.batch_size}")
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        position = np.arange(start, stop)
+        entry = step_in_epoch * self.batch_size + position
+        image, copy = np.divmod(entry, self.repeats)
+        block, in_block = np.divmod(position, self.block_size)
+        turn, group = np.divmod(in_block, self.groups_per_block)
+        row = block * self.block_size + group * self.group_size + turn
+        permutation = _permutation(self.num_examples, self.seed, epoch)
+        return Positions(permutation[image].astype(np.int64), copy.astype(np.int32), row.astype(np.int32))

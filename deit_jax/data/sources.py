@@ -1,0 +1,274 @@
+"""Where labelled images come from: arrays, class folders, TFDS data sets. One protocol, random access, no TensorFlow.
+
+A source hands out *encoded* bytes wherever the data set is stored encoded, so that decoding happens once, in the loader's
+threads. Every source pickles, because loader workers are spawned processes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+# torchvision.datasets.folder.IMG_EXTENSIONS, so that a folder has the same files here and there.
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+Split = Literal["train", "eval"]
+
+
+class DataError(ValueError):
+    """Input data that cannot be used. The message is one line: what is wrong, in which file or index, what to do."""
+
+
+class Example(NamedTuple):
+    """One labelled image.
+
+    `image` is an encoded file (`bytes`) or pixels, uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]`; `label` is an index into
+    the source's `class_names`.
+    """
+
+    image: bytes | np.ndarray
+    label: int
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Random access to labelled images. Must pickle, and must allow `__getitem__` from several threads at once."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class, in label order; the number of classes is its length."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def describe(self, index: int) -> str:
+        """Where image `index` is, for people: a file's path, or a data set's name and the index."""
+
+
+class ArraySource:
+    """Images held in memory.
+
+    Args:
+        images: uint8 `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]`.
+        labels: integers `[N]`, each in `[0, len(class_names))`.
+        class_names: name of each class.
+        origin: what the messages call these images, e.g. a file's name.
+
+    Raises:
+        DataError: no images, or shapes, dtypes or labels that do not fit together.
+    """
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], origin: str = "the arrays"
+    ):
+        images, labels = np.asarray(images), np.asarray(labels)
+        if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
+            raise DataError(
+                f"{origin}: images are {images.dtype}{list(images.shape)}; give uint8 [N, H, W] or [N, H, W, 1 or 3]"
+            )
+        if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) != len(images):
+            raise DataError(
+                f"{origin}: labels are {labels.dtype}{list(labels.shape)} for {len(images)} images; give integers [N]"
+            )
+        if images.size == 0:
+            raise DataError(
+                f"{origin}: images are {list(images.shape)}, there is nothing to read; give at least one image"
+            )
+        wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+        if wrong.size:
+            raise DataError(
+                f"{origin}: label {labels[wrong[0]]} of image {wrong[0]} is outside the {len(class_names)} class names; "
+                "labels count from 0"
+            )
+        self._images = images
+        self._labels = labels.astype(np.int32)
+        self._class_names = tuple(str(name) for name in class_names)
+        self._origin = origin
+
+    @classmethod
+    def from_npz(cls, path: str | os.PathLike[str], split: Split) -> ArraySource:
+        """One split of a .npz file.
+
+        Its keys: `train_images` and `test_images`, uint8 `[N, H, W]` or `[N, H, W, 3]`; `train_labels` and `test_labels`,
+        integers `[N]`; `class_names`, strings `[K]`. `split="train"` reads the train keys, `"eval"` the test keys.
+
+        Raises:
+            DataError: the file is missing, is not such a file, or lacks a key.
+        """
+        path = Path(path)
+        part = {"train": "train", "eval": "test"}[split]
+        keys = (f"{part}_images", f"{part}_labels", "class_names")
+        try:
+            # allow_pickle=False: a data file must not be able to run code.
+            with np.load(path, allow_pickle=False) as file:
+                missing = [key for key in keys if key not in file]
+                if missing:
+                    raise DataError(
+                        f"{path}: key {missing[0]!r} is missing (found: {', '.join(sorted(file)) or 'none'}); "
+                        "save it with numpy.savez"
+                    )
+                images, labels, names = (file[key] for key in keys)
+        except DataError:
+            raise
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file; set data.path to a .npz file") from None
+        except Exception as error:  # numpy, zipfile and zlib each raise their own for a damaged file
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(f"{path}: not a readable .npz file ({reason}); save it again with numpy.savez") from error
+        return cls(images, labels, tuple(np.atleast_1d(names).tolist()), origin=f"{path} ({part} images)")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each class, in label order."""
+        return self._class_names
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self._images[index], int(self._labels[index]))
+
+    def describe(self, index: int) -> str:
+        """The array's origin and the index."""
+        return f"image {index} of {self._origin}"
+
+
+class ImageFolderSource:
+    """One folder a class, as `torchvision.datasets.ImageFolder` reads it: same classes, same files, same order.
+
+    Classes are the sorted names of the sub-folders of `root`; files are searched in them recursively. Only names are read
+    here; a file's bytes are read when it is asked for.
+
+    Args:
+        root: the split's folder, e.g. `/data/imagenet/train`.
+
+    Raises:
+        DataError: `root` is missing, has no class folders, or a class folder has no images.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]):
+        self._root = os.fspath(root)
+        if not os.path.isdir(self._root):
+            raise DataError(f"{self._root}: no such folder; set data.path to the root of the splits' folders")
+        names = sorted(entry.name for entry in os.scandir(self._root) if entry.is_dir())
+        if not names:
+            raise DataError(f"{self._root}: no class folders; put the images of each class in a folder of its own")
+        files: list[str] = []  # relative to root, to keep what is pickled to the workers small
+        labels: list[int] = []
+        for label, name in enumerate(names):
+            found = [
+                os.path.join(folder, file)
+                for folder, _, in_folder in sorted(os.walk(os.path.join(self._root, name), followlinks=True))
+                for file in sorted(in_folder)
+                if file.lower().endswith(IMAGE_EXTENSIONS)
+            ]
+            if not found:
+                raise DataError(
+                    f"{os.path.join(self._root, name)}: a class folder without images ({' '.join(IMAGE_EXTENSIONS)}); "
+                    "add images or remove the folder"
+                )
+            files += [os.path.relpath(file, self._root) for file in found]
+            labels += [label] * len(found)
+        self._files = files
+        self._labels = np.asarray(labels, np.int32)
+        self._class_names = tuple(names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The folders' names, sorted."""
+        return self._class_names
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        try:
+            with open(self.describe(index), "rb") as file:
+                return Example(file.read(), int(self._labels[index]))
+        except OSError as error:
+            raise DataError(
+                f"{self.describe(index)}: cannot be read ({error.strerror}); restore the file or start again"
+            ) from error
+
+    def describe(self, index: int) -> str:
+        """The file's path."""
+        return os.path.join(self._root, self._files[index])
+
+
+class TfdsSource:
+    """A prepared TFDS data set with `image` and `label` features, read as encoded bytes without TensorFlow.
+
+    Args:
+        name: TFDS name, e.g. `imagenet2012`; a config or version may follow as TFDS writes them.
+        split: a split of the data set; slices such as `train[:10%]` work.
+        data_dir: where TFDS keeps its data; "" is TFDS's default (`$TFDS_DATA_DIR` or `~/tensorflow_datasets`).
+
+    Raises:
+        DataError: the name is unknown, the data set is not prepared (or not for random access), the split is unknown, or
+            there is no `image` or `label`.
+    """
+
+    def __init__(self, name: str, split: str, data_dir: str = ""):
+        import tensorflow_datasets as tfds  # here, because the other sources must work where it is not installed
+
+        where = data_dir or "TFDS's default folder"
+        command = f"tfds build {name} --file_format=array_record" + (f" --data_dir={data_dir}" if data_dir else "")
+        remedy = f"`pip install tensorflow tensorflow-datasets` in another environment and run `{command}` there"
+        self._name, self._split = name, split
+        try:
+            builder = tfds.builder(name, data_dir=data_dir or None)
+        except Exception as error:  # unknown name, bad version, or the data set's own module missing a package
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(
+                f"TFDS data set {name!r} in {where}: {reason.rstrip('.')}; correct data.name, or {remedy}, "
+                "or use data.source=folder"
+            ) from error
+        if not builder.info.splits:
+            raise DataError(f"TFDS data set {name!r} is not prepared in {where}: {remedy}, or use data.source=folder")
+        features = builder.info.features
+        if not {"image", "label"} <= set(features) or not getattr(features["label"], "names", None):
+            raise DataError(
+                f"TFDS data set {name!r} has the features {', '.join(features)}; it needs `image` and a class `label`, "
+                "choose another or use data.source=folder"
+            )
+        try:
+            self._records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        except NotImplementedError as error:
+            raise DataError(
+                f"TFDS data set {name!r} in {where} is stored in a format without random access: {remedy}"
+            ) from error
+        except ValueError as error:
+            raise DataError(
+                f"TFDS data set {name!r} cannot give split {split!r} (it has {', '.join(builder.info.splits)}); set "
+                "data.train_split and data.eval_split"
+            ) from error
+        self._class_names = tuple(features["label"].names)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The label feature's names."""
+        return self._class_names
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._records[index]
+        image = record["image"]
+        if hasattr(image, "read"):  # TFDS without TensorFlow may hand back the open file it made
+            image.seek(0)
+            image = image.read()
+        label = int(record["label"])
+        if label < 0:  # how TFDS marks the withheld labels of test splits, e.g. imagenet2012's
+            raise DataError(
+                f"{self.describe(index)}: has no label (test split?); set data.eval_split to a labelled split"
+            )
+        return Example(image if isinstance(image, np.ndarray) else bytes(image), label)
+
+    def describe(self, index: int) -> str:
+        """The data set's name, split and the index."""
+        return f"image {index} of TFDS {self._name} ({self._split})"

@@ -1,0 +1,28 @@
+"""Records what timm's copy of DeiT's RASampler gives each rank, for test_sampling.py. Needs timm 1.0.31 and torch."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.data.distributed_sampler import RepeatAugSampler
+
+EPOCH = 5
+CASES = [(1300, 4, 3), (1300, 1, 3), (1283, 8, 2), (1030, 5, 3)]  # images, ranks, repeats
+
+
+def main():
+    golden = {}
+    for images, ranks, repeats in CASES:
+        name = f"{images}_{ranks}_{repeats}"
+        golden[f"{name}_permutation"] = torch.randperm(images, generator=torch.Generator().manual_seed(EPOCH)).numpy()
+        lists = []
+        for rank in range(ranks):
+            sampler = RepeatAugSampler(range(images), num_replicas=ranks, rank=rank, num_repeats=repeats)
+            sampler.set_epoch(EPOCH)
+            lists.append(list(sampler))
+        golden[f"{name}_ranks"] = np.asarray(lists, np.int16)
+    np.savez_compressed(Path(__file__).parent / "sampler.npz", **golden)
+
+
+if __name__ == "__main__":
+    main()

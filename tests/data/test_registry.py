@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from deit_jax.config import default_config
+from deit_jax.data.registry import EMBEDDED, open_source
+from deit_jax.data.sources import ArraySource, DataError, ImageFolderSource
+
+
+def config(**fields) -> ConfigDict:
+    data = default_config().data
+    data.update(fields)
+    return data
+
+
+def make_folder(root, classes):
+    for name in classes:
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(root / name / "0.png")
+
+
+def test_embedded_data_set():
+    train, test = (open_source(config(source="fashion_mnist_10k"), split) for split in ("train", "eval"))
+    assert (len(train), len(test)) == (10_000, 2_000)
+    assert train.class_names[0] == "T-shirt/top" and len(train.class_names) == 10
+    assert np.bincount([train[i].label for i in range(len(train))]).tolist() == [1000] * 10
+    assert np.bincount([test[i].label for i in range(len(test))]).tolist() == [200] * 10
+    assert train[0].image.shape == (28, 28) and train[0].image.dtype == np.uint8
+    distinct = {train[i].image.tobytes() for i in range(len(train))} | {
+        test[i].image.tobytes() for i in range(len(test))
+    }
+    assert len(distinct) > 11_900  # real photographs, hardly any two alike
+    assert EMBEDDED.stat().st_size < 6e6
+
+
+def test_npz(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, test_images=np.ones((3, 8, 8), np.uint8), test_labels=[0, 0, 0], class_names=["only"])
+    source = open_source(config(source="npz", path=str(path)), "eval")
+    assert isinstance(source, ArraySource) and len(source) == 3
+    with pytest.raises(DataError, match="'train_images' is missing"):
+        open_source(config(source="npz", path=str(path)), "train")
+
+
+def test_folder_splits(tmp_path):
+    make_folder(tmp_path / "train", ["a", "b"])
+    make_folder(tmp_path / "val", ["a", "b"])
+    data = config(source="folder", path=str(tmp_path))
+    assert open_source(data, "train").describe(0) == str(tmp_path / "train/a/0.png")
+    held_out = open_source(data, "eval")
+    assert isinstance(held_out, ImageFolderSource)
+    assert held_out.describe(0) == str(tmp_path / "val/a/0.png")  # "validation" is absent and "val" there
+    make_folder(tmp_path / "validation", ["a", "b"])
+    assert open_source(data, "eval").describe(1) == str(tmp_path / "validation/b/0.png")
+
+
+def test_folder_splits_must_have_the_same_classes(tmp_path):
+    make_folder(tmp_path / "train", ["a", "b", "c"])
+    make_folder(tmp_path / "validation", ["a", "c"])
+    with pytest.raises(DataError, match=r"1 class folders are not the same.*'b'"):
+        open_source(config(source="folder", path=str(tmp_path)), "eval")
+
+
+@pytest.mark.parametrize("source", ["npz", "folder"])
+def test_path_is_needed(source):
+    with pytest.raises(DataError, match=rf"data\.source={source} needs data\.path"):
+        open_source(config(source=source), "train")
+
+
+def test_unknown_choices(tmp_path):
+    with pytest.raises(DataError, match=r"data\.source='imagenet' is unknown; choose"):
+        open_source(config(source="imagenet"), "train")
+    with pytest.raises(ValueError, match="split='test'"):
+        open_source(config(source="fashion_mnist_10k"), "test")
+    with pytest.raises(DataError, match=r"'cifar10' is not prepared"):
+        open_source(config(source="tfds", name="cifar10", path=str(tmp_path)), "train")

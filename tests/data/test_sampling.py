@@ -1,0 +1,150 @@
+import pickle
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deit_jax.data.sampling import TrainOrder, repeated_order, selected_positions
+
+GOLDEN = np.load(Path(__file__).parent / "sampler.npz")
+CASES = sorted({name.rsplit("_", 1)[0] for name in GOLDEN})
+
+
+def order(**changes) -> TrainOrder:
+    fields = dict(num_examples=1300, batch_size=96, repeats=3, group_size=8, groups_per_block=4, seed=5)
+    return TrainOrder(**{**fields, **changes})
+
+
+def list_of_epoch(order, epoch):
+    """The order's own list of an epoch, batch after batch."""
+    first = epoch * order.steps_per_epoch
+    return np.concatenate([order.positions(first + t).image_index for t in range(order.steps_per_epoch)])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_repeated_order_deals_what_the_reference_ranks_get(case):
+    images, ranks, repeats = map(int, case.split("_"))
+    per_rank = GOLDEN[f"{case}_ranks"]
+    ours = repeated_order(GOLDEN[f"{case}_permutation"], repeats)
+    assert len(ours) == selected_positions(images)
+    for rank in range(ranks):
+        np.testing.assert_array_equal(ours[rank::ranks][: per_rank.shape[1]], per_rank[rank])
+    # And so the global batch of any step has the same images, copies counted.
+    rows = 16
+    for t in range(per_rank.shape[1] // rows):
+        theirs = Counter(per_rank[:, t * rows : (t + 1) * rows].ravel().tolist())
+        assert theirs == Counter(ours[t * rows * ranks : (t + 1) * rows * ranks].tolist())
+
+
+def test_batches_follow_the_repeated_order():
+    it = order()
+    assert it.steps_per_epoch == 1280 // 96
+    entries = list_of_epoch(it, 2)
+    permutation = entries[::3]
+    assert len(set(permutation.tolist())) == len(permutation)
+    np.testing.assert_array_equal(entries, np.repeat(permutation, 3)[: len(entries)])
+    copies = np.concatenate([it.positions(2 * it.steps_per_epoch + t).copy for t in range(it.steps_per_epoch)])
+    np.testing.assert_array_equal(copies, np.arange(len(entries)) % 3)
+
+
+def test_one_third_of_the_images_in_an_epoch_and_all_over_time():
+    it = order(num_examples=1536)
+    seen = [set(list_of_epoch(it, epoch).tolist()) for epoch in range(20)]
+    assert {len(images) for images in seen} == {1536 // 3}
+    assert len(set.union(*seen)) > 1530  # chance of an image to be missed in 20 epochs: (2/3)^20
+    assert seen[0] != seen[1]
+
+
+def test_imagenet_figures():
+    it = order(num_examples=1281167, batch_size=1024, group_size=64)
+    assert selected_positions(1281167) == 1281024
+    assert it.steps_per_epoch == 1251
+    first = it.positions(0).image_index
+    assert len(set(first.tolist())) == 342  # 1024 / 3, rounded up
+
+
+def test_rows_are_a_permutation_and_copies_never_share_a_group():
+    it = order(batch_size=192)
+    for step in range(it.steps_per_epoch):
+        image, copy, row = it.positions(step)
+        assert sorted(row.tolist()) == list(range(192))
+        group, block = row // it.group_size, row // it.block_size
+        assert len(set(zip(image.tolist(), group.tolist(), strict=True))) == 192
+        blocks = {}
+        for i, b in zip(image.tolist(), block.tolist(), strict=True):
+            blocks.setdefault(i, set()).add(b)
+        # Six blocks: an image is cut by at most each of the five borders between them.
+        assert sum(len(b) > 1 for b in blocks.values()) <= 5
+        assert copy.max() == 2
+
+
+def test_layout_written_out():
+    it = order(num_examples=300, batch_size=12, group_size=2, groups_per_block=3, repeats=3)
+    image, _, row = it.positions(0)
+    by_row = np.empty(12, int)
+    by_row[row] = np.arange(12)
+    # Two blocks of three groups of two rows: position p of a block goes to group p % 3.
+    assert by_row.tolist() == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
+    a, b = image[0], image[3]
+    assert image[:6].tolist() == [a, a, a, b, b, b]
+
+
+def test_slices_are_the_whole():
+    it = order()
+    whole = it.positions(17)
+    parts = zip(*(it.positions(17, start, start + 12) for start in range(0, 96, 12)), strict=True)
+    for part, field in zip(parts, whole, strict=True):
+        np.testing.assert_array_equal(np.concatenate(part), field)
+    assert [field.dtype for field in whole] == [np.int64, np.int32, np.int32]
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    it = order()
+    far = 1000 * it.steps_per_epoch + 3
+    np.testing.assert_array_equal(it.positions(far).image_index, order().positions(far).image_index)
+    np.testing.assert_array_equal(
+        list_of_epoch(it, 1)[:960], list_of_epoch(order(batch_size=64), 1)[:960]
+    )  # the batch size cuts the same list elsewhere
+    assert not np.array_equal(list_of_epoch(it, 0), list_of_epoch(order(seed=6), 0))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(it)).positions(5).image_index, it.positions(5).image_index)
+    assert len(pickle.dumps(it)) < 1000
+
+
+def test_any_step_costs_the_same():
+    it = order(num_examples=1281167, batch_size=1024, group_size=64)
+    start = time.perf_counter()
+    it.positions(300 * 1251 - 1)
+    assert time.perf_counter() - start < 2
+
+
+def test_small_data_sets_are_not_rounded_to_nothing():
+    it = order(num_examples=200, batch_size=96)
+    assert it.steps_per_epoch == 2
+    assert order(num_examples=256, batch_size=64).steps_per_epoch == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(batch_size=100), r"train\.batch_size=100 is not a multiple of .*8 \* 4 = 32"),
+        (dict(groups_per_block=2), r"augment\.groups_per_block=2 is less than data\.repeats=3"),
+        (dict(group_size=9), r"augment\.group_size=9: .*even"),
+        (dict(num_examples=300, batch_size=288), r"train\.batch_size=288 is more than the 256 positions.*300 images"),
+        (dict(num_examples=90), r"train\.batch_size=96 is more than the 90 positions"),
+        (dict(repeats=0), r"data\.repeats=0"),
+        (dict(seed=-1), r"seed=-1"),
+    ],
+)
+def test_impossible_orders(changes, message):
+    with pytest.raises(ValueError, match=message) as error:
+        order(**changes)
+    assert "\n" not in str(error.value)
+
+
+def test_impossible_positions():
+    with pytest.raises(ValueError, match="step -1"):
+        order().positions(-1)
+    with pytest.raises(ValueError, match="0 to 97"):
+        order().positions(0, 0, 97)
