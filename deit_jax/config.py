@@ -7,7 +7,8 @@ of steps, image size) are computed by `deit_jax.training.plan.resolve` after the
 
 from __future__ import annotations
 
-import difflib
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,19 +17,6 @@ from ml_collections.config_dict import placeholder
 # Parameter names ("/"-joined) that AdamW does not decay: every 1-D tensor is a bias or a normalisation scale, and the released
 # code exempts cls_token and pos_embed, not dist_token (its authors confirm that dist_token is meant to decay).
 RELEASED_NO_DECAY = (r"(^|/)(bias|scale)$", r"^(cls_token|pos_embed)$")
-
-CHOICES = {
-    "compute_dtype": ("auto", "float32", "bfloat16"),
-    "model.fusion": ("logits", "softmax"),
-    "distillation.kind": ("none", "soft", "hard"),
-    "distillation.kl": ("released", "paper"),
-    "teacher.variables": ("raw", "ema"),
-    "data.source": ("fashion_mnist_10k", "npz", "folder", "tfds"),
-    "data.train_crop": ("random_resized", "padded"),
-    "augment.erase_mode": ("pixel", "rand", "const"),
-    "optimizer.name": ("adamw", "sgd"),
-    "schedule.kind": ("released", "plain"),
-}
 
 
 class ConfigError(ValueError):
@@ -82,7 +70,8 @@ def default_config() -> ConfigDict:
     data.crop_scale = (0.08, 1.0)  # random_resized: share of the area
     data.crop_ratio = (3 / 4, 4 / 3)  # random_resized: aspect ratio
     data.crop_padding = 4  # padded: pixels on each side
-    data.num_threads = 8  # decoding threads of each process
+    data.max_eval_images = placeholder(int)  # None: all; else only the first so many are evaluated
+    data.num_threads = 8  # decoding threads of each process; 1 is best for tiny images in memory
     data.num_workers = 0  # decoding processes; 0 = threads only
     data.prefetch_batches = 2
 
@@ -150,3 +139,124 @@ def default_config() -> ConfigDict:
     # Published or earlier figures, printed beside this run's in the closing table: {"what": top-1 in percent}.
     config.published = ConfigDict()
     return config.lock()
+
+
+_CHOICES = {
+    "compute_dtype": ("auto", "float32", "bfloat16"),
+    "model.fusion": ("logits", "softmax"),
+    "distillation.kind": ("none", "soft", "hard"),
+    "distillation.kl": ("released", "paper"),
+    "teacher.variables": ("raw", "ema"),
+    "data.source": ("fashion_mnist_10k", "npz", "folder", "tfds"),
+    "data.train_crop": ("random_resized", "padded"),
+    "optimizer.name": ("adamw", "sgd"),
+    "schedule.kind": ("released", "plain"),
+}  # the augmentation checks its own fields
+
+# Inclusive bounds; None: no bound.
+_BOUNDS = {
+    "seed": (0, 2**32 - 1),
+    "num_classes": (1, None),
+    "image_size": (1, None),
+    "model.drop_path_rate": (0, 0.999),
+    "model.dropout_rate": (0, 0.999),
+    "distillation.alpha": (0, 1),
+    "distillation.tau": (1e-6, None),
+    "data.repeats": (1, None),
+    "data.crop_padding": (0, None),
+    "data.max_eval_images": (1, None),
+    "data.num_threads": (0, None),
+    "data.num_workers": (0, None),
+    "data.prefetch_batches": (1, None),
+    "train.batch_size": (1, None),
+    "train.epochs": (1, None),
+    "train.max_steps": (1, None),
+    "train.accumulation_steps": (1, None),
+    "train.clip_norm": (1e-12, None),
+    "optimizer.eps": (0, None),
+    "optimizer.weight_decay": (0, None),
+    "schedule.base_learning_rate": (0, None),
+    "schedule.base_batch_size": (1, None),
+    "schedule.warmup_epochs": (0, None),
+    "ema.decay": (0, 1),
+    "evaluation.batch_size": (1, None),
+    "evaluation.every_epochs": (0, None),
+    "evaluation.crop_ratio": (0.01, 1),
+    "checkpoint.every_steps": (1, None),
+    "checkpoint.keep": (1, None),
+    "log.every_steps": (1, None),
+}
+
+
+def run_locally(config: ConfigDict) -> None:
+    """Shrink data and steps, never modules or recipe: two steps on embedded images, to see whether a configuration runs here."""
+    config.data.source = "fashion_mnist_10k"
+    config.data.max_eval_images = 100
+    config.train.batch_size = 16
+    config.train.max_steps = 2
+    config.augment.group_size = 4
+    config.evaluation.batch_size = 48
+    config.evaluation.teacher = False
+    config.log.every_steps = 1
+    config.published.clear()
+    if config.distillation.kind != "none":
+        config.teacher.weights = "random"
+
+
+def validate(config: ConfigDict) -> None:
+    """Refuse a configuration that cannot be run, before anything is opened or compiled.
+
+    Raises ConfigError: a value outside its choices or bounds, or values that do not go together.
+    """
+    for name, choices in _CHOICES.items():
+        value = _get(config, name)
+        if value not in choices:
+            raise ConfigError(f"config.{name}={value!r} is none of {', '.join(choices)}")
+    for name, (low, high) in _BOUNDS.items():
+        value = _get(config, name)
+        if value is None:
+            continue
+        if not (low <= value and (high is None or value <= high)):  # also false for nan
+            raise ConfigError(
+                f"config.{name}={value!r} must be at least {low}" + (f" and at most {high}" if high else "")
+            )
+    for pattern in config.optimizer.no_decay:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"config.optimizer.no_decay: {pattern!r} is no regular expression ({error})") from error
+    teacher = config.teacher
+    if config.distillation.kind == "none":
+        if teacher.weights or teacher.recipe is not None:
+            raise ConfigError("config.teacher is given but config.distillation.kind is none: set it to soft or hard")
+    elif teacher.recipe is not None:
+        if teacher.weights:
+            raise ConfigError("config.teacher.weights and config.teacher.recipe exclude each other: keep one of them")
+        if teacher.recipe.model.name != teacher.name:
+            raise ConfigError(
+                f"config.teacher.name={teacher.name!r}, but config.teacher.recipe trains {teacher.recipe.model.name!r}"
+            )
+        validate(teacher.recipe)
+    elif not teacher.weights:
+        raise ConfigError(
+            f"config.distillation.kind={config.distillation.kind} needs a teacher: set config.teacher.weights to "
+            "the --workdir of a trained one (or to 'random', only to try a configuration)"
+        )
+
+
+def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The dotted names of the fields in which two configurations, as nested mappings, differ."""
+    names: list[str] = []
+    for key in sorted(set(first) | set(second)):
+        one, other = first.get(key), second.get(key)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            names += differing_fields(one, other, f"{prefix}{key}.")
+        elif one != other:
+            names.append(prefix + key + ("." if isinstance(one, Mapping) or isinstance(other, Mapping) else ""))
+    return names
+
+
+def _get(config: ConfigDict, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_jax.data.decoding import Crop, PaddedCrop, RandomResizedCrop
-from deit_jax.data.sources import ArraySource, DataError, ImageFolderSource, ImageSource, Split, TfdsSource
+from deit_jax.data.sources import ArraySource, DataError, FirstImages, ImageFolderSource, ImageSource, Split, TfdsSource
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
 
@@ -17,7 +17,7 @@ def open_source(data: Any, split: Split) -> ImageSource:
 
     Args:
         data: the `data` section of a config, or anything with its fields as attributes: `source`, `path`, `name`,
-            `train_split`, `eval_split`.
+            `train_split`, `eval_split`, `max_eval_images`.
         split: `"train"` or `"eval"`.
 
     Returns:
@@ -29,6 +29,12 @@ def open_source(data: Any, split: Split) -> ImageSource:
     """
     if split not in ("train", "eval"):
         raise ValueError(f"split={split!r}: give 'train' or 'eval'")
+    source = _open(data, split)
+    limit = data.max_eval_images if split == "eval" else None
+    return source if limit is None or limit >= len(source) else FirstImages(source, limit)
+
+
+def _open(data: Any, split: Split) -> ImageSource:
     if data.source == "fashion_mnist_10k":
         return ArraySource.from_npz(EMBEDDED, split)
     if data.source in ("npz", "folder") and not data.path:

@@ -49,6 +49,29 @@ class ImageSource(Protocol):
         """Where image `index` is, for people: a file's path, or a data set's name and the index."""
 
 
+class FirstImages:
+    """The first `count` images of another source."""
+
+    def __init__(self, source: ImageSource, count: int):
+        self._source = source
+        self._count = count
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The other source's classes, all of them."""
+        return self._source.class_names
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[index]
+
+    def describe(self, index: int) -> str:
+        """Where image `index` is, for error messages."""
+        return self._source.describe(index)
+
+
 class ArraySource:
     """Images held in memory.
 

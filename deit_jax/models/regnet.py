@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.models.dropping import Dropout
+from deit_jax.models.grouped_conv import GroupedConv
 from deit_jax.models.output import ModelOutput
 
 
@@ -59,20 +60,18 @@ class ConvBatchNorm(nn.Module):
     groups: int = 1
     relu: bool = True
     scale_init: Any = nn.initializers.ones
+    grouped_conv: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        pad = (self.kernel_size - 1) // 2
-        x = nn.Conv(
+        x = GroupedConv(
             self.features,
-            (self.kernel_size, self.kernel_size),
-            strides=(self.stride, self.stride),
-            # PyTorch pads both sides; "SAME" would pad a strided convolution on the right and bottom only.
-            padding=((pad, pad), (pad, pad)),
-            feature_group_count=self.groups,
-            use_bias=False,
+            self.kernel_size,
+            self.stride,
+            self.groups,
             kernel_init=conv_init(self.groups),
+            implementation=self.grouped_conv,
             dtype=self.dtype,
             name="conv",
         )(x)
@@ -111,12 +110,13 @@ class Block(nn.Module):
     stride: int
     se_ratio: float
     drop_path_rate: float
+    grouped_conv: str
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
         width, groups = self.plan.width, self.plan.width // self.plan.group_width
-        layer = functools.partial(ConvBatchNorm, width, dtype=self.dtype)
+        layer = functools.partial(ConvBatchNorm, width, grouped_conv=self.grouped_conv, dtype=self.dtype)
         y = layer(1, name="conv1")(x, train=train)
         y = layer(3, self.stride, groups, name="conv2")(y, train=train)
         # The bottleneck is a share of the block's input, not of y: a stage's first block has the previous stage's width.
@@ -124,7 +124,7 @@ class Block(nn.Module):
         # timm starts the last scale at 0, so that a block begins as its shortcut.
         y = layer(1, relu=False, scale_init=nn.initializers.zeros, name="conv3")(y, train=train)
         y = Dropout(self.drop_path_rate, whole_images=True)(y, train=train, positions=positions)
-        if x.shape != y.shape:
+        if self.stride != 1 or x.shape[-1] != width:
             x = layer(1, self.stride, relu=False, name="downsample")(x, train=train)
         return nn.relu(x + y)
 
@@ -135,12 +135,14 @@ class Stage(nn.Module):
     plan: StagePlan
     se_ratio: float
     drop_path_rates: tuple[float, ...]
+    grouped_conv: str
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
         for i, rate in enumerate(self.drop_path_rates):
-            block = Block(self.plan, 2 if i == 0 else 1, self.se_ratio, rate, self.dtype, name=f"b{i + 1}")
+            stride = 2 if i == 0 else 1
+            block = Block(self.plan, stride, self.se_ratio, rate, self.grouped_conv, self.dtype, name=f"b{i + 1}")
             x = block(x, train=train, positions=positions)
         return x
 
@@ -164,6 +166,7 @@ class RegNet(nn.Module):
     stem_stride: int = 2
     dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
+    grouped_conv: str = "auto"  # as in `GroupedConv`
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -176,7 +179,7 @@ class RegNet(nn.Module):
         for i, plan in enumerate(plans):
             stage_rates = tuple(rates[: plan.depth])
             rates = rates[plan.depth :]
-            stage = Stage(plan, self.se_ratio, stage_rates, self.dtype, name=f"s{i + 1}")
+            stage = Stage(plan, self.se_ratio, stage_rates, self.grouped_conv, self.dtype, name=f"s{i + 1}")
             x = stage(x, train=train, positions=positions)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         x = Dropout(self.dropout_rate)(x, train=train, positions=positions)

@@ -1,0 +1,102 @@
+"""The command line: flags, one-line errors, and the choice of a mode. `run.py` and `python -m deit_jax` are this."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from deit_jax.config import ConfigError, default_config
+
+USER_ERROR = 2  # exit status: the message says what to change
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, e.g. configs/quickstart.py", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: checkpoints, metrics, results. Made if it is not there."
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "eval"],
+    "train: start, or resume what --workdir holds. eval: score its newest checkpoint.",
+)
+
+
+class UsageError(ValueError):
+    """A command line that cannot be understood; the message is one line."""
+
+
+def parse(argv: Sequence[str]) -> list[str]:
+    """Parse flags; raises UsageError with one line instead of absl's and ml_collections' own messages and tracebacks."""
+    _refuse_unknown_config_keys(argv)
+    try:
+        return flags.FLAGS(list(argv))
+    except flags.Error as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # overrides of the wrong type
+        raise UsageError(" ".join(str(error).split()).strip("'\"")) from error
+
+
+def _refuse_unknown_config_keys(argv: Sequence[str]) -> None:
+    """ml_collections' message for an unknown key names the nearest of its level only, behind a traceback."""
+    known = config_keys(default_config())
+    for argument in argv[1:]:
+        match = re.match(r"--?config\.([\w.]+)", argument)
+        if match is None:
+            continue
+        key = re.sub(r"^(teacher\.recipe\.)+", "", match[1])
+        if key in known or re.match(r"(model|teacher)\.overrides\.|published\.", key):
+            continue
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        raise UsageError(f"--config.{match[1]}: there is no such field; the nearest is --config.{near[0]}")
+
+
+def config_keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    """The dotted names of all fields."""
+    keys: list[str] = []
+    for name, value in config.items():
+        keys += config_keys(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) and value else [prefix + name]
+    return keys
+
+
+def run(argv: Sequence[str]) -> None:
+    """What happens after the flags are parsed."""
+    if len(argv) > 1:
+        raise UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
+    if _CONFIG.value is None:
+        raise UsageError("--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)")
+    if not _WORKDIR.value:
+        raise UsageError("--workdir is missing: the folder for checkpoints, metrics and results")
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+
+    if config.parallel.keep_host_memory:
+        from deit_jax.parallel.host_memory import keep_freed_memory
+
+        keep_freed_memory()  # before anything large is allocated
+    # Imported late, so that --help and mistakes in flags answer at once.
+    from deit_jax.training.checkpointing import CheckpointError  # noqa: F401
+
+    if _MODE.value == "train":
+        from deit_jax.modes.train import train
+
+        train(config, workdir)
+    else:
+        from deit_jax.modes.evaluate import evaluate
+
+        evaluate(config, workdir)
+
+
+def main() -> None:
+    """Entry point: exits with 0, or with 2 and one line on stderr for a user's mistake."""
+    try:
+        app.run(run, flags_parser=parse)
+    except (UsageError, ConfigError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)

@@ -1,0 +1,82 @@
+"""What a run tells the person who started it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from deit_jax.reporting.pace import duration
+
+HEAD_NAMES = {
+    "class": "class head",
+    "distillation": "distillation head",
+    "fused_logits": "both, mean of logits",
+    "fused_softmax": "both, mean of softmax",
+}
+
+
+def _console() -> Console:
+    # A file or a pipe has no width; rich would fold lines at 80. Asked anew each time: sys.stdout may have been redirected.
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def announce(title: str, facts: Mapping[str, str]) -> None:
+    """A block of named facts: what is about to run."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, fact in facts.items():
+        table.add_row(name, Text(fact))
+    _console().print(table)
+
+
+def say(text: str) -> None:
+    """A line."""
+    _console().print(Text(text))
+
+
+def warn(text: str) -> None:
+    """A line that should be noticed."""
+    _console().print(Text("warning: " + text, style="yellow"))
+
+
+def progress(
+    *,
+    step: int,
+    total_steps: int,
+    epoch: float,
+    loss: float,
+    learning_rate: float,
+    images_per_second: float,
+    eta: float,
+) -> None:
+    """The progress line; `eta` in seconds."""
+    say(
+        f"step {step:>{len(str(total_steps))}}/{total_steps}  epoch {epoch:6.2f}  loss {loss:.4f}  "
+        f"lr {learning_rate:.3g}  {images_per_second:.4g} images/s  ETA {duration(eta)}"
+    )
+
+
+def scores_line(step: int, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """One line an evaluation: top-1 by weights and head."""
+    parts = []
+    for weights, by_head in scores.items():
+        tops = ", ".join(f"{HEAD_NAMES[head]} {score['top1']:.2f}" for head, score in by_head.items())
+        parts.append(f"{weights}: {tops}")
+    say(f"evaluation at step {step}, top-1 %:  " + ";  ".join(parts))
+
+
+def summary(title: str, rows: Iterable[tuple[str, float | None, float | None, float | None]]) -> None:
+    """The closing table: (what, top-1 %, top-5 %, loss); None is left blank."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("model")
+    for column in ("top-1 %", "top-5 %", "loss"):
+        table.add_column(column, justify="right")
+    for name, top1, top5, loss in rows:
+        cells = ["" if value is None else f"{value:.{digits}f}" for value, digits in ((top1, 2), (top5, 2), (loss, 4))]
+        table.add_row(name, *cells)
+    _console().print(table)

@@ -1,0 +1,75 @@
+"""The facts of a run, gathered for the console before it starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import jax
+from ml_collections import ConfigDict
+
+from deit_jax.data.sources import ImageSource
+from deit_jax.training.plan import Plan
+from deit_jax.training.program import Program, Teacher
+from deit_jax.training.state import count_parameters
+
+
+def describe(
+    config: ConfigDict,
+    plan: Plan,
+    program: Program,
+    train_source: ImageSource,
+    eval_source: ImageSource,
+    teacher: Teacher | None,
+) -> dict[str, str]:
+    """What is about to run: model, teacher, devices, data, recipe, length."""
+    facts = {
+        "model": f"{config.model.name}{_fields(config.model.overrides)}: "
+        f"{count_parameters(program.abstract_state.variables):,} parameters, {plan.image_size} px, "
+        f"{plan.num_classes} classes, {plan.compute_dtype}",
+    }
+    distillation = config.distillation
+    if teacher is not None:
+        facts["teacher"] = f"{teacher.description}: {count_parameters(teacher.variables):,} parameters, frozen"
+        how = f"{distillation.kind}, alpha {distillation.alpha:g}"
+        if distillation.kind == "soft":
+            how += f", tau {distillation.tau:g}, kl {distillation.kl}"
+        facts["distillation"] = how
+    kinds = Counter(device.device_kind for device in program.mesh.devices.flat)
+    facts["devices"] = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
+    axes = ", ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())
+    facts["mesh"] = f"{axes}; {jax.process_count()} process(es)"
+    facts["data"] = (
+        f"{_data_name(config)}: {len(train_source):,} training images, {len(eval_source):,} for evaluation, "
+        f"{len(train_source.class_names)} classes"
+    )
+    facts |= _recipe(config, plan)
+    facts["length"] = (
+        f"{plan.total_steps:,} steps of {config.train.batch_size} images, {plan.steps_per_epoch:,} an epoch "
+        f"({plan.total_steps / plan.steps_per_epoch:.4g} of {config.train.epochs} epochs)"
+    )
+    return facts
+
+
+def _recipe(config: ConfigDict, plan: Plan) -> dict[str, str]:
+    augment, data, optimizer, schedule = config.augment, config.data, config.optimizer, config.schedule
+    return {
+        "input": f"{data.train_crop} crop, {data.repeats} repeat(s), flip {augment.flip_probability:g}, "
+        f"RandAugment {augment.rand_augment or 'off'}, erasing {augment.erase_probability:g} ({augment.erase_mode})",
+        "mixing": f"mixup {augment.mixup_alpha:g}, cutmix {augment.cutmix_alpha:g} in groups of {augment.group_size}, "
+        f"label smoothing {augment.label_smoothing:g}",
+        "optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, peak rate {plan.peak_learning_rate:.3g}, "
+        f"{schedule.warmup_epochs:g} warm-up epochs, {schedule.kind} cosine schedule",
+        "regularisation": f"stochastic depth {config.model.drop_path_rate:g}, dropout {config.model.dropout_rate:g}, "
+        f"EMA {config.ema.decay:g}"
+        + ("" if config.train.clip_norm is None else f", clip norm {config.train.clip_norm:g}"),
+    }
+
+
+def _fields(overrides: ConfigDict) -> str:
+    return f" ({', '.join(f'{name}={value}' for name, value in sorted(overrides.items()))})" if overrides else ""
+
+
+def _data_name(config: ConfigDict) -> str:
+    return {"fashion_mnist_10k": "Fashion-MNIST (embedded subset)", "tfds": config.data.name}.get(
+        config.data.source, config.data.path
+    )

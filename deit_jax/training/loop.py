@@ -1,0 +1,162 @@
+"""The one trainer, read from top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from deit_jax.data.loading import train_batches
+from deit_jax.data.registry import open_source, train_crop
+from deit_jax.evaluation.run import Evaluator
+from deit_jax.parallel.mesh import make_mesh
+from deit_jax.parallel.sharding import put_batch, replicated
+from deit_jax.reporting import console
+from deit_jax.reporting.metrics import MetricsWriter, write_json
+from deit_jax.reporting.pace import Pace
+from deit_jax.training.announcement import describe
+from deit_jax.training.checkpointing import Checkpoints
+from deit_jax.training.plan import Plan, resolve
+from deit_jax.training.program import Teacher, build_program
+from deit_jax.training.record import claim_workdir, finished_results, show_results
+
+Results = dict[str, Any]
+
+
+def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> Results:
+    """Train the configured model in `workdir`, or go on where an earlier call stopped; returns what `results.json` holds.
+
+    config: validated. teacher: the frozen network for distillation, with as many classes as the student; None without one.
+    Raises ConfigError, DataError or CheckpointError, each with one clear line, before anything is compiled.
+    """
+    # --- What will be done -------------------------------------------------------------------------------------------------
+    train_source, eval_source = open_source(config.data, "train"), open_source(config.data, "eval")
+    plan = resolve(config, num_images=len(train_source), data_classes=len(train_source.class_names))
+    claim_workdir(workdir, config, plan, class_names=train_source.class_names)
+    if (results := finished_results(workdir, plan)) is not None:
+        console.say(f"{workdir} is finished: {plan.total_steps} steps are done. Another --workdir starts anew.")
+        show_results(config, results)
+        return results
+
+    mesh = make_mesh()
+    program = build_program(config, plan, mesh, teacher)
+    console.announce(f"Training in {workdir}", describe(config, plan, program, train_source, eval_source, teacher))
+
+    # --- State: new, or the newest checkpoint's ----------------------------------------------------------------------------
+    with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
+        if checkpoints.latest_step() is None:
+            state, start = program.init(), 0
+        else:
+            state = checkpoints.restore(program.abstract_state)
+            start = int(state.step)
+            console.say(f"resuming after step {start}")
+
+        evaluator = Evaluator(config, eval_source, mesh, image_size=plan.image_size)
+        teacher_variables, teacher_scores = None, None
+        if teacher is not None:
+            teacher_variables = jax.device_put(teacher.variables, replicated(mesh))
+            if config.evaluation.teacher:
+                teacher_scores = evaluator(teacher.model, teacher_variables)
+                console.say(f"teacher's top-1 on the evaluation images: {teacher_scores['class']['top1']:.2f} %")
+
+        # --- The loop ------------------------------------------------------------------------------------------------------
+        crop = train_crop(config.data, plan.image_size)
+        host_batches = train_batches(
+            train_source,
+            plan.order,
+            crop,
+            start_step=start,
+            stop_step=plan.total_steps,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=config.data.num_threads,
+            num_workers=config.data.num_workers,
+            prefetch_batches=config.data.prefetch_batches,
+        )
+        batches = one_ahead(put_batch(mesh, batch) for batch in host_batches)
+        pace, scores, pending = Pace(), None, None
+        with MetricsWriter(workdir, start_step=start, tensorboard=config.log.tensorboard) as writer:
+
+            def write_pending() -> None:
+                nonlocal pending
+                if pending is not None:
+                    log_step(writer, config, plan, pace, *pending)
+                    pending = None
+
+            for step, batch in enumerate(batches, start + 1):
+                state, metrics = program.train_step(state, teacher_variables, batch)
+                pace.step()
+                # A step's metrics are read only after the next step has been handed to the device, which so never waits.
+                write_pending()
+                if step == start + 1:
+                    jax.block_until_ready(state)  # compiled and run once: the pace counts from here
+                    pace.restart()
+                if step % config.log.every_steps == 0 or step in (1, plan.total_steps):
+                    pending = (step, metrics)
+
+                last = step == plan.total_steps
+                evaluating = last or (plan.evaluate_every and step % plan.evaluate_every == 0)
+                saving = last or step % plan.checkpoint_every == 0
+                if evaluating or saving:
+                    jax.block_until_ready(state)
+                    pace.pause()
+                    write_pending()
+                    if evaluating:
+                        scores = evaluator.weights(program.model, state.variables, state.ema)
+                        writer.write(step, flatten(scores))
+                        console.scores_line(step, scores)
+                    if saving:  # after every row up to this step: a resumed run writes only later ones
+                        checkpoints.save(state)
+                    pace.restart()
+
+        # --- What came of it -----------------------------------------------------------------------------------------------
+        if scores is None:  # stopped between the last save and the results
+            scores = evaluator.weights(program.model, state.variables, state.ema)
+    seconds = pace.seconds_per_step()
+    results = {"step": plan.total_steps, "eval_images": len(eval_source), "scores": scores, "teacher": teacher_scores}
+    results["images_per_second"] = None if seconds is None else config.train.batch_size / seconds
+    write_json(workdir / "results.json", results)
+    show_results(config, results)
+    return results
+
+
+def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same items, each asked for while the one before is in use, so that its transfer overlaps the step."""
+    previous = next(batches, None)
+    while previous is not None:
+        following = next(batches, None)
+        yield previous
+        previous = following
+
+
+def log_step(
+    writer: MetricsWriter, config: ConfigDict, plan: Plan, pace: Pace, step: int, metrics: dict[str, jax.Array]
+) -> None:
+    """Write a step's metrics to the files and the console."""
+    values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
+    seconds = pace.seconds_per_step()
+    speed = 0.0 if seconds is None else config.train.batch_size / seconds
+    epoch = step / plan.steps_per_epoch
+    writer.write(step, values | {"epoch": epoch, "images_per_second": speed})
+    console.progress(
+        step=step,
+        total_steps=plan.total_steps,
+        epoch=epoch,
+        loss=values["train/loss"],
+        learning_rate=values["train/learning_rate"],
+        images_per_second=speed,
+        eta=0.0 if seconds is None else seconds * (plan.total_steps - step),
+    )
+
+
+def flatten(scores: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+    """{"raw": {"class": {"top1": x}}} to {"eval/raw/class/top1": x}."""
+    return {
+        f"eval/{weights}/{head}/{name}": value
+        for weights, by_head in scores.items()
+        for head, by_name in by_head.items()
+        for name, value in by_name.items()
+    }

@@ -1,0 +1,80 @@
+"""DeiT's losses (arXiv 2012.12877, section 4): pure functions of logits."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from deit_jax.models.output import ModelOutput
+
+Metrics = dict[str, jax.Array]
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean over the batch of -sum(targets * log softmax(logits)), a float32 scalar.
+
+    logits, targets: float32[B, K]. Smoothed and mixed labels are such targets, so label smoothing needs no loss of its own.
+    """
+    return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1))
+
+
+def hard_distillation(logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
+    """Cross-entropy against the teacher's decision (equation 3): unsmoothed, for the same mixed image. Both float32[B, K]."""
+    decision = jnp.argmax(teacher_logits, axis=-1)
+    return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), decision[:, None], axis=-1))
+
+
+def soft_distillation(logits: jax.Array, teacher_logits: jax.Array, *, tau: float, kl: str) -> jax.Array:
+    """tau^2 times the Kullback-Leibler divergence at temperature tau (equation 2), a float32 scalar. Both float32[B, K].
+
+    kl="released" is the published code: KL(teacher || student), summed and divided by B * K (K times weaker than a mean over the
+    batch). kl="paper" is the printed equation: KL(student || teacher), mean over the batch.
+    """
+    student = jax.nn.log_softmax(logits / tau)
+    teacher = jax.nn.log_softmax(teacher_logits / tau)
+    if kl == "released":
+        return tau**2 * jnp.mean(jnp.exp(teacher) * (teacher - student))
+    if kl == "paper":
+        return tau**2 * jnp.mean(jnp.sum(jnp.exp(student) * (student - teacher), axis=-1))
+    raise ValueError(f"kl={kl!r} is neither 'released' nor 'paper'")
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationLoss:
+    """(1 - alpha) * cross-entropy of the class head + alpha * the teacher's term; the labels alone when kind is "none".
+
+    With a distillation token the teacher's term reads that token's head (Table 3, last rows); without one it reads the class
+    head (rows "usual" and "hard distillation").
+    """
+
+    kind: str = "none"  # none | soft | hard
+    alpha: float = 0.5
+    tau: float = 1.0
+    kl: str = "released"
+
+    def __call__(
+        self, outputs: ModelOutput, targets: jax.Array, teacher_logits: jax.Array | None
+    ) -> tuple[jax.Array, Metrics]:
+        """The loss, a float32 scalar, and its parts. targets: float32[B, K]; teacher_logits: float32[B, K] or None."""
+        class_loss = cross_entropy(outputs.class_logits, targets)
+        if self.kind == "none":
+            return class_loss, {"loss": class_loss, "class_loss": class_loss}
+        if teacher_logits is None:
+            raise ValueError(f"distillation kind {self.kind!r} needs a teacher's logits")
+        student = outputs.class_logits if outputs.distillation_logits is None else outputs.distillation_logits
+        if self.kind == "hard":
+            distillation_loss = hard_distillation(student, teacher_logits)
+        elif self.kind == "soft":
+            distillation_loss = soft_distillation(student, teacher_logits, tau=self.tau, kl=self.kl)
+        else:
+            raise ValueError(f"distillation kind {self.kind!r} is none of 'none', 'soft', 'hard'")
+        loss = (1 - self.alpha) * class_loss + self.alpha * distillation_loss
+        agreement = jnp.mean(jnp.argmax(student, axis=-1) == jnp.argmax(teacher_logits, axis=-1))
+        return loss, {
+            "loss": loss,
+            "class_loss": class_loss,
+            "distillation_loss": distillation_loss,
+            "teacher_agreement": agreement,
+        }

@@ -1,0 +1,71 @@
+"""The values that follow from a configuration and its data set."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+from ml_collections import ConfigDict
+
+from deit_jax.config import ConfigError
+from deit_jax.data.sampling import TrainOrder
+from deit_jax.models import native_image_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run will do, in steps, pixels and rates. Made by `resolve`."""
+
+    num_classes: int
+    image_size: int  # pixels
+    compute_dtype: str  # "float32" or "bfloat16"
+    order: TrainOrder  # which image is where in which batch
+    steps_per_epoch: int
+    total_steps: int
+    peak_learning_rate: float
+    evaluate_every: int  # steps; 0: only after the last
+    checkpoint_every: int  # steps
+
+
+def resolve(config: ConfigDict, *, num_images: int, data_classes: int) -> Plan:
+    """The plan of a validated configuration for a training set of `num_images` images in `data_classes` classes.
+
+    Raises ConfigError when the two do not fit: too few images for a batch, more classes than the model has.
+    """
+    try:
+        order = TrainOrder(
+            num_examples=num_images,
+            batch_size=config.train.batch_size,
+            repeats=config.data.repeats,
+            group_size=config.augment.group_size,
+            groups_per_block=config.augment.groups_per_block,
+            seed=config.seed,
+        )
+        image_size = config.image_size or native_image_size(config.model.name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    num_classes = config.num_classes or data_classes
+    if num_classes < data_classes:
+        raise ConfigError(
+            f"config.num_classes={num_classes}, but the data set has {data_classes} classes; "
+            "leave it out to take the data set's number"
+        )
+    compute_dtype = config.compute_dtype
+    if compute_dtype == "auto":
+        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    steps_per_epoch = order.steps_per_epoch
+    total_steps = config.train.epochs * steps_per_epoch
+    if config.train.max_steps is not None:
+        total_steps = min(total_steps, config.train.max_steps)
+    scale = config.train.batch_size / config.schedule.base_batch_size
+    return Plan(
+        num_classes=num_classes,
+        image_size=image_size,
+        compute_dtype=compute_dtype,
+        order=order,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        peak_learning_rate=config.schedule.base_learning_rate * scale,
+        evaluate_every=config.evaluation.every_epochs * steps_per_epoch,
+        checkpoint_every=config.checkpoint.every_steps or steps_per_epoch,
+    )

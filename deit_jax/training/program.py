@@ -1,0 +1,134 @@
+"""The compiled half of a run: model, optimizer, initial state and steps, built from configuration and plan on a mesh."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from deit_jax.augment.recipe import TrainAugmentation
+from deit_jax.config import ConfigError
+from deit_jax.models import create_model
+from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
+from deit_jax.training.losses import DistillationLoss
+from deit_jax.training.optimizer import make_optimizer
+from deit_jax.training.plan import Plan
+from deit_jax.training.schedules import cosine_schedule
+from deit_jax.training.state import TrainState, Variables, init_state
+from deit_jax.training.step import TrainStep, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A frozen network whose logits the student learns from."""
+
+    model: nn.Module
+    variables: Variables  # {"params", "batch_stats"}
+    description: str  # its name and where its weights come from, for people
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What `build_program` makes; `abstract_state` carries shapes, types and shardings, enough to restore or to compile."""
+
+    model: nn.Module
+    abstract_state: TrainState
+    train_step: TrainStep  # jitted, the state donated
+    mesh: Mesh
+    seed: int
+    _init: Any
+
+    def init(self) -> TrainState:
+        """The state before the first step, every leaf born on the mesh."""
+        return self._init(self.seed)
+
+
+def build_model(config: ConfigDict, *, num_classes: int, image_size: int, compute_dtype: str) -> nn.Module:
+    """The model that the configuration names. Raises ConfigError for an unknown name or field."""
+    fields = dict(config.model.overrides)
+    fields |= {"drop_path_rate": config.model.drop_path_rate, "dropout_rate": config.model.dropout_rate}
+    if config.model.name.startswith("deit"):
+        fields["fusion"] = config.model.fusion
+    try:
+        return create_model(config.model.name, num_classes, image_size, dtype=jnp.dtype(compute_dtype), **fields)
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from error
+
+
+def build_augmentation(config: ConfigDict, num_classes: int) -> TrainAugmentation:
+    """The device side of the recipe. Raises ConfigError for values that it refuses."""
+    fields = config.augment.to_dict()
+    del fields["groups_per_block"]  # the sampling order's, not the augmentation's
+    try:
+        return TrainAugmentation(num_classes=num_classes, **fields)
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
+
+
+def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher | None = None) -> Program:
+    """Everything that is compiled for a run. Nothing is computed on a device yet.
+
+    Raises ConfigError for a configuration that cannot be built.
+    """
+    if config.train.batch_size % mesh.size or config.evaluation.batch_size % mesh.size:
+        raise ConfigError(
+            f"config.train.batch_size={config.train.batch_size} and config.evaluation.batch_size="
+            f"{config.evaluation.batch_size} must be multiples of the {mesh.size} devices"
+        )
+    if config.train.batch_size % (mesh.size * config.train.accumulation_steps):
+        raise ConfigError(
+            f"config.train.batch_size={config.train.batch_size} does not divide into "
+            f"config.train.accumulation_steps={config.train.accumulation_steps} microbatches on {mesh.size} devices"
+        )
+    model = build_model(
+        config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
+    )
+    schedule = cosine_schedule(
+        peak=plan.peak_learning_rate,
+        warmup=config.schedule.warmup_learning_rate,
+        minimum=config.schedule.min_learning_rate,
+        epochs=config.train.epochs,
+        warmup_epochs=config.schedule.warmup_epochs,
+        steps_per_epoch=plan.steps_per_epoch,
+        kind=config.schedule.kind,
+        per_step=config.schedule.per_step,
+    )
+    optimizer = make_optimizer(schedule, clip_norm=config.train.clip_norm, **config.optimizer.to_dict())
+
+    def init(seed: jax.Array | int) -> TrainState:
+        return init_state(model, optimizer, seed, plan.image_size, ema=config.ema.decay > 0)
+
+    shapes = jax.eval_shape(init, config.seed)
+    sharding = state_sharding(mesh, shapes)
+    train_step = make_train_step(
+        model,
+        augment=build_augmentation(config, plan.num_classes),
+        loss=DistillationLoss(**config.distillation.to_dict()),
+        optimizer=optimizer,
+        schedule=schedule,
+        seed=config.seed,
+        mesh=mesh,
+        teacher_model=None if teacher is None else teacher.model,
+        ema_decay=config.ema.decay,
+        accumulation_steps=config.train.accumulation_steps,
+    )
+    return Program(
+        model=model,
+        abstract_state=jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, sharding
+        ),
+        train_step=jax.jit(
+            train_step,
+            donate_argnums=0,
+            in_shardings=(sharding, replicated(mesh), split_rows(mesh)),
+            out_shardings=(sharding, replicated(mesh)),
+        ),
+        mesh=mesh,
+        seed=config.seed,
+        _init=jax.jit(init, out_shardings=sharding),
+    )

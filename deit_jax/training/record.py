@@ -1,0 +1,80 @@
+"""What a workdir says of itself: `config.json` from the start of a run, `results.json` at its end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deit_jax.config import ConfigError, differing_fields
+from deit_jax.evaluation.accuracy import answer_of
+from deit_jax.reporting import console
+from deit_jax.reporting.metrics import write_json
+from deit_jax.training.plan import Plan
+
+# Fields that may change when a run is resumed: they do not touch what is computed up to a step.
+_FREE_TO_CHANGE = (
+    "log.", "checkpoint.", "evaluation.", "parallel.", "published.", "train.max_steps", "teacher.weights",
+    "teacher.recipe.", "data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches",
+)  # fmt: skip
+
+
+def claim_workdir(workdir: Path, config: ConfigDict, plan: Plan, *, class_names: tuple[str, ...]) -> None:
+    """Write `config.json` into a new workdir, or check that the one there is this run's.
+
+    Raises ConfigError that names the differing fields if another configuration has been trained here.
+    """
+    path = workdir / "config.json"
+    fields = json.loads(config.to_json_best_effort())
+    if path.exists():
+        changed = differing_fields(read_config(workdir)["config"], fields)
+        changed = [name for name in changed if not name.startswith(_FREE_TO_CHANGE)]
+        if changed:
+            raise ConfigError(
+                f"{workdir} holds a run of another configuration, which differs in {', '.join(changed[:5])}"
+                f"{' and more' if len(changed) > 5 else ''}; use another --workdir, or the values in {path}"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    resolved = {
+        "num_classes": plan.num_classes,
+        "image_size": plan.image_size,
+        "compute_dtype": plan.compute_dtype,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "class_names": list(class_names),
+    }
+    write_json(path, {"config": fields, "resolved": resolved})
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """{"config": the configuration, "resolved": what followed from it and the data} of a run. Raises ConfigError if absent."""
+    path = Path(workdir) / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: {workdir} is not the --workdir of a training run") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path} is damaged ({error}); restore it or start anew in another --workdir") from error
+
+
+def finished_results(workdir: Path, plan: Plan) -> dict[str, Any] | None:
+    """The results of a run that has done all its steps, else None."""
+    path = workdir / "results.json"
+    if not path.exists():
+        return None
+    results = json.loads(path.read_text())
+    return results if results["step"] >= plan.total_steps else None
+
+
+def show_results(config: ConfigDict, results: dict[str, Any]) -> None:
+    """Print the closing table: teacher, every head of raw and EMA weights, and the configuration's published figures."""
+    rows: list[tuple[str, float | None, float | None, float | None]] = []
+    if results["teacher"] is not None:
+        teacher = answer_of(results["teacher"], config.model.fusion)
+        rows.append((f"teacher {config.teacher.name}", teacher["top1"], teacher["top5"], teacher["loss"]))
+    for weights, scores in results["scores"].items():
+        for head, score in scores.items():
+            rows.append((f"{weights} weights, {console.HEAD_NAMES[head]}", score["top1"], score["top5"], score["loss"]))
+    rows += [(name, top1, None, None) for name, top1 in config.published.items()]
+    console.summary(f"{config.model.name} on {results['eval_images']:,} images after {results['step']:,} steps", rows)

@@ -1,0 +1,51 @@
+"""What a training run carries from step to step, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, what model.apply takes
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Plain pytrees only. No random key (the step gives it), no data position (the step gives it), no teacher."""
+
+    step: jax.Array  # int32 scalar: steps done
+    params: Any
+    batch_stats: Any  # BatchNorm's running statistics; {} for a transformer
+    opt_state: Any
+    ema: Variables | None  # moving average of params and batch_stats; None when off
+
+    @property
+    def variables(self) -> Variables:
+        """The raw weights, as model.apply takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def init_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, seed: jax.Array | int, image_size: int, ema: bool
+) -> TrainState:
+    """The state before the first step. Jit it with out_shardings, so that every leaf is born where it belongs."""
+    image = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    variables = model.init(jax.random.key(seed), image)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        # Copies: two leaves of a donated state must not share a buffer.
+        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None,
+    )
+
+
+def count_parameters(variables: Variables) -> int:
+    """Number of trained values: `params` without BatchNorm's statistics."""
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

@@ -1,0 +1,118 @@
+"""One training step: augment, ask the teacher, differentiate, update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from einops import rearrange
+from jax.sharding import Mesh
+
+from deit_jax.augment.recipe import TrainAugmentation
+from deit_jax.models.dropping import RNG_NAME
+from deit_jax.parallel.sharding import split_microbatch_rows
+from deit_jax.training.losses import DistillationLoss, Metrics
+from deit_jax.training.schedules import Schedule
+from deit_jax.training.state import TrainState, Variables
+
+Batch = dict[str, jax.Array]  # "image": uint8[B, H, W, 3], "label": int32[B]
+TrainStep = Callable[[TrainState, Variables | None, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    model: nn.Module,
+    *,
+    augment: TrainAugmentation,
+    loss: DistillationLoss,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    seed: int,
+    mesh: Mesh,
+    teacher_model: nn.Module | None = None,
+    ema_decay: float = 0.0,
+    accumulation_steps: int = 1,
+) -> TrainStep:
+    """The pure function (state, teacher, batch) -> (state, metrics), to be jitted with the state donated.
+
+    `teacher` is the frozen teacher's variables, or None without one; it sees the very images the student sees. All randomness
+    comes from `seed`, the step, and an image's position in the global batch. Metrics are float32 scalars: those of the loss, the
+    gradient's global norm before clipping, and the learning rate.
+    """
+
+    def train_step(state: TrainState, teacher: Variables | None, batch: Batch) -> tuple[TrainState, Metrics]:
+        augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        images, targets = augment(augment_key, batch["image"], batch["label"], mesh=mesh)
+        positions = jnp.arange(images.shape[0])
+
+        def gradients(batch_stats: Any, microbatch: tuple[jax.Array, ...]) -> tuple[Any, Any, Metrics]:
+            images, targets, positions = microbatch
+            teacher_logits = None
+            if (
+                teacher_model is not None
+            ):  # outside the differentiated function, so nothing of it is kept for the backward pass
+                teacher_logits = teacher_model.apply(teacher, images, train=False).logits
+
+            def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+                outputs, updates = model.apply(
+                    {"params": params, "batch_stats": batch_stats},
+                    images,
+                    train=True,
+                    positions=positions,
+                    rngs={RNG_NAME: dropout_key},
+                    mutable=["batch_stats"],
+                )
+                value, metrics = loss(outputs, targets, teacher_logits)
+                return value, (updates.get("batch_stats", {}), metrics)
+
+            (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+            return batch_stats, grads, metrics
+
+        if accumulation_steps == 1:
+            batch_stats, grads, metrics = gradients(state.batch_stats, (images, targets, positions))
+        else:
+            microbatches = split_microbatches((images, targets, positions), accumulation_steps, mesh)
+            batch_stats, grads, metrics = mean_over_microbatches(gradients, state.batch_stats, microbatches)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1.0 - ema_decay)
+        metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": schedule(state.step)}
+        new_state = TrainState(
+            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
+        )
+        return new_state, metrics
+
+    return train_step
+
+
+def split_microbatches(batch: tuple[jax.Array, ...], count: int, mesh: Mesh) -> tuple[jax.Array, ...]:
+    """Arrays [B, ...] to [count, B / count, ...] such that every device's rows stay on it."""
+
+    def split(x: jax.Array) -> jax.Array:
+        x = rearrange(x, "(device micro row) ... -> micro (device row) ...", device=mesh.size, micro=count)
+        return jax.lax.with_sharding_constraint(x, split_microbatch_rows(mesh))
+
+    return tuple(split(x) for x in batch)
+
+
+def mean_over_microbatches(
+    gradients: Callable[[Any, Any], tuple[Any, Any, Metrics]], batch_stats: Any, microbatches: tuple[jax.Array, ...]
+) -> tuple[Any, Any, Metrics]:
+    """`gradients` over the microbatches in turn: the last BatchNorm statistics, the mean gradients and the mean metrics."""
+    count = microbatches[0].shape[0]
+    _, grads, metrics = jax.eval_shape(gradients, batch_stats, jax.tree.map(lambda x: x[0], microbatches))
+    totals = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics))
+
+    def body(carry: tuple[Any, Any], microbatch: tuple[jax.Array, ...]) -> tuple[tuple[Any, Any], None]:
+        batch_stats, totals = carry
+        batch_stats, *results = gradients(batch_stats, microbatch)
+        return (batch_stats, jax.tree.map(jnp.add, totals, tuple(results))), None
+
+    (batch_stats, totals), _ = jax.lax.scan(body, (batch_stats, totals), microbatches)
+    return batch_stats, *jax.tree.map(lambda x: x / count, totals)

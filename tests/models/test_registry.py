@@ -1,0 +1,125 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from deit_jax.models import create_model, list_models, native_image_size
+from deit_jax.models.regnet import RegNet, stage_plans
+from deit_jax.models.vit import VisionTransformer
+
+from .timm_names import our_shapes
+
+# Trainable parameters, as timm counts them.
+PARAMETERS = {
+    "deit_tiny_patch16_224": 5_717_416,
+    "deit_small_patch16_224": 22_050_664,
+    "deit_base_patch16_224": 86_567_656,
+    "deit_base_patch16_384": 86_859_496,
+    "deit_tiny_distilled_patch16_224": 5_910_800,
+    "deit_small_distilled_patch16_224": 22_436_432,
+    "deit_base_distilled_patch16_224": 87_338_192,
+    "deit_base_distilled_patch16_384": 87_630_032,
+    "regnety_002": 3_162_996,
+    "regnety_004": 4_344_144,
+    "regnety_006": 6_055_160,
+    "regnety_008": 6_263_168,
+    "regnety_016": 11_202_430,
+    "regnety_032": 19_436_338,
+    "regnety_040": 20_646_656,
+    "regnety_064": 30_583_252,
+    "regnety_080": 39_180_068,
+    "regnety_120": 51_822_544,
+    "regnety_160": 83_590_140,
+    "regnety_320": 145_046_770,
+}
+
+
+def flat_shapes(variables):
+    return {tuple(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+
+
+def test_the_names_are_those_of_timm():
+    assert sorted(list_models()) == sorted(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", list(PARAMETERS))
+def test_names_shapes_and_counts_of_all_variables(timm_shapes, name):
+    size = native_image_size(name)
+    model = create_model(name)
+    variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+    assert flat_shapes(variables) == our_shapes(timm_shapes[name])
+    leaves = jax.tree.leaves(variables["params"])
+    assert sum(leaf.size for leaf in leaves) == PARAMETERS[name]
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_native_image_sizes():
+    assert native_image_size("deit_base_distilled_patch16_384") == 384
+    assert native_image_size("deit_base_patch16_224") == 224
+    assert native_image_size("regnety_160") == 224
+
+
+def test_image_size_defaults_to_the_native_one():
+    assert create_model("deit_base_patch16_384").image_size == 384
+    assert create_model("deit_base_patch16_384", image_size=160).image_size == 160
+    assert isinstance(create_model("regnety_002", image_size=32), RegNet)
+
+
+def test_overrides_win_over_the_named_model():
+    model = create_model(
+        "deit_tiny_distilled_patch16_224", 10, 28, patch_size=4, depth=2, distilled=False, dtype=jnp.bfloat16
+    )
+    expected = {"num_classes": 10, "image_size": 28, "patch_size": 4, "embed_dim": 192, "num_heads": 3, "depth": 2}
+    assert {key: getattr(model, key) for key in expected} == expected
+    assert not model.distilled
+    assert model.dtype == jnp.bfloat16
+    assert create_model("regnety_002", stem_stride=1).stem_stride == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("deit_small_destilled_patch16_224", "deit_small_distilled_patch16_224"),
+        ("regnety160", "regnety_160"),
+        ("deit_tiny", "deit_tiny_patch16_224"),
+    ],
+)
+def test_unknown_name_is_refused_with_the_nearest(wrong, near):
+    for call in (create_model, native_image_size):
+        with pytest.raises(ValueError, match=f"{wrong!r}.*{near}"):
+            call(wrong)
+
+
+def test_a_name_like_no_other_is_refused_with_all_names():
+    with pytest.raises(ValueError, match=r"deit_tiny_patch16_224.*regnety_320"):
+        create_model("zzz")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "near"),
+    [
+        ("deit_tiny_patch16_224", "drop_path", "drop_path_rate"),
+        ("deit_tiny_patch16_224", "embed_dims", "embed_dim"),
+        ("regnety_002", "stem_strides", "stem_stride"),
+    ],
+)
+def test_unknown_field_is_refused_with_the_nearest(name, wrong, near):
+    with pytest.raises(ValueError, match=rf"{wrong!r}.*\b{near}$"):
+        create_model(name, **{wrong: 1})
+
+
+def test_fields_of_linen_itself_are_no_fields_of_a_model():
+    assert "parent" in {field.name for field in dataclasses.fields(VisionTransformer)}
+    with pytest.raises(ValueError, match="no field 'parent'"):
+        create_model("deit_tiny_patch16_224", parent=None)
+
+
+def test_stages_of_the_teacher():
+    # Of regnety_160; the widths and group widths of all others stand behind the shapes above.
+    stages = stage_plans(200, 106.23, 2.48, 18, 112)
+    assert [tuple(stage) for stage in stages] == [(224, 2, 112), (448, 4, 112), (1232, 11, 112), (3024, 1, 112)]
+    # A stage narrower than the group is one group.
+    assert stage_plans(24, 36.44, 2.49, 13, 32)[0] == (24, 1, 24)
+    # Width 56 of the 800 MF model becomes 64, a multiple of its group width.
+    assert [stage.width for stage in stage_plans(56, 38.84, 2.40, 14, 16)] == [64, 128, 320, 768]

@@ -1,0 +1,316 @@
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.models import ModelOutput, create_model
+from deit_jax.models.dropping import Dropout
+from deit_jax.models.output import fuse
+from deit_jax.models.vit import LayerNorm, Mlp, VisionTransformer
+
+from .timm_names import SMALL_VIT, TOKENS, our_variables, photographs
+
+TINY = {"num_classes": 5, "image_size": 28, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
+
+
+@pytest.fixture(scope="module")
+def tiny(filled):
+    """A small distilled model, its variables, and images."""
+    model = VisionTransformer(**TINY, distilled=True)
+    images = np.random.RandomState(1).normal(size=(4, 28, 28, 3)).astype(np.float32)
+    return model, filled(model, images), images
+
+
+@pytest.fixture(scope="module")
+def answer(tiny):
+    """What the small model says in evaluation."""
+    model, variables, images = tiny
+    return jax.tree.map(np.asarray, jax.jit(model.apply)(variables, images))
+
+
+def flat(variables):
+    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
+
+
+def drop_path_outputs(model, variables, images, **kwargs):
+    """What stochastic depth leaves of every branch: {block: (attention, mlp)} of float[B, N, D]."""
+    captures = {"capture_intermediates": lambda module, _: isinstance(module, Dropout), "mutable": "intermediates"}
+    _, state = model.apply(variables, images, train=True, **captures, **kwargs)
+    captured = state["intermediates"]
+    blocks = {int(name.removeprefix("blocks_")): tree for name, tree in captured.items() if name.startswith("blocks_")}
+    return {i: tuple(blocks[i][f"Dropout_{k}"]["__call__"][0] for k in (0, 1)) for i in sorted(blocks)}
+
+
+# --- parity with timm -----------------------------------------------------------------------------------------------
+
+
+def test_full_size_logits_are_those_of_timm(golden, timm_shapes, close):
+    name = "deit_tiny_patch16_224"
+    output = jax.jit(create_model(name).apply)(our_variables(timm_shapes[name]), photographs(2, 224))
+    close(output.logits, golden[name])
+    np.testing.assert_array_equal(output.class_logits, output.logits)
+    assert output.distillation_logits is None
+
+
+def test_full_size_logits_of_both_heads_are_those_of_timm(golden, timm_shapes, close):
+    name = "deit_tiny_distilled_patch16_224"
+    output = jax.jit(create_model(name).apply)(our_variables(timm_shapes[name]), photographs(2, 224))
+    class_logits, distillation_logits, fused = golden[name]
+    close(output.class_logits, class_logits)
+    close(output.distillation_logits, distillation_logits)
+    close(output.logits, fused)
+
+
+def test_tokens_at_every_depth_are_those_of_timm(golden, timm_shapes, close):
+    model = create_model("deit_small_distilled_patch16_224", **SMALL_VIT)
+    variables, images = our_variables(timm_shapes["small_vit"]), photographs(2, SMALL_VIT["image_size"])
+    output, state = jax.jit(functools.partial(model.apply, capture_intermediates=True, mutable="intermediates"))(
+        variables, images
+    )
+    close(jnp.stack([output.class_logits, output.distillation_logits, output.logits]), golden["small_vit"])
+    captured = state["intermediates"]
+    stages = [captured["Dropout_0"], *(captured[f"blocks_{i}"] for i in range(SMALL_VIT["depth"])), captured["norm"]]
+    assert len(stages) == len(golden["small_vit/tokens"])
+    for stage, expected in zip(stages, golden["small_vit/tokens"], strict=True):
+        close(stage["__call__"][0][0, list(TOKENS)], expected)
+
+
+def test_gelu_is_the_exact_one():
+    x = np.linspace(-4, 4, 81, dtype=np.float32)[:, None]
+    one = {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}
+    found = Mlp(1, 0.0, jnp.float32).apply({"params": {"fc1": one, "fc2": one}}, x, train=False, positions=None)
+    erf = np.array([value * 0.5 * (1 + math.erf(value / 2**0.5)) for value in x[:, 0].astype(np.float64)])
+    np.testing.assert_allclose(found[:, 0], erf, atol=1e-6)
+    assert np.abs(jax.nn.gelu(x)[:, 0] - erf).max() > 1e-4  # the tanh approximation would not pass
+
+
+def test_layer_norm_has_the_epsilon_of_the_reference():
+    # At a variance of the size of epsilon, where it counts; tokens of variance near 1 hide it.
+    x = np.random.RandomState(0).normal(size=(3, 50)) * 1e-3
+    centred = x - x.mean(-1, keepdims=True)
+    expected = centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    ones = {"scale": jnp.ones(50), "bias": jnp.zeros(50)}
+    np.testing.assert_allclose(
+        LayerNorm().apply({"params": ones}, x.astype(np.float32)), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+# --- names, sizes and refusals --------------------------------------------------------------------------------------
+
+
+def test_parameter_names_are_the_documented_contract(tiny):
+    _, variables, _ = tiny
+    block = [
+        *(f"norm{i}/{leaf}" for i in (1, 2) for leaf in ("scale", "bias")),
+        *(
+            f"{layer}/{leaf}"
+            for layer in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")
+            for leaf in ("kernel", "bias")
+        ),
+    ]
+    names = [
+        "cls_token",
+        "dist_token",
+        "pos_embed",
+        "patch_embed/proj/kernel",
+        "patch_embed/proj/bias",
+        "norm/scale",
+        "norm/bias",
+    ]
+    names += [f"blocks_{i}/{name}" for i in range(TINY["depth"]) for name in block]
+    names += ["head/kernel", "head/bias", "head_dist/kernel", "head_dist/bias"]
+    assert set(variables) == {"params"}
+    assert set(flat(variables["params"])) == set(names)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "patch_size", "distilled"), [(28, 4, True), (28, 7, False), (32, 32, True), (30, 5, False)]
+)
+def test_any_image_and_patch_size(image_size, patch_size, distilled):
+    sizes = TINY | {"image_size": image_size, "patch_size": patch_size, "depth": 1}
+    model = VisionTransformer(**sizes, distilled=distilled)
+    images = jnp.zeros((3, image_size, image_size, 3))
+    output, variables = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
+    assert variables["params"]["pos_embed"].shape == (
+        1,
+        (image_size // patch_size) ** 2 + 1 + distilled,
+        TINY["embed_dim"],
+    )
+    assert output.logits.shape == output.class_logits.shape == (3, 5)
+    assert (output.distillation_logits is not None) == distilled
+
+
+def test_mnist_sized_model_runs(answer):
+    assert isinstance(answer, ModelOutput)
+    assert all(part.shape == (4, 5) and np.isfinite(part).all() for part in answer)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"image_size": 30}, "image_size=30.*patch_size=4"),
+        ({"embed_dim": 25}, "embed_dim=25.*num_heads=3"),
+        ({"fusion": "sum"}, "'sum'.*logits, softmax"),
+    ],
+)
+def test_impossible_fields_are_refused_before_anything_runs(fields, said):
+    with pytest.raises(ValueError, match=said):
+        VisionTransformer(**(TINY | fields))
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (28, 32), (32, 28)])
+def test_images_of_another_size_are_refused_with_both_sizes(tiny, shape):
+    model, variables, _ = tiny
+    with pytest.raises(ValueError, match=rf"{shape[0]}x{shape[1]}.*image_size=28"):
+        jax.eval_shape(model.apply, variables, jnp.zeros((1, *shape, 3)))
+
+
+# --- initialisation -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """deit_tiny's parameters at a smaller patch, so that the position embedding is long."""
+    model = create_model("deit_tiny_distilled_patch16_224", image_size=64, patch_size=4, depth=1)
+    return flat(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"])
+
+
+NORMAL = ("cls_token", "dist_token", "pos_embed", "head/kernel", "head_dist/kernel") + tuple(
+    f"blocks_0/{layer}/kernel" for layer in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")
+)
+
+
+@pytest.mark.parametrize("name", NORMAL)
+def test_tokens_and_dense_kernels_start_normal_and_untruncated(fresh, name):
+    values = np.asarray(fresh[name]).ravel() / 0.02
+    error = values.size**-0.5  # of a mean; of a standard deviation it is smaller by the root of 2
+    assert abs(values.mean()) < 4 * error
+    assert abs(values.std() - 1) < 4 * error / 2**0.5
+    if values.size > 1000:  # a normal truncated at 2 sigma has a standard deviation of .88 and nothing beyond
+        beyond = 0.0455
+        assert abs((np.abs(values) > 2).mean() - beyond) < 4 * (beyond * (1 - beyond) / values.size) ** 0.5
+
+
+def test_patch_convolution_starts_as_in_pytorch(fresh):
+    bound = (4 * 4 * 3) ** -0.5
+    for name in ("patch_embed/proj/kernel", "patch_embed/proj/bias"):
+        values = np.asarray(fresh[name]).ravel()
+        assert 0.95 * bound < np.abs(values).max() <= bound
+        assert values.std() == pytest.approx(bound / 3**0.5, rel=2 * values.size**-0.5)
+
+
+def test_biases_start_at_0_and_scales_at_1(fresh):
+    for name, values in fresh.items():
+        if name.endswith("/scale"):
+            assert (np.asarray(values) == 1).all(), name
+        elif name.endswith("/bias") and name != "patch_embed/proj/bias":
+            assert (np.asarray(values) == 0).all(), name
+
+
+# --- dropping -------------------------------------------------------------------------------------------------------
+
+
+def test_stochastic_depth_rates_rise_linearly_from_0():
+    model = VisionTransformer(**(TINY | {"depth": 5}), drop_path_rate=0.4, dropout_rate=0.1)
+    rates, others = [], []
+
+    def record(next_function, args, kwargs, context):
+        if isinstance(context.module, Dropout):
+            (rates if context.module.whole_images else others).append(context.module.rate)
+        return next_function(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 3)))
+    np.testing.assert_allclose(rates, np.repeat([0, 0.1, 0.2, 0.3, 0.4], 2))  # both branches of a block
+    assert others == [0.1] * (1 + 5 * 3)  # after the position embedding; attn/proj, mlp/fc1 and mlp/fc2
+
+
+def test_stochastic_depth_of_a_model_drops_branches_independently(filled):
+    sizes = TINY | {"image_size": 4, "embed_dim": 6, "depth": 3}
+    model = VisionTransformer(**sizes, drop_path_rate=0.5)
+    images = np.random.RandomState(1).normal(size=(512, 4, 4, 3)).astype(np.float32)
+    variables = filled(model, images)
+    run = jax.jit(functools.partial(drop_path_outputs, model))
+    outputs = run(variables, images, rngs={"dropout": jax.random.key(2)})
+    kept = {i: [(np.asarray(branch) != 0).any((1, 2)) for branch in branches] for i, branches in outputs.items()}
+    assert all(branch.all() for branch in kept[0])
+    for i, rate in ((1, 0.25), (2, 0.5)):
+        for branch in kept[i]:
+            assert abs(branch.mean() - (1 - rate)) < 4 * (rate * (1 - rate) / 512) ** 0.5
+    draws = np.stack([branch for i in (1, 2) for branch in kept[i]])
+    correlation = np.corrcoef(draws) - np.eye(4)
+    assert np.abs(correlation).max() < 4 / 512**0.5
+
+
+@pytest.fixture(scope="module")
+def dropping():
+    """A model that drops, jitted: (variables, images, positions, key) to its output."""
+    model = VisionTransformer(**TINY, distilled=True, drop_path_rate=0.5, dropout_rate=0.1)
+
+    def apply(variables, images, positions, key):
+        return model.apply(variables, images, train=True, positions=positions, rngs={"dropout": key})
+
+    return model, jax.jit(apply)
+
+
+def test_a_row_of_a_model_depends_on_its_position_not_on_its_batch(tiny, dropping):
+    _, variables, images = tiny
+    _, apply = dropping
+    images, key = np.concatenate([images, images]), jax.random.key(3)
+    whole = np.asarray(apply(variables, images, np.arange(8), key).logits)
+    half = apply(variables, images[4:], np.arange(4, 8), key).logits
+    np.testing.assert_allclose(half, whole[4:], rtol=1e-4, atol=1e-5)
+    assert np.abs(whole[:4] - whole[4:]).max() > 0.01  # the same images, at other positions
+
+
+def test_dropping_is_off_in_evaluation(tiny, dropping, answer):
+    _, variables, images = tiny
+    model, apply = dropping
+    np.testing.assert_allclose(
+        jax.jit(model.apply)(variables, images).logits, answer.logits, rtol=1e-6
+    )  # and needs no key
+    dropped = apply(variables, images, np.arange(4), jax.random.key(3)).logits
+    assert np.abs(np.asarray(dropped) - answer.logits).max() > 0.01
+
+
+def test_training_without_dropping_needs_no_key_and_is_the_same(tiny, answer):
+    model, variables, images = tiny
+    trained = jax.jit(functools.partial(model.apply, train=True))(variables, images)
+    np.testing.assert_allclose(trained.logits, answer.logits, rtol=1e-6)
+
+
+# --- outputs --------------------------------------------------------------------------------------------------------
+
+
+def test_logits_are_the_fusion_of_the_two_heads(tiny, answer):
+    model, variables, images = tiny
+    heads = (answer.class_logits, answer.distillation_logits)
+    assert np.abs(heads[0] - heads[1]).max() > 0.1
+    np.testing.assert_allclose(answer.logits, fuse(*heads, "logits"), rtol=1e-5, atol=1e-6)
+    softmax = jax.jit(model.clone(fusion="softmax").apply)(variables, images)
+    np.testing.assert_allclose(softmax.logits, fuse(*heads, "softmax"), rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_computes_and_float32_answers(tiny, answer, close):
+    model, variables, images = tiny
+    low = model.clone(dtype=jnp.bfloat16)
+    parameters = jax.tree.leaves(jax.eval_shape(low.init, jax.random.key(0), images))
+    assert {leaf.dtype for leaf in parameters} == {jnp.dtype("float32")}
+    run = jax.jit(functools.partial(low.apply, capture_intermediates=True, mutable="intermediates"))
+    output, state = run(variables, images)
+    for found, expected in zip(output, answer, strict=True):
+        assert found.dtype == jnp.float32
+        close(found, expected, 0.05)
+        assert np.abs(np.asarray(found) - expected).max() > 1e-4  # it did compute in bfloat16
+    assert state["intermediates"]["blocks_1"]["__call__"][0].dtype == jnp.bfloat16
+
+
+def test_gradients_reach_every_parameter(tiny):
+    model, variables, images = tiny
+    gradients = jax.jit(jax.grad(lambda v: jnp.square(model.apply(v, images).logits).sum()))(variables)
+    for name, gradient in flat(gradients["params"]).items():
+        assert np.isfinite(gradient).all() and np.any(gradient), name

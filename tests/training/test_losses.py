@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.augment.mixing import smoothed_one_hot
+from deit_jax.models import ModelOutput
+from deit_jax.training.losses import DistillationLoss, cross_entropy, hard_distillation, soft_distillation
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return np.load(Path(__file__).parents[1] / "golden" / "training.npz")
+
+
+def test_cross_entropy_with_soft_targets_is_timms(golden):
+    np.testing.assert_allclose(cross_entropy(golden["logits"], golden["targets"]), golden["soft_target"], rtol=1e-6)
+
+
+def test_smoothed_targets_give_timms_label_smoothing_loss(golden):
+    targets = smoothed_one_hot(jnp.asarray(golden["labels"]), 10, 0.1)
+    np.testing.assert_allclose(cross_entropy(golden["logits"], targets), golden["label_smoothing"], rtol=1e-6)
+
+
+def test_hard_distillation_is_the_references(golden):
+    np.testing.assert_allclose(hard_distillation(golden["logits"], golden["teacher"]), golden["hard"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kl", ["released", "paper"])
+@pytest.mark.parametrize("tau", [1.0, 3.0])
+def test_soft_distillation_is_the_references(golden, kl, tau):
+    ours = soft_distillation(jnp.asarray(golden["logits"]), jnp.asarray(golden["teacher"]), tau=tau, kl=kl)
+    np.testing.assert_allclose(ours, golden[f"soft_{kl}_{tau:g}"], rtol=1e-5)
+
+
+def test_the_token_takes_the_teachers_term_and_the_class_head_the_labels(golden):
+    class_logits, token_logits = jnp.asarray(golden["logits"]), jnp.asarray(golden["logits"][::-1])
+    outputs = ModelOutput(class_logits, class_logits, token_logits)
+    loss, metrics = DistillationLoss("hard", alpha=0.25)(outputs, golden["targets"], golden["teacher"])
+    expected = 0.75 * golden["soft_target"] + 0.25 * hard_distillation(token_logits, golden["teacher"])
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics["class_loss"], golden["soft_target"], rtol=1e-6)
+    agreement = np.mean(golden["logits"][::-1].argmax(-1) == golden["teacher"].argmax(-1))
+    np.testing.assert_allclose(metrics["teacher_agreement"], agreement)
+
+
+def test_without_a_token_the_class_head_takes_both_terms(golden):
+    logits = jnp.asarray(golden["logits"])
+    loss, _ = DistillationLoss("soft", alpha=0.1, tau=3.0)(ModelOutput(logits, logits, None), golden["targets"], golden["teacher"])
+    np.testing.assert_allclose(loss, 0.9 * golden["soft_target"] + 0.1 * golden["soft_released_3"], rtol=1e-5)
+
+
+def test_kind_none_ignores_teacher_and_token(golden):
+    logits = jnp.asarray(golden["logits"])
+    outputs = ModelOutput(logits, logits, jnp.full_like(logits, jnp.nan))
+    loss, metrics = DistillationLoss("none")(outputs, golden["targets"], None)
+    np.testing.assert_allclose(loss, golden["soft_target"], rtol=1e-6)
+    assert set(metrics) == {"loss", "class_loss"}
+
+
+def test_a_missing_teacher_and_unknown_kinds_are_refused(golden):
+    logits = jnp.asarray(golden["logits"])
+    outputs = ModelOutput(logits, logits, None)
+    with pytest.raises(ValueError, match="needs a teacher"):
+        DistillationLoss("hard")(outputs, golden["targets"], None)
+    with pytest.raises(ValueError, match="'firm'"):
+        DistillationLoss("firm")(outputs, golden["targets"], golden["teacher"])
+    with pytest.raises(ValueError, match="kl='reverse'"):
+        soft_distillation(logits, logits, tau=1.0, kl="reverse")
