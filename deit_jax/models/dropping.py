@@ -23,6 +23,11 @@ class Dropout(nn.Module):
     rate: float
     whole_images: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.rate < 1:
+            raise ValueError(f"a dropout or stochastic depth rate must be at least 0 and below 1, not {self.rate}")
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None = None) -> jax.Array:
         """positions: int32[B], the images' positions in the global batch; None: 0 to B-1."""

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+IMPLEMENTATIONS = ("auto", "native", "packed")
+
 # A pack of groups has at least this many channels, if there are so many: narrower dense convolutions are slow themselves.
 _PACK_CHANNELS = 64
 

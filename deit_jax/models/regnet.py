@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.models.dropping import Dropout
-from deit_jax.models.grouped_conv import GroupedConv
+from deit_jax.models.grouped_conv import IMPLEMENTATIONS, GroupedConv
 from deit_jax.models.output import ModelOutput
 
 
@@ -168,6 +168,11 @@ class RegNet(nn.Module):
     drop_path_rate: float = 0.0
     grouped_conv: str = "auto"  # as in `GroupedConv`
     dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.grouped_conv not in IMPLEMENTATIONS:
+            raise ValueError(f"grouped_conv={self.grouped_conv!r} is not one of {', '.join(IMPLEMENTATIONS)}")
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:

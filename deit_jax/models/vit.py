@@ -19,14 +19,13 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from deit_jax.models.dropping import Dropout
+from deit_jax.models.layer_norm import LayerNorm
 from deit_jax.models.output import FUSIONS, ModelOutput, fuse
 
 # timm's trunc_normal_(std=.02) cuts at the absolute values -2 and 2, a hundred standard deviations: a plain normal.
 embedding_init = nn.initializers.normal(0.02)
 
 Dense = functools.partial(nn.Dense, kernel_init=embedding_init)
-# The released code's epsilon; the fast variance E[x^2] - E[x]^2 would lose digits against PyTorch.
-LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 
 
 def patch_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:

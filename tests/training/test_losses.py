@@ -47,7 +47,9 @@ def test_the_token_takes_the_teachers_term_and_the_class_head_the_labels(golden)
 
 def test_without_a_token_the_class_head_takes_both_terms(golden):
     logits = jnp.asarray(golden["logits"])
-    loss, _ = DistillationLoss("soft", alpha=0.1, tau=3.0)(ModelOutput(logits, logits, None), golden["targets"], golden["teacher"])
+    loss, _ = DistillationLoss("soft", alpha=0.1, tau=3.0)(
+        ModelOutput(logits, logits, None), golden["targets"], golden["teacher"]
+    )
     np.testing.assert_allclose(loss, 0.9 * golden["soft_target"] + 0.1 * golden["soft_released_3"], rtol=1e-5)
 
 
