@@ -1,0 +1,1 @@
+"""Augmentation on the device: pure, batched, jit-able functions of (key, images, labels)."""

@@ -1,0 +1,165 @@
+"""The training recipe of Table 9 (arXiv 2012.12877), in the order of the released code, and the evaluation's half of it."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from deit_jax.augment import erasing, mixing
+from deit_jax.augment.color import normalize
+from deit_jax.augment.geometry import flip_horizontally
+from deit_jax.augment.keys import fold_in_each
+from deit_jax.augment.randaugment import RandAugment
+
+# Every stage folds a tag of its own into the key before the row's or the group's number, so that stages are independent.
+_STAGES_OF_A_ROW = 4  # flip, RandAugment, erased box, erased noise: tags 0 to 3
+_MIX = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainAugmentation:
+    """Flip, RandAugment, normalise, erase, mix: uint8 batches to what the networks and the loss see.
+
+    Fields carry the names of the configuration's `augment` section. Hashable, so it can be a static argument of jit.
+
+    Attributes:
+        num_classes: K, the width of the targets.
+        mean: of RGB in [0, 1]; also gives the fill colour of RandAugment's geometric operations.
+        std: of RGB in [0, 1].
+        flip_probability: of a horizontal flip; 0 = off.
+        rand_augment: timm's notation, see `RandAugment.parse`; "" = off.
+        erase_probability: that an image gets an erased box; 0 = off.
+        erase_mode: "pixel", "rand" or "const", see `erasing.erase`.
+        mixup_alpha: Beta parameter; 0 = off.
+        cutmix_alpha: Beta parameter; 0 = off.
+        mix_probability: that a group is mixed at all.
+        switch_probability: that a mixed group gets CutMix rather than mixup, when both are on.
+        label_smoothing: eps.
+        group_size: rows that share one mixing draw; even.
+
+    Raises:
+        ValueError: a value that cannot be used; one line that names the field as augment.<name>.
+    """
+
+    num_classes: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    flip_probability: float = 0.5
+    rand_augment: str = "rand-m9-mstd0.5-inc1"
+    erase_probability: float = 0.25
+    erase_mode: str = "pixel"
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+    mix_probability: float = 1.0
+    switch_probability: float = 0.5
+    label_smoothing: float = 0.1
+    group_size: int = 256
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            values = tuple(float(value) for value in getattr(self, name))
+            object.__setattr__(self, name, values)  # a list would make the recipe unhashable
+            if len(values) != 3:
+                raise ValueError(f"augment.{name}: expected 3 values (RGB), got {len(values)}")
+        if not all(0 <= value <= 1 for value in self.mean):
+            raise ValueError(f"augment.mean: of pixels in [0, 1], got {self.mean}")
+        if min(self.std) <= 0:
+            raise ValueError(f"augment.std: must be above 0, got {self.std}")
+        for name in ("flip_probability", "erase_probability", "mix_probability", "switch_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name}: must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"augment.{name}: must be 0 (off) or above, got {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"augment.label_smoothing: must lie in [0, 1), got {self.label_smoothing}")
+        if self.num_classes < 1:
+            raise ValueError(f"num_classes: must be at least 1, got {self.num_classes}")
+        if self.erase_mode not in erasing.MODES:
+            raise ValueError(f"augment.erase_mode: {self.erase_mode!r} is none of {', '.join(erasing.MODES)}")
+        if self.mixes and (self.group_size < 2 or self.group_size % 2):
+            raise ValueError(f"augment.group_size: rows are mixed in pairs, so it must be even, got {self.group_size}")
+        if self.rand_augment:
+            try:
+                RandAugment.parse(self.rand_augment)
+            except ValueError as error:
+                raise ValueError(f"augment.rand_augment: {error}") from None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether targets can be mixtures of two labels."""
+        return (self.mixup_alpha > 0 or self.cutmix_alpha > 0) and self.mix_probability > 0
+
+    def __call__(
+        self,
+        key: jax.Array,
+        images: jax.Array,
+        labels: jax.Array,
+        mesh: Mesh | None = None,
+        axis: str | tuple[str, ...] = "data",
+    ) -> tuple[jax.Array, jax.Array]:
+        """Augments one global batch.
+
+        The values depend on the key and on a row's place in the batch, not on the mesh.
+
+        Args:
+            key: the step's PRNG key.
+            images: uint8[B, H, W, 3].
+            labels: int32[B].
+            mesh: give it when the batch is spread over several devices: each then augments its own rows (without it
+                XLA gathers the whole batch on every device, because images are augmented in a loop).
+            axis: the mesh axis or axes that split the batch; their size divides B.
+
+        Returns:
+            (images float32[B, H, W, 3], targets float32[B, num_classes]).
+
+        Raises:
+            ValueError: B is not a multiple of group_size while mixing is on.
+        """
+        batch_size, *image_size, _ = images.shape
+        if self.mixes and batch_size % self.group_size:
+            raise ValueError(f"augment.group_size: {self.group_size} does not divide the batch of {batch_size} images")
+
+        augment = self._augment_images
+        if mesh is not None:
+            rows = PartitionSpec(axis)
+            augment = jax.shard_map(augment, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows)
+        images = augment(key, images, jnp.arange(batch_size))
+
+        targets = mixing.smoothed_one_hot(labels, self.num_classes, self.label_smoothing)
+        if self.mixes:
+            mix = mixing.draw_mix(
+                jax.random.fold_in(key, _MIX),
+                batch_size // self.group_size,
+                tuple(image_size),
+                mixup_alpha=self.mixup_alpha,
+                cutmix_alpha=self.cutmix_alpha,
+                mix_probability=self.mix_probability,
+                switch_probability=self.switch_probability,
+            )
+            images, targets = mixing.mix_images(images, mix), mixing.mix_targets(targets, mix)
+        return images, targets
+
+    def _augment_images(self, key: jax.Array, images: jax.Array, positions: jax.Array) -> jax.Array:
+        """What happens to each image by itself: uint8[B, H, W, 3] at int32[B] positions to float32[B, H, W, 3]."""
+
+        # All keys in two calls: every call compiles a generator of its own.
+        stages = fold_in_each(key, jnp.arange(_STAGES_OF_A_ROW))
+        flip, rand_augment, box, noise = jax.vmap(fold_in_each, in_axes=(0, None))(stages, positions)
+
+        if self.flip_probability > 0:
+            images = flip_horizontally(flip, images, self.flip_probability)
+        if self.rand_augment:
+            fill = tuple(min(255, round(255 * value)) for value in self.mean)
+            images = RandAugment.parse(self.rand_augment)(rand_augment, images, fill)
+        images = normalize(images, self.mean, self.std)
+        if self.erase_probability > 0:
+            boxes = erasing.draw_boxes(box, self.erase_probability, images.shape[1:3])
+            images = erasing.erase(noise, images, boxes, self.erase_mode)
+        return images
+
+
+def prepare_for_evaluation(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """Normalises a batch and nothing else: uint8[B, H, W, 3] to float32[B, H, W, 3]."""
+    return normalize(images, mean, std)

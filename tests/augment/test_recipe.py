@@ -1,0 +1,181 @@
+import dataclasses
+import functools
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.augment.recipe import TrainAugmentation, prepare_for_evaluation
+
+ROOT = pathlib.Path(__file__).parents[2]
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OFF = dict(
+    flip_probability=0.0,
+    rand_augment="",
+    erase_probability=0.0,
+    mixup_alpha=0.0,
+    cutmix_alpha=0.0,
+    label_smoothing=0.0,
+)
+
+
+def batch(rows, size=(16, 20)):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (rows, *size, 3), dtype=np.uint8)
+    return jnp.asarray(images), jnp.arange(rows, dtype=jnp.int32) * 7 % 10
+
+
+@functools.cache
+def jitted(recipe):
+    return jax.jit(recipe)
+
+
+def run(rows=8, key=0, **fields):
+    return jitted(TrainAugmentation(num_classes=10, **fields))(jax.random.key(key), *batch(rows))
+
+
+def test_everything_off_is_the_evaluation_and_one_hot():
+    images, labels = batch(7)
+    augmented, targets = run(7, **OFF)
+    np.testing.assert_allclose(augmented, prepare_for_evaluation(images, MEAN, STD), rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(targets, np.eye(10)[labels])
+
+
+def test_stages_that_are_off_cost_nothing():
+    images, labels = batch(8)
+    recipe = jax.jit(TrainAugmentation(num_classes=10, **OFF))
+    program = recipe.lower(jax.random.key(0), images, labels).compile().as_text()
+    for instruction in ("while(", "conditional(", "reverse(", "xor(", "rng"):  # xor: the random generator
+        assert instruction not in program
+
+
+def test_whole_recipe():
+    augmented, targets = run(8, group_size=4, erase_probability=0.6)
+    assert augmented.shape == (8, 16, 20, 3) and augmented.dtype == jnp.float32
+    assert targets.shape == (8, 10) and targets.dtype == jnp.float32
+    np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-5)
+    assert np.isfinite(augmented).all()
+    again, _ = run(8, group_size=4, erase_probability=0.6)
+    np.testing.assert_array_equal(augmented, again)
+    other, _ = run(8, key=1, group_size=4, erase_probability=0.6)
+    assert np.mean(np.asarray(other) != augmented) > 0.5
+
+
+def test_flip_share():
+    images, _ = batch(400)
+    flipped, _ = run(400, **OFF | {"flip_probability": 0.3})
+    plain = prepare_for_evaluation(images, MEAN, STD)
+    is_flipped = np.isclose(flipped, plain[:, :, ::-1], atol=1e-5).all((1, 2, 3))
+    is_plain = np.isclose(flipped, plain, atol=1e-5).all((1, 2, 3))
+    assert np.all(is_flipped ^ is_plain)
+    assert abs(is_flipped.mean() - 0.3) < 0.08
+
+
+def test_stages_draw_independently():
+    """The same rows are flipped and erased no more often than chance has it."""
+    images, _ = batch(600)
+    options = OFF | {"flip_probability": 0.5, "erase_probability": 0.5, "erase_mode": "const"}
+    augmented, _ = run(600, **options)
+    plain = np.asarray(prepare_for_evaluation(images, MEAN, STD))
+    kept = np.asarray(augmented) != 0
+    same = np.where(kept, np.isclose(augmented, plain, atol=1e-5), True).all((1, 2, 3))
+    erased = ~kept.all((1, 2, 3))
+    assert abs(same.mean() - 0.5) < 0.07 and abs(erased.mean() - 0.5) < 0.07
+    assert abs((same & erased).mean() - 0.25) < 0.07
+
+
+def test_a_row_depends_on_its_position_only():
+    """Rows of a batch of 8 are the first rows of a batch of 16, when they form the same groups."""
+    few, few_targets = run(8, group_size=4, erase_probability=0.6)
+    many, many_targets = run(16, group_size=4, erase_probability=0.6)
+    np.testing.assert_allclose(few, many[:8], rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(few_targets, many_targets[:8])
+
+
+def test_mixing_shows_in_images_and_targets_alike():
+    """Uniform images whose grey level is their class: the mixed level is the target's expectation (mixup)."""
+    labels = jnp.arange(8, dtype=jnp.int32)
+    images = jnp.broadcast_to((labels * 10).astype(jnp.uint8)[:, None, None, None], (8, 4, 4, 3))
+    recipe = TrainAugmentation(10, mean=(0, 0, 0), std=(1, 1, 1), **OFF | {"mixup_alpha": 0.8}, group_size=4)
+    mixed, targets = jax.jit(recipe)(jax.random.key(0), images, labels)
+    assert np.any(targets[:, :].max(1) < 0.99)
+    np.testing.assert_allclose(mixed[:, 0, 0, 0] * 25.5, targets @ jnp.arange(10.0), rtol=1e-4)
+    assert not np.any(targets[:4, 4:]) and not np.any(targets[4:, :4])
+
+
+def test_hashable_and_equal():
+    one, other = TrainAugmentation(10, mean=[0.5] * 3), TrainAugmentation(10, mean=(0.5, 0.5, 0.5))
+    assert one == other and hash(one) == hash(other)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        one.group_size = 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("mean", (0.5,)),
+        ("mean", (124, 116, 104)),
+        ("std", (0.0, 1.0, 1.0)),
+        ("flip_probability", 1.5),
+        ("rand_augment", "rand-m9-x1"),
+        ("erase_probability", -0.1),
+        ("erase_mode", "gauss"),
+        ("mixup_alpha", -1.0),
+        ("cutmix_alpha", float("nan")),
+        ("mix_probability", 2.0),
+        ("switch_probability", -1.0),
+        ("label_smoothing", 1.0),
+        ("group_size", 3),
+    ],
+)
+def test_a_bad_field_is_named(field, value):
+    with pytest.raises(ValueError, match=rf"^augment\.{field}: ") as error:
+        TrainAugmentation(num_classes=10, **{field: value})
+    assert "\n" not in str(error.value)
+
+
+def test_batch_of_broken_groups():
+    with pytest.raises(ValueError, match=r"^augment\.group_size: 4 does not divide the batch of 6"):
+        run(6, group_size=4)
+    run(6, **OFF | {"group_size": 4})  # without mixing groups do not matter
+
+
+# Prints, for a batch on one of 8 devices and on all 8: the largest difference, and the collectives of the second program.
+ON_EIGHT_DEVICES = """
+import re, jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from deit_jax.augment.recipe import TrainAugmentation
+assert jax.device_count() == 8
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+rng = np.random.default_rng(0)
+batch = rng.integers(0, 256, (32, 16, 20, 3), dtype=np.uint8), rng.integers(0, 10, 32).astype(np.int32)
+recipe = TrainAugmentation(num_classes=10, group_size=4, erase_probability=0.6)
+key = jax.random.key(7)
+alone = jax.jit(recipe)(key, *batch)
+split = NamedSharding(mesh, PartitionSpec("data"))
+sharded = jax.jit(lambda *args: recipe(*args, mesh=mesh), out_shardings=split)
+spread = jax.device_put(batch, split)
+text = sharded.lower(key, *spread).compile().as_text()
+both = zip(alone, sharded(key, *spread), strict=True)
+print("difference", max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in both))
+names = r"all-gather|all-reduce|all-to-all|collective-permute"
+print("collectives", len(re.findall(rf"= \\S+ (?:{names})(?:-start)?\\(", text)))
+"""
+
+
+def test_one_and_eight_devices_agree_and_exchange_nothing():
+    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8", JAX_PLATFORMS="cpu")
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", ON_EIGHT_DEVICES], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    difference = float(re.search(r"difference (\S+)", done.stdout)[1])
+    assert difference < 1e-6  # another fusion may round the last bit otherwise; draws are the same
+    assert "collectives 0" in done.stdout
