@@ -51,14 +51,14 @@ def progress(
     epoch: float,
     loss: float,
     learning_rate: float,
-    images_per_second: float,
-    eta: float,
+    images_per_second: float | None,
+    eta: float | None,
 ) -> None:
-    """The progress line; `eta` in seconds."""
-    say(
-        f"step {step:>{len(str(total_steps))}}/{total_steps}  epoch {epoch:6.2f}  loss {loss:.4f}  "
-        f"lr {learning_rate:.3g}  {images_per_second:.4g} images/s  ETA {duration(eta)}"
-    )
+    """The progress line; `eta` in seconds. Speed and ETA are left out where they are not known yet."""
+    line = f"step {step:>{len(str(total_steps))}}/{total_steps}  epoch {epoch:6.2f}  loss {loss:.4f}  lr {learning_rate:.3g}"
+    if images_per_second is not None and eta is not None:
+        line += f"  {images_per_second:,.0f} images/s  ETA {duration(eta)}"
+    say(line)
 
 
 def scores_line(step: int, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:

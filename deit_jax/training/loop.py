@@ -83,7 +83,7 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
             def write_pending() -> None:
                 nonlocal pending
                 if pending is not None:
-                    log_step(writer, config, plan, pace, *pending)
+                    log_step(writer, config, plan, *pending)
                     pending = None
 
             for step, batch in enumerate(batches, start + 1):
@@ -95,7 +95,7 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
                     jax.block_until_ready(state)  # compiled and run once: the pace counts from here
                     pace.restart()
                 if step % config.log.every_steps == 0 or step in (1, plan.total_steps):
-                    pending = (step, metrics)
+                    pending = (step, metrics, pace.seconds_per_step())
 
                 last = step == plan.total_steps
                 evaluating = last or (plan.evaluate_every and step % plan.evaluate_every == 0)
@@ -133,22 +133,27 @@ def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def log_step(
-    writer: MetricsWriter, config: ConfigDict, plan: Plan, pace: Pace, step: int, metrics: dict[str, jax.Array]
+    writer: MetricsWriter,
+    config: ConfigDict,
+    plan: Plan,
+    step: int,
+    metrics: dict[str, jax.Array],
+    seconds_per_step: float | None,
 ) -> None:
-    """Write a step's metrics to the files and the console."""
+    """Write a step's metrics to the files and the console; without a pace (the first step) no speed is told."""
     values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
-    seconds = pace.seconds_per_step()
-    speed = 0.0 if seconds is None else config.train.batch_size / seconds
-    epoch = step / plan.steps_per_epoch
-    writer.write(step, values | {"epoch": epoch, "images_per_second": speed})
+    values["epoch"] = step / plan.steps_per_epoch
+    if seconds_per_step is not None:
+        values["images_per_second"] = config.train.batch_size / seconds_per_step
+    writer.write(step, values)
     console.progress(
         step=step,
         total_steps=plan.total_steps,
-        epoch=epoch,
+        epoch=values["epoch"],
         loss=values["train/loss"],
         learning_rate=values["train/learning_rate"],
-        images_per_second=speed,
-        eta=0.0 if seconds is None else seconds * (plan.total_steps - step),
+        images_per_second=values.get("images_per_second"),
+        eta=None if seconds_per_step is None else seconds_per_step * (plan.total_steps - step),
     )
 
 

@@ -82,7 +82,7 @@ def make_train_step(
         ema = state.ema
         if ema is not None:
             ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1.0 - ema_decay)
-        metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate": schedule(state.step)}
+        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
         new_state = TrainState(
             step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
         )

@@ -1,0 +1,59 @@
+"""Configurations of the real recipe, small enough for a test: seconds to compile, the same code."""
+
+from ml_collections import ConfigDict
+
+from deit_jax.config import default_config
+
+STUDENT = dict(patch_size=14, embed_dim=16, depth=2, num_heads=2)
+TEACHER = dict(w0=8, wa=8.0, wm=2.0, depth=2, group_width=8, stem_width=8, stem_stride=2)
+
+
+def tiny_config(**changes) -> ConfigDict:
+    """A distilled DeiT on embedded images with everything random on; `changes` by dotted name (with __ for the dots)."""
+    config = default_config()
+    config.image_size = 28
+    config.model.name = "deit_tiny_distilled_patch16_224"
+    config.distillation.kind = "hard"
+    config.teacher.name = "regnety_002"
+    config.teacher.weights = "random"
+    config.data.source = "fashion_mnist_10k"
+    config.data.train_crop = "padded"
+    config.data.max_eval_images = 90
+    config.data.num_threads = 1
+    config.augment.rand_augment = ""
+    config.augment.group_size = 4
+    config.train.batch_size = 32
+    config.train.max_steps = 4
+    config.schedule.warmup_learning_rate = 1e-3
+    config.schedule.base_batch_size = 32
+    config.ema.decay = 0.9
+    config.evaluation.batch_size = 40
+    config.evaluation.crop_ratio = 1.0
+    config.log.every_steps = 1
+    config.log.tensorboard = False
+    with config.unlocked():
+        config.model.overrides = dict(STUDENT)
+        config.teacher.overrides = dict(TEACHER)
+    config.model.drop_path_rate = 0.2
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
+    return config
+
+
+def tiny_teacher_config() -> ConfigDict:
+    """The teacher of `tiny_config`, to be trained."""
+    config = tiny_config(distillation__kind="none", teacher__weights="", model__name="regnety_002")
+    with config.unlocked():
+        config.model.overrides = dict(TEACHER)
+    config.model.drop_path_rate = 0.0
+    return config
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """For run.py: `student`, `teacher`, or `both` (the teacher trained first)."""
+    if argument == "teacher":
+        return tiny_teacher_config()
+    config = tiny_config()
+    if argument == "both":
+        config.teacher.weights = ""
+        config.teacher.recipe = tiny_teacher_config()
+    return config

@@ -1,0 +1,134 @@
+"""The training step on tiny models: what it computes must not depend on how it is computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.data.loading import train_batches
+from deit_jax.data.registry import open_source, train_crop
+from deit_jax.modes.train import load_teacher
+from deit_jax.parallel.mesh import make_mesh
+from deit_jax.parallel.sharding import put_batch, replicated
+from deit_jax.training.plan import resolve
+from deit_jax.training.program import build_program
+from tests.tiny import tiny_config, tiny_teacher_config
+
+
+def run_steps(config, tmp_path, *, devices=1, steps=2):
+    """`steps` steps on the given number of devices: (state before, state after, metrics of each step)."""
+    source = open_source(config.data, "train")
+    plan = resolve(config, num_images=len(source), data_classes=10)
+    mesh = make_mesh(jax.devices()[:devices])
+    teacher = load_teacher(config, tmp_path)
+    program = build_program(config, plan, mesh, teacher)
+    variables = None if teacher is None else jax.device_put(teacher.variables, replicated(mesh))
+    state, history = program.init(), []
+    before = jax.device_get(state)
+    crop = train_crop(config.data, plan.image_size)
+    for batch in train_batches(source, plan.order, crop, start_step=0, stop_step=steps, num_threads=0):
+        state, metrics = program.train_step(state, variables, put_batch(mesh, batch))
+        history.append(jax.device_get(metrics))
+    return before, jax.device_get(state), history
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    return run_steps(tiny_config(), tmp_path_factory.mktemp("teacher"))
+
+
+def difference(one, other) -> float:
+    """Largest absolute difference of two trees."""
+    return max(
+        float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
+
+
+def assert_same_run(one, other):
+    (_, state, history), (_, other_state, other_history) = one, other
+    for metrics, other_metrics in zip(history, other_history, strict=True):
+        for name, value in metrics.items():
+            np.testing.assert_allclose(other_metrics[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
+    # Adam divides by the root of the second moment, so a rounding error in a gradient near 0 may move a weight by a learning rate.
+    assert difference(state.params, other_state.params) < 2e-3
+    assert difference(state.ema, other_state.ema) < 2e-3
+
+
+def test_a_step_moves_every_parameter_and_counts(one_device):
+    before, after, history = one_device
+    assert int(after.step) == 2
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: np.abs(a - b).max(), before.params, after.params)):
+        assert leaf > 0, jax.tree_util.keystr(path)
+    assert all(np.isfinite(value) for metrics in history for value in metrics.values())
+    expected = 0.5 * history[0]["class_loss"] + 0.5 * history[0]["distillation_loss"]
+    np.testing.assert_allclose(history[0]["loss"], expected, rtol=1e-6)
+
+
+def test_the_moving_average_follows_the_weights(one_device):
+    before, after, _ = one_device
+    name = ("head", "kernel")
+    start, end = (state.params[name[0]][name[1]] for state in (before, after))
+    average = after.ema["params"][name[0]][name[1]]
+    assert np.abs(average - start).max() > 0
+    assert np.linalg.norm(average - start) < np.linalg.norm(end - start)
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_several_devices_make_the_same_run(one_device, devices, tmp_path):
+    assert_same_run(one_device, run_steps(tiny_config(), tmp_path, devices=devices))
+
+
+def test_microbatches_make_the_same_run(one_device, tmp_path):
+    assert_same_run(one_device, run_steps(tiny_config(train__accumulation_steps=4), tmp_path))
+
+
+def test_microbatches_on_several_devices_make_the_same_run(one_device, tmp_path):
+    assert_same_run(one_device, run_steps(tiny_config(train__accumulation_steps=2), tmp_path, devices=4))
+
+
+def test_another_seed_makes_another_run(one_device, tmp_path):
+    _, state, _ = run_steps(tiny_config(seed=1), tmp_path)
+    assert difference(one_device[1].params, state.params) > 1e-2
+
+
+def test_a_convnet_trains_its_running_statistics(tmp_path):
+    config = tiny_teacher_config()
+    before, after, history = run_steps(config, tmp_path)
+    assert set(history[0]) == {"loss", "class_loss", "grad_norm", "learning_rate"}
+    assert difference(before.batch_stats, after.batch_stats) > 1e-3
+    # The moving average covers BatchNorm's statistics too: v = d * v + (1 - d) * p, twice.
+    one, two, average = (
+        s["stem"]["bn"]["mean"] for s in (before.batch_stats, after.batch_stats, after.ema["batch_stats"])
+    )
+    assert np.abs(average - one).max() > 0
+    assert np.linalg.norm(average - one) < np.linalg.norm(two - one)
+
+
+def test_several_devices_share_batchnorm_statistics(tmp_path):
+    one = run_steps(tiny_teacher_config(), tmp_path, steps=1)
+    four = run_steps(tiny_teacher_config(), tmp_path, devices=4, steps=1)
+    np.testing.assert_allclose(one[2][0]["loss"], four[2][0]["loss"], rtol=1e-5)
+    assert difference(one[1].batch_stats, four[1].batch_stats) < 1e-5
+
+
+def test_clipping_bounds_the_update_of_sgd(tmp_path):
+    changes = {"optimizer__name": "sgd", "optimizer__weight_decay": 0.0, "train__clip_norm": 1e-3, "ema__decay": 0.0}
+    before, after, history = run_steps(tiny_config(**changes), tmp_path, steps=1)
+    moved = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)))
+    assert history[0]["grad_norm"] > 1e-2  # told before clipping
+    # Nesterov's first step is (1 + momentum) times the gradient.
+    np.testing.assert_allclose(moved, 1.9 * 1e-3 * history[0]["learning_rate"], rtol=1e-3)
+    assert after.ema is None
+
+
+def test_without_a_teacher_the_token_head_gets_no_gradient(tmp_path):
+    config = tiny_config(distillation__kind="none", teacher__weights="", optimizer__weight_decay=0.0)
+    before, after, _ = run_steps(config, tmp_path, steps=1)
+    np.testing.assert_array_equal(before.params["head_dist"]["kernel"], after.params["head_dist"]["kernel"])
+    assert np.abs(before.params["head"]["kernel"] - after.params["head"]["kernel"]).max() > 0
+
+
+def test_bfloat16_compute_keeps_float32_state(tmp_path):
+    _, after, history = run_steps(tiny_config(compute_dtype="bfloat16"), tmp_path, steps=1)
+    assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
+    assert np.isfinite(history[0]["loss"])
