@@ -68,10 +68,10 @@ class Checkpoints:
             ) from error
 
 
-def load_variables(workdir: str | Path, which: str = "raw") -> tuple[Variables, int]:
-    """The trained weights of a workdir, as numpy arrays for model.apply, and their step.
+def load_state(workdir: str | Path) -> tuple[dict[str, Any], int]:
+    """The newest checkpoint of a workdir as nested dicts of arrays on one device, named as in TrainState, and its step.
 
-    which: "raw" or "ema". Raises CheckpointError if there is no checkpoint, or no EMA in it.
+    Raises CheckpointError if there is none.
     """
     folder = Path(workdir).absolute() / "checkpoints"
     if not folder.is_dir():
@@ -85,11 +85,17 @@ def load_variables(workdir: str | Path, which: str = "raw") -> tuple[Variables, 
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), manager.item_metadata(step).tree
         )
-        state: dict[str, Any] = manager.restore(step, args=ocp.args.StandardRestore(like))
-    if which == "raw":
-        variables = {"params": state["params"], "batch_stats": state["batch_stats"] or {}}
-    elif state.get("ema") is None:
-        raise CheckpointError(f"{folder}/{step} holds no moving average (ema.decay was 0): ask for raw weights")
-    else:
-        variables = {"params": state["ema"]["params"], "batch_stats": state["ema"].get("batch_stats") or {}}
+        return manager.restore(step, args=ocp.args.StandardRestore(like)), step
+
+
+def load_variables(workdir: str | Path, which: str = "raw") -> tuple[Variables, int]:
+    """The trained weights of a workdir, as numpy arrays for model.apply, and their step.
+
+    which: "raw" or "ema". Raises CheckpointError if there is no checkpoint, or no EMA in it.
+    """
+    state, step = load_state(workdir)
+    variables = state if which == "raw" else state.get("ema")
+    if variables is None:
+        raise CheckpointError(f"{workdir}, step {step}, holds no moving average (ema.decay was 0): ask for raw weights")
+    variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats") or {}}
     return jax.tree.map(np.asarray, variables), step

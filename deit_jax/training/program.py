@@ -15,6 +15,7 @@ from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.config import ConfigError
 from deit_jax.models import create_model
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
+from deit_jax.reporting import console
 from deit_jax.training.losses import DistillationLoss
 from deit_jax.training.optimizer import make_optimizer
 from deit_jax.training.plan import Plan
@@ -85,6 +86,12 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
             f"config.train.batch_size={config.train.batch_size} does not divide into "
             f"config.train.accumulation_steps={config.train.accumulation_steps} microbatches on {mesh.size} devices"
         )
+    augment = build_augmentation(config, plan.num_classes)
+    if augment.mixes and (config.train.batch_size // mesh.size) % augment.group_size:
+        console.warn(
+            f"a device holds {config.train.batch_size // mesh.size} rows, no multiple of config.augment.group_size="
+            f"{augment.group_size}: rows move between devices to be mixed"
+        )
     model = build_model(
         config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
     )
@@ -107,7 +114,7 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
     sharding = state_sharding(mesh, shapes)
     train_step = make_train_step(
         model,
-        augment=build_augmentation(config, plan.num_classes),
+        augment=augment,
         loss=DistillationLoss(**config.distillation.to_dict()),
         optimizer=optimizer,
         schedule=schedule,

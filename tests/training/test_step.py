@@ -40,7 +40,8 @@ def one_device(tmp_path_factory):
 def difference(one, other) -> float:
     """Largest absolute difference of two trees."""
     return max(
-        float(np.max(np.abs(a - b), initial=0.0)) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+        float(np.max(np.abs(a - b), initial=0.0))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     )
 
 
@@ -49,7 +50,7 @@ def assert_same_run(one, other):
     for metrics, other_metrics in zip(history, other_history, strict=True):
         for name, value in metrics.items():
             np.testing.assert_allclose(other_metrics[name], value, rtol=2e-4, atol=1e-6, err_msg=name)
-    # Adam divides by the root of the second moment, so a rounding error in a gradient near 0 may move a weight by a learning rate.
+    # Adam divides by the root of the second moment: a rounding error in a gradient near 0 can move a weight by a learning rate.
     assert difference(state.params, other_state.params) < 2e-3
     assert difference(state.ema, other_state.ema) < 2e-3
 
@@ -57,7 +58,9 @@ def assert_same_run(one, other):
 def test_a_step_moves_every_parameter_and_counts(one_device):
     before, after, history = one_device
     assert int(after.step) == 2
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.tree.map(lambda a, b: np.abs(a - b).max(), before.params, after.params)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda a, b: np.abs(a - b).max(), before.params, after.params)
+    ):
         assert leaf > 0, jax.tree_util.keystr(path)
     assert all(np.isfinite(value) for metrics in history for value in metrics.values())
     expected = 0.5 * history[0]["class_loss"] + 0.5 * history[0]["distillation_loss"]
@@ -114,7 +117,9 @@ def test_several_devices_share_batchnorm_statistics(tmp_path):
 def test_clipping_bounds_the_update_of_sgd(tmp_path):
     changes = {"optimizer__name": "sgd", "optimizer__weight_decay": 0.0, "train__clip_norm": 1e-3, "ema__decay": 0.0}
     before, after, history = run_steps(tiny_config(**changes), tmp_path, steps=1)
-    moved = np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)))
+    moved = np.sqrt(
+        sum(np.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True))
+    )
     assert history[0]["grad_norm"] > 1e-2  # told before clipping
     # Nesterov's first step is (1 + momentum) times the gradient.
     np.testing.assert_allclose(moved, 1.9 * 1e-3 * history[0]["learning_rate"], rtol=1e-3)

@@ -1,0 +1,46 @@
+# make quickstart | test | test-all | lint | format     (VENV=.venv is made on first use; PYTHON=python3.12 picks the interpreter)
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/quickstart
+# Two workers: the tests are written for two cores.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+.PHONY: quickstart quickstart-short test test-long test-all lint format clean
+
+$(VENV)/installed: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/installed-tests: $(VENV)/installed requirements-test.txt
+	$(BIN)/python -m pip install --quiet -r requirements-test.txt
+	touch $@
+
+quickstart: $(VENV)/installed
+	$(BIN)/python run.py --config=configs/quickstart.py --workdir=$(WORKDIR)
+
+# A few steps of everything the quick start does; for CI.
+quickstart-short: $(VENV)/installed
+	$(BIN)/python run.py --config=configs/quickstart.py --workdir=$(WORKDIR)-short \
+	    --config.train.max_steps=60 --config.teacher.recipe.train.max_steps=60
+
+test: $(VENV)/installed-tests
+	$(PYTEST) -m "not long"
+
+test-long: $(VENV)/installed-tests
+	$(PYTEST) -m long
+
+test-all: test test-long
+
+lint: $(VENV)/installed-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/installed-tests
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

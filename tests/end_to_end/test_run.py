@@ -1,0 +1,207 @@
+"""run.py as a user types it, in processes of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from deit_jax.reporting.metrics import read_rows
+from deit_jax.training.checkpointing import load_variables
+
+ROOT = Path(__file__).parents[2]
+TINY = "--config=tests/tiny.py"
+
+
+def command(*arguments):
+    return [sys.executable, "run.py", *map(str, arguments)]
+
+
+def environment(devices=1):
+    # The processes of this file compile the same programs: one compiles, the others read.
+    return os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def run(*arguments, devices=1):
+    return subprocess.run(
+        command(*arguments), cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=600
+    )
+
+
+def succeed(*arguments, devices=1):
+    done = run(*arguments, devices=devices)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def refused(*arguments) -> str:
+    """The one line of a refused command."""
+    done = run(*arguments)
+    assert done.returncode == 2, done.stdout[-3000:] + done.stderr[-3000:]
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]
+
+
+def train_rows(workdir):
+    return [row for row in read_rows(Path(workdir) / "metrics.jsonl") if "train/loss" in row]
+
+
+@pytest.fixture(scope="module")
+def one_device(tmp_path_factory):
+    """A finished run on one device: (workdir, what it printed)."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    return workdir, succeed(TINY, f"--workdir={workdir}").stdout
+
+
+def test_it_tells_what_runs_how_it_goes_and_what_came_of_it(one_device):
+    workdir, printed = one_device
+    for fact in (
+        "parameters",
+        "RANDOM weights",
+        "mesh",
+        "Fashion-MNIST",
+        "mixup 0.8, cutmix 1 in groups of 4",
+        "hard, alpha 0.5",
+    ):
+        assert fact in printed, fact
+    assert re.search(r"step 3/4 +epoch +0\.01 +loss \d\.\d{4} +lr \S+ +[\d,]+ images/s +ETA \d", printed)
+    for head in ("class head", "distillation head", "both, mean of logits", "both, mean of softmax"):
+        assert printed.count(head) >= 4, head  # the evaluation's line and the table, raw and EMA
+    results = json.loads((workdir / "results.json").read_text())
+    assert results["step"] == 4 and results["eval_images"] == 90
+    assert set(results["scores"]) == {"raw", "ema"}
+    assert [row["step"] for row in train_rows(workdir)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_any_number_of_devices_gives_the_same_losses(one_device, tmp_path, devices):
+    done = succeed(TINY, f"--workdir={tmp_path}/run", devices=devices)
+    assert f"{devices} x cpu" in done.stdout
+    expected, found = train_rows(one_device[0]), train_rows(tmp_path / "run")
+    for name in ("train/loss", "train/class_loss", "train/distillation_loss"):
+        np.testing.assert_allclose(
+            [row[name] for row in found], [row[name] for row in expected], rtol=1e-4, err_msg=name
+        )
+
+
+def test_a_finished_run_says_so_and_shows_its_table(one_device):
+    before = (one_device[0] / "metrics.jsonl").read_bytes()
+    done = succeed(TINY, f"--workdir={one_device[0]}")
+    assert "is finished" in done.stdout and "distillation head" in done.stdout
+    assert (one_device[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_eval_repeats_the_runs_own_scores(one_device):
+    done = succeed(TINY, f"--workdir={one_device[0]}", "--mode=eval")
+    results = json.loads((one_device[0] / "results.json").read_text())
+    assert f"{results['scores']['ema']['fused_softmax']['top1']:.2f}" in done.stdout
+    assert f"{results['scores']['raw']['class']['loss']:.4f}" in done.stdout
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
+    changes = ["--config.train.max_steps=30", "--config.checkpoint.every_steps=5"]
+    succeed(TINY, *changes, f"--workdir={tmp_path}/whole")
+
+    process = subprocess.Popen(
+        command(TINY, *changes, f"--workdir={tmp_path}/killed"),
+        cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 300
+    while not any(
+        (tmp_path / "killed" / "checkpoints").glob("1[0-9]")
+    ):  # after the save of step 10 or 15, far from an epoch's end
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    interrupted = train_rows(tmp_path / "killed")[-1]["step"]
+    assert interrupted < 30
+
+    done = succeed(TINY, *changes, f"--workdir={tmp_path}/killed")
+    assert re.search(r"resuming after step (10|15|20|25)", done.stdout), done.stdout
+    for which in ("raw", "ema"):
+        (whole, step), (resumed, other_step) = (load_variables(tmp_path / name, which) for name in ("whole", "killed"))
+        assert step == other_step == 30
+        assert jax.tree.structure(whole) == jax.tree.structure(resumed)
+        for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert optimizer_state(tmp_path / "whole") == optimizer_state(tmp_path / "killed")
+    losses = [[(row["step"], row["train/loss"]) for row in train_rows(tmp_path / name)] for name in ("whole", "killed")]
+    assert losses[0] == losses[1] and len(losses[0]) == 30
+
+
+def optimizer_state(workdir) -> list[bytes]:
+    """The bytes of every leaf of the newest checkpoint's optimizer state."""
+    from deit_jax.training.checkpointing import load_state
+
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load_state(workdir)[0]["opt_state"])]
+
+
+def test_teacher_and_student_in_one_command(tmp_path):
+    done = succeed(f"{TINY}:both", f"--workdir={tmp_path}/run", "--config.train.max_steps=3")
+    assert "first the teacher" in done.stdout
+    assert f"raw weights of {tmp_path}/run/teacher after step 4" in done.stdout.replace("\n", "")
+    assert "teacher's top-1" in done.stdout and "RANDOM" not in done.stdout
+    # The teacher alone is a run like any other, and another student takes it from its workdir.
+    done = succeed(
+        TINY,
+        f"--config.teacher.weights={tmp_path}/run/teacher",
+        "--config.train.max_steps=1",
+        f"--workdir={tmp_path}/b",
+    )
+    assert "teacher regnety_002" in done.stdout
+
+
+@pytest.mark.long
+def test_the_papers_configuration_runs_here(tmp_path):
+    done = succeed("--config=configs/deit.py:small,distilled,runlocal", f"--workdir={tmp_path}/run")
+    for fact in ("22,436,432", "83,590,140", "RANDOM", "224 px", "rand-m9-mstd0.5-inc1", "3 repeat(s)"):
+        assert fact in done.stdout, fact
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["--config=configs/quickstart.py", "--config.trian.epochs=3"],
+            ["config.trian.epochs", "--config.train.epochs"],
+        ),
+        (["--config=configs/quickstart.py", "--config.train.epochs=many"], ["epochs", "many"]),
+        (["--config=configs/quickstart.py", "--config.train.epochs=0"], ["config.train.epochs=0", "at least 1"]),
+        (
+            ["--config=configs/quickstart.py", "--config.model.name=deit_tiny_destilled_patch16_224"],
+            ["deit_tiny_distilled_patch16_224"],
+        ),
+        (["--config=configs/quickstart.py", "--config.distillation.kind=firm"], ["'firm'", "soft", "hard"]),
+        (["--config=configs/quickstart.py", "--config.train.batch_size=50"], ["batch_size", "group_size"]),
+        (["--config=configs/deit.py:small,distilled"], ["config.teacher.weights"]),
+        (["--config=configs/deit.py:huge"], ["'huge'", "tiny, small or base"]),
+        (["--config=configs/nothing.py"], ["configs/nothing.py"]),
+        ([TINY, "--config.teacher.weights=/nowhere"], ["/nowhere"]),
+        ([TINY, "--config.data.source=npz"], ["data.path"]),
+        ([TINY, "--config.model.overrides.depht=3"], ["depht", "depth"]),
+        ([TINY, "--wrkdir=x"], ["wrkdir"]),
+        ([], ["--config"]),
+    ],
+)
+def test_mistakes_are_told_in_one_line(tmp_path, arguments, words):
+    line = refused(*arguments, f"--workdir={tmp_path}/run")
+    for word in words:
+        assert word in line, line
+
+
+def test_a_workdir_of_another_configuration_is_left_alone(one_device):
+    line = refused(TINY, f"--workdir={one_device[0]}", "--config.train.batch_size=16", "--config.optimizer.eps=1e-7")
+    assert "train.batch_size" in line and "optimizer.eps" in line

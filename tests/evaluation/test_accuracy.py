@@ -1,0 +1,72 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.evaluation.accuracy import answer_of, evaluate, heads, make_eval_step, score
+from deit_jax.models import ModelOutput
+
+MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+
+class Lookup:
+    """A model whose logits are read off the image: the first pixel's red value is the class it answers."""
+
+    def apply(self, variables, images, train):
+        answer = jnp.round(images[:, 0, 0, 0] * 255).astype(jnp.int32)
+        logits = jnp.eye(10)[answer] * variables
+        return ModelOutput(logits, logits, -logits)
+
+
+def batch(answers, labels, size):
+    image = np.zeros((size, 2, 2, 3), np.uint8)
+    image[: len(answers), 0, 0, 0] = answers
+    padded = np.zeros(size, np.int32)
+    padded[: len(labels)] = labels
+    return {"image": image, "label": padded, "mask": np.arange(size) < len(labels)}
+
+
+def test_padding_is_not_counted_and_the_last_batch_is():
+    batches = [batch([1, 2, 3, 4], [1, 2, 3, 0], 4), batch([0], [0], 4)]  # the padding would be right: 0 for label 0
+    scores = evaluate(make_eval_step(Lookup(), mean=MEAN, std=STD), jnp.float32(5), batches, 5)
+    assert scores["class"]["top1"] == pytest.approx(80.0)
+    assert scores["distillation"]["top1"] == pytest.approx(20.0)  # all but class 4 tie, and 0 is the lowest
+    right, wrong = np.log(np.exp(5) + 9) - 5, np.log(np.exp(5) + 9)
+    assert scores["class"]["loss"] == pytest.approx((4 * right + wrong) / 5, rel=1e-5)
+    assert set(scores) == {"class", "distillation", "fused_logits", "fused_softmax"}
+
+
+def test_a_lost_image_is_noticed():
+    with pytest.raises(RuntimeError, match="counted 1 images of 2"):
+        evaluate(make_eval_step(Lookup(), mean=MEAN, std=STD), jnp.float32(5), [batch([0], [0], 2)], 2)
+
+
+def test_ranks_follow_argmax_and_count_the_first_five():
+    logits = jnp.asarray(
+        [[5.0, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]
+    )
+    labels = jnp.asarray([0, 4, 5, 0, 5])
+    sums = score(logits, labels, jnp.ones(5, bool))
+    assert float(sums["top1"]) == 2  # the first, and the tie won by the lowest class
+    assert float(sums["top5"]) == 3
+
+
+def test_a_broken_model_scores_nothing():
+    logits = jnp.full((3, 4), jnp.nan)
+    sums = score(logits, jnp.zeros(3, jnp.int32), jnp.ones(3, bool))
+    assert float(sums["top1"]) == float(sums["top5"]) == 0
+
+
+def test_fusions_can_disagree_and_both_are_scored():
+    # Class head sure of 0, distillation head almost as sure of 1: the softmax mean and the logit mean differ.
+    output = ModelOutput(None, jnp.asarray([[0.0, 6.0, 4.0]]), jnp.asarray([[0.0, -9.0, 1.0]]))
+    by_head = heads(output)
+    assert int(by_head["fused_logits"].argmax()) == 2
+    assert int(by_head["fused_softmax"].argmax()) == 1
+    np.testing.assert_allclose(jnp.exp(by_head["fused_softmax"]).sum(), 1.0, rtol=1e-6)
+
+
+def test_the_answer_of_a_model_is_its_fusion_or_its_only_head():
+    distilled = {"class": {"top1": 1.0}, "fused_logits": {"top1": 2.0}, "fused_softmax": {"top1": 3.0}}
+    assert answer_of(distilled, "logits")["top1"] == 2.0
+    assert answer_of(distilled, "softmax")["top1"] == 3.0
+    assert answer_of({"class": {"top1": 1.0}}, "logits")["top1"] == 1.0

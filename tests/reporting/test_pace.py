@@ -1,0 +1,36 @@
+import pytest
+
+from deit_jax.reporting import pace
+from deit_jax.reporting.pace import Pace, duration
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_only_steps_between_restart_and_pause_count(clock):
+    timer = Pace()
+    assert timer.seconds_per_step() is None
+    timer.step()  # compiling: not measured
+    clock[0] += 50
+    timer.restart()
+    assert timer.seconds_per_step() is None
+    for _ in range(4):
+        clock[0] += 2
+        timer.step()
+    assert timer.seconds_per_step() == pytest.approx(2)
+    timer.pause()
+    clock[0] += 1000  # evaluating
+    assert timer.seconds_per_step() == pytest.approx(2)
+    timer.restart()
+    clock[0] += 12
+    timer.step()
+    assert timer.seconds_per_step() == pytest.approx((8 + 12) / 5)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (200, "3m 20s"), (7500, "2h 05m")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text

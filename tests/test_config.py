@@ -1,0 +1,97 @@
+import pytest
+
+from configs import deit, quickstart, teacher
+from deit_jax.config import ConfigError, default_config, differing_fields, validate
+from tests.tiny import tiny_config
+
+
+def test_the_defaults_are_table_9():
+    config = default_config()
+    assert (config.train.epochs, config.train.batch_size, config.train.clip_norm) == (300, 1024, None)
+    assert config.optimizer.name == "adamw" and config.optimizer.weight_decay == 0.05
+    rate = config.schedule.base_learning_rate * config.train.batch_size / config.schedule.base_batch_size
+    assert rate == pytest.approx(5e-4 * 1024 / 512)
+    assert config.schedule.warmup_epochs == 5 and config.augment.label_smoothing == 0.1
+    assert config.model.drop_path_rate == 0.1 and config.model.dropout_rate == 0
+    assert config.data.repeats == 3 and config.augment.rand_augment == "rand-m9-mstd0.5-inc1"
+    assert (config.augment.mixup_alpha, config.augment.cutmix_alpha, config.augment.erase_probability) == (
+        0.8,
+        1.0,
+        0.25,
+    )
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        size + rest
+        for size in ("tiny", "small", "base")
+        for rest in ("", ",distilled", ",soft", ",distilled,runlocal", ",runlocal")
+    ],
+)
+def test_every_argument_of_the_papers_configuration_is_valid(argument):
+    config = deit.get_config(argument)
+    if config.distillation.kind != "none" and not config.teacher.weights:
+        config.teacher.weights = "runs/teacher"
+    validate(config)
+    assert ("distilled" in config.model.name) == (config.distillation.kind != "none")
+    assert config.augment.group_size == (4 if "runlocal" in argument else 64 if "base" in argument else 256)
+
+
+def test_the_other_configurations_are_valid():
+    for config in (
+        teacher.get_config(),
+        teacher.get_config("regnety_040,runlocal"),
+        quickstart.get_config(),
+        quickstart.get_config("no_teacher"),
+    ):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("module", "argument"), [(deit, "small,destilled"), (teacher, "resnet50"), (quickstart, "fast")]
+)
+def test_unknown_arguments_are_refused(module, argument):
+    with pytest.raises(ConfigError, match=argument.split(",")[-1]):
+        module.get_config(argument)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("compute_dtype", "float16"),
+        ("distillation.alpha", 1.5),
+        ("distillation.tau", float("nan")),
+        ("data.repeats", 0),
+        ("train.epochs", -1),
+        ("ema.decay", 1.1),
+        ("schedule.kind", "linear"),
+        ("optimizer.no_decay", ("(",)),
+        ("teacher.variables", "both"),
+    ],
+)
+def test_values_out_of_bounds_are_named(name, value):
+    config = tiny_config()
+    config.update_from_flattened_dict({name: value})
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+        validate(config)
+
+
+def test_teachers_must_fit_the_distillation():
+    with pytest.raises(ConfigError, match=r"distillation\.kind is none"):
+        validate(tiny_config(distillation__kind="none"))
+    with pytest.raises(ConfigError, match=r"needs a teacher: set config\.teacher\.weights"):
+        validate(tiny_config(teacher__weights=""))
+    config = tiny_config()
+    config.teacher.recipe = tiny_config()
+    with pytest.raises(ConfigError, match="exclude each other"):
+        validate(config)
+    config.teacher.weights = ""
+    with pytest.raises(ConfigError, match="trains 'deit_tiny"):
+        validate(config)
+
+
+def test_differences_are_named_by_dotted_fields():
+    one = {"a": {"b": 1, "c": [1, 2]}, "d": None}
+    assert differing_fields(one, {"a": {"b": 1, "c": [1, 2]}, "d": None}) == []
+    assert differing_fields(one, {"a": {"b": 2, "c": [1]}, "e": 3}) == ["a.b", "a.c", "e"]

@@ -1,0 +1,69 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.training.checkpointing import CheckpointError, Checkpoints, load_state, load_variables
+from deit_jax.training.state import TrainState
+
+
+def make_state(step: int, width: int = 3, ema: bool = True) -> TrainState:
+    params = {"head": {"kernel": jnp.full((2, width), float(step)), "bias": jnp.arange(width, dtype=jnp.float32)}}
+    average = {"params": jax.tree.map(lambda x: x + 100, params), "batch_stats": {}} if ema else None
+    opt_state = ({"count": jnp.int32(step), "mu": jax.tree.map(jnp.copy, params)}, ())
+    return TrainState(step=jnp.int32(step), params=params, batch_stats={}, opt_state=opt_state, ema=average)
+
+
+def assert_equal(one, other):
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_whole_state_comes_back_and_only_the_newest_are_kept(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step() is None
+        for step in (1, 2, 3):
+            checkpoints.save(make_state(step))
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert checkpoints.latest_step() == 3
+        assert_equal(checkpoints.restore(jax.eval_shape(lambda: make_state(0))), make_state(3))
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()} == {"2", "3"}
+
+
+def test_a_state_saved_before_it_was_donated_is_whole(tmp_path):
+    bump = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    state = bump(make_state(4))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state)
+        for _ in range(50):  # while the write goes on
+            state = bump(state)
+    assert_equal(load_variables(tmp_path)[0]["params"], jax.tree.map(np.asarray, bump(make_state(4)).params))
+
+
+def test_variables_are_read_without_the_configuration(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(7))
+    raw, step = load_variables(tmp_path)
+    ema, _ = load_variables(tmp_path, "ema")
+    assert step == 7
+    assert_equal(raw["params"], jax.tree.map(np.asarray, make_state(7).params))
+    np.testing.assert_array_equal(ema["params"]["head"]["kernel"], raw["params"]["head"]["kernel"] + 100)
+    assert set(load_state(tmp_path)[0]) == {"step", "params", "batch_stats", "opt_state", "ema"}
+
+
+def test_what_is_not_there_or_does_not_fit_is_told(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no checkpoints"):
+        load_variables(tmp_path / "nowhere")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="no checkpoint here"):
+        checkpoints.restore(jax.eval_shape(lambda: make_state(0)))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(1, ema=False))
+    with pytest.raises(CheckpointError, match="no moving average"):
+        load_variables(tmp_path, "ema")
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(CheckpointError, match="does not hold this configuration's state"),
+    ):
+        checkpoints.restore(jax.eval_shape(lambda: make_state(0, width=5)))

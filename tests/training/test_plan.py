@@ -1,0 +1,34 @@
+import pytest
+
+from deit_jax.config import ConfigError, default_config
+from deit_jax.training.plan import resolve
+from tests.tiny import tiny_config
+
+
+def test_the_papers_run_on_imagenet():
+    plan = resolve(default_config(), num_images=1_281_167, data_classes=1000)
+    assert plan.steps_per_epoch == 1251  # 1,281,024 samples
+    assert plan.total_steps == 300 * 1251
+    assert plan.peak_learning_rate == pytest.approx(1e-3)
+    assert plan.image_size == 224 and plan.num_classes == 1000
+
+
+def test_sizes_follow_overrides():
+    plan = resolve(tiny_config(), num_images=10_000, data_classes=10)
+    assert (plan.image_size, plan.num_classes, plan.total_steps, plan.compute_dtype) == (28, 10, 4, "float32")
+    assert plan.checkpoint_every == plan.steps_per_epoch
+    assert resolve(tiny_config(checkpoint__every_steps=7), num_images=10_000, data_classes=10).checkpoint_every == 7
+
+
+def test_a_384_model_is_trained_at_384_pixels():
+    config = tiny_config(model__name="deit_base_patch16_384", image_size=None)
+    assert resolve(config, num_images=10_000, data_classes=10).image_size == 384
+
+
+def test_data_that_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match=r"num_classes=5.*10 classes"):
+        resolve(tiny_config(num_classes=5), num_images=10_000, data_classes=10)
+    with pytest.raises(ConfigError, match="20"):
+        resolve(tiny_config(), num_images=20, data_classes=10)
+    with pytest.raises(ConfigError, match="deit_tiny"):
+        resolve(tiny_config(model__name="deit_tini_patch16_224", image_size=None), num_images=10_000, data_classes=10)
