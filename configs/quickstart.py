@@ -3,10 +3,10 @@
     python run.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 Fashion-MNIST, 10,000 images to train on and 2,000 to test. Two CPU cores, minutes. The modules, losses and recipe are those of
-configs/deit.py; only sizes, strengths and lengths differ. Argument:
+configs/deit.py; only sizes, strengths and lengths differ. Argument, as in configs/quickstart.py:no_teacher,
 
-    no_teacher   the same DeiT without the token, from the labels alone, for as long as teacher and student take together
-                 (configs/quickstart.py:no_teacher)
+    no_teacher   the same DeiT without the token, from the labels alone
+    teacher      the teacher alone
 """
 
 from ml_collections import ConfigDict
@@ -19,8 +19,10 @@ TEACHER = dict(w0=32, wa=32.0, wm=2.0, depth=4, group_width=32, stem_stride=1)
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    if argument not in ("", "no_teacher"):
-        raise ConfigError(f"configs/quickstart.py:{argument}: the only argument is no_teacher")
+    if argument not in ("", "no_teacher", "teacher"):
+        raise ConfigError(f"configs/quickstart.py:{argument}: the arguments are no_teacher and teacher")
+    if argument == "teacher":
+        return teacher_config()
     config = _common()
     config.train.epochs = 10
     config.schedule.base_learning_rate = 2e-3

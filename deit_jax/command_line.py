@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from deit_jax.config import ConfigError, default_config
+from deit_jax.config import default_config
+from deit_jax.errors import UserError
 
 USER_ERROR = 2  # exit status: the message says what to change
 
@@ -29,19 +30,34 @@ _MODE = flags.DEFINE_enum(
 )
 
 
-class UsageError(ValueError):
+class UsageError(UserError):
     """A command line that cannot be understood; the message is one line."""
 
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Parse flags; raises UsageError with one line instead of absl's and ml_collections' own messages and tracebacks."""
+    _refuse_missing_files(argv)
     _refuse_unknown_config_keys(argv)
     try:
         return flags.FLAGS(list(argv))
-    except flags.Error as error:
-        raise UsageError(" ".join(str(error).split())) from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # overrides of the wrong type
-        raise UsageError(" ".join(str(error).split()).strip("'\"")) from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(_one_line(str(error))) from error
+
+
+def _one_line(message: str) -> str:
+    """The last line of a traceback that stands in a message, without the exception's name; else the message's lines joined."""
+    if "Traceback (most recent call last)" in message:
+        message = re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
+    if message[:1] in "'\"" and message[:1] == message[-1:]:  # a KeyError's text is the repr of its message
+        message = message[1:-1]
+    return " ".join(message.replace("\\n", " ").replace("\\'", "'").split())
+
+
+def _refuse_missing_files(argv: Sequence[str]) -> None:
+    for argument in argv[1:]:
+        match = re.match(r"--?config=([^:]+)", argument)
+        if match and not Path(match[1]).is_file():
+            raise UsageError(f"--config={match[1]}: there is no such file")
 
 
 def _refuse_unknown_config_keys(argv: Sequence[str]) -> None:
@@ -75,14 +91,13 @@ def run(argv: Sequence[str]) -> None:
     if not _WORKDIR.value:
         raise UsageError("--workdir is missing: the folder for checkpoints, metrics and results")
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
 
     if config.parallel.keep_host_memory:
         from deit_jax.parallel.host_memory import keep_freed_memory
 
         keep_freed_memory()  # before anything large is allocated
     # Imported late, so that --help and mistakes in flags answer at once.
-    from deit_jax.training.checkpointing import CheckpointError  # noqa: F401
-
     if _MODE.value == "train":
         from deit_jax.modes.train import train
 
@@ -97,6 +112,6 @@ def main() -> None:
     """Entry point: exits with 0, or with 2 and one line on stderr for a user's mistake."""
     try:
         app.run(run, flags_parser=parse)
-    except (UsageError, ConfigError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)

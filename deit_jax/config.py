@@ -14,12 +14,14 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from deit_jax.errors import UserError
+
 # Parameter names ("/"-joined) that AdamW does not decay: every 1-D tensor is a bias or a normalisation scale, and the released
 # code exempts cls_token and pos_embed, not dist_token (its authors confirm that dist_token is meant to decay).
 RELEASED_NO_DECAY = (r"(^|/)(bias|scale)$", r"^(cls_token|pos_embed)$")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A configuration that cannot be run. The message is one line: which field, what is wrong, what to do."""
 
 

@@ -12,13 +12,15 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from deit_jax.errors import UserError
+
 # torchvision.datasets.folder.IMG_EXTENSIONS, so that a folder has the same files here and there.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 Split = Literal["train", "eval"]
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Input data that cannot be used. The message is one line: what is wrong, in which file or index, what to do."""
 
 

@@ -13,13 +13,15 @@ from deit_jax.evaluation.accuracy import Scores
 from deit_jax.evaluation.run import Evaluator
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated
+from deit_jax.reporting.metrics import write_json
 from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.program import build_model
 from deit_jax.training.record import read_config, show_results
 
 
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Scores]:
-    """Score the raw and EMA weights in `workdir` on the evaluation images that `config` names, and print the table.
+    """Score the raw and EMA weights in `workdir` on the evaluation images that `config` names, print the table and write
+    it to `evaluation.json`.
 
     Returns {"raw": scores, "ema": scores}. Raises ConfigError, DataError or CheckpointError, each with one clear line.
     """
@@ -34,5 +36,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Scores]:
         variables, step = load_variables(workdir, which)
         weights[which] = jax.device_put(variables, replicated(mesh))
     scores = evaluator.weights(model, weights["raw"], weights.get("ema"))
-    show_results(config, {"scores": scores, "teacher": None, "eval_images": len(source), "step": step})
+    results = {"step": step, "eval_images": len(source), "scores": scores, "teacher": None}
+    write_json(workdir / "evaluation.json", results)
+    show_results(config, results)
     return scores

@@ -11,11 +11,13 @@ from ml_collections import ConfigDict
 from deit_jax.config import ConfigError, validate
 from deit_jax.data.registry import open_source
 from deit_jax.models import create_model
+from deit_jax.parallel.mesh import make_mesh
 from deit_jax.reporting import console
 from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.loop import Results
 from deit_jax.training.loop import train as run_training
-from deit_jax.training.program import Teacher, build_model
+from deit_jax.training.plan import resolve
+from deit_jax.training.program import Teacher, build_model, build_program
 from deit_jax.training.record import read_config
 
 
@@ -27,9 +29,17 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     """
     validate(config)
     if config.teacher.recipe is not None:
+        refuse_what_cannot_be_built(config)  # rather than after the teacher's training
         console.say("first the teacher, then its student")
         train(config.teacher.recipe, workdir / "teacher")
     return run_training(config, workdir, load_teacher(config, workdir))
+
+
+def refuse_what_cannot_be_built(config: ConfigDict) -> None:
+    """Build the student's program without computing anything; raises ConfigError or DataError as training would."""
+    source = open_source(config.data, "train")
+    plan = resolve(config, num_images=len(source), data_classes=len(source.class_names))
+    build_program(config, plan, make_mesh())
 
 
 def load_teacher(config: ConfigDict, workdir: Path) -> Teacher | None:

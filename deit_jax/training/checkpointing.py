@@ -11,10 +11,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from deit_jax.errors import UserError
 from deit_jax.training.state import TrainState, Variables
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that is not there or does not fit. The message is one line."""
 
 
