@@ -25,7 +25,7 @@ def get_config(argument: str = "") -> ConfigDict:
         return teacher_config()
     config = _common()
     config.train.epochs = 10
-    config.schedule.base_learning_rate = 2e-3
+    config.schedule.base_learning_rate = 1e-3
     config.schedule.warmup_epochs = 1.0
     with config.unlocked():
         config.model.overrides = dict(STUDENT)
