@@ -16,8 +16,8 @@ from deit_jax.training.plan import Plan
 
 # Fields that may change when a run is resumed: they do not touch what is computed up to a step.
 _FREE_TO_CHANGE = (
-    "log.", "checkpoint.", "evaluation.", "parallel.", "published.", "train.max_steps", "teacher.weights",
-    "teacher.recipe.", "data.path", "data.num_threads", "data.num_workers", "data.prefetch_batches",
+    "log.", "checkpoint.", "evaluation.", "parallel.", "published.", "train.max_steps", "teacher.recipe.",
+    "data.path", "data.eval_split", "data.max_eval_images", "data.num_threads", "data.num_workers", "data.prefetch_batches",
 )  # fmt: skip
 
 
