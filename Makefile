@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
-# Two workers: the tests are written for two cores.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Two workers for two cores; a module stays on one, which makes its fixtures once.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
 
 .PHONY: quickstart quickstart-short test test-long test-all lint format clean
 
