@@ -200,7 +200,7 @@ def run_locally(config: ConfigDict) -> None:
     config.evaluation.batch_size = 48
     config.evaluation.teacher = False
     config.log.every_steps = 1
-    config.published.clear()
+    config.published = ConfigDict()
     if config.distillation.kind != "none":
         config.teacher.weights = "random"
 

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from deit_jax.config import ConfigError
 from deit_jax.data.decoding import CenterCrop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.sources import ImageSource
@@ -17,9 +18,16 @@ from deit_jax.parallel.sharding import put_batch
 
 
 class Evaluator:
-    """Scores models on all images of `source`, cropped as the configuration says; compiles once a model."""
+    """Scores models on all images of `source`, cropped as the configuration says; compiles once a model.
+
+    Raises ConfigError if the evaluation batch does not divide among the devices.
+    """
 
     def __init__(self, config: ConfigDict, source: ImageSource, mesh: Mesh, *, image_size: int) -> None:
+        if config.evaluation.batch_size % mesh.size:
+            raise ConfigError(
+                f"config.evaluation.batch_size={config.evaluation.batch_size} must be a multiple of the {mesh.size} devices"
+            )
         self._config = config
         self._source = source
         self._mesh = mesh

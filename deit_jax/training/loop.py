@@ -43,6 +43,7 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
 
     mesh = make_mesh()
     program = build_program(config, plan, mesh, teacher)
+    evaluator = Evaluator(config, eval_source, mesh, image_size=plan.image_size)
     console.announce(f"Training in {workdir}", describe(config, plan, program, train_source, eval_source, teacher))
 
     # --- State: new, or the newest checkpoint's ----------------------------------------------------------------------------
@@ -54,7 +55,6 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
             start = int(state.step)
             console.say(f"resuming after step {start}")
 
-        evaluator = Evaluator(config, eval_source, mesh, image_size=plan.image_size)
         teacher_variables, teacher_scores = None, None
         if teacher is not None:
             teacher_variables = jax.device_put(teacher.variables, replicated(mesh))

@@ -76,11 +76,6 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
 
     Raises ConfigError for a configuration that cannot be built.
     """
-    if config.train.batch_size % mesh.size or config.evaluation.batch_size % mesh.size:
-        raise ConfigError(
-            f"config.train.batch_size={config.train.batch_size} and config.evaluation.batch_size="
-            f"{config.evaluation.batch_size} must be multiples of the {mesh.size} devices"
-        )
     if config.train.batch_size % (mesh.size * config.train.accumulation_steps):
         raise ConfigError(
             f"config.train.batch_size={config.train.batch_size} does not divide into "

@@ -1,0 +1,67 @@
+import pytest
+
+from deit_jax.config import ConfigError
+from deit_jax.modes.train import load_teacher, train
+from deit_jax.training.checkpointing import CheckpointError
+from tests.tiny import STUDENT, tiny_config, tiny_teacher_config
+
+
+@pytest.fixture(scope="module")
+def trained_teacher(tmp_path_factory):
+    """The workdir of a small RegNetY trained for one step."""
+    workdir = tmp_path_factory.mktemp("teacher")
+    config = tiny_teacher_config()
+    config.train.max_steps = 1
+    train(config, workdir)
+    return workdir
+
+
+def test_a_teacher_comes_from_the_workdir_with_the_shape_it_was_trained_in(trained_teacher, tmp_path):
+    config = tiny_config(teacher__weights=str(trained_teacher))
+    with config.unlocked():
+        config.teacher.overrides = {}  # its own configuration knows better
+    teacher = load_teacher(config, tmp_path)
+    assert teacher.model.w0 == 8 and teacher.model.num_classes == 10
+    assert set(teacher.variables) == {"params", "batch_stats"}
+    assert str(trained_teacher) in teacher.description
+
+
+def test_raw_and_ema_weights_differ(trained_teacher, tmp_path):
+    kernels = [
+        load_teacher(tiny_config(teacher__weights=str(trained_teacher), teacher__variables=which), tmp_path)
+        .variables["params"]["head"]["fc"]["kernel"]
+        for which in ("raw", "ema")
+    ]  # fmt: skip
+    assert abs(kernels[0] - kernels[1]).max() > 0
+
+
+def test_teachers_that_do_not_fit_are_refused(trained_teacher, tmp_path):
+    fits = {"teacher__weights": str(trained_teacher)}
+    with pytest.raises(ConfigError, match="holds 'regnety_002'"):
+        load_teacher(tiny_config(**fits, teacher__name="regnety_160"), tmp_path)
+    with pytest.raises(ConfigError, match="has 10 classes, the student 12"):
+        load_teacher(tiny_config(**fits, num_classes=12), tmp_path)
+    with pytest.raises(ConfigError, match="is not the --workdir of a training run"):
+        load_teacher(tiny_config(teacher__weights=str(tmp_path)), tmp_path)
+    (tmp_path / "config.json").write_text((trained_teacher / "config.json").read_text())
+    with pytest.raises(CheckpointError, match="holds no checkpoints"):
+        load_teacher(tiny_config(teacher__weights=str(tmp_path)), tmp_path)
+
+
+def test_a_transformer_teacher_of_another_size_is_refused(tmp_path):
+    config = tiny_config(distillation__kind="none", teacher__weights="", train__max_steps=1, ema__decay=0.0)
+    train(config, tmp_path / "teacher")
+    wanted = {"teacher__weights": str(tmp_path / "teacher"), "teacher__name": config.model.name}
+    assert load_teacher(tiny_config(**wanted), tmp_path).model.image_size == 28
+    with pytest.raises(ConfigError, match="made for 28 pixels, the student's images have 56"):
+        load_teacher(tiny_config(**wanted, image_size=56), tmp_path)
+
+
+def test_a_student_that_cannot_be_built_is_refused_before_the_teacher_is_trained(tmp_path):
+    config = tiny_config(teacher__weights="")
+    config.teacher.recipe = tiny_teacher_config()
+    with config.unlocked():
+        config.model.overrides = STUDENT | {"num_heads": 3}
+    with pytest.raises(ConfigError, match="embed_dim=16 is not a multiple of num_heads=3"):
+        train(config, tmp_path)
+    assert not (tmp_path / "teacher").exists()
