@@ -55,8 +55,8 @@ def list_models() -> list[str]:
 
 def _find(name: str) -> tuple[type[nn.Module], dict[str, Any], int]:
     if name not in _MODELS:
-        near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.0)
-        raise ValueError(f"unknown model {name!r}; nearest: {', '.join(near)}")
+        near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.3)
+        raise ValueError(f"unknown model {name!r}; nearest: {', '.join(near or _MODELS)}")
     return _MODELS[name]
 
 

@@ -132,7 +132,8 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
 
     done = succeed(TINY, *changes, f"--workdir={tmp_path}/killed")
     resumed = int(re.search(r"resuming after step (\d+)", done.stdout)[1])
-    assert 20 <= resumed <= interrupted and resumed % 10 == 0
+    # Step 20's folder may have been seen before it was complete; the checkpoint before it is then the newest.
+    assert 10 <= resumed <= interrupted and resumed % 10 == 0
     for which in ("raw", "ema"):
         (whole, step), (killed, other_step) = (load_variables(tmp_path / name, which) for name in ("whole", "killed"))
         assert step == other_step == 300
@@ -154,7 +155,9 @@ def optimizer_state(workdir) -> list[bytes]:
 def test_teacher_and_student_in_one_command(tmp_path):
     done = succeed(f"{TINY}:both", f"--workdir={tmp_path}/run", "--config.train.max_steps=3")
     assert "first the teacher" in done.stdout
-    assert f"raw weights of {tmp_path}/run/teacher after step 4" in done.stdout.replace("\n", "")
+    assert f"raw weights of {tmp_path}/run/teacher after step 4".replace(" ", "") in "".join(
+        done.stdout.split()
+    )  # lines are folded
     assert "teacher's top-1" in done.stdout and "RANDOM" not in done.stdout
     # The teacher alone is a run like any other, and another student takes it from its workdir.
     done = succeed(
