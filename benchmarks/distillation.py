@@ -1,7 +1,7 @@
 """What the teacher is worth at the quick start's size: with and without it, the same time, several seeds, the full test set.
 
     python -m deit_jax.data.embedded.build --idx=FASHION_MNIST_FOLDER --subset=full_test --output=full_test.npz
-    python benchmarks/distillation.py --test=full_test.npz --workdir=runs/distillation
+    python benchmarks/distillation.py --test=full_test.npz --workdir=runs/distillation --epochs_without 19
 
 For each seed two commands run side by side, so that both meet the same machine: the quick start (teacher, then distilled student)
 and the same DeiT from labels alone, for the number of epochs that takes as long. Both are then scored on the 10,000 test images.

@@ -2,7 +2,8 @@
 
     python run.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Fashion-MNIST, 10,000 images to train on and 2,000 to test. Two CPU cores, minutes. The modules, losses and recipe are those of
+Fashion-MNIST, 10,000 images to train on and 2,000 to test. Two CPU cores, minutes; expect a teacher of about 85 %, a student of
+about 82 % (docs/results.md). The modules, losses and recipe are those of
 configs/deit.py; only sizes, strengths and lengths differ. Argument, as in configs/quickstart.py:no_teacher,
 
     no_teacher   the same DeiT without the token, from the labels alone
@@ -32,6 +33,8 @@ def get_config(argument: str = "") -> ConfigDict:
     if argument == "no_teacher":
         config.model.name = "deit_tiny_patch16_224"
         return config
+    with config.unlocked():
+        config.published["the same DeiT from labels alone in the same time (docs/results.md)"] = 84.82
     config.model.name = "deit_tiny_distilled_patch16_224"
     config.distillation.kind = "hard"
     config.teacher.name = "regnety_002"
