@@ -35,7 +35,7 @@ def environment(devices=1):
 
 def run(*arguments, devices=1):
     return subprocess.run(
-        command(*arguments), cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=600
+        command(*arguments), cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=1200
     )
 
 
