@@ -12,8 +12,8 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 def keep_freed_memory() -> bool:
     """Keep freed memory in the process; returns whether the C library (glibc) took the setting.
 
-    XLA on CPU allocates the temporary buffer of a step (gigabytes) anew each time, and glibc maps and unmaps it: hundreds
-    of thousands of page faults a step. Call this before the first large allocation.
+    XLA on CPU allocates the temporary buffer of a step (gigabytes) anew each time, and glibc maps and unmaps it: many
+    page faults a step. Call this before the first large allocation.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
