@@ -2,5 +2,16 @@
 
 from deit_jax.models import ModelOutput, create_model, list_models
 from deit_jax.version import __version__
+from deit_jax.weights import Preprocessing, WeightsError, load_pretrained, load_weights, save_weights
 
-__all__ = ["ModelOutput", "__version__", "create_model", "list_models"]
+__all__ = [
+    "ModelOutput",
+    "Preprocessing",
+    "WeightsError",
+    "__version__",
+    "create_model",
+    "list_models",
+    "load_pretrained",
+    "load_weights",
+    "save_weights",
+]

@@ -25,9 +25,20 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval"],
-    "train: start, or resume what --workdir holds. eval: score its newest checkpoint.",
+    ["train", "eval", "export"],
+    "train: start, or resume what --workdir holds. eval: score its newest checkpoint. export: write its newest checkpoint to "
+    "--output for another framework.",
 )
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "export: a folder, or a .safetensors or .pth file for the tensors alone. Replaced if it is there."
+)
+_LAYOUT = flags.DEFINE_enum(
+    "layout",
+    "timm",
+    ["timm", "hf", "mmpretrain"],
+    "export: whose names the tensors get. hf is Hugging Face transformers.",
+)
+_WEIGHTS = flags.DEFINE_enum("weights", "raw", ["raw", "ema"], "export: the trained weights or their moving average.")
 
 
 class UsageError(UserError):
@@ -86,12 +97,15 @@ def run(argv: Sequence[str]) -> None:
     """What happens after the flags are parsed."""
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
-    if _CONFIG.value is None:
-        raise UsageError("--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)")
     if not _WORKDIR.value:
         raise UsageError("--workdir is missing: the folder for checkpoints, metrics and results")
     config, workdir = _CONFIG.value, Path(_WORKDIR.value)
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
+    if _MODE.value == "export":
+        _export(workdir)  # the workdir has its own configuration
+        return
+    if config is None:
+        raise UsageError("--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)")
 
     if config.parallel.keep_host_memory:
         from deit_jax.parallel.host_memory import keep_freed_memory
@@ -106,6 +120,14 @@ def run(argv: Sequence[str]) -> None:
         from deit_jax.modes.evaluate import evaluate
 
         evaluate(config, workdir)
+
+
+def _export(workdir: Path) -> None:
+    if not _OUTPUT.value:
+        raise UsageError("--output is missing: the folder or file to write the weights to")
+    from deit_jax.modes.export import export
+
+    export(workdir, Path(_OUTPUT.value), layout=_LAYOUT.value, which=_WEIGHTS.value)
 
 
 def main() -> None:

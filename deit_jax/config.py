@@ -53,8 +53,10 @@ def default_config() -> ConfigDict:
     config.teacher = teacher = ConfigDict()
     teacher.name = "regnety_160"
     teacher.overrides = ConfigDict()
-    teacher.weights = ""  # a workdir trained by this project, or "random" (only to try a configuration)
-    teacher.variables = "raw"  # which weights of that workdir: raw or ema
+    # a workdir trained by this project; a weights file of timm, torchvision, pycls, transformers or mmpretrain; "pretrained":
+    # the published weights, from the Hugging Face hub; or "random" (only to try a configuration)
+    teacher.weights = ""
+    teacher.variables = "raw"  # which weights of a workdir or training checkpoint: raw or ema
     teacher.recipe = placeholder(ConfigDict)  # a whole config: the teacher is first trained by it, in <workdir>/teacher
 
     config.data = data = ConfigDict()
@@ -242,7 +244,7 @@ def validate(config: ConfigDict) -> None:
     elif not teacher.weights:
         raise ConfigError(
             f"config.distillation.kind={config.distillation.kind} needs a teacher: set config.teacher.weights to "
-            "the --workdir of a trained one (or to 'random', only to try a configuration)"
+            "the --workdir of a trained one, a weights file, or 'pretrained' (or to 'random', only to try a configuration)"
         )
 
 

@@ -86,3 +86,35 @@ def create_model(name: str, num_classes: int = 1000, image_size: int | None = No
     if module is VisionTransformer:
         fields = fields | {"image_size": native if image_size is None else image_size}
     return module(num_classes=num_classes, **(fields | overrides))
+
+
+# Fields that change neither the parameters nor what they compute in evaluation, but for the fusion of answers already given.
+_NOT_ARCHITECTURE = {
+    "parent",
+    "name",
+    "num_classes",
+    "dtype",
+    "fusion",
+    "dropout_rate",
+    "drop_path_rate",
+    "grouped_conv",
+}
+
+
+def identify(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """The registered name that a model is nearest to, and the architecture fields in which it differs (image_size is one).
+
+    `create_model(name, num_classes, **fields)` makes its equal. Raises ValueError for a module of another class.
+    """
+    best: tuple[str, dict[str, Any]] | None = None
+    for name, (module, _, _) in _MODELS.items():
+        if type(model) is not module or getattr(model, "distilled", False) != ("_distilled_" in name):
+            continue
+        like = create_model(name)
+        fields = [field.name for field in dataclasses.fields(module) if field.name not in _NOT_ARCHITECTURE]
+        different = {field: getattr(model, field) for field in fields if getattr(model, field) != getattr(like, field)}
+        if best is None or len(different) < len(best[1]):
+            best = name, different
+    if best is None:
+        raise ValueError(f"a {type(model).__name__} is none of this package's models")
+    return best

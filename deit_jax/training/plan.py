@@ -50,9 +50,6 @@ def resolve(config: ConfigDict, *, num_images: int, data_classes: int) -> Plan:
             f"config.num_classes={num_classes}, but the data set has {data_classes} classes; "
             "leave it out to take the data set's number"
         )
-    compute_dtype = config.compute_dtype
-    if compute_dtype == "auto":
-        compute_dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     steps_per_epoch = order.steps_per_epoch
     total_steps = config.train.epochs * steps_per_epoch
     if config.train.max_steps is not None:
@@ -61,7 +58,7 @@ def resolve(config: ConfigDict, *, num_images: int, data_classes: int) -> Plan:
     return Plan(
         num_classes=num_classes,
         image_size=image_size,
-        compute_dtype=compute_dtype,
+        compute_dtype=compute_dtype(config),
         order=order,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -69,3 +66,10 @@ def resolve(config: ConfigDict, *, num_images: int, data_classes: int) -> Plan:
         evaluate_every=config.evaluation.every_epochs * steps_per_epoch,
         checkpoint_every=config.checkpoint.every_steps or steps_per_epoch,
     )
+
+
+def compute_dtype(config: ConfigDict) -> str:
+    """The type to compute in, "float32" or "bfloat16": the configured one, or what suits the devices here."""
+    if config.compute_dtype == "auto":
+        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return config.compute_dtype

@@ -61,6 +61,12 @@ def build_model(config: ConfigDict, *, num_classes: int, image_size: int, comput
         raise ConfigError(f"config.model: {error}") from error
 
 
+def build_recorded_model(record: dict[str, Any]) -> nn.Module:
+    """The model of a workdir, from what `read_config` found there."""
+    resolved = {name: record["resolved"][name] for name in ("num_classes", "image_size", "compute_dtype")}
+    return build_model(ConfigDict(record["config"]), **resolved)
+
+
 def build_augmentation(config: ConfigDict, num_classes: int) -> TrainAugmentation:
     """The device side of the recipe. Raises ConfigError for values that it refuses."""
     fields = config.augment.to_dict()

@@ -1,0 +1,41 @@
+"""--mode=export: the newest checkpoint of a workdir as a file that other frameworks open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from deit_jax.reporting import console
+from deit_jax.training.checkpointing import load_variables
+from deit_jax.training.program import build_recorded_model
+from deit_jax.training.record import read_config
+from deit_jax.weights import Preprocessing, save_weights
+
+
+def export(workdir: Path, output: Path, *, layout: str, which: str) -> Path:
+    """Write the "raw" or "ema" weights of a training run to `output` (see `save_weights`); returns the path of the weights file.
+
+    Model, image size, preprocessing and class names are those of the run. Raises ConfigError, CheckpointError or WeightsError,
+    each with one clear line.
+    """
+    record = read_config(workdir)
+    trained, resolved = ConfigDict(record["config"]), record["resolved"]
+    model = build_recorded_model(record)
+    variables, step = load_variables(workdir, which)
+    preprocessing = Preprocessing(
+        image_size=resolved["image_size"],
+        crop_ratio=trained.evaluation.crop_ratio,
+        mean=tuple(trained.augment.mean),
+        std=tuple(trained.augment.std),
+    )
+    names = resolved["class_names"]
+    # The model may have more classes than its data set, which then cannot name them all.
+    names = names if len(names) == model.num_classes else None
+    path = save_weights(variables, model, output, layout, preprocessing=preprocessing, class_names=names)
+    if trained.model.fusion == "softmax" and getattr(model, "distilled", False):
+        console.warn(
+            "the model fuses its heads by softmax, the layout's framework will by logits: read the two heads there"
+        )
+    console.say(f"{which} weights of {trained.model.name} after step {step:,}, {layout} layout: {path}")
+    return path

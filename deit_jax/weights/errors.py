@@ -1,0 +1,31 @@
+"""What is wrong with a weights file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from deit_jax.errors import UserError
+
+_SHOWN = 20  # names of a list that a message shows
+
+
+class WeightsError(UserError):
+    """Weights that cannot be read, do not fit, or cannot be written. The message is one line."""
+
+
+class MisfitError(WeightsError):
+    """Weights of another model. The message shows the first names of each kind, the attributes have them all.
+
+    missing, unexpected: names; misshapen: "name (shape), not (shape)".
+    """
+
+    def __init__(self, message: str, missing: list[str], unexpected: list[str], misshapen: list[str]) -> None:
+        super().__init__(message)
+        self.missing, self.unexpected, self.misshapen = missing, unexpected, misshapen
+
+
+def listed(names: Iterable[str]) -> str:
+    """ "3 (a, b, c)"; of a long list only the first names."""
+    names = list(names)
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} ({', '.join(names[:_SHOWN])}{more})"

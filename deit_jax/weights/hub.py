@@ -1,0 +1,97 @@
+"""Published weights by model name, from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from deit_jax.models import create_model, list_models
+from deit_jax.weights.errors import WeightsError
+from deit_jax.weights.loading import load_weights
+
+# The authors' weights as timm's repositories keep them; the teacher is facebookresearch/deit's regnety_160-a5fe301d.
+_REPOSITORIES = {name: f"timm/{name}.fb_in1k" for name in list_models() if name.startswith("deit_")}
+_REPOSITORIES["regnety_160"] = "timm/regnety_160.deit_in1k"
+_FILE = "model.safetensors"
+
+
+def list_pretrained() -> list[str]:
+    """The names that `load_pretrained` knows."""
+    return list(_REPOSITORIES)
+
+
+def load_pretrained(
+    name: str,
+    num_classes: int = 1000,
+    image_size: int | None = None,
+    *,
+    heads: str = "keep",
+    distillation_token: str = "keep",
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    **overrides: Any,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A model and its published ImageNet weights: the eight DeiT models and the RegNetY-16GF teacher.
+
+    Needs huggingface_hub (pip install huggingface_hub), whose settings hold: HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN. A
+    file that was fetched once is taken from the cache where the hub cannot be reached. Its SHA-256 is compared with the one by
+    which the hub knows it, every time.
+
+    Args:
+      name: one of `list_pretrained()`.
+      num_classes, image_size, **overrides: as of `create_model`. Another image size resizes the position embedding.
+      heads, distillation_token: as of `load_weights`; for other classes than ImageNet's, heads="reset".
+      revision: branch, tag or commit of the repository.
+      cache_dir: instead of the hub's own cache.
+
+    Returns:
+      (model, variables): `model.apply(variables, images)`.
+
+    Raises:
+      ValueError: the name or an override is unknown.
+      WeightsError: huggingface_hub is not installed, the file can be had neither from the hub nor from the cache, is damaged, or
+        does not fit.
+    """
+    model = create_model(name, num_classes, image_size, **overrides)
+    if name not in _REPOSITORIES:
+        raise WeightsError(
+            f"no weights of {name} were published by DeiT's authors; there are {', '.join(_REPOSITORIES)}"
+        )
+    path = _fetch(_REPOSITORIES[name], revision, cache_dir)
+    return model, load_weights(path, model, heads=heads, distillation_token=distillation_token)
+
+
+def _fetch(repository: str, revision: str | None, cache_dir: str | Path | None) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise WeightsError("load_pretrained needs huggingface_hub: pip install huggingface_hub") from error
+    try:
+        path = huggingface_hub.hf_hub_download(repository, _FILE, revision=revision, cache_dir=cache_dir)
+    except Exception as error:  # the hub's errors, the connection's and the disk's
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(
+            f"{repository}/{_FILE} can be had neither from the hub nor from the cache ({reason})"
+        ) from error
+    _check_hash(Path(path), huggingface_hub, repository, revision)
+    return Path(path)
+
+
+def _check_hash(path: Path, hub: Any, repository: str, revision: str | None) -> None:
+    """Compare the file with its SHA-256, by which the hub names large files, and so the cache what it stores."""
+    expected = path.resolve().name
+    if not re.fullmatch("[0-9a-f]{64}", expected):  # a cache without symbolic links keeps no hash: ask the hub
+        try:
+            expected = str(hub.get_hf_file_metadata(hub.hf_hub_url(repository, _FILE, revision=revision)).etag)
+        except Exception as error:
+            raise WeightsError(f"{path}: its hash cannot be checked, the hub does not answer ({error})") from error
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise WeightsError(
+            f"{path} is damaged: its SHA-256 is {found[:16]}..., the hub's file has {expected[:16]}...; delete it and try again"
+        )

@@ -1,0 +1,178 @@
+"""Weights of any known layout into our variables: everything fits, or one error says what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from deit_jax.models.position_embedding import resize_position_embedding
+from deit_jax.models.vit import VisionTransformer
+from deit_jax.weights import huggingface, mmpretrain, pycls, timm, torchvision
+from deit_jax.weights.errors import MisfitError, WeightsError, listed
+from deit_jax.weights.files import Tensors, read_file, unwrap
+from deit_jax.weights.layout import Layout, compare
+
+_LAYOUTS = (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT, torchvision.LAYOUT, pycls.LAYOUT)
+_HEADS = ("head.", "head_dist.")
+HEADS = ("keep", "reset", "reset_if_needed")
+DISTILLATION_TOKEN = ("keep", "adapt")
+
+
+def load_weights(
+    source: str | Path | Mapping[str, Any],
+    model: nn.Module,
+    *,
+    heads: str = "keep",
+    distillation_token: str = "keep",
+    which: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The variables of `model` from weights that another framework wrote.
+
+    Layouts, told apart by the names: facebookresearch/deit and timm; Hugging Face transformers (ViT and DeiT-with-teacher, names
+    of versions 4 and 5); mmpretrain; RegNetY of timm, torchvision and pycls. Position embeddings of another image size are
+    resized as the reference does it: bicubic (PyTorch's, a = -0.75), class and distillation tokens kept. Values become float32.
+
+    Args:
+      source: a .safetensors, .npz or (with torch) .pth file, a folder with a model.safetensors, or a mapping of names to arrays.
+        Checkpoints of training scripts are unwrapped: `model`, `state_dict`, `model_state`, `model_ema` and the like.
+      model: what `create_model` made; its fields say which shapes are wanted.
+      heads: "keep": the classifiers come from the file, and another number of classes is an error. "reset": they start anew.
+        "reset_if_needed": they start anew where their shapes differ, which is what the reference does in fine-tuning.
+      distillation_token: "keep": a file without the token does not fit a distilled model, nor one with it a plain model. "adapt":
+        a distilled model starts from a plain file, its second token, position and head as copies of the class token's, so that it
+        answers what the class head answers until the teacher tells them apart; of a distilled file a plain model takes the rest.
+      which: "raw" or "ema" where a checkpoint holds both; None: raw.
+      seed: of the heads that start anew.
+
+    Returns:
+      {"params": ...} and for a RegNet "batch_stats", jax arrays, as `model.init` gives them.
+
+    Raises:
+      WeightsError: the source is unreadable, in no known layout, or has missing, unexpected or mis-shaped names (all are listed).
+        Nothing is ever loaded in part.
+    """
+    for name, value, choices in (
+        ("heads", heads, HEADS),
+        ("distillation_token", distillation_token, DISTILLATION_TOKEN),
+    ):
+        if value not in choices:
+            raise WeightsError(f"{name}={value!r} is none of {', '.join(choices)}")
+    where = "the mapping" if isinstance(source, Mapping) else str(source)
+    foreign = unwrap(source if isinstance(source, Mapping) else read_file(source), which, where)
+    layout = _layout_of(foreign, where)
+    tensors, strangers = layout.to_timm(foreign)
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(timm.COUNTERS)}
+    _refuse_non_numbers(tensors, where)
+
+    expected = timm.expected_tensors(model)
+    if distillation_token == "adapt":
+        tensors = _adapt_distillation_token(tensors, expected)
+    tensors = _resize_position_embedding(tensors, model, where)
+    if heads != "keep":
+        tensors = _reset_heads(tensors, expected, model, seed, all_of_them=heads == "reset")
+    _refuse_misfits(tensors, strangers, expected, layout, where)
+    return jax.tree.map(jnp.asarray, timm.to_variables(tensors))
+
+
+def _layout_of(tensors: Tensors, where: str) -> Layout:
+    for layout in _LAYOUTS:
+        if layout.recognises(tensors):
+            return layout
+    titles = ", ".join(layout.title for layout in _LAYOUTS)
+    raise WeightsError(f"{where} is in no known layout ({titles}); its names are {listed(tensors)}")
+
+
+def _refuse_non_numbers(tensors: Tensors, where: str) -> None:
+    wrong = [f"{name}: {t.dtype}" for name, t in tensors.items() if not jnp.issubdtype(t.dtype, jnp.floating)]
+    if wrong:
+        raise WeightsError(f"{where} has tensors that are not floating-point numbers: {listed(wrong)}")
+
+
+def _adapt_distillation_token(tensors: Tensors, expected: Tensors) -> Tensors:
+    wanted, given = "dist_token" in expected, "dist_token" in tensors
+    if wanted == given or "cls_token" not in tensors:
+        return tensors
+    tensors = dict(tensors)
+    position = tensors.get("pos_embed")
+    if wanted:
+        tensors["dist_token"] = tensors["cls_token"]
+        tensors |= {name.replace("head.", "head_dist."): t for name, t in tensors.items() if name.startswith("head.")}
+        if position is not None and position.ndim == 3:
+            tensors["pos_embed"] = np.concatenate([position[:, :1], position], axis=1)
+    else:
+        tensors = {name: t for name, t in tensors.items() if name != "dist_token" and not name.startswith("head_dist.")}
+        if position is not None and position.ndim == 3:
+            tensors["pos_embed"] = np.concatenate([position[:, :1], position[:, 2:]], axis=1)
+    return tensors
+
+
+def _resize_position_embedding(tensors: Tensors, model: nn.Module, where: str) -> Tensors:
+    position = tensors.get("pos_embed")
+    if not isinstance(model, VisionTransformer) or position is None or position.ndim != 3 or position.shape[0] != 1:
+        return tensors
+    prefix = 2 if "dist_token" in tensors else 1  # the file's own
+    side = model.image_size // model.patch_size
+    if position.shape[1] == prefix + side * side:
+        return tensors
+    try:
+        resized = resize_position_embedding(position.astype(np.float32), (side, side), num_prefix_tokens=prefix)
+    except ValueError as error:
+        raise WeightsError(f"{where}: {error}") from error
+    return tensors | {"pos_embed": np.asarray(resized)}
+
+
+def _reset_heads(tensors: Tensors, expected: Tensors, model: nn.Module, seed: int, *, all_of_them: bool) -> Tensors:
+    """New heads by the model's own initialisation; a head is reset whole."""
+    tensors = dict(tensors)
+    resetting = set()
+    for name, like in expected.items():
+        head = next((head for head in _HEADS if name.startswith(head)), None)
+        if head and (all_of_them or name not in tensors or tensors[name].shape != like.shape):
+            resetting.add(head)
+    if not resetting:
+        return tensors
+    # Only the heads are computed: the compiler drops the rest of the initialisation.
+    image = jnp.zeros((1, *timm.input_size(model), 3), jnp.float32)
+    params = jax.jit(lambda key: {k: v for k, v in model.init(key, image)["params"].items() if k.startswith("head")})(
+        jax.random.key(seed)
+    )
+    fresh = timm.from_variables({"params": params})
+    tensors = {name: t for name, t in tensors.items() if not name.startswith(tuple(resetting))}
+    return tensors | {name: t for name, t in fresh.items() if name.startswith(tuple(resetting))}
+
+
+def _refuse_misfits(tensors: Tensors, strangers: list[str], expected: Tensors, layout: Layout, where: str) -> None:
+    absent, extra, misshapen = compare(tensors, expected)
+    if not (absent or extra or misshapen or strangers):
+        return
+    missing, unexpected = _as_in_the_file(absent, layout), _as_in_the_file(extra, layout) + strangers
+    shapes = [
+        f"{' + '.join(_as_in_the_file([name], layout))} {tensors[name].shape}, not {expected[name].shape}"
+        for name in misshapen
+    ]
+    if any(name.startswith(("dist_token", "head_dist.")) for name in absent + extra):
+        advice = "; distillation_token='adapt' takes what both have"
+    elif not strangers and all(name.startswith(_HEADS) for name in absent + extra + misshapen):
+        advice = (
+            "; create the model with the file's number of classes, or give heads='reset_if_needed' to start them anew"
+        )
+    else:
+        advice = ""
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    problems = "; ".join(f"{kind} {listed(names)}" for kind, names in kinds if names)
+    message = f"{where} ({layout.title}) does not fit the model: {problems}{advice}"
+    raise MisfitError(message, missing, unexpected, shapes)
+
+
+def _as_in_the_file(names: list[str], layout: Layout) -> list[str]:
+    """The file's own names for timm's."""
+    like = np.zeros((3, 3, 1, 1), np.float32)  # some layouts cut or flip
+    theirs = [foreign for name in names for foreign in layout.from_timm({name: like})]
+    return [name for name in theirs if not name.endswith(timm.COUNTERS)]
