@@ -1,0 +1,168 @@
+"""load_pretrained from a server on this machine that speaks the hub's protocol, in processes as users start them."""
+
+import hashlib
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deit_jax.weights import WeightsError, hub, load_pretrained
+from deit_jax.weights.files import write_file
+from tests.models.timm_names import state_dict_shapes, timm_tensor
+
+ROOT = Path(__file__).parents[2]
+NAME = "deit_tiny_distilled_patch16_224"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+# Prints the class head's bias that the model got, or the one line of a refusal.
+SCRIPT = """
+import sys, deit_jax
+try:
+    model, variables = deit_jax.load_pretrained({name!r}, **{arguments!r})
+    print(type(model).__name__, model.image_size, variables["params"]["head"]["bias"][:3].tolist())
+except deit_jax.WeightsError as error:
+    print("refused:", error)
+"""
+
+
+class HubHandler(http.server.BaseHTTPRequestHandler):
+    """HEAD and GET of /<repository>/resolve/<revision>/<file>, with the headers by which the hub describes large files."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, with_content):
+        self.server.requests.append((self.command, self.path))
+        content = self.server.files.get(self.path.split("?")[0])
+        if content is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        declared = self.server.declared_hash or hashlib.sha256(content).hexdigest()
+        self.send_response(200)
+        self.send_header("ETag", f'"{declared}"')
+        self.send_header("X-Linked-Etag", f'"{declared}"')
+        self.send_header("X-Linked-Size", str(len(content)))
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if with_content:
+            self.wfile.write(content)
+
+    def do_HEAD(self):
+        self.answer(False)
+
+    def do_GET(self):
+        self.answer(True)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file as timm's repository of NAME has it, and the bias of its class head."""
+    path = tmp_path_factory.mktemp("repository") / "model.safetensors"
+    write_file(path, {name: timm_tensor(name, shape) for name, shape in state_dict_shapes()[NAME].items()})
+    return path.read_bytes(), timm_tensor("head.bias", (1000,))[:3].tolist()
+
+
+@pytest.fixture
+def server(weights):
+    """The hub-like server; requests are listed in `.requests`, a false hash is declared by `.declared_hash`."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
+    server.requests, server.declared_hash = [], None
+    server.files = {
+        f"/timm/{NAME}.fb_in1k/resolve/{revision}/model.safetensors": weights[0] for revision in ("main", "v1")
+    }
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def load(server, home, *, name=NAME, offline=False, **arguments):
+    """What a process prints that loads from `server` with its cache in `home`."""
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "1" if offline else "0",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(name=name, arguments=arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
+
+
+def assert_loaded(printed, weights, image_size=224):
+    kind, size, bias = printed.split(" ", 2)
+    assert (kind, int(size)) == ("VisionTransformer", image_size)
+    np.testing.assert_allclose(json.loads(bias), weights[1], rtol=1e-6)
+
+
+def test_weights_are_fetched_once_then_taken_from_the_cache_also_offline(server, weights, tmp_path):
+    assert_loaded(load(server, tmp_path), weights)
+    fetched = [path for method, path in server.requests if method == "GET" and path.endswith(".safetensors")]
+    assert len(fetched) == 1
+    assert_loaded(load(server, tmp_path, image_size=384), weights, image_size=384)
+    server.requests.clear()
+    assert_loaded(load(server, tmp_path, offline=True), weights)
+    assert server.requests == []
+    # A file that was damaged in the cache is noticed, also offline.
+    (blob,) = (path for path in tmp_path.rglob("blobs/*") if path.is_file())
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    printed = load(server, tmp_path, offline=True)
+    assert printed.startswith("refused: ") and "is damaged: its SHA-256 is" in printed and "\n" not in printed
+
+
+def test_a_file_that_is_not_what_the_hub_declares_is_refused(server, tmp_path):
+    server.declared_hash = "0" * 64
+    printed = load(server, tmp_path)
+    assert printed.startswith("refused: ") and "the hub's file has 0000000000000000" in printed
+
+
+def test_what_cannot_be_had_is_one_line(server, tmp_path):
+    printed = load(server, tmp_path, name="deit_small_patch16_224")
+    assert printed.startswith("refused: timm/deit_small_patch16_224.fb_in1k/model.safetensors can be had neither from")
+    assert "\n" not in printed
+    assert "refused: timm/" in load(server, tmp_path, offline=True)
+
+
+def test_a_revision_is_asked_for_and_the_file_must_fit(server, tmp_path):
+    printed = load(server, tmp_path, revision="v1", num_classes=7)
+    assert any("/resolve/v1/" in path for _, path in server.requests)
+    assert "head.bias (1000,), not (7,)" in printed and "heads='reset_if_needed'" in printed
+
+
+def test_the_eight_models_and_the_teacher_have_published_weights():
+    names = hub.list_pretrained()
+    assert len(names) == 9 and "regnety_160" in names and "deit_base_distilled_patch16_384" in names
+    with pytest.raises(WeightsError, match="no weights of regnety_040 were published"):
+        load_pretrained("regnety_040")
+    with pytest.raises(ValueError, match="unknown model 'deit_small'"):
+        load_pretrained("deit_small")
+
+
+def test_without_huggingface_hub_it_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(WeightsError, match="pip install huggingface_hub"):
+        load_pretrained(NAME)

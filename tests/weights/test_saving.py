@@ -1,0 +1,164 @@
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.models import create_model, list_models
+from deit_jax.models.registry import identify
+from deit_jax.weights import Preprocessing, WeightsError, load_weights, save_weights, saving
+from deit_jax.weights.files import read_file
+from tests.models.timm_names import state_dict_shapes
+
+from .layout_golden import SMALL
+
+DISTILLED = "deit_tiny_distilled_patch16_224"
+REGNET = {"w0": 8, "wa": 8.0, "wm": 2.0, "depth": 2, "group_width": 4, "num_classes": 5}
+
+
+@pytest.fixture(scope="module")
+def distilled():
+    """A small distilled model with random variables."""
+    return random_model(DISTILLED, SMALL, 32)
+
+
+@pytest.fixture(scope="module")
+def regnet():
+    return random_model("regnety_002", REGNET, 32)
+
+
+def random_model(name, fields, size):
+    model = create_model(name, **fields)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    rng = np.random.RandomState(0)
+    return model, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+@pytest.mark.parametrize("layout", ["timm", "hf", "mmpretrain"])
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", DISTILLED])
+def test_what_is_written_comes_back_to_the_bit(tmp_path, equal, layout, name):
+    model, variables = random_model(name, SMALL, 32)
+    for path in (tmp_path / "folder", tmp_path / "a.safetensors"):
+        written = save_weights(variables, model, path, layout)
+        equal(load_weights(written, model), variables)
+
+
+def test_a_regnet_comes_back_to_the_bit(tmp_path, equal, regnet):
+    model, variables = regnet
+    equal(load_weights(save_weights(variables, model, tmp_path / "a.safetensors"), model), variables)
+
+
+@pytest.mark.parametrize("layout", ["timm", "hf", "mmpretrain"])
+def test_every_models_file_has_the_frameworks_names_and_shapes(recorded_shapes, layout):
+    """A strict load takes it: the names and shapes are those of the framework's own state dict, no more and no less."""
+    timms = state_dict_shapes()
+    recorded = {"timm": timms, "hf": recorded_shapes["hf_v4"], "mmpretrain": recorded_shapes["mmpretrain"]}[layout]
+    names = [name for name in list_models() if layout == "timm" or name.startswith("deit")]
+    assert len(names) == (20 if layout == "timm" else 8)
+    for name in names:
+        # Stand-ins that take no memory, and without the counters, which variables do not have.
+        tensors = {key: np.broadcast_to(np.float32(0), shape) for key, shape in timms[name].items()}
+        tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
+        found = saving.LAYOUTS[layout].from_timm(tensors)
+        assert {key: tensor.shape for key, tensor in found.items()} == recorded[name], name
+
+
+def test_version_5_of_transformers_writes_the_names_that_we_write(recorded_shapes):
+    assert recorded_shapes["hf_v5_disk"] == recorded_shapes["hf_v4"]
+
+
+def test_variables_with_an_empty_collection_are_taken(tmp_path, distilled):
+    model, variables = distilled
+    save_weights({**variables, "batch_stats": {}}, model, tmp_path / "a.safetensors")
+
+
+# --- the files beside the weights -----------------------------------------------------------------------------------
+
+
+def card(folder, name="config.json"):
+    return json.loads((folder / name).read_text())
+
+
+def test_transformers_is_told_what_its_defaults_would_get_wrong(tmp_path, distilled):
+    model, variables = distilled
+    save_weights(variables, model, tmp_path, "hf", class_names=[f"class {i}" for i in range(10)])
+    config, processor = card(tmp_path), card(tmp_path, "preprocessor_config.json")
+    assert config["architectures"] == ["DeiTForImageClassificationWithTeacher"]
+    assert config["layer_norm_eps"] == 1e-6 and config["hidden_act"] == "gelu"
+    assert config["id2label"]["3"] == "class 3" and config["label2id"]["class 3"] == 3
+    assert processor["image_mean"] == [0.485, 0.456, 0.406] and processor["image_std"] == [0.229, 0.224, 0.225]
+    assert processor["size"] == {"shortest_edge": 36} and processor["crop_size"] == {"height": 32, "width": 32}
+
+
+@pytest.mark.parametrize(("image_size", "resized"), [(224, 256), (384, 438), (160, 182), (320, 365)])
+def test_the_crop_is_the_references(image_size, resized):
+    model = create_model("deit_tiny_patch16_224", image_size=image_size)
+    assert Preprocessing().sides(model) == (resized, image_size)
+
+
+def test_timms_card_rebuilds_the_model(tmp_path, distilled, regnet):
+    model, variables = distilled
+    save_weights(variables, model, tmp_path / "a", preprocessing=Preprocessing(crop_ratio=1.0, mean=(0.5, 0.5, 0.5)))
+    config = card(tmp_path / "a")
+    assert config["architecture"] == DISTILLED and config["num_classes"] == 10
+    assert config["model_args"] == {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2}
+    assert config["pretrained_cfg"]["crop_pct"] == 1.0 and config["pretrained_cfg"]["mean"] == [0.5, 0.5, 0.5]
+    assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
+    model, variables = regnet
+    save_weights(variables, model, tmp_path / "b", preprocessing=Preprocessing(image_size=28))
+    config = card(tmp_path / "b")
+    arguments = {"group_width" if name == "group_size" else name: v for name, v in config["model_args"].items()}
+    assert config["model_args"]["group_size"] == 4
+    assert create_model(config["architecture"], 5, **arguments) == model and "w0" in arguments
+    assert config["pretrained_cfg"]["input_size"] == [3, 28, 28]
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_a_registered_model_is_known_by_its_name(name):
+    assert identify(create_model(name, num_classes=7, drop_path_rate=0.1)) == (name, {})
+
+
+def test_a_changed_model_is_known_by_what_differs():
+    name, fields = identify(create_model("deit_base_distilled_patch16_384", image_size=320, depth=11))
+    assert name.startswith("deit_base_distilled") and fields == {"image_size": 320, "depth": 11}
+    with pytest.raises(ValueError, match="Dense is none of this package's models"):
+        identify(__import__("flax").linen.Dense(3))
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_layout_cannot_say_is_refused(tmp_path, distilled, regnet):
+    model, variables = regnet
+    for layout in ("hf", "mmpretrain"):
+        with pytest.raises(WeightsError, match=f"in timm's layout only, not '{layout}'"):
+            save_weights(variables, model, tmp_path, layout)
+    with pytest.raises(WeightsError, match="stem of stride 2 only, this model's is 1"):
+        save_weights(variables, model.clone(stem_stride=1), tmp_path)
+    model, variables = distilled
+    with pytest.raises(WeightsError, match="layout='keras' is none of timm, hf, mmpretrain"):
+        save_weights(variables, model, tmp_path, "keras")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_variables_must_be_the_models(tmp_path, distilled):
+    model, variables = distilled
+    with pytest.raises(WeightsError, match=r"of another shape 2 \(head\.bias, head\.weight\)|of another shape 4"):
+        save_weights(variables, model.clone(num_classes=3), tmp_path)
+    with pytest.raises(WeightsError, match=r"missing 1 \(dist_token\)"):
+        save_weights({"params": {k: v for k, v in variables["params"].items() if k != "dist_token"}}, model, tmp_path)
+    with pytest.raises(WeightsError, match="3 class names for a model of 10 classes"):
+        save_weights(variables, model, tmp_path, class_names=["a", "b", "c"])
+    with pytest.raises(WeightsError, match="two classes have the same name"):
+        save_weights(variables, model, tmp_path, class_names=["a"] * 10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_older_export_is_replaced(tmp_path, distilled):
+    model, variables = distilled
+    save_weights(variables, model, tmp_path)
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, variables)
+    path = save_weights(doubled, model, tmp_path)
+    np.testing.assert_array_equal(read_file(path)["norm.bias"], doubled["params"]["norm"]["bias"])
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
