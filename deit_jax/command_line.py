@@ -30,7 +30,10 @@ _MODE = flags.DEFINE_enum(
     "--output for another framework.",
 )
 _OUTPUT = flags.DEFINE_string(
-    "output", None, "export: a folder, or a .safetensors or .pth file for the tensors alone. Replaced if it is there."
+    "output",
+    None,
+    "export: a folder (weights, and the files from which timm or transformers build the model), or a .safetensors or .pth file "
+    "for the tensors alone. Replaced if it is there.",
 )
 _LAYOUT = flags.DEFINE_enum(
     "layout",

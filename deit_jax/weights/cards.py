@@ -9,6 +9,7 @@ import flax.linen as nn
 
 from deit_jax.models.layer_norm import EPSILON
 from deit_jax.models.registry import identify
+from deit_jax.models.regnet import RegNet, stage_plans
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.weights.errors import WeightsError
 from deit_jax.weights.preprocessing import Preprocessing
@@ -21,6 +22,8 @@ _TIMM_ARGUMENTS = {"image_size": "img_size", "group_width": "group_size"}
 
 def timm_cards(model: nn.Module, preprocessing: Preprocessing, class_names: Sequence[str] | None) -> dict[str, Card]:
     """config.json as timm's hub loader reads it: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
+    if isinstance(model, RegNet):
+        _refuse_what_timms_regnet_lacks(model)
     architecture, fields = identify(model)
     _, side = preprocessing.sides(model)
     is_vit = isinstance(model, VisionTransformer)
@@ -45,6 +48,15 @@ def timm_cards(model: nn.Module, preprocessing: Preprocessing, class_names: Sequ
     if class_names:
         card["label_names"] = list(class_names)
     return {"config.json": card}
+
+
+def _refuse_what_timms_regnet_lacks(model: RegNet) -> None:
+    stages = len(stage_plans(model.w0, model.wa, model.wm, model.depth, model.group_width))
+    if model.stem_stride != 2 or stages != 4:
+        raise WeightsError(
+            "timm builds RegNets of four stages and a stem of stride 2 only, this one has "
+            f"{stages} and {model.stem_stride}; a path that ends in .safetensors gets the tensors alone"
+        )
 
 
 def huggingface_cards(

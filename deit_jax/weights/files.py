@@ -6,6 +6,7 @@ Nothing in a file is ever executed: pickles are read by torch with weights_only,
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import zipfile
 from collections.abc import Callable, Mapping
@@ -183,4 +184,5 @@ def write_file(path: Path, tensors: Tensors, *, wrapper: str | None = None) -> N
     except (OSError, safetensors.SafetensorError, RuntimeError) as error:
         raise WeightsError(f"{path} cannot be written ({_reason(error)})") from error
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from deit_jax.weights.errors import MisfitError, WeightsError, listed
 from deit_jax.weights.files import Tensors, read_file, unwrap
 from deit_jax.weights.layout import Layout, compare
 
-_LAYOUTS = (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT, torchvision.LAYOUT, pycls.LAYOUT)
+LAYOUTS = (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT, torchvision.LAYOUT, pycls.LAYOUT)
 _HEADS = ("head.", "head_dist.")
 HEADS = ("keep", "reset", "reset_if_needed")
 DISTILLATION_TOKEN = ("keep", "adapt")
@@ -77,15 +77,15 @@ def load_weights(
     tensors = _resize_position_embedding(tensors, model, where)
     if heads != "keep":
         tensors = _reset_heads(tensors, expected, model, seed, all_of_them=heads == "reset")
-    _refuse_misfits(tensors, strangers, expected, layout, where)
+    _refuse_misfits(tensors, strangers, expected, foreign, layout, where)
     return jax.tree.map(jnp.asarray, timm.to_variables(tensors))
 
 
 def _layout_of(tensors: Tensors, where: str) -> Layout:
-    for layout in _LAYOUTS:
+    for layout in LAYOUTS:
         if layout.recognises(tensors):
             return layout
-    titles = ", ".join(layout.title for layout in _LAYOUTS)
+    titles = ", ".join(layout.title for layout in LAYOUTS)
     raise WeightsError(f"{where} is in no known layout ({titles}); its names are {listed(tensors)}")
 
 
@@ -148,13 +148,18 @@ def _reset_heads(tensors: Tensors, expected: Tensors, model: nn.Module, seed: in
     return tensors | {name: t for name, t in fresh.items() if name.startswith(tuple(resetting))}
 
 
-def _refuse_misfits(tensors: Tensors, strangers: list[str], expected: Tensors, layout: Layout, where: str) -> None:
+def _refuse_misfits(
+    tensors: Tensors, strangers: list[str], expected: Tensors, foreign: Tensors, layout: Layout, where: str
+) -> None:
     absent, extra, misshapen = compare(tensors, expected)
     if not (absent or extra or misshapen or strangers):
         return
-    missing, unexpected = _as_in_the_file(absent, layout), _as_in_the_file(extra, layout) + strangers
+    needed = _foreign_names(absent, layout, distilled="dist_token" in tensors)
+    missing = [name for name in needed if name not in foreign]
+    origins = _origins(foreign, layout)
+    unexpected = [name for ours in extra for name in origins.get(ours, [ours]) if name not in needed] + strangers
     shapes = [
-        f"{' + '.join(_as_in_the_file([name], layout))} {tensors[name].shape}, not {expected[name].shape}"
+        f"{' + '.join(origins.get(name, [name]))} {tensors[name].shape}, not {expected[name].shape}"
         for name in misshapen
     ]
     if any(name.startswith(("dist_token", "head_dist.")) for name in absent + extra):
@@ -171,8 +176,22 @@ def _refuse_misfits(tensors: Tensors, strangers: list[str], expected: Tensors, l
     raise MisfitError(message, missing, unexpected, shapes)
 
 
-def _as_in_the_file(names: list[str], layout: Layout) -> list[str]:
-    """The file's own names for timm's."""
-    like = np.zeros((3, 3, 1, 1), np.float32)  # some layouts cut or flip
-    theirs = [foreign for name in names for foreign in layout.from_timm({name: like})]
-    return [name for name in theirs if not name.endswith(timm.COUNTERS)]
+_ANYTHING = np.zeros((3, 3, 1, 1), np.float32)  # a tensor that every layout can cut or flip
+
+
+def _foreign_names(names: list[str], layout: Layout, *, distilled: bool) -> list[str]:
+    """The layout's names for timm's; those of the heads depend on whether the model is distilled."""
+    beside = {"dist_token": _ANYTHING} if distilled else {}
+    foreign = [theirs for name in names for theirs in layout.from_timm({name: _ANYTHING} | beside)]
+    own = set(layout.from_timm(beside)) if "dist_token" not in names else set()
+    return [name for name in foreign if name not in own and not name.endswith(timm.COUNTERS)]
+
+
+def _origins(foreign: Tensors, layout: Layout) -> dict[str, list[str]]:
+    """timm's name to the names of the tensors of the file that it came from."""
+    origins: dict[str, list[str]] = {}
+    for theirs in foreign:
+        for ours in layout.to_timm({theirs: _ANYTHING})[0]:
+            for name in {ours, timm.fused(ours)}:
+                origins.setdefault(name, []).append(theirs)
+    return origins

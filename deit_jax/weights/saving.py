@@ -18,8 +18,7 @@ from deit_jax.weights.files import Tensors, write_file
 from deit_jax.weights.layout import compare
 from deit_jax.weights.preprocessing import Preprocessing
 
-_LAYOUTS = {layout.name: layout for layout in (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT)}
-LAYOUTS = tuple(_LAYOUTS)
+LAYOUTS = {layout.name: layout for layout in (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT)}
 # Under which key a .pth file keeps the tensors: the reference's main.py and timm read "model", mmengine reads "state_dict".
 _WRAPPERS = {"timm": "model", "hf": None, "mmpretrain": "state_dict"}
 
@@ -40,7 +39,7 @@ def save_weights(
       path: a .safetensors or (with torch) .pth file: the tensors alone. Any other path is a folder, which gets model.safetensors
         and what the framework needs to open it: for "timm" the config.json of its hub loader
         (`timm.create_model("local-dir:FOLDER", pretrained=True)`), for "hf" config.json and preprocessor_config.json
-        (`from_pretrained(FOLDER)`). Files of these names are replaced.
+        (`from_pretrained(FOLDER)`); mmpretrain has no such thing. Files of these names are replaced.
       layout: "timm" (also facebookresearch/deit), "hf" (transformers 4 and 5), or "mmpretrain".
       preprocessing: of the images; None: the reference's evaluation.
       class_names: one a class, for the labels in config.json.
@@ -51,21 +50,21 @@ def save_weights(
     """
     path = Path(path)
     preprocessing = preprocessing or Preprocessing()
-    if layout not in _LAYOUTS:
-        raise WeightsError(f"layout={layout!r} is none of {', '.join(_LAYOUTS)}")
+    if layout not in LAYOUTS:
+        raise WeightsError(f"layout={layout!r} is none of {', '.join(LAYOUTS)}")
     _refuse_what_the_layout_lacks(model, layout)
     check_class_names(model, class_names)
     tensors = timm.from_variables({group: values for group, values in variables.items() if values})
     _refuse_other_variables(tensors, timm.expected_tensors(model))
-    tensors = _LAYOUTS[layout].from_timm(tensors)
+    tensors = LAYOUTS[layout].from_timm(tensors)
     if path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
         write_file(path, tensors, wrapper=_WRAPPERS[layout])
         return path
-    cards: dict[str, Card] = {}
-    if layout == "timm":
-        cards = timm_cards(model, preprocessing, class_names)
-    elif layout == "hf":
-        cards = huggingface_cards(model, preprocessing, class_names)
+    if layout == "mmpretrain":
+        raise WeightsError(
+            f"{path}: mmpretrain reads files, not folders; give a path that ends in .pth (or .safetensors)"
+        )
+    cards = (timm_cards if layout == "timm" else huggingface_cards)(model, preprocessing, class_names)
     write_file(path / "model.safetensors", tensors)
     for name, card in cards.items():
         _write_json(path / name, card)
@@ -73,14 +72,8 @@ def save_weights(
 
 
 def _refuse_what_the_layout_lacks(model: nn.Module, layout: str) -> None:
-    if isinstance(model, VisionTransformer):
-        return
-    if layout != "timm":
+    if layout != "timm" and not isinstance(model, VisionTransformer):
         raise WeightsError(f"a {type(model).__name__} is written in timm's layout only, not {layout!r}")
-    if model.stem_stride != 2:
-        raise WeightsError(
-            f"timm's RegNet has a stem of stride 2 only, this model's is {model.stem_stride}: it would answer otherwise"
-        )
 
 
 def _refuse_other_variables(tensors: Tensors, expected: Tensors) -> None:

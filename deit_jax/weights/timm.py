@@ -37,6 +37,11 @@ def _from_timm(tensors: Tensors) -> Tensors:
 LAYOUT = Layout("timm", "timm", r"^(blocks\.\d+\.attn\.qkv|s\d+\.b\d+\.conv\d\.conv)\.", _to_timm, _from_timm)
 
 
+def fused(name: str) -> str:
+    """The name of the joint projection for that of q, k or v alone (which timm has not)."""
+    return re.sub(r"\.attn\.[qkv]\.", ".attn.qkv.", name)
+
+
 def to_variables(tensors: Tensors) -> dict[str, Any]:
     """Our variables, float32 NumPy arrays, from tensors under timm's names."""
     return flax.traverse_util.unflatten_dict({_our_path(name): _our_axes(name, tensors[name]) for name in tensors})

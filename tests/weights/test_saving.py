@@ -14,7 +14,7 @@ from tests.models.timm_names import state_dict_shapes
 from .layout_golden import SMALL
 
 DISTILLED = "deit_tiny_distilled_patch16_224"
-REGNET = {"w0": 8, "wa": 8.0, "wm": 2.0, "depth": 2, "group_width": 4, "num_classes": 5}
+REGNET = {"w0": 8, "wa": 8.0, "wm": 1.5, "depth": 5, "group_width": 4, "num_classes": 5}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def random_model(name, fields, size):
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", DISTILLED])
 def test_what_is_written_comes_back_to_the_bit(tmp_path, equal, layout, name):
     model, variables = random_model(name, SMALL, 32)
-    for path in (tmp_path / "folder", tmp_path / "a.safetensors"):
+    for path in (tmp_path / "folder", tmp_path / "a.safetensors")[layout == "mmpretrain" :]:
         written = save_weights(variables, model, path, layout)
         equal(load_weights(written, model), variables)
 
@@ -134,9 +134,14 @@ def test_what_a_layout_cannot_say_is_refused(tmp_path, distilled, regnet):
     for layout in ("hf", "mmpretrain"):
         with pytest.raises(WeightsError, match=f"in timm's layout only, not '{layout}'"):
             save_weights(variables, model, tmp_path, layout)
-    with pytest.raises(WeightsError, match="stem of stride 2 only, this model's is 1"):
+    with pytest.raises(WeightsError, match="four stages and a stem of stride 2 only, this one has 4 and 1"):
         save_weights(variables, model.clone(stem_stride=1), tmp_path)
+    model, variables = random_model("regnety_002", REGNET | {"depth": 2, "wm": 2.0}, 32)
+    with pytest.raises(WeightsError, match="this one has 2 and 2"):
+        save_weights(variables, model, tmp_path)
     model, variables = distilled
+    with pytest.raises(WeightsError, match=r"mmpretrain reads files, not folders; give a path that ends in \.pth"):
+        save_weights(variables, model, tmp_path, "mmpretrain")
     with pytest.raises(WeightsError, match="layout='keras' is none of timm, hf, mmpretrain"):
         save_weights(variables, model, tmp_path, "keras")
     assert not list(tmp_path.iterdir())
