@@ -46,9 +46,8 @@ def default_config() -> ConfigDict:
     )
     distillation.alpha = 0.5  # weight of the teacher's term; 1 - alpha is the labels'. The paper's soft rows use 0.1
     distillation.tau = 1.0  # temperature of soft distillation. The paper's soft rows use 3.0
-    distillation.kl = (
-        "released"  # released: KL(teacher||student) / (batch * classes); paper: KL(student||teacher) / batch
-    )
+    distillation.kl = "released"  # released: KL(teacher||student), as published code; paper: KL(student||teacher)
+    distillation.kl_mean = "elements"  # KL's sum over: elements (batch * classes, published code) | batch (timm's)
 
     config.teacher = teacher = ConfigDict()
     teacher.name = "regnety_160"
@@ -150,6 +149,7 @@ _CHOICES = {
     "model.fusion": ("logits", "softmax"),
     "distillation.kind": ("none", "soft", "hard"),
     "distillation.kl": ("released", "paper"),
+    "distillation.kl_mean": ("elements", "batch"),
     "teacher.variables": ("raw", "ema"),
     "data.source": ("fashion_mnist_10k", "npz", "folder", "tfds"),
     "data.train_crop": ("random_resized", "padded"),

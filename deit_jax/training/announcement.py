@@ -32,7 +32,7 @@ def describe(
         facts["teacher"] = f"{teacher.description}: {count_parameters(teacher.variables):,} parameters, frozen"
         how = f"{distillation.kind}, alpha {distillation.alpha:g}"
         if distillation.kind == "soft":
-            how += f", tau {distillation.tau:g}, kl {distillation.kl}"
+            how += f", tau {distillation.tau:g}, kl {distillation.kl}, mean over {distillation.kl_mean}"
         facts["distillation"] = how
     kinds = Counter(device.device_kind for device in program.mesh.devices.flat)
     facts["devices"] = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())

@@ -26,19 +26,26 @@ def hard_distillation(logits: jax.Array, teacher_logits: jax.Array) -> jax.Array
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), decision[:, None], axis=-1))
 
 
-def soft_distillation(logits: jax.Array, teacher_logits: jax.Array, *, tau: float, kl: str) -> jax.Array:
+def soft_distillation(logits: jax.Array, teacher_logits: jax.Array, *, tau: float, kl: str, kl_mean: str) -> jax.Array:
     """tau^2 times the Kullback-Leibler divergence at temperature tau (equation 2), a float32 scalar. Both float32[B, K].
 
-    kl="released" is the published code: KL(teacher || student), summed and divided by B * K (K times weaker than a mean over the
-    batch). kl="paper" is the printed equation: KL(student || teacher), mean over the batch.
+    kl, the direction: "released" is the published code's KL(teacher || student), "paper" the printed equation's
+    KL(student || teacher). kl_mean, what the sum is divided by: "elements" is B * K (the published code; K times weaker), "batch"
+    is B (the usual reading, and timm's). The paper is read as kl="paper", kl_mean="batch".
     """
     student = jax.nn.log_softmax(logits / tau)
     teacher = jax.nn.log_softmax(teacher_logits / tau)
     if kl == "released":
-        return tau**2 * jnp.mean(jnp.exp(teacher) * (teacher - student))
-    if kl == "paper":
-        return tau**2 * jnp.mean(jnp.sum(jnp.exp(student) * (student - teacher), axis=-1))
-    raise ValueError(f"kl={kl!r} is neither 'released' nor 'paper'")
+        terms = jnp.exp(teacher) * (teacher - student)
+    elif kl == "paper":
+        terms = jnp.exp(student) * (student - teacher)
+    else:
+        raise ValueError(f"kl={kl!r} is neither 'released' nor 'paper'")
+    if kl_mean == "elements":
+        return tau**2 * jnp.mean(terms)
+    if kl_mean == "batch":
+        return tau**2 * jnp.mean(jnp.sum(terms, axis=-1))
+    raise ValueError(f"kl_mean={kl_mean!r} is neither 'elements' nor 'batch'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +60,7 @@ class DistillationLoss:
     alpha: float = 0.5
     tau: float = 1.0
     kl: str = "released"
+    kl_mean: str = "elements"
 
     def __call__(
         self, outputs: ModelOutput, targets: jax.Array, teacher_logits: jax.Array | None
@@ -67,7 +75,8 @@ class DistillationLoss:
         if self.kind == "hard":
             distillation_loss = hard_distillation(student, teacher_logits)
         elif self.kind == "soft":
-            distillation_loss = soft_distillation(student, teacher_logits, tau=self.tau, kl=self.kl)
+            options = {"tau": self.tau, "kl": self.kl, "kl_mean": self.kl_mean}
+            distillation_loss = soft_distillation(student, teacher_logits, **options)
         else:
             raise ValueError(f"distillation kind {self.kind!r} is none of 'none', 'soft', 'hard'")
         loss = (1 - self.alpha) * class_loss + self.alpha * distillation_loss

@@ -50,6 +50,23 @@ def test_odd_side_loses_a_pixel():
     assert lam == pytest.approx(1 - 158 * 6 / (225 * 11))
 
 
+def test_boxes_of_many_draws_are_the_references():
+    """timm 0.3.2's `rand_bbox` and the area that its `cutmix_bbox_and_lam` corrects lam by, in float64."""
+    rng = np.random.default_rng(0)
+    height, width = 224, 200
+    lam = rng.random(4000, dtype=np.float32)
+    center = np.stack([rng.integers(0, height, 4000), rng.integers(0, width, 4000)], axis=1)
+    boxes, found = jax.vmap(lambda lam, center: mixing.cutmix_box(lam, center, (height, width)))(lam, center)
+    ratio = np.sqrt(1 - lam.astype(np.float64))
+    expected = []
+    for side, middle in ((height, center[:, 0]), (width, center[:, 1])):
+        half = (side * ratio).astype(int) // 2
+        expected += [np.clip(middle - half, 0, side), np.clip(middle + half, 0, side)]
+    np.testing.assert_array_equal(boxes, np.stack(expected, axis=1))
+    top, bottom, left, right = expected
+    np.testing.assert_allclose(found, 1 - (bottom - top) * (right - left) / (height * width), rtol=0, atol=1e-6)
+
+
 def draw(count=20_000, size=(224, 224), **options):
     options = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0} | options
     return jax.tree.map(

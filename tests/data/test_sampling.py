@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 import time
 from collections import Counter
@@ -9,7 +10,7 @@ import pytest
 from deit_jax.data.sampling import TrainOrder, repeated_order, selected_positions
 
 GOLDEN = np.load(Path(__file__).parent / "sampler.npz")
-CASES = sorted({name.rsplit("_", 1)[0] for name in GOLDEN})
+CASES = sorted({name.removesuffix("_ranks") for name in GOLDEN if name.endswith("_ranks")})
 
 
 def order(**changes) -> TrainOrder:
@@ -36,6 +37,15 @@ def test_repeated_order_deals_what_the_reference_ranks_get(case):
     for t in range(per_rank.shape[1] // rows):
         theirs = Counter(per_rank[:, t * rows : (t + 1) * rows].ravel().tolist())
         assert theirs == Counter(ours[t * rows * ranks : (t + 1) * rows * ranks].tolist())
+
+
+@pytest.mark.parametrize("ranks", [1, 4, 8])
+def test_repeated_order_of_imagenet_deals_what_the_reference_ranks_get(ranks):
+    permutation = np.random.RandomState(5).permutation(1281167)  # as record_sampler.py puts in PyTorch's place
+    ours = repeated_order(permutation, 3)
+    for rank, digest in enumerate(GOLDEN[f"imagenet_{ranks}"]):
+        assert len(ours[rank::ranks]) == 1281024 // ranks
+        assert hashlib.sha256(ours[rank::ranks].astype("<i4").tobytes()).hexdigest() == digest
 
 
 def test_batches_follow_the_repeated_order():

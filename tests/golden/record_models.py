@@ -9,16 +9,18 @@ that a comparison measures our rounding errors alone; the error of timm's own fl
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
+from timm.layers import trunc_normal_
 from timm.models.deit import VisionTransformerDistilled
 
 GOLDEN = Path(__file__).parent
@@ -45,7 +47,7 @@ def record_photograph() -> None:
     from sklearn.datasets import load_sample_image
 
     flower = load_sample_image("flower.jpg")
-    Image.fromarray(flower[100:324, 390:614]).save(GOLDEN / "models_photograph.png", optimize=True)
+    Image.fromarray(flower[43:427, 256:640]).save(GOLDEN / "models_photograph.png", optimize=True)
 
 
 def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
@@ -74,10 +76,12 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected).norm() / expected.norm())
 
 
+def logits(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return model(x)
+
+
 @torch.no_grad()
-def run(
-    label: str, model: torch.nn.Module, images: np.ndarray, call: Callable = lambda model, x: model(x)
-) -> torch.Tensor:
+def run(label: str, model: torch.nn.Module, images: np.ndarray, call: Callable = logits) -> torch.Tensor:
     """The answer in float64; prints how far timm's float32 answer is from it."""
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     answer = call(model.double(), x.double())
@@ -95,13 +99,13 @@ def heads(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     return torch.stack([model.head(tokens[:, 0]), model.head_dist(tokens[:, 1]), model(x)])
 
 
-def tokens(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+def tokens(model: torch.nn.Module, x: torch.Tensor, indices: Sequence[int] = names.TOKENS) -> torch.Tensor:
     """Some tokens of the first image before the blocks, after each and after the last norm: [depth + 2, tokens, D]."""
     stages = [model._pos_embed(model.patch_embed(x))]
     for block in model.blocks:
         stages.append(block(stages[-1]))
     stages.append(model.norm(stages[-1]))
-    return torch.stack(stages)[:, 0, list(names.TOKENS)]
+    return torch.stack(stages)[:, 0, list(indices)]
 
 
 @torch.no_grad()
@@ -128,6 +132,30 @@ def record_position_embedding(arrays: dict[str, torch.Tensor]) -> None:
         arrays[f"pos_embed/{method}_{rows}x{columns}"] = resized.permute(0, 2, 3, 1).reshape(1, rows * columns, 3)
 
 
+def released_init(name: str) -> torch.nn.Module:
+    """A DeiT as facebookresearch/deit starts it: timm 1.x differs in the class token alone (normal of std 1e-6)."""
+    model = timm.create_model(name)
+    trunc_normal_(model.cls_token, std=0.02)
+    return model
+
+
+@torch.no_grad()
+def record_initialisation(arrays: dict[str, torch.Tensor]) -> None:
+    """Mean, standard deviation and two quantiles of every tensor of a fresh model, in the order of its state dict.
+
+    Quantiles and no extremes: PyTorch's trunc_normal_ makes about one weight in 2**24 exactly -2, a hundred deviations out.
+    """
+    torch.manual_seed(0)
+    quantiles = torch.tensor(names.QUANTILES)
+    for name, create in (*((name, released_init) for name in names.INITIAL_VITS), ("regnety_002", timm.create_model)):
+        rows = [
+            torch.stack([tensor.mean(), tensor.std(correction=0), *torch.quantile(tensor, quantiles)])
+            for name, tensor in create(name).state_dict().items()
+            if not name.endswith("num_batches_tracked")
+        ]
+        arrays[f"initial/{name}"] = torch.stack(rows)
+
+
 def main() -> None:
     torch.set_num_threads(2)
     record_photograph()
@@ -137,23 +165,23 @@ def main() -> None:
     record_state_dicts(small_vit)
 
     arrays: dict[str, torch.Tensor] = {}
-    large, small = names.photographs(2, 224), names.photographs(2, names.SMALL_VIT["image_size"])
-    name = "deit_tiny_patch16_224"
-    arrays[name] = run(name, fill(timm.create_model(name)), large)
-    name = "deit_tiny_distilled_patch16_224"
-    arrays[name] = run(name, fill(timm.create_model(name)), large, heads)
+    small = names.photographs(2, names.SMALL_VIT["image_size"])
     fill(small_vit)
     arrays["small_vit"] = run("small_vit", small_vit, small, heads)
     arrays["small_vit/tokens"] = run("small_vit, tokens", small_vit, small, tokens)
-
-    # 100 pixels give the odd sides 25, 13 and 7, where paddings differ most.
-    for name, size in (("regnety_002", 100), ("regnety_040", 64)):
-        arrays[name] = run(name, fill(timm.create_model(name)), names.photographs(2, size))
+    for name in MODELS:
+        model = fill(timm.create_model(name))
+        arrays[name] = run(name, model, names.model_images(name), heads if "_distilled_" in name else logits)
+        if name == "deit_tiny_distilled_patch16_224":
+            some = functools.partial(tokens, indices=names.FULL_SIZE_TOKENS)
+            arrays[f"{name}/tokens"] = run(f"{name}, tokens", model, names.model_images(name), some)
+        del model
     stride_1 = timm.create_model("regnety_002")
     stride_1.stem.conv.stride = (1, 1)  # timm has no setting for it
     arrays["regnety_002_stride_1"] = run("regnety_002, stem stride 1", fill(stride_1), names.photographs(2, 32))
     train_step(names.photographs(4, 64), arrays)
     record_position_embedding(arrays)
+    record_initialisation(arrays)
 
     np.savez_compressed(GOLDEN / "models.npz", **{name: tensor.float().numpy() for name, tensor in arrays.items()})
     for path in sorted(GOLDEN.glob("models*")):

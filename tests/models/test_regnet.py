@@ -11,7 +11,7 @@ from deit_jax.models import create_model
 from deit_jax.models.dropping import Dropout
 from deit_jax.models.regnet import ConvBatchNorm, RegNet
 
-from .timm_names import TRAINED_STATISTICS, our_variables, photographs
+from .timm_names import QUICK_COMPILATION, TRAINED_STATISTICS, model_images, our_variables, photographs
 
 # Three stages of 16, 24 and 48 channels: 1, 2 and 2 blocks.
 TINY = {"num_classes": 5, "w0": 16, "wa": 8.0, "wm": 1.8, "depth": 5, "group_width": 8, "stem_width": 16}
@@ -65,18 +65,10 @@ def captured_dropouts(tree):
 # --- parity with timm -----------------------------------------------------------------------------------------------
 
 
-# 100 pixels: at the odd sides 25, 13 and 7 a padding other than PyTorch's would show; group widths 8 and 64.
-@pytest.mark.parametrize(("name", "size"), [("regnety_002", 100), ("regnety_040", 64)])
-def test_logits_are_those_of_timm(golden, timm_shapes, close, name, size):
-    output = jax.jit(create_model(name).apply)(our_variables(timm_shapes[name]), photographs(2, size))
-    close(output.logits, golden[name])
-    np.testing.assert_array_equal(output.class_logits, output.logits)
-    assert output.distillation_logits is None
-
-
+# The logits of every named model: test_every_model.py.
 def test_native_grouped_convolutions_give_the_same_logits(golden, regnety_002, close):
     model = create_model("regnety_002", grouped_conv="native")  # elsewhere than on CPU the default
-    close(jax.jit(model.apply)(regnety_002, photographs(2, 100)).logits, golden["regnety_002"])
+    close(jax.jit(model.apply)(regnety_002, model_images("regnety_002")).logits, golden["regnety_002"])
 
 
 def test_stem_of_stride_1_is_that_of_timm(golden, regnety_002, close):
@@ -169,7 +161,7 @@ def test_batch_norm_has_the_epsilon_of_pytorch():
 def fresh():
     """One block of 128 channels in two groups."""
     model = RegNet(num_classes=500, w0=128, wa=0.0, wm=2.0, depth=1, group_width=64)
-    return flat(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+    return flat(jax.jit(model.init, compiler_options=QUICK_COMPILATION)(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
 
 
 def test_convolutions_start_normal_by_the_fan_out_of_a_group(fresh):
@@ -265,7 +257,7 @@ def test_dropping_of_a_model_is_keyed_by_position_and_independent_in_blocks(tiny
         "mutable": ["batch_stats", "intermediates"],
     }
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK_COMPILATION)
     def kept(images, positions):
         rngs = {"dropout": jax.random.key(3)}
         _, state = model.apply(variables, images, train=True, positions=positions, rngs=rngs, **captures)
@@ -301,5 +293,6 @@ def test_gradients_reach_every_parameter(tiny):
         return jnp.square(output.logits).sum()
 
     images = images[:, :16, :16]
-    for name, gradient in flat(jax.jit(jax.grad(loss))(variables["params"])).items():
+    gradients = jax.jit(jax.grad(loss), compiler_options=QUICK_COMPILATION)(variables["params"])
+    for name, gradient in flat(gradients).items():
         assert np.isfinite(gradient).all() and np.any(gradient), name

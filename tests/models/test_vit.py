@@ -12,7 +12,7 @@ from deit_jax.models.dropping import Dropout
 from deit_jax.models.output import fuse
 from deit_jax.models.vit import LayerNorm, Mlp, VisionTransformer
 
-from .timm_names import SMALL_VIT, TOKENS, our_variables, photographs
+from .timm_names import FULL_SIZE_TOKENS, QUICK_COMPILATION, SMALL_VIT, TOKENS, model_images, our_variables, photographs
 
 TINY = {"num_classes": 5, "image_size": 28, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -48,24 +48,19 @@ def drop_path_outputs(model, variables, images, **kwargs):
 # --- parity with timm -----------------------------------------------------------------------------------------------
 
 
-def test_full_size_logits_are_those_of_timm(golden, timm_shapes, close):
-    name = "deit_tiny_patch16_224"
-    output = jax.jit(create_model(name).apply)(our_variables(timm_shapes[name]), photographs(2, 224))
-    close(output.logits, golden[name])
-    np.testing.assert_array_equal(output.class_logits, output.logits)
-    assert output.distillation_logits is None
-
-
-def test_full_size_logits_of_both_heads_are_those_of_timm(golden, timm_shapes, close):
+# The logits of every named model: test_every_model.py.
+def test_tokens_of_a_named_model_are_those_of_timm(golden, timm_shapes, close):
     name = "deit_tiny_distilled_patch16_224"
-    output = jax.jit(create_model(name).apply)(our_variables(timm_shapes[name]), photographs(2, 224))
-    class_logits, distillation_logits, fused = golden[name]
-    close(output.class_logits, class_logits)
-    close(output.distillation_logits, distillation_logits)
-    close(output.logits, fused)
+    model = create_model(name)
+    run = jax.jit(functools.partial(model.apply, capture_intermediates=True, mutable="intermediates"))
+    _, state = run(our_variables(timm_shapes[name]), model_images(name)[:1])
+    captured = state["intermediates"]
+    stages = [captured["Dropout_0"], *(captured[f"blocks_{i}"] for i in range(model.depth)), captured["norm"]]
+    for stage, expected in zip(stages, golden[f"{name}/tokens"], strict=True):
+        close(stage["__call__"][0][0, list(FULL_SIZE_TOKENS)], expected, 3e-6)
 
 
-def test_tokens_at_every_depth_are_those_of_timm(golden, timm_shapes, close):
+def test_heads_and_tokens_of_a_small_model_are_those_of_timm(golden, timm_shapes, close):
     model = create_model("deit_small_distilled_patch16_224", **SMALL_VIT)
     variables, images = our_variables(timm_shapes["small_vit"]), photographs(2, SMALL_VIT["image_size"])
     output, state = jax.jit(functools.partial(model.apply, capture_intermediates=True, mutable="intermediates"))(
@@ -176,7 +171,9 @@ def test_images_of_another_size_are_refused_with_both_sizes(tiny, shape):
 def fresh():
     """deit_tiny's parameters at a smaller patch, so that the position embedding is long."""
     model = create_model("deit_tiny_distilled_patch16_224", image_size=64, patch_size=4, depth=1)
-    return flat(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"])
+    return flat(
+        jax.jit(model.init, compiler_options=QUICK_COMPILATION)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
+    )
 
 
 NORMAL = ("cls_token", "dist_token", "pos_embed", "head/kernel", "head_dist/kernel") + tuple(
@@ -311,6 +308,7 @@ def test_bfloat16_computes_and_float32_answers(tiny, answer, close):
 
 def test_gradients_reach_every_parameter(tiny):
     model, variables, images = tiny
-    gradients = jax.jit(jax.grad(lambda v: jnp.square(model.apply(v, images).logits).sum()))(variables)
+    gradient = jax.grad(lambda v: jnp.square(model.apply(v, images).logits).sum())
+    gradients = jax.jit(gradient, compiler_options=QUICK_COMPILATION)(variables)
     for name, gradient in flat(gradients["params"]).items():
         assert np.isfinite(gradient).all() and np.any(gradient), name

@@ -20,10 +20,17 @@ from PIL import Image
 GOLDEN = Path(__file__).parents[1] / "golden"
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
+SMALL_PART = (slice(57, 281), slice(134, 358))  # of the photograph: 224 pixels for whoever needs no more
+
+# For jax.jit(compiler_options=): code generation takes half the time. XLA's own passes, so the operations, are the same.
+QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
 
 # The golden model beside timm's named ones: what it changes of deit_small_distilled_patch16_224.
 SMALL_VIT = {"image_size": 64, "patch_size": 8, "depth": 4, "num_classes": 10}
 TOKENS = (0, 1, 2, 33, 65)  # the recorded tokens of its blocks
+FULL_SIZE_TOKENS = (0, 1, 107)  # and of deit_tiny_distilled_patch16_224's
+INITIAL_VITS = ("deit_tiny_distilled_patch16_224", "deit_small_distilled_patch16_224")  # recorded as initialised
+QUANTILES = (0.001, 0.999)
 TRAINED_STATISTICS = ("stem.bn", "s3.b2.conv2.bn", "s4.b1.downsample.bn")  # of regnety_002's train step
 
 
@@ -108,8 +115,18 @@ def state_dict_shapes() -> dict[str, dict[str, tuple[int, ...]]]:
     return {model: {name: tuple(shape) for name, shape in tensors.items()} for model, tensors in recorded.items()}
 
 
+def model_images(name: str) -> np.ndarray:
+    """The input of a named model: its native size for a transformer (one image for the base ones), small for a RegNetY."""
+    if name.startswith("regnety"):
+        # 100 pixels give the odd sides 25, 13 and 7, where paddings differ most.
+        return photographs(2, 100 if name == "regnety_002" else 64)
+    return photographs(1 if "_base_" in name else 2, int(name[-3:]))
+
+
 def photographs(count: int, size: int) -> np.ndarray:
     """Normalised float32[count, size, size, 3]: corners of the photograph, turned by 90 degrees for each next."""
     pixels = np.asarray(Image.open(GOLDEN / "models_photograph.png").convert("RGB"))
+    if size <= 224:
+        pixels = pixels[SMALL_PART]
     turned = np.stack([np.rot90(pixels, turns)[:size, :size] for turns in range(count)])
     return (turned.astype(np.float32) / np.float32(255) - MEAN) / STD

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax.augment.mixing import smoothed_one_hot
+from deit_jax.augment.mixing import Mix, mix_targets, smoothed_one_hot
 from deit_jax.models import ModelOutput
 from deit_jax.training.losses import DistillationLoss, cross_entropy, hard_distillation, soft_distillation
 
@@ -28,10 +28,27 @@ def test_hard_distillation_is_the_references(golden):
 
 
 @pytest.mark.parametrize("kl", ["released", "paper"])
+@pytest.mark.parametrize("kl_mean", ["elements", "batch"])
 @pytest.mark.parametrize("tau", [1.0, 3.0])
-def test_soft_distillation_is_the_references(golden, kl, tau):
-    ours = soft_distillation(jnp.asarray(golden["logits"]), jnp.asarray(golden["teacher"]), tau=tau, kl=kl)
-    np.testing.assert_allclose(ours, golden[f"soft_{kl}_{tau:g}"], rtol=1e-5)
+def test_soft_distillation_is_pytorchs_divergence(golden, kl, kl_mean, tau):
+    logits, teacher = jnp.asarray(golden["logits"]), jnp.asarray(golden["teacher"])
+    ours = soft_distillation(logits, teacher, tau=tau, kl=kl, kl_mean=kl_mean)
+    np.testing.assert_allclose(ours, golden[f"soft_{kl}_{kl_mean}_{tau:g}"], rtol=2e-6)
+
+
+@pytest.mark.parametrize(("kind", "tau"), [("soft", 1.0), ("soft", 3.0), ("hard", 1.0)])
+def test_the_whole_loss_is_that_of_timms_task(golden, kind, tau):
+    outputs = ModelOutput(None, jnp.asarray(golden["logits"]), jnp.asarray(golden["logits"][::-1]))
+    loss, _ = DistillationLoss(kind, tau=tau, kl_mean="batch")(outputs, golden["targets"], golden["teacher"])
+    np.testing.assert_allclose(loss, golden[f"timm_task_{kind}_{tau:g}"], rtol=2e-6)
+
+
+def test_mixed_and_smoothed_targets_and_their_loss_are_timms(golden):
+    labels = jnp.asarray(golden["labels"])
+    mix = Mix(jnp.asarray([0.3]), jnp.asarray([False]), jnp.zeros((1, 4), jnp.int32))  # one group: the batch
+    targets = mix_targets(smoothed_one_hot(labels, 10, 0.1), mix)
+    np.testing.assert_allclose(targets, golden["mixed_targets"], rtol=1e-6)
+    np.testing.assert_allclose(cross_entropy(golden["logits"], targets), golden["mixed_loss"], rtol=1e-6)
 
 
 def test_the_token_takes_the_teachers_term_and_the_class_head_the_labels(golden):
@@ -50,7 +67,7 @@ def test_without_a_token_the_class_head_takes_both_terms(golden):
     loss, _ = DistillationLoss("soft", alpha=0.1, tau=3.0)(
         ModelOutput(logits, logits, None), golden["targets"], golden["teacher"]
     )
-    np.testing.assert_allclose(loss, 0.9 * golden["soft_target"] + 0.1 * golden["soft_released_3"], rtol=1e-5)
+    np.testing.assert_allclose(loss, 0.9 * golden["soft_target"] + 0.1 * golden["soft_released_elements_3"], rtol=1e-5)
 
 
 def test_kind_none_ignores_teacher_and_token(golden):
@@ -69,4 +86,6 @@ def test_a_missing_teacher_and_unknown_kinds_are_refused(golden):
     with pytest.raises(ValueError, match="'firm'"):
         DistillationLoss("firm")(outputs, golden["targets"], golden["teacher"])
     with pytest.raises(ValueError, match="kl='reverse'"):
-        soft_distillation(logits, logits, tau=1.0, kl="reverse")
+        soft_distillation(logits, logits, tau=1.0, kl="reverse", kl_mean="batch")
+    with pytest.raises(ValueError, match="kl_mean='sum'"):
+        soft_distillation(logits, logits, tau=1.0, kl="released", kl_mean="sum")

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import jax
@@ -7,8 +8,9 @@ import optax
 import pytest
 
 from deit_jax.config import RELEASED_NO_DECAY
-from deit_jax.models import create_model
+from deit_jax.models import create_model, native_image_size
 from deit_jax.training.optimizer import decayed, make_optimizer, parameter_name
+from tests.models.timm_names import our_name, state_dict_shapes
 
 
 @pytest.fixture(scope="module")
@@ -35,28 +37,40 @@ def test_twenty_steps_are_pytorchs(golden, name, options):
     np.testing.assert_allclose(params["free"], golden[name][1], rtol=2e-5, atol=1e-6)
 
 
+def recorded_groups(golden, name, rule):
+    """Our parameter name to whether timm's tensor decays."""
+    groups = json.loads(str(golden["parameter_groups"]))[name][rule]
+    ndims = {key: len(shape) for key, shape in state_dict_shapes()[name].items()}
+    return {"/".join(our_name(key, ndims[key])[1:]): decays for key, decays in groups.items()}
+
+
+def our_groups(name, patterns):
+    model = create_model(name)
+    size = native_image_size(name)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
+    decays = jax.tree_util.tree_leaves_with_path(decayed(params, patterns))
+    return {parameter_name(path): keep for path, keep in decays}
+
+
+MODELS = ("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "regnety_002")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameter_groups_are_the_released_codes_name_by_name(golden, name):
+    assert our_groups(name, RELEASED_NO_DECAY) == recorded_groups(golden, name, "released")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_one_more_pattern_makes_the_groups_of_current_timm(golden, name):
+    expected = recorded_groups(golden, name, "current")
+    assert our_groups(name, (*RELEASED_NO_DECAY, "^dist_token$")) == expected
+    assert (our_groups(name, RELEASED_NO_DECAY) == expected) == ("distilled" not in name)
+
+
 def test_the_released_rules_decay_kernels_and_the_distillation_token_only():
-    model = create_model("deit_tiny_distilled_patch16_224", depth=1)
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
-    mask = decayed(params, RELEASED_NO_DECAY)
-    names = {parameter_name(path) for path, keep in jax.tree_util.tree_leaves_with_path(mask) if keep}
-    assert names == {
-        "dist_token",
-        "patch_embed/proj/kernel",
-        "blocks_0/attn/qkv/kernel",
-        "blocks_0/attn/proj/kernel",
-        "blocks_0/mlp/fc1/kernel",
-        "blocks_0/mlp/fc2/kernel",
-        "head/kernel",
-        "head_dist/kernel",
-    }
-
-
-def test_in_a_regnet_just_the_convolutions_and_the_head_decay():
-    model = create_model("regnety_002")
-    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
-    for path, keep in jax.tree_util.tree_leaves_with_path(decayed(params, RELEASED_NO_DECAY)):
-        assert keep == parameter_name(path).endswith("kernel"), parameter_name(path)
+    groups = our_groups("deit_tiny_distilled_patch16_224", RELEASED_NO_DECAY)
+    assert {name for name, keep in groups.items() if keep and not name.endswith("/kernel")} == {"dist_token"}
+    assert all(keep for name, keep in groups.items() if name.endswith("/kernel"))
 
 
 def test_an_unknown_optimizer_is_refused():

@@ -1,0 +1,61 @@
+"""Every named model against timm's answer to the same photographs, with the same weights."""
+
+import jax
+import numpy as np
+import pytest
+
+from deit_jax.models import create_model, list_models
+
+from .timm_names import QUICK_COMPILATION, model_images, our_name, our_variables, timm_tensor
+
+LONG = (
+    "deit_base_patch16_384",
+    "deit_base_distilled_patch16_384",
+    "regnety_120",
+    "regnety_160",
+    "regnety_320",
+)
+
+
+def with_long(names):
+    return [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in names]
+
+
+def compiler_options(name):
+    """The time of a RegNetY is its compilation's: the short tier takes the quick one for all but the smallest."""
+    return QUICK_COMPILATION if name.startswith("regnety") and name != "regnety_002" and name not in LONG else None
+
+
+@pytest.mark.parametrize("name", with_long(list_models()))
+def test_logits_are_those_of_timm(golden, timm_shapes, close, name):
+    apply = jax.jit(create_model(name).apply, compiler_options=compiler_options(name))
+    output = jax.device_get(apply(our_variables(timm_shapes[name]), model_images(name)))
+    # PyTorch's own float32 answers are 2e-7 to 6e-7 from these, which are float64's.
+    if "_distilled_" in name:
+        for found, expected in zip(
+            (output.class_logits, output.distillation_logits, output.logits), golden[name], strict=True
+        ):
+            close(found, expected, 3e-6)
+    else:
+        close(output.logits, golden[name], 3e-6)
+        np.testing.assert_array_equal(output.class_logits, output.logits)
+        assert output.distillation_logits is None
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "regnety_002"])
+def test_logits_are_those_of_timm_as_installed(close, name):
+    """The same against a running timm, of whatever version, in float64: skipped where there is none."""
+    torch = pytest.importorskip("torch")
+    timm = pytest.importorskip("timm")
+    model = timm.create_model(name).eval()
+    state = model.state_dict()
+    for key, tensor in state.items():
+        if our_name(key, tensor.ndim) is not None:
+            state[key] = torch.from_numpy(timm_tensor(key, tuple(tensor.shape)))
+    model.load_state_dict(state)
+    images = model_images(name)
+    with torch.no_grad():
+        expected = model.double()(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).double()).numpy()
+    shapes = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    output = jax.jit(create_model(name).apply)(our_variables(shapes), images)
+    close(output.logits, expected, 3e-6)

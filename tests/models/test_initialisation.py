@@ -1,0 +1,93 @@
+"""Fresh weights against the statistics of the reference's, tensor by tensor: see record_initialisation of the recorder."""
+
+import re
+from collections import defaultdict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.models import create_model
+
+from .timm_names import INITIAL_VITS, QUANTILES, QUICK_COMPILATION, our_name
+
+
+def kind_of(name):
+    """The blocks of a transformer start alike."""
+    return re.sub(r"^blocks\.\d+", "blocks", name)
+
+
+def pooled(rows):
+    """Size, mean, standard deviation and (about) the quantiles of several tensors together, from those of each."""
+    size, mean, std, *tails = np.array(rows, np.float64).T
+    whole = np.average(mean, weights=size)
+    return (
+        size.sum(),
+        whole,
+        np.average(std**2 + (mean - whole) ** 2, weights=size) ** 0.5,
+        *(np.average(tail, weights=size) for tail in tails),
+    )
+
+
+def by_kind(rows):
+    kinds = defaultdict(list)
+    for name, row in rows.items():
+        kinds[kind_of(name)].append(row)
+    return {kind: pooled(rows) for kind, rows in kinds.items()}
+
+
+# Two of the twelve blocks of a transformer show how all start, and compile faster.
+CASES = [
+    *((name, {"depth": 2}, 224) for name in INITIAL_VITS),
+    pytest.param("regnety_002", {}, 32, marks=pytest.mark.long),  # test_regnet.py looks at one block
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "size"), CASES)
+def test_every_tensor_starts_like_the_references(golden, timm_shapes, name, fields, size):
+    shapes = {key: shape for key, shape in timm_shapes[name].items() if not key.endswith("num_batches_tracked")}
+    theirs = by_kind(
+        {
+            key: (np.prod(shape), *row)
+            for (key, shape), row in zip(shapes.items(), golden[f"initial/{name}"], strict=True)
+        }
+    )
+
+    model = create_model(name, **fields)
+    init = jax.jit(model.init, compiler_options=QUICK_COMPILATION)
+    variables = init(jax.random.key(0), jnp.zeros((1, size, size, 3)))
+    leaves = {
+        tuple(part.key for part in path): np.asarray(x, np.float64)
+        for path, x in jax.tree_util.tree_leaves_with_path(variables)
+    }
+    ours = by_kind(
+        {
+            key: (leaf.size, leaf.mean(), leaf.std(), *np.quantile(leaf, QUANTILES))
+            for key, shape in shapes.items()
+            if (leaf := leaves.pop(our_name(key, len(shape)), None)) is not None
+        }
+    )
+    assert not leaves and ours.keys() == theirs.keys()
+
+    for kind, (count, mean, std, *tails) in ours.items():
+        their_count, their_mean, their_std, *their_tails = theirs[kind]
+        if their_std == 0:
+            assert std == 0 and mean == their_mean, kind
+            continue
+        # Five standard errors of the difference of two samples.
+        error = 5 * their_std * (1 / count + 1 / their_count) ** 0.5
+        assert abs(mean - their_mean) < error, kind
+        assert abs(std - their_std) < error / 2**0.5, kind
+        if (
+            count > 5000
+        ):  # tails, which tell normal, truncated and uniform apart: (p (1 - p))^.5 / density = 9.4 for a normal
+            np.testing.assert_allclose(tails, their_tails, rtol=0, atol=9.4 * error, err_msg=kind)
+
+
+def test_the_recorded_transformers_are_the_released_ones(golden, timm_shapes):
+    """A guard of the recording: current timm starts the class token at 1e-6."""
+    for name in INITIAL_VITS:
+        keys = list(timm_shapes[name])
+        for token in ("cls_token", "dist_token", "pos_embed"):
+            assert golden[f"initial/{name}"][keys.index(token), 1] == pytest.approx(0.02, rel=0.2)
