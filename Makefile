@@ -18,6 +18,10 @@ $(VENV)/installed-tests: $(VENV)/installed requirements-test.txt
 	$(BIN)/python -m pip install --quiet -r requirements-test.txt
 	touch $@
 
+$(VENV)/installed-peers: $(VENV)/installed-tests requirements-peers.txt
+	$(BIN)/python -m pip install --quiet -r requirements-peers.txt
+	touch $@
+
 quickstart: $(VENV)/installed
 	$(BIN)/python run.py --config=configs/quickstart.py --workdir=$(WORKDIR)
 
@@ -29,7 +33,7 @@ quickstart-short: $(VENV)/installed
 test: $(VENV)/installed-tests
 	$(PYTEST) -m "not long"
 
-test-long: $(VENV)/installed-tests
+test-long: $(VENV)/installed-peers
 	$(PYTEST) -m long
 
 test-all: test test-long

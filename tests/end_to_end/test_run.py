@@ -13,8 +13,10 @@ import jax
 import numpy as np
 import pytest
 
+import deit_jax
 from deit_jax.reporting.metrics import read_rows
 from deit_jax.training.checkpointing import load_variables
+from tests.tiny import STUDENT
 
 ROOT = Path(__file__).parents[2]
 TINY = "--config=tests/tiny.py"
@@ -210,3 +212,31 @@ def test_mistakes_are_told_in_one_line(tmp_path, arguments, words):
 def test_a_workdir_of_another_configuration_is_left_alone(one_device):
     line = refused(TINY, f"--workdir={one_device[0]}", "--config.train.batch_size=16", "--config.optimizer.eps=1e-7")
     assert "train.batch_size" in line and "optimizer.eps" in line
+
+
+def test_a_trained_model_is_exported(one_device, tmp_path):
+    workdir, _ = one_device
+    out = tmp_path / "out"
+    printed = succeed("--mode=export", f"--workdir={workdir}", f"--output={out}", "--layout=hf", "--weights=ema").stdout
+    assert "ema weights of deit_tiny_distilled_patch16_224 after step 4, hf layout" in printed
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    ]
+    model = deit_jax.create_model("deit_tiny_distilled_patch16_224", num_classes=10, image_size=28, **STUDENT)
+    found, (expected, _) = deit_jax.load_weights(out, model), load_variables(workdir, "ema")
+    for one, other in zip(jax.tree.leaves(found["params"]), jax.tree.leaves(expected["params"]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_exports_that_cannot_be_are_told_in_one_line(one_device, tmp_path):
+    workdir, _ = one_device
+    assert "--output is missing" in refused("--mode=export", f"--workdir={workdir}")
+    assert "is not the --workdir of a training run" in refused(
+        "--mode=export", f"--workdir={tmp_path}", f"--output={tmp_path}/out"
+    )
+    line = refused("--mode=export", f"--workdir={workdir}", f"--output={tmp_path}/out", "--layout=mmpretrain")
+    assert "mmpretrain reads files, not folders" in line
+    line = refused(TINY, f"--workdir={tmp_path}/run", f"--config.teacher.weights={tmp_path}/gone.safetensors")
+    assert "gone.safetensors: there is no such file" in line
