@@ -8,7 +8,7 @@ of steps, image size) are computed by `deit_jax.training.plan.resolve` after the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -137,6 +137,10 @@ def default_config() -> ConfigDict:
     log.tensorboard = True
 
     config.parallel = parallel = ConfigDict()
+    parallel.fsdp = 1  # devices that share one copy of parameters, optimizer state and EMA; 1: each has its own
+    # (regular expression over "/"-joined names of the state, "fsdp" or "replicate"); the first that matches holds
+    parallel.sharding_rules = ((".*", "fsdp"),)
+    parallel.fsdp_min_size = 4096  # values; smaller arrays are replicated
     parallel.keep_host_memory = True  # CPU: with glibc, keep freed step buffers mapped
 
     # Published or earlier figures, printed beside this run's in the closing table: {"what": top-1 in percent}.
@@ -189,6 +193,8 @@ _BOUNDS = {
     "checkpoint.every_steps": (1, None),
     "checkpoint.keep": (1, None),
     "log.every_steps": (1, None),
+    "parallel.fsdp": (1, None),
+    "parallel.fsdp_min_size": (0, None),
 }
 
 
@@ -224,11 +230,13 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(
                 f"config.{name}={value!r} must be at least {low}" + (f" and at most {high}" if high else "")
             )
-    for pattern in config.optimizer.no_decay:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"config.optimizer.no_decay: {pattern!r} is no regular expression ({error})") from error
+    _refuse_bad_patterns("optimizer.no_decay", config.optimizer.no_decay)
+    for pattern, place in config.parallel.sharding_rules:
+        if place not in ("fsdp", "replicate"):
+            raise ConfigError(
+                f"config.parallel.sharding_rules: {place!r} for {pattern!r} is neither 'fsdp' nor 'replicate'"
+            )
+    _refuse_bad_patterns("parallel.sharding_rules", [pattern for pattern, _ in config.parallel.sharding_rules])
     teacher = config.teacher
     if config.distillation.kind == "none":
         if teacher.weights or teacher.recipe is not None:
@@ -246,6 +254,14 @@ def validate(config: ConfigDict) -> None:
             f"config.distillation.kind={config.distillation.kind} needs a teacher: set config.teacher.weights to "
             "the --workdir of a trained one, a weights file, or 'pretrained' (or to 'random', only to try a configuration)"
         )
+
+
+def _refuse_bad_patterns(field: str, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ConfigError(f"config.{field}: {pattern!r} is no regular expression ({error})") from error
 
 
 def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:

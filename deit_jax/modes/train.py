@@ -35,4 +35,4 @@ def refuse_what_cannot_be_built(config: ConfigDict) -> None:
     """Build the student's program without computing anything; raises ConfigError or DataError as training would."""
     source = open_source(config.data, "train")
     plan = resolve(config, num_images=len(source), data_classes=len(source.class_names))
-    build_program(config, plan, make_mesh())
+    build_program(config, plan, make_mesh(fsdp=config.parallel.fsdp))

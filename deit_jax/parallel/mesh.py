@@ -7,11 +7,20 @@ from collections.abc import Sequence
 import jax
 from jax.sharding import AxisType, Mesh
 
-DATA_AXIS = "data"
+from deit_jax.errors import UserError
+
+DATA_AXIS, FSDP_AXIS = "data", "fsdp"
+BATCH_AXES = (DATA_AXIS, FSDP_AXIS)  # batches are split over both, parameters over the second only
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with the one axis "data" over `devices` (default: all of all processes); batches are split along it."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> Mesh:
+    """A mesh [data, fsdp] over `devices` (default: all of all processes), `fsdp` neighbours sharing the parameters.
+
+    Raises UserError if `fsdp` does not divide the number of devices.
+    """
     devices = jax.devices() if devices is None else list(devices)
+    if len(devices) % fsdp:
+        raise UserError(f"config.parallel.fsdp={fsdp} does not divide the {len(devices)} devices of this run")
     # Auto: the compiler propagates shardings. With Explicit axes, jax.make_mesh's default, Linen modules fail.
-    return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    axis_types = (AxisType.Auto,) * len(BATCH_AXES)
+    return jax.make_mesh((len(devices) // fsdp, fsdp), BATCH_AXES, axis_types=axis_types, devices=devices)

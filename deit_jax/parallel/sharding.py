@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from deit_jax.parallel.mesh import DATA_AXIS
+from deit_jax.parallel.mesh import BATCH_AXES, FSDP_AXIS
+
+Rules = Sequence[
+    tuple[str, str]
+]  # (regular expression over a leaf's name, "fsdp" or "replicate"); the first that matches holds
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device: parameters, optimizer state, the teacher, metrics."""
+    """A whole copy on every device: the teacher, metrics, and the state unless it is split."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_rows(mesh: Mesh) -> NamedSharding:
     """The first axis split over the devices: batches."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def split_microbatch_rows(mesh: Mesh) -> NamedSharding:
     """The second axis split over the devices: batches cut into microbatches, [microbatch, row, ...]."""
-    return NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
+    return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES))
 
 
-def state_sharding(mesh: Mesh, state: Any) -> Any:
-    """The sharding of each leaf of a (possibly abstract) train state: replicated, so that data parallelism is all there is."""
-    return jax.tree.map(lambda _: replicated(mesh), state)
+def state_sharding(mesh: Mesh, state: Any, rules: Rules = ((".*", "fsdp"),), min_size: int = 0) -> Any:
+    """The sharding of each leaf of a (possibly abstract) train state.
+
+    With one device along the mesh's "fsdp" axis everything is replicated: plain data parallelism. Else a leaf that a rule sends
+    to "fsdp" is split along its longest axis that divides; one of fewer than `min_size` values, or that no axis of divides, is
+    replicated. Optimizer moments and moving averages end in their parameter's name, so that they lie where it lies.
+    """
+    count = mesh.shape[FSDP_AXIS]
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        rule = next((what for pattern, what in rules if re.search(pattern, name)), "replicate")
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % count == 0]
+        if count == 1 or rule == "replicate" or not axes or leaf.size < min_size:
+            return replicated(mesh)
+        longest = max(axes, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*(FSDP_AXIS if i == longest else None for i in range(leaf.ndim))))
+
+    return jax.tree_util.tree_map_with_path(place, state)
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -41,7 +41,7 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
         show_results(config, results)
         return results
 
-    mesh = make_mesh()
+    mesh = make_mesh(fsdp=config.parallel.fsdp)
     program = build_program(config, plan, mesh, teacher)
     evaluator = Evaluator(config, eval_source, mesh, image_size=plan.image_size)
     console.announce(f"Training in {workdir}", describe(config, plan, program, train_source, eval_source, teacher))

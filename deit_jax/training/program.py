@@ -112,7 +112,7 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
         return init_state(model, optimizer, seed, plan.image_size, ema=config.ema.decay > 0)
 
     shapes = jax.eval_shape(init, config.seed)
-    sharding = state_sharding(mesh, shapes)
+    sharding = state_sharding(mesh, shapes, config.parallel.sharding_rules, config.parallel.fsdp_min_size)
     train_step = make_train_step(
         model,
         augment=augment,

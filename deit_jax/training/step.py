@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.models.dropping import RNG_NAME
+from deit_jax.parallel.mesh import BATCH_AXES
 from deit_jax.parallel.sharding import split_microbatch_rows
 from deit_jax.training.losses import DistillationLoss, Metrics
 from deit_jax.training.schedules import Schedule
@@ -45,7 +46,7 @@ def make_train_step(
 
     def train_step(state: TrainState, teacher: Variables | None, batch: Batch) -> tuple[TrainState, Metrics]:
         augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-        images, targets = augment(augment_key, batch["image"], batch["label"], mesh=mesh)
+        images, targets = augment(augment_key, batch["image"], batch["label"], mesh=mesh, axis=BATCH_AXES)
         positions = jnp.arange(images.shape[0])
 
         def gradients(batch_stats: Any, microbatch: tuple[jax.Array, ...]) -> tuple[Any, Any, Metrics]:

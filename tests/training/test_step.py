@@ -19,7 +19,7 @@ def run_steps(config, tmp_path, *, devices=1, steps=2):
     """`steps` steps on the given number of devices: (state before, state after, metrics of each step)."""
     source = open_source(config.data, "train")
     plan = resolve(config, num_images=len(source), data_classes=10)
-    mesh = make_mesh(jax.devices()[:devices])
+    mesh = make_mesh(jax.devices()[:devices], fsdp=config.parallel.fsdp)
     teacher = load_teacher(config, tmp_path)
     program = build_program(config, plan, mesh, teacher)
     variables = None if teacher is None else jax.device_put(teacher.variables, replicated(mesh))
@@ -79,6 +79,11 @@ def test_the_moving_average_follows_the_weights(one_device):
 @pytest.mark.parametrize("devices", [2, 8])
 def test_several_devices_make_the_same_run(one_device, devices, tmp_path):
     assert_same_run(one_device, run_steps(tiny_config(), tmp_path, devices=devices))
+
+
+def test_parameters_split_over_the_devices_make_the_same_run(one_device, tmp_path):
+    config = tiny_config(parallel__fsdp=4, parallel__fsdp_min_size=0)
+    assert_same_run(one_device, run_steps(config, tmp_path, devices=8))
 
 
 def test_microbatches_make_the_same_run(one_device, tmp_path):
