@@ -42,6 +42,13 @@ _LAYOUT = flags.DEFINE_enum(
     "export: whose names the tensors get. hf is Hugging Face transformers.",
 )
 _WEIGHTS = flags.DEFINE_enum("weights", "raw", ["raw", "ema"], "export: the trained weights or their moving average.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "Several processes: host:port of process 0. TPU pods, Slurm, Open MPI and Kubernetes need no such flag.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: the number of this one, from 0.")
 
 
 class UsageError(UserError):
@@ -115,6 +122,11 @@ def run(argv: Sequence[str]) -> None:
 
         keep_freed_memory()  # before anything large is allocated
     # Imported late, so that --help and mistakes in flags answer at once.
+    from deit_jax.parallel import distributed
+    from deit_jax.reporting import console
+
+    distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    console.mute(not distributed.is_main_process())
     if _MODE.value == "train":
         from deit_jax.modes.train import train
 

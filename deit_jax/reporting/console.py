@@ -19,9 +19,18 @@ HEAD_NAMES = {
 }
 
 
+_muted = False
+
+
+def mute(muted: bool) -> None:
+    """Print nothing from now on, or again: of several processes one speaks."""
+    global _muted
+    _muted = muted
+
+
 def _console() -> Console:
     # A file or a pipe has no width; rich would fold lines at 80. Asked anew each time: sys.stdout may have been redirected.
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, quiet=_muted)
 
 
 def announce(title: str, facts: Mapping[str, str]) -> None:

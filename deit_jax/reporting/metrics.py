@@ -34,17 +34,20 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 class MetricsWriter:
     """Appends rows {"step": int, name: float, ...}; names are like "train/loss", TensorBoard's tags.
 
-    Rows after `start_step` that an earlier, interrupted run left are dropped: the resumed run writes them again.
+    Rows after `start_step` that an earlier, interrupted run left are dropped: the resumed run writes them again. With `silent`
+    nothing is touched or written: of several processes one writes.
     """
 
-    def __init__(self, workdir: Path, *, start_step: int, tensorboard: bool) -> None:
+    def __init__(self, workdir: Path, *, start_step: int, tensorboard: bool, silent: bool = False) -> None:
+        self._file, self._events = None, None
+        if silent:
+            return
         path = workdir / "metrics.jsonl"
         kept = [row for row in read_rows(path) if row["step"] <= start_step]
         partial = path.with_name(path.name + ".partial")
         partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
         os.replace(partial, path)
         self._file = path.open("a")
-        self._events = None
         if tensorboard:
             self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
@@ -54,12 +57,15 @@ class MetricsWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._events is not None:
             self._events.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row, on disk when this returns."""
+        if self._file is None:
+            return
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._events is not None:

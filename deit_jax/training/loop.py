@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
 from deit_jax.evaluation.run import Evaluator
+from deit_jax.parallel.distributed import is_main_process, wait_for_all
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.reporting import console
@@ -36,6 +37,7 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
     train_source, eval_source = open_source(config.data, "train"), open_source(config.data, "eval")
     plan = resolve(config, num_images=len(train_source), data_classes=len(train_source.class_names))
     claim_workdir(workdir, config, plan, class_names=train_source.class_names)
+    wait_for_all("the workdir is claimed")
     if (results := finished_results(workdir, plan)) is not None:
         console.say(f"{workdir} is finished: {plan.total_steps} steps are done. Another --workdir starts anew.")
         show_results(config, results)
@@ -78,7 +80,9 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
         )
         batches = one_ahead(put_batch(mesh, batch) for batch in host_batches)
         pace, scores, pending = Pace(), None, None
-        with MetricsWriter(workdir, start_step=start, tensorboard=config.log.tensorboard) as writer:
+        with MetricsWriter(
+            workdir, start_step=start, tensorboard=config.log.tensorboard, silent=not is_main_process()
+        ) as writer:
 
             def write_pending() -> None:
                 nonlocal pending
@@ -118,7 +122,9 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
     seconds = pace.seconds_per_step()
     results = {"step": plan.total_steps, "eval_images": len(eval_source), "scores": scores, "teacher": teacher_scores}
     results["images_per_second"] = None if seconds is None else config.train.batch_size / seconds
-    write_json(workdir / "results.json", results)
+    if is_main_process():
+        write_json(workdir / "results.json", results)
+    wait_for_all("the results are written")
     show_results(config, results)
     return results
 

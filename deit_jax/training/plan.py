@@ -44,6 +44,12 @@ def resolve(config: ConfigDict, *, num_images: int, data_classes: int) -> Plan:
         image_size = config.image_size or native_image_size(config.model.name)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    blocks = order.batch_size // order.block_size
+    if blocks % jax.process_count():
+        raise ConfigError(
+            f"config.train.batch_size={order.batch_size} is {blocks} blocks of {order.block_size} rows (augment.group_size * "
+            f"augment.groups_per_block), which {jax.process_count()} processes cannot share: make one of the two smaller"
+        )
     num_classes = config.num_classes or data_classes
     if num_classes < data_classes:
         raise ConfigError(

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, differing_fields
 from deit_jax.evaluation.accuracy import answer_of
+from deit_jax.parallel.distributed import is_main_process
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import write_json
 from deit_jax.training.plan import Plan
@@ -36,6 +37,8 @@ def claim_workdir(workdir: Path, config: ConfigDict, plan: Plan, *, class_names:
                 f"{workdir} holds a run of another configuration, which differs in {', '.join(changed[:5])}"
                 f"{' and more' if len(changed) > 5 else ''}; use another --workdir, or the values in {path}"
             )
+    if not is_main_process():
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     resolved = {
         "num_classes": plan.num_classes,

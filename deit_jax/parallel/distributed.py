@@ -1,0 +1,73 @@
+"""Several processes as one run: found out from the cluster, or told by flags."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import jax
+
+from deit_jax.errors import UserError
+
+
+class ClusterError(UserError):
+    """Processes that cannot find each other. The message is one line."""
+
+
+def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+    """Join the other processes of the run, if there are any. Call it before anything touches a device.
+
+    Without arguments a TPU pod, Slurm (srun), Open MPI or a Kubernetes JobSet is recognised by its environment; elsewhere
+    the process is on its own.
+
+    Args:
+      coordinator: "host:port" of process 0, the same in every process.
+      num_processes: how many there are.
+      process_id: this one's number, from 0.
+
+    Raises ClusterError if only some of the three are given, or the processes do not find each other.
+    """
+    told = (coordinator, num_processes, process_id)
+    if all(value is None for value in told):
+        if not in_cluster(os.environ):
+            return
+    elif any(value is None for value in told):
+        raise ClusterError("--coordinator, --num_processes and --process_id go together: give all three or none")
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (ValueError, RuntimeError) as error:
+        where = f"at {coordinator}" if coordinator else "of the cluster"
+        raise ClusterError(f"the processes {where} do not find each other ({str(error).splitlines()[0]})") from error
+
+
+def in_cluster(environment: Mapping[str, str]) -> bool:
+    """Whether the environment says that this process is one of several that were started together."""
+
+    def more_than_one(name: str) -> bool:
+        return environment.get(name, "").isdigit() and int(environment[name]) > 1
+
+    def a_list(name: str) -> bool:
+        value = environment.get(name, "")
+        return "," in value and " " not in value  # without a TPU, libtpu leaves a sentence there
+
+    return (
+        more_than_one("SLURM_STEP_NUM_TASKS")  # set by srun only, not in the shell of an allocation
+        or more_than_one("OMPI_COMM_WORLD_SIZE")
+        or a_list("TPU_WORKER_HOSTNAMES")
+        or a_list("TPU_PROCESS_ADDRESSES")
+        or "MEGASCALE_COORDINATOR_ADDRESS" in environment
+        or ("JOB_COMPLETION_INDEX" in environment and "KUBERNETES_SERVICE_HOST" in environment)
+    )
+
+
+def is_main_process() -> bool:
+    """Whether this process writes for all: files in the workdir but for checkpoints, and the console."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Return when every process has come here. `what` names the place."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)

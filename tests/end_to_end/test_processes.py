@@ -1,0 +1,75 @@
+"""Several real processes on this machine as one run."""
+
+import socket
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+from deit_jax.training.checkpointing import load_variables
+
+from .commands import ROOT, TINY, command, environment, refused, succeed, train_rows
+
+
+def free_port():
+    with socket.socket() as it:
+        it.bind(("127.0.0.1", 0))
+        return it.getsockname()[1]
+
+
+def run_together(workdir, *arguments, processes, devices=1):
+    """What each of several processes of one run printed."""
+    flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
+    started = [
+        subprocess.Popen(
+            command(TINY, f"--workdir={workdir}", *arguments, *flags, f"--process_id={number}"),
+            cwd=ROOT,
+            env=environment(devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+    printed = [process.communicate(timeout=1200) for process in started]
+    for process, (out, error) in zip(started, printed, strict=True):
+        assert process.returncode == 0, out[-2000:] + error[-2000:]
+    return [out for out, _ in printed]
+
+
+def assert_same_run(one, other):
+    losses = [
+        [(row["step"], row["train/loss"], row["train/grad_norm"]) for row in train_rows(it)] for it in (one, other)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+    for which in ("raw", "ema"):
+        (found, _), (expected, _) = (load_variables(it, which) for it in (one, other))
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.long
+def test_two_processes_make_the_run_of_one_with_as_many_devices(tmp_path):
+    printed = run_together(tmp_path / "two", processes=2)
+    succeed(TINY, f"--workdir={tmp_path / 'one'}", devices=2)
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    # One of them speaks, and writes each row once.
+    assert "2 process(es)" in printed[0] and "distillation head" in printed[0]
+    assert "step" not in printed[1]
+    assert [row["step"] for row in train_rows(tmp_path / "two")] == [1, 2, 3, 4]
+    # What they saved, one process goes on with.
+    done = succeed(TINY, f"--workdir={tmp_path / 'two'}", "--config.train.max_steps=5")
+    assert "resuming after step 4" in done.stdout
+
+
+@pytest.mark.long
+def test_four_processes_of_two_devices_share_one_copy_of_the_parameters(tmp_path):
+    split = ["--config.parallel.fsdp=4", "--config.parallel.fsdp_min_size=0", "--config.augment.group_size=2"]
+    run_together(tmp_path / "four", *split, processes=4, devices=2)
+    succeed(TINY, f"--workdir={tmp_path / 'one'}", *split, devices=8)
+    assert_same_run(tmp_path / "four", tmp_path / "one")
+
+
+def test_half_of_the_flags_is_refused(tmp_path):
+    assert "give all three or none" in refused(TINY, f"--workdir={tmp_path}", "--num_processes=2")
