@@ -2,7 +2,7 @@
 
 from deit_jax.models import ModelOutput, create_model, list_models
 from deit_jax.version import __version__
-from deit_jax.weights import Preprocessing, WeightsError, load_pretrained, load_weights, save_weights
+from deit_jax.weights import Preprocessing, WeightsError, list_pretrained, load_pretrained, load_weights, save_weights
 
 __all__ = [
     "ModelOutput",
@@ -11,6 +11,7 @@ __all__ = [
     "__version__",
     "create_model",
     "list_models",
+    "list_pretrained",
     "load_pretrained",
     "load_weights",
     "save_weights",

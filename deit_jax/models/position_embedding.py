@@ -23,7 +23,7 @@ def resize_position_embedding(
         raise ValueError(f"method={method!r} is not one of {', '.join(methods)}")
     prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
     side = round(patches.shape[1] ** 0.5)
-    if side * side != patches.shape[1]:
+    if side < 1 or side * side != patches.shape[1]:
         raise ValueError(
             f"a position embedding of {pos_embed.shape[1]} tokens has no square grid behind {num_prefix_tokens} prefix token(s)"
         )

@@ -98,6 +98,7 @@ _NOT_ARCHITECTURE = {
     "dropout_rate",
     "drop_path_rate",
     "grouped_conv",
+    "folded",
 }
 
 

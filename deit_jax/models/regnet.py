@@ -26,6 +26,9 @@ def conv_init(groups: int = 1) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
 
 
+BATCH_NORM_EPSILON = 1e-5
+
+
 class StagePlan(NamedTuple):
     """One stage of a RegNet: channels, blocks and channels of a convolution group."""
 
@@ -52,7 +55,10 @@ def stage_plans(w0: int, wa: float, wm: float, depth: int, group_width: int) -> 
 
 
 class ConvBatchNorm(nn.Module):
-    """Convolution without bias, BatchNorm and, unless `relu` is False, a ReLU: float[B, H, W, C] to [B, H/s, W/s, features]."""
+    """Convolution without bias, BatchNorm and, unless `relu` is False, a ReLU: float[B, H, W, C] to [B, H/s, W/s, features].
+
+    `folded`: a bias stands in BatchNorm's place (see models/folding.py).
+    """
 
     features: int
     kernel_size: int
@@ -61,6 +67,7 @@ class ConvBatchNorm(nn.Module):
     relu: bool = True
     scale_init: Any = nn.initializers.ones
     grouped_conv: str = "auto"
+    folded: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -75,11 +82,14 @@ class ConvBatchNorm(nn.Module):
             dtype=self.dtype,
             name="conv",
         )(x)
+        if self.folded:
+            x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+            return nn.relu(x) if self.relu else x
         # momentum: PyTorch's 0.1 is Flax's 0.9.
         x = nn.BatchNorm(
             use_running_average=not train,
             momentum=0.9,
-            epsilon=1e-5,
+            epsilon=BATCH_NORM_EPSILON,
             use_fast_variance=False,
             scale_init=self.scale_init,
             dtype=self.dtype,
@@ -111,12 +121,15 @@ class Block(nn.Module):
     se_ratio: float
     drop_path_rate: float
     grouped_conv: str
+    folded: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
         width, groups = self.plan.width, self.plan.width // self.plan.group_width
-        layer = functools.partial(ConvBatchNorm, width, grouped_conv=self.grouped_conv, dtype=self.dtype)
+        layer = functools.partial(
+            ConvBatchNorm, width, grouped_conv=self.grouped_conv, folded=self.folded, dtype=self.dtype
+        )
         y = layer(1, name="conv1")(x, train=train)
         y = layer(3, self.stride, groups, name="conv2")(y, train=train)
         # The bottleneck is a share of the block's input, not of y: a stage's first block has the previous stage's width.
@@ -136,13 +149,16 @@ class Stage(nn.Module):
     se_ratio: float
     drop_path_rates: tuple[float, ...]
     grouped_conv: str
+    folded: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
         for i, rate in enumerate(self.drop_path_rates):
             stride = 2 if i == 0 else 1
-            block = Block(self.plan, stride, self.se_ratio, rate, self.grouped_conv, self.dtype, name=f"b{i + 1}")
+            block = Block(
+                self.plan, stride, self.se_ratio, rate, self.grouped_conv, self.folded, self.dtype, name=f"b{i + 1}"
+            )
             x = block(x, train=train, positions=positions)
         return x
 
@@ -167,6 +183,7 @@ class RegNet(nn.Module):
     dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
     grouped_conv: str = "auto"  # as in `GroupedConv`
+    folded: bool = False  # a frozen network, see models/folding.py
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -176,15 +193,23 @@ class RegNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:
-        """positions: as in `Dropout`; rngs={"dropout": key} is needed only with dropout or stochastic depth."""
+        """positions: as in `Dropout`; rngs={"dropout": key} is needed only with dropout or stochastic depth.
+
+        Raises ValueError if a folded network is to be trained.
+        """
+        if train and self.folded:
+            raise ValueError("a RegNet with BatchNorm folded into its convolutions is frozen: train the original")
         x = images.astype(self.dtype)
-        x = ConvBatchNorm(self.stem_width, 3, self.stem_stride, dtype=self.dtype, name="stem")(x, train=train)
+        stem = ConvBatchNorm(self.stem_width, 3, self.stem_stride, folded=self.folded, dtype=self.dtype, name="stem")
+        x = stem(x, train=train)
         plans = stage_plans(self.w0, self.wa, self.wm, self.depth, self.group_width)
         rates = [self.drop_path_rate * i / max(self.depth - 1, 1) for i in range(self.depth)]
         for i, plan in enumerate(plans):
             stage_rates = tuple(rates[: plan.depth])
             rates = rates[plan.depth :]
-            stage = Stage(plan, self.se_ratio, stage_rates, self.grouped_conv, self.dtype, name=f"s{i + 1}")
+            stage = Stage(
+                plan, self.se_ratio, stage_rates, self.grouped_conv, self.folded, self.dtype, name=f"s{i + 1}"
+            )
             x = stage(x, train=train, positions=positions)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         x = Dropout(self.dropout_rate)(x, train=train, positions=positions)

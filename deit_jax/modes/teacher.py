@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,9 +15,10 @@ from deit_jax.models import create_model, native_image_size
 from deit_jax.reporting import console
 from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.plan import compute_dtype
-from deit_jax.training.program import Teacher, build_recorded_model
+from deit_jax.training.program import Teacher, build_recorded_model, freeze
 from deit_jax.training.record import read_config
 from deit_jax.weights import load_pretrained, load_weights
+from deit_jax.weights.files import is_weights
 
 
 def load_teacher(config: ConfigDict, workdir: Path) -> Teacher | None:
@@ -36,7 +36,7 @@ def load_teacher(config: ConfigDict, workdir: Path) -> Teacher | None:
     weights = config.teacher.weights
     if config.teacher.recipe is not None:
         return _trained_teacher(config, workdir / "teacher", num_classes, image_size)
-    if weights not in ("random", "pretrained") and not _is_foreign(Path(weights)):
+    if weights not in ("random", "pretrained") and not is_weights(Path(weights)):
         return _trained_teacher(config, Path(weights), num_classes, image_size)
 
     name = config.teacher.name
@@ -46,26 +46,21 @@ def load_teacher(config: ConfigDict, workdir: Path) -> Teacher | None:
         console.warn(f"the teacher {name} has RANDOM weights (config.teacher.weights='random'): it teaches nothing")
         description = f"{name}, RANDOM weights"
     elif weights == "pretrained":
-        model, variables = load_pretrained(name, num_classes, image_size, **_fields(config))
+        if num_classes != 1000:
+            raise ConfigError(
+                f"config.teacher.weights=pretrained are of ImageNet's 1000 classes, the student has {num_classes}"
+            )
+        model, variables = load_pretrained(name, num_classes, image_size, **config.teacher.overrides)
         description = f"{name}, published weights"
     else:
         variables = load_weights(weights, model, which="ema" if config.teacher.variables == "ema" else None)
         description = f"{name}, weights of {weights}"
-    return Teacher(model, {"batch_stats": {}, **variables}, description)
-
-
-def _is_foreign(path: Path) -> bool:
-    """Whether a file of another framework is meant, or a folder with one, and not a workdir of this project."""
-    return bool(path.suffix and not path.is_dir()) or (path / "model.safetensors").is_file()
-
-
-def _fields(config: ConfigDict) -> dict[str, Any]:
-    return {"dtype": jnp.dtype(compute_dtype(config)), **config.teacher.overrides}
+    return freeze(model, variables, description, compute_dtype=compute_dtype(config))
 
 
 def _create(config: ConfigDict, num_classes: int, image_size: int) -> nn.Module:
     try:
-        return create_model(config.teacher.name, num_classes, image_size, **_fields(config))
+        return create_model(config.teacher.name, num_classes, image_size, **config.teacher.overrides)
     except ValueError as error:
         raise ConfigError(f"config.teacher: {error}") from error
 
@@ -87,6 +82,5 @@ def _trained_teacher(config: ConfigDict, folder: Path, num_classes: int, image_s
             f"the teacher in {folder} is made for {model.image_size} pixels, the student's images have {image_size}"
         )
     variables, step = load_variables(folder, config.teacher.variables)
-    return Teacher(
-        model, variables, f"{trained.model.name}, {config.teacher.variables} weights of {folder} after step {step}"
-    )
+    description = f"{trained.model.name}, {config.teacher.variables} weights of {folder} after step {step}"
+    return freeze(model, variables, description, compute_dtype=compute_dtype(config))

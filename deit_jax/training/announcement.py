@@ -29,7 +29,7 @@ def describe(
     }
     distillation = config.distillation
     if teacher is not None:
-        facts["teacher"] = f"{teacher.description}: {count_parameters(teacher.variables):,} parameters, frozen"
+        facts["teacher"] = f"{teacher.description}: {teacher.num_parameters:,} parameters, frozen"
         how = f"{distillation.kind}, alpha {distillation.alpha:g}"
         if distillation.kind == "soft":
             how += f", tau {distillation.tau:g}, kl {distillation.kl}, mean over {distillation.kl_mean}"

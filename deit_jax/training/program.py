@@ -14,13 +14,14 @@ from ml_collections import ConfigDict
 from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.config import ConfigError
 from deit_jax.models import create_model
+from deit_jax.models.folding import fold_batch_norm
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
 from deit_jax.reporting import console
 from deit_jax.training.losses import DistillationLoss
 from deit_jax.training.optimizer import make_optimizer
 from deit_jax.training.plan import Plan
 from deit_jax.training.schedules import cosine_schedule
-from deit_jax.training.state import TrainState, Variables, init_state
+from deit_jax.training.state import TrainState, Variables, count_parameters, init_state
 from deit_jax.training.step import TrainStep, make_train_step
 
 
@@ -29,8 +30,17 @@ class Teacher:
     """A frozen network whose logits the student learns from."""
 
     model: nn.Module
-    variables: Variables  # {"params", "batch_stats"}
+    variables: Variables  # {"params", and unless there is none "batch_stats"}
     description: str  # its name and where its weights come from, for people
+    num_parameters: int = 0  # of the network as trained
+
+
+def freeze(model: nn.Module, variables: Variables, description: str, *, compute_dtype: str) -> Teacher:
+    """A teacher at its price: computing in `compute_dtype`, BatchNorm folded, kernels kept in the type they are used in."""
+    count = count_parameters(variables)
+    model, variables = fold_batch_norm(model.clone(dtype=jnp.dtype(compute_dtype)), variables)
+    variables = jax.tree.map(lambda leaf: leaf.astype(compute_dtype) if leaf.ndim > 1 else leaf, variables)
+    return Teacher(model, variables, description, count)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,11 +54,14 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """{"config": the configuration, "resolved": what followed from it and the data} of a run. Raises ConfigError if absent."""
     path = Path(workdir) / "config.json"
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        record = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{path} does not exist: {workdir} is not the --workdir of a training run") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is damaged ({error}); restore it or start anew in another --workdir") from error
+    if not isinstance(record, dict) or not {"config", "resolved"} <= set(record):
+        raise ConfigError(f"{path} is not that of a training run: {workdir} is not its --workdir")
+    return record
 
 
 def finished_results(workdir: Path, plan: Plan) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from deit_jax.weights.errors import WeightsError
 from deit_jax.weights.preprocessing import Preprocessing
 
 Card = dict[str, Any]
+CARD_NAMES = ("config.json", "preprocessor_config.json")
 
 # Our fields under the names of timm's model arguments.
 _TIMM_ARGUMENTS = {"image_size": "img_size", "group_width": "group_size"}
@@ -45,8 +46,8 @@ def timm_cards(model: nn.Module, preprocessing: Preprocessing, class_names: Sequ
     card: Card = {"architecture": architecture, "num_classes": model.num_classes, "pretrained_cfg": pretrained_cfg}
     if fields:
         card["model_args"] = {_TIMM_ARGUMENTS.get(name, name): value for name, value in fields.items()}
-    if class_names:
-        card["label_names"] = list(class_names)
+    if class_names is not None:
+        card["label_names"] = [str(name) for name in class_names]
     return {"config.json": card}
 
 
@@ -63,7 +64,7 @@ def huggingface_cards(
     model: VisionTransformer, preprocessing: Preprocessing, class_names: Sequence[str] | None
 ) -> dict[str, Card]:
     """config.json and preprocessor_config.json for transformers' from_pretrained(FOLDER), versions 4 and 5."""
-    names = list(class_names or (f"LABEL_{i}" for i in range(model.num_classes)))
+    names = [f"LABEL_{i}" for i in range(model.num_classes)] if class_names is None else [str(it) for it in class_names]
     resized, side = preprocessing.sides(model)
     config = {
         "architectures": ["DeiTForImageClassificationWithTeacher" if model.distilled else "ViTForImageClassification"],

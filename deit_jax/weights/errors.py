@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from deit_jax.errors import UserError
 
 _SHOWN = 20  # names of a list that a message shows
+_LONGEST = 150  # characters of a name
 
 
 class WeightsError(UserError):
@@ -28,4 +29,10 @@ def listed(names: Iterable[str]) -> str:
     """ "3 (a, b, c)"; of a long list only the first names."""
     names = list(names)
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} ({', '.join(names[:_SHOWN])}{more})"
+    return f"{len(names)} ({', '.join(map(shown, names[:_SHOWN]))}{more})"
+
+
+def shown(name: str) -> str:
+    """A name as a message may hold it, whatever a file calls its tensors: printable, in one line, not too long."""
+    name = name if name.isprintable() else ascii(name)[1:-1]
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."

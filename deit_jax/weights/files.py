@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,39 +16,53 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from deit_jax.weights.errors import WeightsError, listed
+from deit_jax.weights.errors import WeightsError, listed, shown
 
 Tensors = dict[str, np.ndarray]
 
+WRITTEN = (".safetensors", ".pth", ".pt", ".bin")
 _PICKLES = (".pth", ".pt", ".bin", ".pyth", ".ckpt", ".tar")
 _WEIGHTS_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")  # as transformers and timm name them
 
 
-def read_file(path: str | Path) -> Mapping[str, Any]:
+def read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """The content of a weights file: names to arrays, perhaps wrapped (see `unwrap`).
 
     A folder stands for the model.safetensors or pytorch_model.bin in it. Raises WeightsError: there is no such file, it is of no
-    known kind, damaged, or holds something other than tensors.
+    known kind, damaged, unreadable, or holds something other than tensors.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = _file_in(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file")
-    readers: dict[str, Callable[[Path], Mapping[str, Any]]] = {".safetensors": _read_safetensors, ".npz": _read_npz}
-    readers |= dict.fromkeys(_PICKLES, _read_pickle)
-    if path.suffix not in readers:
+    if not isinstance(path, str | os.PathLike):
         raise WeightsError(
-            f"{path}: {path.suffix or 'no suffix'} is no kind of weights file; give {', '.join(readers)}"
+            f"weights come from a path or a mapping of names to arrays, not from a {type(path).__name__}"
         )
-    _refuse_what_a_failed_download_leaves(path)
-    return readers[path.suffix](path)
+    path = Path(os.path.expanduser(path))
+    try:
+        if path.is_dir():
+            path = _file_in(path)
+        if not path.is_file():
+            raise WeightsError(f"{path}: there is no such file")
+        if path.suffix.lower() not in _READERS:
+            kinds = ", ".join(_READERS)
+            raise WeightsError(f"{path}: {path.suffix or 'no suffix'} is no kind of weights file; give {kinds}")
+        _refuse_what_a_failed_download_leaves(path)
+        return _READERS[path.suffix.lower()](path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({_reason(error)})") from error
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a file, or a folder with one, of another framework is meant, and not the --workdir of a training run."""
+    if path.is_dir():
+        return not (path / "checkpoints").exists() and any((path / name).is_file() for name in _WEIGHTS_IN_A_FOLDER)
+    return path.is_file() or path.suffix.lower() in _READERS
 
 
 def _file_in(folder: Path) -> Path:
     for name in _WEIGHTS_IN_A_FOLDER:
         if (folder / name).is_file():
             return folder / name
+        if (folder / f"{name}.index.json").is_file():
+            raise WeightsError(f"{folder} holds weights in several shards: save them in one file (max_shard_size)")
     if (folder / "checkpoints").is_dir():
         raise WeightsError(
             f"{folder} is the --workdir of a training run; run.py --mode=export writes its weights as a file"
@@ -78,7 +92,7 @@ def _read_npz(path: Path) -> Tensors:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError, AttributeError) as error:
+    except Exception as error:  # zip, zlib, pickle and NumPy have many: whatever the damage leads to
         raise WeightsError(f"{path} is no readable .npz file, damaged, or holds objects ({_reason(error)})") from error
 
 
@@ -90,11 +104,19 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, RuntimeError, EOFError: whatever the damage leads to
         raise WeightsError(
-            f"{path} is no readable PyTorch file, damaged, or holds code, which was not executed ({_reason(error)})"
+            f"{path} is no readable PyTorch file, damaged, or holds code or objects other than tensors, which were not executed "
+            f"({_reason(error)})"
         ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict: save model.state_dict()")
     return content
+
+
+_READERS: dict[str, Callable[[Path], Mapping[str, Any]]] = {
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    **dict.fromkeys(_PICKLES, _read_pickle),
+}
 
 
 def _import_torch(path: Path) -> Any:
@@ -118,7 +140,7 @@ def _reason(error: BaseException) -> str:
 
 # Where the frameworks keep weights in a checkpoint: facebookresearch/deit, timm and mmengine, pycls.
 _RAW = ("model", "state_dict", "model_state")
-_AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict", "ema_state")
+_AVERAGED = ("model_ema", "state_dict_ema", "ema_state")
 _WRAPPED_NAMES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
 
 
@@ -130,6 +152,7 @@ def unwrap(content: Mapping[str, Any], which: str | None, where: str) -> Tensors
     """
     if which not in (None, "raw", "ema"):
         raise WeightsError(f"which={which!r} is neither 'raw' nor 'ema'")
+    content = _without_mmengines_swap(content)
     wrappers = [key for key in (*_RAW, *_AVERAGED) if isinstance(content.get(key), Mapping)]
     if wrappers:
         wanted = {"raw": _RAW, "ema": _AVERAGED, None: (*_RAW, *_AVERAGED)}[which]
@@ -139,50 +162,77 @@ def unwrap(content: Mapping[str, Any], which: str | None, where: str) -> Tensors
         content, where = content[chosen[0]], f"{where}[{chosen[0]!r}]"
     elif which == "ema":
         raise WeightsError(f"{where} does not say that it holds a moving average: ask for its weights as they are")
-    tensors = {_bare(str(name)): _as_numpy(value, f"{where}: {name}") for name, value in content.items()}
+    names = _bare([str(name) for name in content])
+    tensors = {
+        name: _as_numpy(value, f"{where}: {shown(name)}") for name, value in zip(names, content.values(), strict=True)
+    }
     if not tensors:
         raise WeightsError(f"{where} holds no tensors")
     return tensors
 
 
-def _bare(name: str) -> str:
-    for prefix in _WRAPPED_NAMES:
-        name = name.removeprefix(prefix)
-    return name
+def _without_mmengines_swap(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """mmengine saves the average as `state_dict` and the raw weights, with a counter, as `ema_state_dict`."""
+    raw = content.get("ema_state_dict")
+    if not isinstance(raw, Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        return content
+    return {"state_dict": {k: v for k, v in raw.items() if k != "steps"}, "model_ema": content["state_dict"]}
+
+
+def _bare(names: list[str]) -> list[str]:
+    """The names without the prefixes of DistributedDataParallel and torch.compile, which all of them have or none."""
+    prefix = next((it for it in _WRAPPED_NAMES if names and all(name.startswith(it) for name in names)), None)
+    return names if prefix is None else _bare([name.removeprefix(prefix) for name in names])
 
 
 def _as_numpy(value: Any, where: str) -> np.ndarray:
-    if hasattr(value, "detach"):  # a torch tensor; NumPy does not know its bfloat16
-        value = value.detach().cpu()
-        value = value.float() if value.is_floating_point() else value
-    if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__array__"):
-        raise WeightsError(f"{where} is a {type(value).__name__}, not a tensor")
-    return np.asarray(value)
+    try:
+        if hasattr(value, "detach"):  # a torch tensor; NumPy does not know its bfloat16
+            value = value.detach().cpu()
+            value = value.float() if value.is_floating_point() else value
+        if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__array__"):
+            raise WeightsError(f"{where} is a {type(value).__name__}, not a tensor")
+        return np.asarray(value)
+    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{where} cannot be read as an array ({_reason(error)})") from error
 
 
-# --- writing --------------------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------------------------
 
 
-def write_file(path: Path, tensors: Tensors, *, wrapper: str | None = None) -> None:
-    """Write .safetensors, or with torch .pth (under the key `wrapper` if given), in one piece or not at all.
+def encode(path: Path, tensors: Tensors, *, wrapper: str | None = None) -> bytes:
+    """The content of a .safetensors, or with torch a .pth file (under the key `wrapper` if given), by the suffix of `path`.
 
-    Raises WeightsError: another suffix, no torch for .pth, or a disk that takes no file.
+    Raises WeightsError: another suffix, or no torch for .pth.
     """
     tensors = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
-    unfinished = path.with_name(f".{path.name}.unfinished")
+    if path.suffix.lower() == ".safetensors":
+        return safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    if path.suffix.lower() not in WRITTEN:
+        raise WeightsError(f"{path}: weights are written as .safetensors or .pth, or into a folder (no suffix)")
+    torch = _import_torch(path)
+    state = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
+    buffer = io.BytesIO()
+    torch.save(state if wrapper is None else {wrapper: state}, buffer)
+    return buffer.getvalue()
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write all files, none before all of them lie complete beside their places. Raises WeightsError if a disk takes them not."""
+    unfinished = {path: path.with_name(f".{path.name}.unfinished") for path in contents}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            safetensors.numpy.save_file(tensors, unfinished, metadata={"format": "pt"})
-        elif path.suffix in (".pth", ".pt", ".bin"):
-            torch = _import_torch(path)
-            state = {name: torch.from_numpy(array.copy()) for name, array in tensors.items()}
-            torch.save(state if wrapper is None else {wrapper: state}, unfinished)
-        else:
-            raise WeightsError(f"{path}: weights are written as .safetensors or .pth, or into a folder (no suffix)")
-        os.replace(unfinished, path)
-    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        for path, content in contents.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir():
+                raise WeightsError(f"{path} cannot be written: it is a folder")
+            unfinished[path].write_bytes(content)
+        for path in contents:
+            os.replace(unfinished[path], path)
+    except OSError as error:
         raise WeightsError(f"{path} cannot be written ({_reason(error)})") from error
     finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+        for path in unfinished.values():
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from deit_jax.weights.loading import load_weights
 _REPOSITORIES = {name: f"timm/{name}.fb_in1k" for name in list_models() if name.startswith("deit_")}
 _REPOSITORIES["regnety_160"] = "timm/regnety_160.deit_in1k"
 _FILE = "model.safetensors"
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def list_pretrained() -> list[str]:
@@ -32,6 +34,7 @@ def load_pretrained(
     heads: str = "keep",
     distillation_token: str = "keep",
     revision: str | None = None,
+    sha256: str | None = None,
     cache_dir: str | Path | None = None,
     **overrides: Any,
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -46,6 +49,7 @@ def load_pretrained(
       num_classes, image_size, **overrides: as of `create_model`. Another image size resizes the position embedding.
       heads, distillation_token: as of `load_weights`; for other classes than ImageNet's, heads="reset".
       revision: branch, tag or commit of the repository.
+      sha256: the file's expected hash, or its first digits, instead of the one that the hub declares.
       cache_dir: instead of the hub's own cache.
 
     Returns:
@@ -61,11 +65,11 @@ def load_pretrained(
         raise WeightsError(
             f"no weights of {name} were published by DeiT's authors; there are {', '.join(_REPOSITORIES)}"
         )
-    path = _fetch(_REPOSITORIES[name], revision, cache_dir)
+    path = _fetch(_REPOSITORIES[name], revision, sha256, cache_dir)
     return model, load_weights(path, model, heads=heads, distillation_token=distillation_token)
 
 
-def _fetch(repository: str, revision: str | None, cache_dir: str | Path | None) -> Path:
+def _fetch(repository: str, revision: str | None, sha256: str | None, cache_dir: str | Path | None) -> Path:
     try:
         import huggingface_hub
     except ImportError as error:
@@ -77,21 +81,38 @@ def _fetch(repository: str, revision: str | None, cache_dir: str | Path | None) 
         raise WeightsError(
             f"{repository}/{_FILE} can be had neither from the hub nor from the cache ({reason})"
         ) from error
-    _check_hash(Path(path), huggingface_hub, repository, revision)
+    _check_hash(Path(path), huggingface_hub, repository, revision, sha256)
     return Path(path)
 
 
-def _check_hash(path: Path, hub: Any, repository: str, revision: str | None) -> None:
-    """Compare the file with its SHA-256, by which the hub names large files, and so the cache what it stores."""
-    expected = path.resolve().name
-    if not re.fullmatch("[0-9a-f]{64}", expected):  # a cache without symbolic links keeps no hash: ask the hub
-        try:
-            expected = str(hub.get_hf_file_metadata(hub.hf_hub_url(repository, _FILE, revision=revision)).etag)
-        except Exception as error:
-            raise WeightsError(f"{path}: its hash cannot be checked, the hub does not answer ({error})") from error
+def _check_hash(path: Path, hub: Any, repository: str, revision: str | None, sha256: str | None) -> None:
+    """Compare the file with the SHA-256 that the caller gave, or by which the hub names large files and the cache keeps them."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+    expected = sha256 or _declared_hash(path, hub, repository, revision)
+    if expected is None:
+        warnings.warn(f"{repository}/{_FILE}: this hub declares no SHA-256, so the file is not checked", stacklevel=4)
+    elif not found.startswith(expected.lower()):
         raise WeightsError(
-            f"{path} is damaged: its SHA-256 is {found[:16]}..., the hub's file has {expected[:16]}...; delete it and try again"
+            f"{path.resolve()} is damaged or another file: its SHA-256 is {found[:16]}..., not {expected[:16]}...; "
+            "delete it and try again"
         )
+
+
+def _declared_hash(path: Path, hub: Any, repository: str, revision: str | None) -> str | None:
+    kept = path.resolve().name
+    if _SHA256.fullmatch(kept):
+        return kept
+    # A cache without symbolic links keeps no hash: ask the hub once, and write it beside the file.
+    beside = path.with_name(f"{path.name}.sha256")
+    if beside.is_file():
+        return beside.read_text().strip()
+    try:
+        etag = str(hub.get_hf_file_metadata(hub.hf_hub_url(repository, _FILE, revision=revision)).etag)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise WeightsError(f"{path}: its hash cannot be checked, the hub does not answer ({reason})") from error
+    if not _SHA256.fullmatch(etag):
+        return None
+    beside.write_text(etag + "\n")
+    return etag

@@ -7,9 +7,11 @@ prefix or (a backbone) none.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
+from deit_jax.weights.errors import WeightsError, shown
 from deit_jax.weights.files import Tensors
 from deit_jax.weights.layout import Layout, Translated, rename_from_timm, rename_to_timm
 from deit_jax.weights.renaming import Renaming
@@ -51,21 +53,41 @@ def _prefixed(prefix: str, *tables: list[tuple[str, str]]) -> list[tuple[str, st
 
 
 _READ = Renaming(_COMMON + _VERSION_4 + _VERSION_5 + _PLAIN_HEAD + _HEADS)
+_READ_4, _READ_5 = Renaming(_VERSION_4), Renaming(_VERSION_5)
 _WRITE_PLAIN = Renaming(_prefixed("vit.", _COMMON, _VERSION_4) + _PLAIN_HEAD)
 _WRITE_DISTILLED = Renaming(_prefixed("deit.", _COMMON, _VERSION_4) + _HEADS)
 _PARTS = ("q", "k", "v")
 
 
 def _to_timm(tensors: Tensors) -> Translated:
-    foreign = {re.sub(r"^(vit|deit)\.", "", name): name for name in tensors}
+    foreign = {_without_prefix(name): name for name in tensors}
+    if len(foreign) < len(tensors):
+        twice = next(name for name in tensors if foreign[_without_prefix(name)] != name)
+        raise WeightsError(f"{shown(twice)} is there with two prefixes: the file mixes two layouts")
     named, strangers = rename_to_timm({bare: tensors[name] for bare, name in foreign.items()}, _READ)
     for name in sorted(named):
         match = re.fullmatch(r"(blocks\.\d+\.attn\.)q(\..+)", name)
-        if match and all(match[1] + part + match[2] in named for part in _PARTS):
-            named[f"{match[1]}qkv{match[2]}"] = np.concatenate(
-                [named.pop(match[1] + part + match[2]) for part in _PARTS]
-            )
+        thirds = [match[1] + part + match[2] for part in _PARTS] if match else []
+        # Thirds that do not fit together are left apart, to be told of by their own names.
+        if thirds and all(it in named and named[it].shape == named[name].shape and named[it].ndim for it in thirds):
+            named[f"{match[1]}qkv{match[2]}"] = np.concatenate([named.pop(it) for it in thirds])
     return named, [foreign[name] for name in strangers]
+
+
+def _without_prefix(name: str) -> str:
+    return re.sub(r"^(vit|deit)\.", "", name)
+
+
+def _spelled_as(name: str, names: Iterable[str]) -> str:
+    """One of the names that we write, in the spelling (version and prefix) of a file with `names`."""
+    names = list(names)
+    if any(re.match(r"((vit|deit)\.)?layers\.\d+\.", it) for it in names):
+        bare = _without_prefix(name)
+        ours = _READ_4.ours(bare)
+        new = _READ_5.theirs(ours) if ours else None
+        name = name.replace(bare, new) if new else name
+    prefix = next((it for it in ("vit.", "deit.") if any(other.startswith(it) for other in names)), "")
+    return re.sub(r"^(vit|deit)\.", prefix, name)
 
 
 def _from_timm(tensors: Tensors) -> Tensors:
@@ -80,5 +102,10 @@ def _from_timm(tensors: Tensors) -> Tensors:
 
 
 LAYOUT = Layout(
-    "hf", "Hugging Face transformers", r"(^|\.)embeddings\.(patch_embeddings|position_embeddings)", _to_timm, _from_timm
+    "hf",
+    "Hugging Face transformers",
+    r"(^|\.)embeddings\.(patch_embeddings|position_embeddings)",
+    _to_timm,
+    _from_timm,
+    _spelled_as,
 )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from deit_jax.weights.errors import WeightsError
+from deit_jax.weights.errors import WeightsError, shown
 from deit_jax.weights.files import Tensors
 from deit_jax.weights.renaming import Renaming
 
@@ -28,6 +28,8 @@ class Layout:
     sign: str
     to_timm: Callable[[Tensors], Translated]
     from_timm: Callable[[Tensors], Tensors]
+    # A name that `from_timm` gives, in the spelling of a file with the names given, where a framework has several.
+    spelled_as: Callable[[str, Iterable[str]], str] = lambda name, names: name
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether tensors of these names are in this layout."""
@@ -43,7 +45,7 @@ def rename_to_timm(tensors: Mapping[str, object], renaming: Renaming) -> Transla
         if ours is None:
             strangers.append(name)
         elif ours in renamed:
-            raise WeightsError(f"two tensors stand for {ours}, one of them {name}: the file mixes two layouts")
+            raise WeightsError(f"two tensors stand for {ours}, one of them {shown(name)}: the file mixes two layouts")
         else:
             renamed[ours] = tensor
     return renamed, strangers

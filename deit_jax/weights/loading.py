@@ -19,7 +19,7 @@ from deit_jax.weights.files import Tensors, read_file, unwrap
 from deit_jax.weights.layout import Layout, compare
 
 LAYOUTS = (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT, torchvision.LAYOUT, pycls.LAYOUT)
-_HEADS = ("head.", "head_dist.")
+_HEAD_NAMES = ("head.", "head_dist.")
 HEADS = ("keep", "reset", "reset_if_needed")
 DISTILLATION_TOKEN = ("keep", "adapt")
 
@@ -55,8 +55,8 @@ def load_weights(
       {"params": ...} and for a RegNet "batch_stats", jax arrays, as `model.init` gives them.
 
     Raises:
-      WeightsError: the source is unreadable, in no known layout, or has missing, unexpected or mis-shaped names (all are listed).
-        Nothing is ever loaded in part.
+      WeightsError: the source is unreadable or in no known layout.
+      MisfitError: names are missing, unexpected or of another shape; its attributes list them all. Nothing is loaded in part.
     """
     for name, value, choices in (
         ("heads", heads, HEADS),
@@ -67,17 +67,17 @@ def load_weights(
     where = "the mapping" if isinstance(source, Mapping) else str(source)
     foreign = unwrap(source if isinstance(source, Mapping) else read_file(source), which, where)
     layout = _layout_of(foreign, where)
+    _refuse_non_numbers(foreign, where)
     tensors, strangers = layout.to_timm(foreign)
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(timm.COUNTERS)}
-    _refuse_non_numbers(tensors, where)
 
     expected = timm.expected_tensors(model)
+    tensors = timm.without_counters(tensors, expected)
     if distillation_token == "adapt":
         tensors = _adapt_distillation_token(tensors, expected)
     tensors = _resize_position_embedding(tensors, model, where)
     if heads != "keep":
         tensors = _reset_heads(tensors, expected, model, seed, all_of_them=heads == "reset")
-    _refuse_misfits(tensors, strangers, expected, foreign, layout, where)
+    _refuse_misfits(tensors, strangers, expected, foreign, layout, where, may_adapt=distillation_token == "keep")
     return jax.tree.map(jnp.asarray, timm.to_variables(tensors))
 
 
@@ -90,7 +90,11 @@ def _layout_of(tensors: Tensors, where: str) -> Layout:
 
 
 def _refuse_non_numbers(tensors: Tensors, where: str) -> None:
-    wrong = [f"{name}: {t.dtype}" for name, t in tensors.items() if not jnp.issubdtype(t.dtype, jnp.floating)]
+    wrong = [
+        f"{name}: {t.dtype}"
+        for name, t in tensors.items()
+        if not jnp.issubdtype(t.dtype, jnp.floating) and not name.endswith(timm.COUNTERS)
+    ]
     if wrong:
         raise WeightsError(f"{where} has tensors that are not floating-point numbers: {listed(wrong)}")
 
@@ -133,7 +137,7 @@ def _reset_heads(tensors: Tensors, expected: Tensors, model: nn.Module, seed: in
     tensors = dict(tensors)
     resetting = set()
     for name, like in expected.items():
-        head = next((head for head in _HEADS if name.startswith(head)), None)
+        head = next((head for head in _HEAD_NAMES if name.startswith(head)), None)
         if head and (all_of_them or name not in tensors or tensors[name].shape != like.shape):
             resetting.add(head)
     if not resetting:
@@ -144,47 +148,62 @@ def _reset_heads(tensors: Tensors, expected: Tensors, model: nn.Module, seed: in
         jax.random.key(seed)
     )
     fresh = timm.from_variables({"params": params})
-    tensors = {name: t for name, t in tensors.items() if not name.startswith(tuple(resetting))}
+    tensors = {n: t for n, t in tensors.items() if n not in expected or not n.startswith(tuple(resetting))}
     return tensors | {name: t for name, t in fresh.items() if name.startswith(tuple(resetting))}
 
 
 def _refuse_misfits(
-    tensors: Tensors, strangers: list[str], expected: Tensors, foreign: Tensors, layout: Layout, where: str
+    tensors: Tensors,
+    strangers: list[str],
+    expected: Tensors,
+    foreign: Tensors,
+    layout: Layout,
+    where: str,
+    *,
+    may_adapt: bool,
 ) -> None:
-    absent, extra, misshapen = compare(tensors, expected)
-    if not (absent or extra or misshapen or strangers):
+    absent, extra, other = compare(tensors, expected)
+    if not (absent or extra or other or strangers):
         return
-    needed = _foreign_names(absent, layout, distilled="dist_token" in tensors)
-    missing = [name for name in needed if name not in foreign]
     origins = _origins(foreign, layout)
-    unexpected = [name for ours in extra for name in origins.get(ours, [ours]) if name not in needed] + strangers
-    shapes = [
-        f"{' + '.join(origins.get(name, [name]))} {tensors[name].shape}, not {expected[name].shape}"
-        for name in misshapen
+    needed = _foreign_tensors({name: expected[name] for name in absent}, foreign, layout)
+    missing = [name for name in needed if name not in foreign]
+    unexpected = [it for name in extra for it in origins.get(name, [name]) if it not in needed] + strangers
+    misshapen = [
+        f"{' + '.join(origins.get(name, [name]))} {tensors[name].shape}, not {expected[name].shape}" for name in other
+    ] + [
+        f"{name} {foreign[name].shape}, not {like.shape}"
+        for name, like in needed.items()
+        if name in foreign and foreign[name].shape != like.shape
     ]
-    if any(name.startswith(("dist_token", "head_dist.")) for name in absent + extra):
+    if may_adapt and "dist_token" in absent + extra:
         advice = "; distillation_token='adapt' takes what both have"
-    elif not strangers and all(name.startswith(_HEADS) for name in absent + extra + misshapen):
+    elif not strangers and not extra and all(name.startswith(_HEAD_NAMES) for name in absent + other):
         advice = (
             "; create the model with the file's number of classes, or give heads='reset_if_needed' to start them anew"
         )
     else:
         advice = ""
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
     problems = "; ".join(f"{kind} {listed(names)}" for kind, names in kinds if names)
     message = f"{where} ({layout.title}) does not fit the model: {problems}{advice}"
-    raise MisfitError(message, missing, unexpected, shapes)
+    raise MisfitError(message, missing, unexpected, misshapen)
+
+
+def _foreign_tensors(tensors: Tensors, foreign: Tensors, layout: Layout) -> Tensors:
+    """Tensors under the names that a file with those of `foreign` would give them."""
+    # The names of the heads depend on whether the model is distilled.
+    beside = {"dist_token": _ANYTHING} if any("dist" in name for name in foreign) else {}
+    own = () if "dist_token" in tensors else layout.from_timm(beside)
+    theirs = layout.from_timm(beside | tensors)
+    return {
+        layout.spelled_as(name, foreign): tensor
+        for name, tensor in theirs.items()
+        if name not in own and not name.endswith(timm.COUNTERS)
+    }
 
 
 _ANYTHING = np.zeros((3, 3, 1, 1), np.float32)  # a tensor that every layout can cut or flip
-
-
-def _foreign_names(names: list[str], layout: Layout, *, distilled: bool) -> list[str]:
-    """The layout's names for timm's; those of the heads depend on whether the model is distilled."""
-    beside = {"dist_token": _ANYTHING} if distilled else {}
-    foreign = [theirs for name in names for theirs in layout.from_timm({name: _ANYTHING} | beside)]
-    own = set(layout.from_timm(beside)) if "dist_token" not in names else set()
-    return [name for name in foreign if name not in own and not name.endswith(timm.COUNTERS)]
 
 
 def _origins(foreign: Tensors, layout: Layout) -> dict[str, list[str]]:

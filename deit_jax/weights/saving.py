@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.weights import huggingface, mmpretrain, timm
-from deit_jax.weights.cards import Card, check_class_names, huggingface_cards, timm_cards
+from deit_jax.weights.cards import CARD_NAMES, check_class_names, huggingface_cards, timm_cards
 from deit_jax.weights.errors import MisfitError, WeightsError, listed
-from deit_jax.weights.files import Tensors, write_file
+from deit_jax.weights.files import WRITTEN, Tensors, encode, write_files
 from deit_jax.weights.layout import compare
 from deit_jax.weights.preprocessing import Preprocessing
 
@@ -44,34 +47,72 @@ def save_weights(
       preprocessing: of the images; None: the reference's evaluation.
       class_names: one a class, for the labels in config.json.
 
+    A folder is written whole or not at all.
+
     All these frameworks fuse the two heads of a distilled model by their logits, whatever `model.fusion` says.
 
     Raises WeightsError: the layout has no such model, the variables are not this model's, or the path cannot be written.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     preprocessing = preprocessing or Preprocessing()
     if layout not in LAYOUTS:
         raise WeightsError(f"layout={layout!r} is none of {', '.join(LAYOUTS)}")
     _refuse_what_the_layout_lacks(model, layout)
+    preprocessing.check(model)
     check_class_names(model, class_names)
-    tensors = timm.from_variables({group: values for group, values in variables.items() if values})
+    tensors = timm.from_variables(_checked(variables))
     _refuse_other_variables(tensors, timm.expected_tensors(model))
     tensors = LAYOUTS[layout].from_timm(tensors)
-    if path.suffix in (".safetensors", ".pth", ".pt", ".bin"):
-        write_file(path, tensors, wrapper=_WRAPPERS[layout])
+    if path.suffix.lower() in WRITTEN:
+        write_files({path: encode(path, tensors, wrapper=_WRAPPERS[layout])})
         return path
+
+    _refuse_as_a_folder(path, layout)
+    cards = (timm_cards if layout == "timm" else huggingface_cards)(model, preprocessing, class_names)
+    contents = {path / name: (json.dumps(card, indent=2) + "\n").encode() for name, card in cards.items()}
+    weights = path / "model.safetensors"
+    write_files({weights: encode(weights, tensors), **contents})
+    for stale in (path / name for name in CARD_NAMES if name not in cards):
+        stale.unlink(missing_ok=True)  # of an earlier export in another layout
+    return weights
+
+
+# What people type for a file, and what would become a folder of that name.
+_NOT_WRITTEN = (".npz", ".npy", ".ckpt", ".pyth", ".tar", ".h5", ".onnx", ".pkl", ".msgpack", ".safetensor", ".json")
+
+
+def _refuse_as_a_folder(path: Path, layout: str) -> None:
+    if path.suffix.lower() in _NOT_WRITTEN:
+        raise WeightsError(f"{path}: weights are written as .safetensors or .pth, or into a folder (no suffix)")
     if layout == "mmpretrain":
         raise WeightsError(
             f"{path}: mmpretrain reads files, not folders; give a path that ends in .pth (or .safetensors)"
         )
-    cards = (timm_cards if layout == "timm" else huggingface_cards)(model, preprocessing, class_names)
-    write_file(path / "model.safetensors", tensors)
-    for name, card in cards.items():
-        _write_json(path / name, card)
-    return path / "model.safetensors"
+    if (path / "checkpoints").exists() or (path / "metrics.jsonl").exists():
+        raise WeightsError(
+            f"{path} is the --workdir of a training run, whose config.json would be lost: give another folder"
+        )
+
+
+def _checked(variables: Any) -> dict[str, Any]:
+    if not isinstance(variables, Mapping) or not isinstance(variables.get("params"), Mapping):
+        raise WeightsError(
+            'variables are {"params": ..., and of a RegNet "batch_stats": ...}, as model.init gives them'
+        )
+    kept = {group: values for group, values in variables.items() if values}
+    wrong = [
+        f"{jax.tree_util.keystr(path)}: {getattr(leaf, 'dtype', type(leaf).__name__)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(kept)
+        if not jnp.issubdtype(getattr(leaf, "dtype", np.dtype(object)), jnp.floating)
+    ]
+    if wrong:
+        raise WeightsError(f"variables that are not floating-point arrays: {listed(wrong)}")
+    return kept
 
 
 def _refuse_what_the_layout_lacks(model: nn.Module, layout: str) -> None:
+    if getattr(model, "folded", False):
+        raise WeightsError("BatchNorm is folded into this RegNet's convolutions: save the original's weights")
     if layout != "timm" and not isinstance(model, VisionTransformer):
         raise WeightsError(f"a {type(model).__name__} is written in timm's layout only, not {layout!r}")
 
@@ -79,19 +120,7 @@ def _refuse_what_the_layout_lacks(model: nn.Module, layout: str) -> None:
 def _refuse_other_variables(tensors: Tensors, expected: Tensors) -> None:
     missing, unexpected, misshapen = compare(tensors, expected)
     if missing or unexpected or misshapen:
-        raise MisfitError(
-            f"the variables are not this model's (in timm's names): missing {listed(missing)}, unexpected {listed(unexpected)}, "
-            f"of another shape {listed(misshapen)}",
-            missing,
-            unexpected,
-            misshapen,
-        )
-
-
-def _write_json(path: Path, card: Card) -> None:
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        unfinished.write_text(json.dumps(card, indent=2) + "\n")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be written ({error})") from error
+        kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        problems = "; ".join(f"{kind} {listed(names)}" for kind, names in kinds if names)
+        message = f"the variables are not this model's (in timm's names): {problems}"
+        raise MisfitError(message, missing, unexpected, misshapen)

@@ -37,6 +37,15 @@ def _from_timm(tensors: Tensors) -> Tensors:
 LAYOUT = Layout("timm", "timm", r"^(blocks\.\d+\.attn\.qkv|s\d+\.b\d+\.conv\d\.conv)\.", _to_timm, _from_timm)
 
 
+def without_counters(tensors: Tensors, expected: Tensors) -> Tensors:
+    """The tensors without the counters of the BatchNorms that the model has."""
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not (name.endswith(COUNTERS) and name.removesuffix(COUNTERS) + "running_mean" in expected)
+    }
+
+
 def fused(name: str) -> str:
     """The name of the joint projection for that of q, k or v alone (which timm has not)."""
     return re.sub(r"\.attn\.[qkv]\.", ".attn.qkv.", name)

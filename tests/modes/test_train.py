@@ -22,7 +22,8 @@ def test_a_teacher_comes_from_the_workdir_with_the_shape_it_was_trained_in(train
         config.teacher.overrides = {}  # its own configuration knows better
     teacher = load_teacher(config, tmp_path)
     assert teacher.model.w0 == 8 and teacher.model.num_classes == 10
-    assert set(teacher.variables) == {"params", "batch_stats"}
+    assert teacher.model.folded and set(teacher.variables) == {"params"}
+    assert f"{teacher.num_parameters:,}" == "3,018"
     assert str(trained_teacher) in teacher.description
 
 

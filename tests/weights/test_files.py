@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from deit_jax.weights.errors import WeightsError
-from deit_jax.weights.files import read_file, unwrap, write_file
+from deit_jax.weights.files import encode, is_weights, read_file, unwrap, write_files
 
 TENSORS = {
     "a.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -28,6 +28,10 @@ class RemovesAFile:
         import os
 
         return os.remove, (str(self.path),)
+
+
+def write_file(path, tensors, wrapper=None):
+    write_files({path: encode(path, tensors, wrapper=wrapper)})
 
 
 def assert_same(found, expected):
@@ -120,6 +124,67 @@ def test_a_full_disk_or_a_file_in_the_way_is_one_line(tmp_path):
         write_file(tmp_path / "a.npz", TENSORS)
 
 
+def test_files_are_readable_by_whoever_may_read_new_files(tmp_path):
+    (tmp_path / "other").touch()
+    write_file(tmp_path / "a.safetensors", TENSORS)
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_of_several_files_all_are_written_or_none(tmp_path):
+    (tmp_path / "b.json").mkdir()
+    with pytest.raises(WeightsError, match=r"b\.json cannot be written: it is a folder"):
+        write_files({tmp_path / "a.safetensors": b"x", tmp_path / "b.json": b"{}"})
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+
+
+@pytest.mark.parametrize("source", [None, 3, b"bytes", object()])
+def test_what_is_no_path_is_refused(source):
+    with pytest.raises(WeightsError, match="from a path or a mapping of names to arrays, not from a"):
+        read_file(source)
+
+
+def test_odd_paths_are_told_in_one_line(tmp_path):
+    with pytest.raises(WeightsError, match="cannot be read"):
+        read_file(tmp_path / ("x" * 300 + ".safetensors"))
+    with pytest.raises(WeightsError, match=r"cannot be read|there is no such file"):
+        read_file("~nobody_of_that_name/a.safetensors")
+    write_file(tmp_path / "a.safetensors", TENSORS)
+    (tmp_path / "a.safetensors").rename(tmp_path / "A.SAFETENSORS")
+    assert_same(read_file(tmp_path / "A.SAFETENSORS"), TENSORS)
+
+
+def test_files_and_workdirs_are_told_apart(tmp_path):
+    assert is_weights(tmp_path / "gone.pth") and not is_weights(tmp_path / "gone") and not is_weights(tmp_path)
+    (tmp_path / "pytorch_model.bin").touch()
+    assert is_weights(tmp_path) and is_weights(tmp_path / "pytorch_model.bin")
+    (tmp_path / "checkpoints").mkdir()
+    assert not is_weights(tmp_path)
+
+
+def test_shards_are_told_of(tmp_path):
+    (tmp_path / "model.safetensors.index.json").touch()
+    with pytest.raises(WeightsError, match="several shards"):
+        read_file(tmp_path)
+
+
+def test_mutated_npz_files_are_refused_or_read(tmp_path):
+    rng, path = np.random.RandomState(1), tmp_path / "a.npz"
+    refused = 0
+    for save in (np.savez, np.savez_compressed):
+        save(path, **TENSORS)
+        whole = path.read_bytes()
+        for _ in range(150):
+            changed = bytearray(whole)
+            changed[rng.randint(len(whole))] = rng.randint(256)
+            path.write_bytes(bytes(changed))
+            try:
+                read_file(path)
+            except WeightsError as refusal:
+                assert "\n" not in str(refusal)
+                refused += 1
+    assert refused > 50
+
+
 # --- a thousand damaged files ---------------------------------------------------------------------------------------
 
 
@@ -132,6 +197,10 @@ def reference_tensors(data: bytes) -> dict[str, tuple[str, list[int], bytes]]:
     return {
         name: (entry["dtype"], entry["shape"], body[slice(*entry["data_offsets"])]) for name, entry in header.items()
     }
+
+
+DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U64": "u8",
+          "U32": "u4", "U16": "u2", "U8": "u1", "BOOL": "?"}  # fmt: skip
 
 
 def mutate(data: bytes, header_end: int, rng: np.random.RandomState, in_header: bool) -> bytes:
@@ -179,7 +248,8 @@ def test_a_thousand_mutated_safetensors_are_refused_or_read_as_they_are(tmp_path
             continue
         expected = reference_tensors(data)
         assert set(found) == set(expected)
-        for name, (_, shape, content) in expected.items():
+        for name, (kind, shape, content) in expected.items():
+            assert found[name].dtype == np.dtype(DTYPES[kind]), (number, name)
             assert list(found[name].shape) == shape and found[name].tobytes() == content, (number, name)
         outcomes["read"] += 1
     assert outcomes["refused"] > 300 and outcomes["read"] > 100, outcomes  # both kinds were tried
@@ -194,6 +264,25 @@ def test_wrappers_are_taken_off():
         assert_same(unwrap({key: inner, "epoch": 3}, None, "it"), inner)
     assert_same(unwrap({"module.a.weight": TENSORS["a.weight"]}, None, "it"), inner)
     assert_same(unwrap({"_orig_mod.a.weight": TENSORS["a.weight"]}, None, "it"), inner)
+    assert_same(unwrap({"_orig_mod.module.a.weight": TENSORS["a.weight"]}, None, "it"), inner)
+    # A prefix that only some names have is part of them.
+    mixed = {"module.a.weight": TENSORS["a.weight"], "a.weight": TENSORS["a.weight"] + 1}
+    assert_same(unwrap(mixed, None, "it"), mixed)
+
+
+def test_mmengines_average_is_where_others_keep_the_raw_weights():
+    raw, averaged = {"a": np.zeros(2)}, {"a": np.ones(2)}
+    saved = {"state_dict": averaged, "ema_state_dict": {"module.a": raw["a"], "steps": np.array(7)}, "meta": {}}
+    assert_same(unwrap(saved, "raw", "it"), raw)
+    assert_same(unwrap(saved, None, "it"), raw)
+    assert_same(unwrap(saved, "ema", "it"), averaged)
+
+
+def test_names_cannot_break_a_message():
+    name = "a\n\x1b[31m" + "x" * 100_000
+    with pytest.raises(WeightsError) as refusal:
+        unwrap({name: 3}, None, "it")
+    assert "\n" not in str(refusal.value) and "\x1b" not in str(refusal.value) and len(str(refusal.value)) < 400
 
 
 def test_raw_and_averaged_weights_are_told_apart():
@@ -253,6 +342,19 @@ def test_bfloat16_and_parameters_are_read(tmp_path, torch):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("kind", ["sparse", "meta", "conjugate", "nested"])
+def test_tensors_that_are_no_arrays_are_told_of(torch, kind):
+    tensor = {
+        "sparse": lambda: torch.eye(2).to_sparse(),
+        "meta": lambda: torch.zeros(2, device="meta"),
+        "conjugate": lambda: torch.zeros(2, dtype=torch.complex64).conj(),
+        "nested": lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+    }[kind]()
+    with pytest.raises(WeightsError, match="it: a cannot be read as an array"):
+        unwrap({"a": tensor}, None, "it")
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["plain pickle", "torch.save", "inside a state dict", "zip by hand"])
 def test_a_hostile_pth_executes_nothing(tmp_path, torch, how):
     witness, path = tmp_path / "witness", tmp_path / "a.pth"
@@ -271,7 +373,9 @@ def test_a_hostile_pth_executes_nothing(tmp_path, torch, how):
             for name in whole.namelist():
                 content = pickle.dumps(hostile) if name.endswith("data.pkl") else whole.read(name)
                 changed.writestr(name, content)
-    with pytest.raises(WeightsError, match="holds code, which was not executed") as refusal:
+    with pytest.raises(
+        WeightsError, match="holds code or objects other than tensors, which were not executed"
+    ) as refusal:
         read_file(path)
     assert witness.exists()
     assert "\n" not in str(refusal.value)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from deit_jax.weights import WeightsError, hub, load_pretrained
-from deit_jax.weights.files import write_file
+from deit_jax.weights.files import encode
 from tests.models.timm_names import state_dict_shapes, timm_tensor
 
 ROOT = Path(__file__).parents[2]
@@ -67,11 +67,10 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory):
+def weights():
     """A file as timm's repository of NAME has it, and the bias of its class head."""
-    path = tmp_path_factory.mktemp("repository") / "model.safetensors"
-    write_file(path, {name: timm_tensor(name, shape) for name, shape in state_dict_shapes()[NAME].items()})
-    return path.read_bytes(), timm_tensor("head.bias", (1000,))[:3].tolist()
+    tensors = {name: timm_tensor(name, shape) for name, shape in state_dict_shapes()[NAME].items()}
+    return encode(Path("model.safetensors"), tensors), timm_tensor("head.bias", (1000,))[:3].tolist()
 
 
 @pytest.fixture
@@ -89,17 +88,21 @@ def server(weights):
     server.server_close()
 
 
-def load(server, home, *, name=NAME, offline=False, **arguments):
+def load(server, home, *, name=NAME, offline=False, environment=(), **arguments):
     """What a process prints that loads from `server` with its cache in `home`."""
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
-        "HF_HOME": str(home),
-        "HF_HUB_OFFLINE": "1" if offline else "0",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-    }
+    environment = (
+        os.environ
+        | dict(environment)
+        | {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+            "HF_HOME": str(home),
+            "HF_HUB_OFFLINE": "1" if offline else "0",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "PYTHONPATH": str(ROOT),
+            "JAX_PLATFORMS": "cpu",
+        }
+    )
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT.format(name=name, arguments=arguments)],
         env=environment,
@@ -131,13 +134,37 @@ def test_weights_are_fetched_once_then_taken_from_the_cache_also_offline(server,
     content[-1] ^= 1
     blob.write_bytes(content)
     printed = load(server, tmp_path, offline=True)
-    assert printed.startswith("refused: ") and "is damaged: its SHA-256 is" in printed and "\n" not in printed
+    assert (
+        printed.startswith("refused: ")
+        and "is damaged or another file: its SHA-256 is" in printed
+        and "\n" not in printed
+    )
 
 
 def test_a_file_that_is_not_what_the_hub_declares_is_refused(server, tmp_path):
     server.declared_hash = "0" * 64
     printed = load(server, tmp_path)
-    assert printed.startswith("refused: ") and "the hub's file has 0000000000000000" in printed
+    assert printed.startswith("refused: ") and ", not 0000000000000000" in printed
+    blob = printed.split()[1]  # the file itself, not a link to it: deleting it helps
+    Path(blob).unlink()
+    server.declared_hash = None
+    assert load(server, tmp_path).startswith("VisionTransformer")
+
+
+def test_a_cache_without_links_is_checked_too_also_offline(server, weights, tmp_path):
+    plain = {"environment": {"HF_HUB_DISABLE_SYMLINKS": "1"}}
+    assert_loaded(load(server, tmp_path, **plain), weights)
+    assert_loaded(load(server, tmp_path, offline=True, **plain), weights)
+    (copy,) = tmp_path.rglob("model.safetensors")
+    assert not copy.is_symlink()
+    copy.write_bytes(copy.read_bytes()[:-1] + b"x")
+    assert "is damaged or another file" in load(server, tmp_path, offline=True, **plain)
+
+
+def test_a_known_hash_is_checked(server, weights, tmp_path):
+    right = hashlib.sha256(weights[0]).hexdigest()[:8]  # as many digits as the authors' file names have
+    assert_loaded(load(server, tmp_path, sha256=right), weights)
+    assert "is damaged or another file" in load(server, tmp_path, sha256="a1311bcf")
 
 
 def test_what_cannot_be_had_is_one_line(server, tmp_path):

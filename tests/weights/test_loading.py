@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import deit_jax
-from deit_jax.weights import WeightsError, load_weights, loading, save_weights
+from deit_jax.weights import WeightsError, load_weights, loading, save_weights, timm
 from deit_jax.weights.errors import MisfitError
 from tests.models.timm_names import GOLDEN as MODEL_GOLDEN
 from tests.models.timm_names import our_variables, photographs, state_dict_shapes, timm_tensor
@@ -150,7 +150,51 @@ def test_an_unknown_layout_shows_its_names():
 def test_integers_are_no_weights(state):
     tensors = state(False)
     tensors["classifier.bias"] = np.zeros(10, np.int32)
-    with pytest.raises(WeightsError, match=r"not floating-point numbers: 1 \(head.bias: int32\)"):
+    with pytest.raises(WeightsError, match=r"not floating-point numbers: 1 \(classifier.bias: int32\)"):
+        load_weights(tensors, small(False))
+
+
+def test_integers_among_q_k_and_v_are_noticed_before_they_are_joined(state):
+    tensors = state(False)
+    name = "vit.encoder.layer.0.attention.attention.query.weight"
+    tensors[name] = np.round(100 * tensors[name]).astype(np.int8)
+    with pytest.raises(WeightsError, match=r"1 \(vit\.encoder\.layer\.0\.attention\.attention\.query\.weight: int8\)"):
+        load_weights(tensors, small(False))
+
+
+@pytest.mark.parametrize("shape", [(), (47,), (48, 1)])
+def test_a_misshapen_third_of_qkv_is_named(state, shape):
+    tensors = state(False)
+    tensors["vit.encoder.layer.1.attention.attention.key.bias"] = np.zeros(shape, np.float32)
+    with pytest.raises(MisfitError) as refusal:
+        load_weights(tensors, small(False))
+    assert refusal.value.missing == refusal.value.unexpected == []
+    assert refusal.value.misshapen == [f"vit.encoder.layer.1.attention.attention.key.bias {shape}, not (48,)"]
+
+
+def test_names_are_told_in_the_files_own_spelling(recorded_shapes, state):
+    tensors = layout_state(recorded_shapes["hf_v5"]["small_plain"])
+    name = next(it for it in tensors if it.endswith("layers.1.attention.k_proj.bias"))
+    del tensors[name]
+    with pytest.raises(MisfitError) as refusal:
+        load_weights(tensors, small(False))
+    assert (refusal.value.missing, refusal.value.unexpected) == ([name], [])
+
+
+def test_what_is_beside_a_head_is_not_dropped_with_it(state):
+    tensors = state(False) | {"classifier.norm.weight": np.zeros(3, np.float32)}
+    timms = timm.from_variables(load_weights(state(False), small(False))) | {
+        "head.fc.weight": np.zeros((3, 3), np.float32)
+    }
+    for source in (tensors, timms, state(False) | {"vit.layernorm.num_batches_tracked": np.array(3)}):
+        with pytest.raises(MisfitError, match="unexpected 1"):
+            load_weights(source, small(False), heads="reset")
+
+
+@pytest.mark.parametrize("prefix", ["", "deit."])
+def test_a_tensor_under_two_prefixes_is_refused(state, prefix):
+    tensors = state(False) | {f"{prefix}layernorm.bias": np.zeros(48, np.float32)}
+    with pytest.raises(WeightsError, match="is there with two prefixes"):
         load_weights(tensors, small(False))
 
 
@@ -203,7 +247,7 @@ def test_heads_that_fit_are_kept_or_reset_as_told(state, equal):
 
 def test_a_backbone_without_heads_gets_new_ones_only_if_told(state):
     backbone = {name.removeprefix("vit."): t for name, t in state(False).items() if not name.startswith("classifier")}
-    with pytest.raises(MisfitError, match=r"missing 2 \(vit.classifier|missing 2 \(classifier"):
+    with pytest.raises(MisfitError, match=r"missing 2 \(classifier\.(bias|weight), classifier\.(bias|weight)\)"):
         load_weights(backbone, small(False))
     variables = load_weights(backbone, small(False), heads="reset_if_needed")
     assert variables["params"]["head"]["kernel"].shape == (48, 10)
@@ -258,7 +302,7 @@ def test_position_embeddings_are_resized_as_pytorch_resizes_them():
         tokens = np.arange(3 * prefix, dtype=np.float32).reshape(1, prefix, 3)
         patches = timm_tensor("pos_embed", (1, 14 * 14, 3))
         variables["params"]["pos_embed"] = np.concatenate([tokens, patches], axis=1)
-        tensors = deit_jax.weights.timm.from_variables(variables)
+        tensors = timm.from_variables(variables)
         found = load_weights(tensors, deit_jax.create_model(name, image_size=384, **fields))["params"]["pos_embed"]
         np.testing.assert_array_equal(found[:, :prefix], tokens)
         np.testing.assert_allclose(found[:, prefix:], expected, atol=2e-6)
@@ -271,6 +315,10 @@ def test_a_position_embedding_that_is_no_grid_is_refused(state):
     tensors["vit.embeddings.position_embeddings"] = np.zeros((1, 1 + 15, 48), np.float32)
     with pytest.raises(WeightsError, match="16 tokens has no square grid behind 1 prefix"):
         load_weights(tensors, small(False))
+    for tokens in (0, 1):
+        tensors["vit.embeddings.position_embeddings"] = np.zeros((1, tokens, 48), np.float32)
+        with pytest.raises(WeightsError, match=f"{tokens} tokens has no square grid"):
+            load_weights(tensors, small(False))
 
 
 # --- where weights come from ----------------------------------------------------------------------------------------

@@ -62,12 +62,10 @@ def test_transformers_opens_our_folder_and_we_open_its(filled, equal, tmp_path, 
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model, variables, images, ours = filled(name)
     deit_jax.save_weights(variables, model, tmp_path / "ours", "hf")
-    peer, info = transformers.AutoModelForImageClassification.from_pretrained(
-        tmp_path / "ours", output_loading_info=True
-    )
-    if model.distilled:  # the automatic class takes the one head; the one with both is asked for by name
-        kind = transformers.DeiTForImageClassificationWithTeacher
-        peer, info = kind.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    automatic = transformers.AutoModelForImageClassification
+    peer, info = automatic.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    expected = "DeiTForImageClassificationWithTeacher" if model.distilled else "ViTForImageClassification"
+    assert type(peer).__name__ == expected
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     assert peer.config.layer_norm_eps == 1e-6 and peer.config.num_labels == 1000
     with torch.no_grad():
@@ -153,21 +151,20 @@ def test_torchvisions_regnets_answer_the_same_here_and_in_timm(tmp_path, theirs)
         assert_close(other(as_torch(images)), expected)
 
 
-def test_mmpretrain_opens_our_file(filled, tmp_path):
+@pytest.mark.parametrize("name", DEITS)
+def test_mmpretrain_opens_our_file_and_we_open_its(filled, equal, tmp_path, name):
     torch = pytest.importorskip("torch")
     models = pytest.importorskip("mmpretrain.models")
     mmengine = pytest.importorskip("mmengine.runner.checkpoint")
-    for name in ("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"):
-        model, variables, images, ours = filled(name)
-        path = deit_jax.save_weights(variables, model, tmp_path / f"{name}.pth", "mmpretrain")
-        head = {
-            "type": "DeiTClsHead" if model.distilled else "VisionTransformerClsHead",
-            "num_classes": 1000,
-            "in_channels": 192,
-        }
-        kind = "DistilledVisionTransformer" if model.distilled else "VisionTransformer"
-        backbone = {"type": kind, "arch": "deit-tiny", "img_size": 224, "patch_size": 16}
-        peer = models.build_classifier({"type": "ImageClassifier", "backbone": backbone, "head": head}).eval()
-        mmengine.load_checkpoint(peer, str(path), map_location="cpu", strict=True)
-        with torch.no_grad():
-            assert_close(ours.logits, peer(as_torch(images)))
+    model, variables, images, ours = filled(name)
+    path = deit_jax.save_weights(variables, model, tmp_path / "ours.pth", "mmpretrain")
+    head = {"type": "DeiTClsHead" if model.distilled else "VisionTransformerClsHead", "num_classes": 1000}
+    head["in_channels"] = model.embed_dim
+    kind = "DistilledVisionTransformer" if model.distilled else "VisionTransformer"
+    backbone = {"type": kind, "arch": f"deit-{name.split('_')[1]}", "img_size": model.image_size, "patch_size": 16}
+    peer = models.build_classifier({"type": "ImageClassifier", "backbone": backbone, "head": head}).eval()
+    mmengine.load_checkpoint(peer, str(path), map_location="cpu", strict=True)
+    with torch.no_grad():
+        assert_close(ours.logits, peer(as_torch(images)))
+    torch.save({"state_dict": peer.state_dict(), "meta": {}}, tmp_path / "theirs.pth")
+    equal(deit_jax.load_weights(tmp_path / "theirs.pth", model), variables)
