@@ -38,6 +38,9 @@ def default_config() -> ConfigDict:
     model.overrides = ConfigDict()  # fields of the model, by name, e.g. dict(depth=6, patch_size=4)
     model.drop_path_rate = 0.1  # stochastic depth of the last block; rates grow linearly from 0
     model.dropout_rate = 0.0  # after the position embedding, attention projection and MLP layers
+    model.attention = "xla"  # xla: written out; dot_product: jax.nn's; cudnn: its fused kernel, for bfloat16 on NVIDIA GPUs
+    model.remat = "none"  # computed again in the backward pass instead of kept: none | dots (all but matrix products) | full
+    model.scan_blocks = False  # one compiled block for all: compiles faster; without remat it needs more memory
     model.fusion = "logits"  # how two heads become one: mean of "logits" (released code) or of "softmax" (paper)
 
     config.distillation = distillation = ConfigDict()
@@ -150,6 +153,8 @@ def default_config() -> ConfigDict:
 
 _CHOICES = {
     "compute_dtype": ("auto", "float32", "bfloat16"),
+    "model.attention": ("xla", "dot_product", "cudnn"),
+    "model.remat": ("none", "dots", "full"),
     "model.fusion": ("logits", "softmax"),
     "distillation.kind": ("none", "soft", "hard"),
     "distillation.kl": ("released", "paper"),

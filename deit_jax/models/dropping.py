@@ -17,25 +17,25 @@ class Dropout(nn.Module):
     """Inverted dropout of x, float[B, ...]; identity when `train` is False or `rate` is 0.
 
     With `whole_images` the draw is one per image: stochastic depth (Huang et al. 2016) as timm's DropPath, in which the kept
-    branches are divided by the keep probability.
+    branches are divided by the keep probability. A rate that is an array is not checked.
     """
 
-    rate: float
+    rate: float | jax.Array
     whole_images: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.rate < 1:
+        if not isinstance(self.rate, jax.Array) and not 0 <= self.rate < 1:
             raise ValueError(f"a dropout or stochastic depth rate must be at least 0 and below 1, not {self.rate}")
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None = None) -> jax.Array:
         """positions: int32[B], the images' positions in the global batch; None: 0 to B-1."""
-        if not train or self.rate == 0.0:
+        if not train or (not isinstance(self.rate, jax.Array) and self.rate == 0.0):
             return x
         keep = 1.0 - self.rate
         positions = jnp.arange(x.shape[0]) if positions is None else positions
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.make_rng(RNG_NAME), positions)
         shape = (1,) * (x.ndim - 1) if self.whole_images else x.shape[1:]
         kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, shape))(keys)
-        return jnp.where(kept, x / keep, jnp.zeros_like(x))
+        return jnp.where(kept, x / jnp.asarray(keep, x.dtype), jnp.zeros_like(x))

@@ -99,6 +99,9 @@ _NOT_ARCHITECTURE = {
     "drop_path_rate",
     "grouped_conv",
     "folded",
+    "attention",
+    "remat",
+    "scan_blocks",
 }
 
 

@@ -6,6 +6,8 @@ Parameter names are a contract (checkpoints, decay rules and converters rely on 
     blocks_<i>/norm1/{scale,bias}  blocks_<i>/attn/{qkv,proj}/{kernel,bias}
     blocks_<i>/norm2/{scale,bias}  blocks_<i>/mlp/{fc1,fc2}/{kernel,bias}
     norm/{scale,bias}  head/{kernel,bias}  head_dist/{kernel,bias}
+
+With scan_blocks the blocks' parameters are blocks/..., with an axis for the block in front.
 """
 
 from __future__ import annotations
@@ -18,9 +20,16 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from deit_jax.models.dropping import Dropout
+from deit_jax.models.dropping import RNG_NAME, Dropout
 from deit_jax.models.layer_norm import LayerNorm
 from deit_jax.models.output import FUSIONS, ModelOutput, fuse
+
+ATTENTIONS = ("xla", "dot_product", "cudnn")
+_REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 
 # timm's trunc_normal_(std=.02) cuts at the absolute values -2 and 2, a hundred standard deviations: a plain normal.
 embedding_init = nn.initializers.normal(0.02)
@@ -59,22 +68,33 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection; rows q, k, v, each heads-major, as in timm. Softmax in float32."""
+    """Multi-head self-attention with one fused projection; rows q, k, v, each heads-major, as in timm. Softmax in float32.
+
+    implementation: "xla" is written out here; "dot_product" and "cudnn" are jax.nn.dot_product_attention's, the latter a fused
+    kernel for bfloat16 on NVIDIA GPUs. Equal up to the order of float operations.
+    """
 
     num_heads: int
     dropout_rate: float
+    implementation: str
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
         width = x.shape[-1]
         qkv = Dense(3 * width, dtype=self.dtype, name="qkv")(x)
-        # Heads before tokens: each product is then one batched matrix product, the fastest layout on CPU.
-        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
         scale = (width // self.num_heads) ** -0.5
-        scores = jnp.einsum("bhqd,bhkd->bhqk", q * scale, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
-        x = rearrange(jnp.einsum("bhqk,bhkd->bhqd", weights, v), "b h n d -> b n (h d)")
+        if self.implementation == "xla":
+            # Heads before tokens: each product is then one batched matrix product, the fastest layout on CPU.
+            q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+            scores = jnp.einsum("bhqd,bhkd->bhqk", q * scale, k, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+            x = rearrange(jnp.einsum("bhqk,bhkd->bhqd", weights, v), "b h n d -> b n (h d)")
+        else:
+            q, k, v = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.num_heads)
+            kernel = "cudnn" if self.implementation == "cudnn" else "xla"
+            x = jax.nn.dot_product_attention(q, k, v, scale=scale, implementation=kernel)
+            x = rearrange(x, "b n h d -> b n (h d)")
         x = Dense(width, dtype=self.dtype, name="proj")(x)
         return Dropout(self.dropout_rate)(x, train=train, positions=positions)
 
@@ -96,20 +116,25 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; stochastic depth draws independently for the two branches."""
+    """Pre-norm transformer block; stochastic depth draws independently for the two branches.
+
+    drop_path_rate: a number, or a float32 scalar where the blocks are scanned.
+    """
 
     num_heads: int
     mlp_ratio: float
     dropout_rate: float
-    drop_path_rate: float
+    attention: str
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, drop_path_rate: float | jax.Array, positions: jax.Array | None, train: bool
+    ) -> jax.Array:
         how = {"train": train, "positions": positions}
-        drop_path = functools.partial(Dropout, self.drop_path_rate, whole_images=True)
+        drop_path = functools.partial(Dropout, drop_path_rate, whole_images=True)
         y = LayerNorm(dtype=self.dtype, name="norm1")(x)
-        y = Attention(self.num_heads, self.dropout_rate, self.dtype, name="attn")(y, **how)
+        y = Attention(self.num_heads, self.dropout_rate, self.attention, self.dtype, name="attn")(y, **how)
         x = x + drop_path()(y, **how)
         y = LayerNorm(dtype=self.dtype, name="norm2")(x)
         y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dropout_rate, self.dtype, name="mlp")(y, **how)
@@ -121,6 +146,10 @@ class VisionTransformer(nn.Module):
 
     With `distilled` a second learned token, after the class token, is read by a head of its own. Raises ValueError for images
     of another size, a size that is no multiple of the patch size, or a width that the heads do not divide.
+
+    attention: as in `Attention`. remat: what the backward pass computes again instead of keeping it: "none", "dots" (all but the
+    matrix products) or "full" (each block). scan_blocks: one compiled block for all, whose parameters lie stacked under `blocks`
+    (models/stacking.py converts); compiles faster, and without remat needs more memory. None of the three changes the answer.
     """
 
     num_classes: int = 1000
@@ -134,6 +163,9 @@ class VisionTransformer(nn.Module):
     dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
     fusion: str = "logits"
+    attention: str = "xla"
+    remat: str = "none"
+    scan_blocks: bool = False
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -142,8 +174,9 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}")
-        if self.fusion not in FUSIONS:
-            raise ValueError(f"fusion={self.fusion!r} is not one of {', '.join(FUSIONS)}")
+        for field, choices in (("fusion", FUSIONS), ("attention", ATTENTIONS), ("remat", tuple(_REMAT_POLICIES))):
+            if getattr(self, field) not in choices:
+                raise ValueError(f"{field}={getattr(self, field)!r} is not one of {', '.join(choices)}")
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:
@@ -164,9 +197,7 @@ class VisionTransformer(nn.Module):
         pos_embed = self.param("pos_embed", embedding_init, (1, x.shape[1], self.embed_dim))
         x = Dropout(self.dropout_rate)(x + pos_embed.astype(self.dtype), **how)
 
-        for i in range(self.depth):
-            rate = self.drop_path_rate * i / max(self.depth - 1, 1)
-            x = Block(self.num_heads, self.mlp_ratio, self.dropout_rate, rate, self.dtype, name=f"blocks_{i}")(x, **how)
+        x = self._blocks(x, positions, train)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
 
         class_logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x[:, 0]).astype(jnp.float32)
@@ -174,3 +205,24 @@ class VisionTransformer(nn.Module):
             return ModelOutput(class_logits, class_logits, None)
         distillation_logits = Dense(self.num_classes, dtype=self.dtype, name="head_dist")(x[:, 1]).astype(jnp.float32)
         return ModelOutput(fuse(class_logits, distillation_logits, self.fusion), class_logits, distillation_logits)
+
+    def _blocks(self, x: jax.Array, positions: jax.Array | None, train: bool) -> jax.Array:
+        rates = [self.drop_path_rate * i / max(self.depth - 1, 1) for i in range(self.depth)]
+        block = Block
+        if self.remat != "none":
+            # train is static; a scan is already a barrier to common subexpressions.
+            block = nn.remat(
+                Block, policy=_REMAT_POLICIES[self.remat], static_argnums=(4,), prevent_cse=not self.scan_blocks
+            )
+        fields = (self.num_heads, self.mlp_ratio, self.dropout_rate, self.attention, self.dtype)
+        if not self.scan_blocks:
+            for i, rate in enumerate(rates):
+                x = block(*fields, name=f"blocks_{i}")(x, rate, positions, train)
+            return x
+        scan = nn.scan(
+            lambda module, carry, rate: (module(carry, rate, positions, train), None),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, RNG_NAME: True},
+            length=self.depth,
+        )
+        return scan(block(*fields, name="blocks"), x, jnp.asarray(rates, jnp.float32))[0]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deit_jax.augment.recipe import TrainAugmentation
-from deit_jax.config import ConfigError
+from deit_jax.config import ConfigError, default_config
 from deit_jax.models import create_model
 from deit_jax.models.folding import fold_batch_norm
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
@@ -64,7 +64,7 @@ def build_model(config: ConfigDict, *, num_classes: int, image_size: int, comput
     fields = dict(config.model.overrides)
     fields |= {"drop_path_rate": config.model.drop_path_rate, "dropout_rate": config.model.dropout_rate}
     if config.model.name.startswith("deit"):
-        fields["fusion"] = config.model.fusion
+        fields |= {name: config.model[name] for name in ("fusion", "attention", "remat", "scan_blocks")}
     try:
         return create_model(config.model.name, num_classes, image_size, dtype=jnp.dtype(compute_dtype), **fields)
     except ValueError as error:
@@ -74,7 +74,10 @@ def build_model(config: ConfigDict, *, num_classes: int, image_size: int, comput
 def build_recorded_model(record: dict[str, Any]) -> nn.Module:
     """The model of a workdir, from what `read_config` found there."""
     resolved = {name: record["resolved"][name] for name in ("num_classes", "image_size", "compute_dtype")}
-    return build_model(ConfigDict(record["config"]), **resolved)
+    config = default_config()  # fields that the workdir's version did not have yet
+    with config.unlocked():
+        config.update(record["config"])
+    return build_model(config, **resolved)
 
 
 def build_augmentation(config: ConfigDict, num_classes: int) -> TrainAugmentation:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax.models.position_embedding import resize_position_embedding
+from deit_jax.models.stacking import stack_blocks
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.weights import huggingface, mmpretrain, pycls, timm, torchvision
 from deit_jax.weights.errors import MisfitError, WeightsError, listed
@@ -78,7 +79,10 @@ def load_weights(
     if heads != "keep":
         tensors = _reset_heads(tensors, expected, model, seed, all_of_them=heads == "reset")
     _refuse_misfits(tensors, strangers, expected, foreign, layout, where, may_adapt=distillation_token == "keep")
-    return jax.tree.map(jnp.asarray, timm.to_variables(tensors))
+    variables = jax.tree.map(jnp.asarray, timm.to_variables(tensors))
+    if getattr(model, "scan_blocks", False):
+        variables["params"] = stack_blocks(variables["params"])
+    return variables
 
 
 def _layout_of(tensors: Tensors, where: str) -> Layout:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deit_jax.models.stacking import unstack_blocks
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.weights import huggingface, mmpretrain, timm
 from deit_jax.weights.cards import CARD_NAMES, check_class_names, huggingface_cards, timm_cards
@@ -107,7 +108,7 @@ def _checked(variables: Any) -> dict[str, Any]:
     ]
     if wrong:
         raise WeightsError(f"variables that are not floating-point arrays: {listed(wrong)}")
-    return kept
+    return kept | {"params": unstack_blocks(kept["params"])}
 
 
 def _refuse_what_the_layout_lacks(model: nn.Module, layout: str) -> None:

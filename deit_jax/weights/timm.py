@@ -65,6 +65,8 @@ def from_variables(variables: Any) -> Tensors:
 def expected_tensors(model: nn.Module) -> Tensors:
     """timm's names for the model's tensors, with stand-ins of their shapes that take no memory."""
     image = jax.ShapeDtypeStruct((1, *input_size(model), 3), np.float32)
+    if getattr(model, "scan_blocks", False):
+        model = model.clone(scan_blocks=False)
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     return from_variables(jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes))
 
