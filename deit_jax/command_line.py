@@ -122,6 +122,9 @@ def run(argv: Sequence[str]) -> None:
 
         keep_freed_memory()  # before anything large is allocated
     # Imported late, so that --help and mistakes in flags answer at once.
+    from deit_jax.parallel.compilation_cache import keep_compiled_programs
+
+    keep_compiled_programs(config.parallel.compilation_cache)
     from deit_jax.parallel import distributed
     from deit_jax.reporting import console
 

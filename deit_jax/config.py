@@ -138,12 +138,15 @@ def default_config() -> ConfigDict:
     config.log = log = ConfigDict()
     log.every_steps = 50
     log.tensorboard = True
+    log.profile_steps = 0  # steps whose profile is written to WORKDIR/profile; 0: none
+    log.profile_after = 10  # steps of this start that pass before
 
     config.parallel = parallel = ConfigDict()
     parallel.fsdp = 1  # devices that share one copy of parameters, optimizer state and EMA; 1: each has its own
     # (regular expression over "/"-joined names of the state, "fsdp" or "replicate"); the first that matches holds
     parallel.sharding_rules = ((".*", "fsdp"),)
     parallel.fsdp_min_size = 4096  # values; smaller arrays are replicated
+    parallel.compilation_cache = "~/.cache/deit_jax"  # folder of compiled programs, which later runs take; "": none
     parallel.keep_host_memory = True  # CPU: with glibc, keep freed step buffers mapped
 
     # Published or earlier figures, printed beside this run's in the closing table: {"what": top-1 in percent}.
@@ -198,6 +201,8 @@ _BOUNDS = {
     "checkpoint.every_steps": (1, None),
     "checkpoint.keep": (1, None),
     "log.every_steps": (1, None),
+    "log.profile_steps": (0, None),
+    "log.profile_after": (1, None),
     "parallel.fsdp": (1, None),
     "parallel.fsdp_min_size": (0, None),
 }

@@ -61,12 +61,16 @@ def progress(
     loss: float,
     learning_rate: float,
     images_per_second: float | None,
+    data_wait: float | None,
     eta: float | None,
 ) -> None:
     """The progress line; `eta` in seconds. Speed and ETA are left out where they are not known yet."""
     line = f"step {step:>{len(str(total_steps))}}/{total_steps}  epoch {epoch:6.2f}  loss {loss:.4f}  lr {learning_rate:.3g}"
     if images_per_second is not None and eta is not None:
-        line += f"  {images_per_second:,.0f} images/s  ETA {duration(eta)}"
+        line += f"  {images_per_second:,.0f} images/s"
+        if data_wait is not None and data_wait >= 0.05:  # below, there is nothing to gain
+            line += f" ({100 * data_wait:.0f} % of the time waiting for data)"
+        line += f"  ETA {duration(eta)}"
     say(line)
 
 

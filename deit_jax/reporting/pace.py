@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
 
 
 class Pace:
-    """Seconds a step, over the steps since the last `restart`, so that compiling, evaluating and saving do not count."""
+    """Seconds a step, over the steps since the last `restart`, so that compiling, evaluating and saving do not count.
+
+    Waiting for data is measured apart: a batch is late if the device has done all its work when the batch arrives.
+    """
 
     def __init__(self) -> None:
+        self._waited = 0.0
         self._steps = 0
         self._seconds = 0.0
         self._started: float | None = None
@@ -18,6 +26,22 @@ class Pace:
         """Begin a new stretch of steps from now; what was measured before stays in the average."""
         self._started = time.monotonic()
         self._window = 0
+
+    def waiting(self, batches: Iterable[Item], device_is_idle: Callable[[], bool]) -> Iterator[Item]:
+        """The same items; while the pace runs, the time is counted that each late one took to come.
+
+        It may be more than the device was idle, by at most the length of a step.
+        """
+        iterator = iter(batches)
+        while True:
+            before = time.monotonic()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            if self._started is not None and device_is_idle():
+                self._waited += time.monotonic() - max(before, self._started)
+            yield item
 
     def step(self) -> None:
         """Count a step."""
@@ -35,6 +59,12 @@ class Pace:
         running = time.monotonic() - self._started if self._started is not None else 0.0
         steps = self._steps + (self._window if self._started is not None else 0)
         return (self._seconds + running) / steps if steps else None
+
+    def data_wait(self) -> float | None:
+        """The share of the time so far, 0 to 1, that late batches took to come; None before the first measured step."""
+        per_step = self.seconds_per_step()
+        steps = self._steps + (self._window if self._started is not None else 0)
+        return None if not per_step else min(self._waited / (per_step * steps), 1.0)
 
 
 def duration(seconds: float) -> str:

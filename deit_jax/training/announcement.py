@@ -54,7 +54,7 @@ def _recipe(config: ConfigDict, plan: Plan) -> dict[str, str]:
     augment, data, optimizer, schedule = config.augment, config.data, config.optimizer, config.schedule
     return {
         "input": f"{data.train_crop} crop, {data.repeats} repeat(s), flip {augment.flip_probability:g}, "
-        f"RandAugment {augment.rand_augment or 'off'}, erasing {augment.erase_probability:g} ({augment.erase_mode})",
+        f"{_operations(augment)}, erasing {augment.erase_probability:g} ({augment.erase_mode})",
         "mixing": f"mixup {augment.mixup_alpha:g}, cutmix {augment.cutmix_alpha:g} in groups of {augment.group_size}, "
         f"label smoothing {augment.label_smoothing:g}",
         "optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, peak rate {plan.peak_learning_rate:.3g}, "
@@ -63,6 +63,14 @@ def _recipe(config: ConfigDict, plan: Plan) -> dict[str, str]:
         f"EMA {config.ema.decay:g}"
         + ("" if config.train.clip_norm is None else f", clip norm {config.train.clip_norm:g}"),
     }
+
+
+def _operations(augment: ConfigDict) -> str:
+    if augment.auto_augment:
+        return f"AutoAugment {augment.auto_augment}"
+    if augment.color_jitter:
+        return f"colour jitter {augment.color_jitter:g}"
+    return f"RandAugment {augment.rand_augment or 'off'}"
 
 
 def _fields(overrides: ConfigDict) -> str:

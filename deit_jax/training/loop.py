@@ -18,6 +18,7 @@ from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import MetricsWriter, write_json
 from deit_jax.reporting.pace import Pace
+from deit_jax.reporting.profile import Profile
 from deit_jax.training.announcement import describe
 from deit_jax.training.checkpointing import Checkpoints
 from deit_jax.training.plan import Plan, resolve
@@ -77,9 +78,13 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
             num_threads=config.data.num_threads,
             num_workers=config.data.num_workers,
             prefetch_batches=config.data.prefetch_batches,
+            on_bad_image=config.data.on_bad_image,
+            warn=console.warn,
         )
-        batches = one_ahead(put_batch(mesh, batch) for batch in host_batches)
-        pace, scores, pending = Pace(), None, None
+        pace, scores, pending, metrics = Pace(), None, None, None
+        on_mesh = one_ahead(put_batch(mesh, batch) for batch in host_batches)
+        batches = pace.waiting(on_mesh, lambda: metrics is None or metrics["loss"].is_ready())
+        profile = Profile(workdir / "profile", start + config.log.profile_after, config.log.profile_steps)
         with MetricsWriter(
             workdir, start_step=start, tensorboard=config.log.tensorboard, silent=not is_main_process()
         ) as writer:
@@ -91,7 +96,9 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
                     pending = None
 
             for step, batch in enumerate(batches, start + 1):
+                profile.before(step)
                 state, metrics = program.train_step(state, teacher_variables, batch)
+                profile.after(step, state)
                 pace.step()
                 # A step's metrics are read only after the next step has been handed to the device, which so never waits.
                 write_pending()
@@ -99,7 +106,7 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
                     jax.block_until_ready(state)  # compiled and run once: the pace counts from here
                     pace.restart()
                 if step % config.log.every_steps == 0 or step in (1, plan.total_steps):
-                    pending = (step, metrics, pace.seconds_per_step())
+                    pending = (step, metrics, pace.seconds_per_step(), pace.data_wait())
 
                 last = step == plan.total_steps
                 evaluating = last or (plan.evaluate_every and step % plan.evaluate_every == 0)
@@ -145,12 +152,15 @@ def log_step(
     step: int,
     metrics: dict[str, jax.Array],
     seconds_per_step: float | None,
+    data_wait: float | None,
 ) -> None:
     """Write a step's metrics to the files and the console; without a pace (the first step) no speed is told."""
     values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
     values["epoch"] = step / plan.steps_per_epoch
     if seconds_per_step is not None:
         values["images_per_second"] = config.train.batch_size / seconds_per_step
+        values["images_per_second_per_device"] = values["images_per_second"] / jax.device_count()
+        values["data_wait"] = data_wait
     writer.write(step, values)
     console.progress(
         step=step,
@@ -159,6 +169,7 @@ def log_step(
         loss=values["train/loss"],
         learning_rate=values["train/learning_rate"],
         images_per_second=values.get("images_per_second"),
+        data_wait=data_wait,
         eta=None if seconds_per_step is None else seconds_per_step * (plan.total_steps - step),
     )
 

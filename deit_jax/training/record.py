@@ -19,6 +19,7 @@ from deit_jax.training.plan import Plan
 _FREE_TO_CHANGE = (
     "log.", "checkpoint.", "evaluation.", "parallel.", "published.", "train.max_steps", "teacher.recipe.",
     "data.path", "data.eval_split", "data.max_eval_images", "data.num_threads", "data.num_workers", "data.prefetch_batches",
+    "data.on_bad_image",
 )  # fmt: skip
 
 

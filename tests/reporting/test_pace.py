@@ -31,6 +31,28 @@ def test_only_steps_between_restart_and_pause_count(clock):
     assert timer.seconds_per_step() == pytest.approx((8 + 12) / 5)
 
 
+def test_late_batches_count_as_waiting_and_early_ones_do_not(clock):
+    timer, idle = Pace(), [True]
+
+    def slow():
+        for item in range(4):
+            clock[0] += 3
+            yield item
+
+    batches = timer.waiting(slow(), lambda: idle[0])
+    next(batches)  # before the pace runs
+    timer.restart()
+    assert timer.data_wait() is None
+    for late in (True, False, True):
+        idle[0] = late
+        next(batches)
+        clock[0] += 1
+        timer.step()
+    assert timer.seconds_per_step() == pytest.approx(4)
+    assert timer.data_wait() == pytest.approx(6 / 12)
+    assert next(batches, "end") == "end"
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (200, "3m 20s"), (7500, "2h 05m")])
 def test_durations(seconds, text):
     assert duration(seconds) == text

@@ -1,0 +1,31 @@
+import jax
+import pytest
+
+from deit_jax.parallel.compilation_cache import keep_compiled_programs
+
+
+@pytest.fixture
+def no_folder_yet():
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_folder_is_made_for_its_owner_only(no_folder_yet, tmp_path):
+    keep_compiled_programs(str(tmp_path / "a" / "b"))
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_is_set_already_is_kept(no_folder_yet, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", "/elsewhere")
+    keep_compiled_programs(str(tmp_path))
+    assert jax.config.jax_compilation_cache_dir == "/elsewhere"
+
+
+def test_none_is_none_and_an_impossible_one_too(no_folder_yet, tmp_path):
+    (tmp_path / "file").touch()
+    for folder in ("", str(tmp_path / "file" / "cache")):
+        keep_compiled_programs(folder)
+        assert jax.config.jax_compilation_cache_dir is None
