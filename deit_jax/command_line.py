@@ -25,15 +25,15 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval", "export"],
+    ["train", "eval", "export", "preview"],
     "train: start, or resume what --workdir holds. eval: score its newest checkpoint. export: write its newest checkpoint to "
-    "--output for another framework.",
+    "--output for another framework. preview: picture the first training images after each stage of the recipe.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
-    "export: a folder (weights, and the files from which timm or transformers build the model), or a .safetensors or .pth file "
-    "for the tensors alone. Replaced if it is there.",
+    "preview: the picture to write. export: a folder (weights, and the files from which timm or transformers build the "
+    "model), or a .safetensors or .pth file for the tensors alone. Replaced if it is there.",
 )
 _LAYOUT = flags.DEFINE_enum(
     "layout",
@@ -103,49 +103,64 @@ def config_keys(config: ConfigDict, prefix: str = "") -> list[str]:
     return keys
 
 
+# What a mode cannot do without, and what is said where it lacks.
+_NEEDS = {
+    "train": ("config", "workdir"),
+    "eval": ("config", "workdir"),
+    "export": ("workdir", "output"),  # the workdir has its own configuration
+    "preview": ("config", "output"),
+}
+_MISSING = {
+    "config": "--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)",
+    "workdir": "--workdir is missing: the folder for checkpoints, metrics and results",
+    "output": "--output is missing: the file or folder to write to",
+}
+
+
 def run(argv: Sequence[str]) -> None:
     """What happens after the flags are parsed."""
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
-    if not _WORKDIR.value:
-        raise UsageError("--workdir is missing: the folder for checkpoints, metrics and results")
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+    mode = _MODE.value
+    for flag in _NEEDS[mode]:
+        if not flags.FLAGS[flag].value:
+            raise UsageError(_MISSING[flag])
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
-    if _MODE.value == "export":
-        _export(workdir)  # the workdir has its own configuration
-        return
-    if config is None:
-        raise UsageError("--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)")
+    # All that needs jax is imported late, so that --help and mistakes in flags answer at once.
+    if _CONFIG.value is not None:
+        _prepare_process(_CONFIG.value)
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
+    match mode:
+        case "train":
+            from deit_jax.modes.train import train
 
-    if config.parallel.keep_host_memory:
-        from deit_jax.parallel.host_memory import keep_freed_memory
+            train(config, workdir)
+        case "eval":
+            from deit_jax.modes.evaluate import evaluate
 
-        keep_freed_memory()  # before anything large is allocated
-    # Imported late, so that --help and mistakes in flags answer at once.
-    from deit_jax.parallel.compilation_cache import keep_compiled_programs
+            evaluate(config, workdir)
+        case "export":
+            from deit_jax.modes.export import export
 
-    keep_compiled_programs(config.parallel.compilation_cache)
+            export(workdir, Path(_OUTPUT.value), layout=_LAYOUT.value, which=_WEIGHTS.value)
+        case "preview":
+            from deit_jax.modes.preview import preview
+
+            preview(config, Path(_OUTPUT.value))
+
+
+def _prepare_process(config: ConfigDict) -> None:
+    """What has to be set before anything large is allocated, compiled or asked of a device."""
     from deit_jax.parallel import distributed
+    from deit_jax.parallel.compilation_cache import keep_compiled_programs
+    from deit_jax.parallel.host_memory import keep_freed_memory
     from deit_jax.reporting import console
 
+    if config.parallel.keep_host_memory:
+        keep_freed_memory()
+    keep_compiled_programs(config.parallel.compilation_cache)
     distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     console.mute(not distributed.is_main_process())
-    if _MODE.value == "train":
-        from deit_jax.modes.train import train
-
-        train(config, workdir)
-    else:
-        from deit_jax.modes.evaluate import evaluate
-
-        evaluate(config, workdir)
-
-
-def _export(workdir: Path) -> None:
-    if not _OUTPUT.value:
-        raise UsageError("--output is missing: the folder or file to write the weights to")
-    from deit_jax.modes.export import export
-
-    export(workdir, Path(_OUTPUT.value), layout=_LAYOUT.value, which=_WEIGHTS.value)
 
 
 def main() -> None:

@@ -38,8 +38,12 @@ def default_config() -> ConfigDict:
     model.overrides = ConfigDict()  # fields of the model, by name, e.g. dict(depth=6, patch_size=4)
     model.drop_path_rate = 0.1  # stochastic depth of the last block; rates grow linearly from 0
     model.dropout_rate = 0.0  # after the position embedding, attention projection and MLP layers
-    model.attention = "xla"  # xla: written out; dot_product: jax.nn's; cudnn: its fused kernel, for bfloat16 on NVIDIA GPUs
-    model.remat = "none"  # computed again in the backward pass instead of kept: none | dots (all but matrix products) | full
+    model.attention = (
+        "xla"  # xla: written out; dot_product: jax.nn's; cudnn: its fused kernel, for bfloat16 on NVIDIA GPUs
+    )
+    model.remat = (
+        "none"  # computed again in the backward pass instead of kept: none | dots (all but matrix products) | full
+    )
     model.scan_blocks = False  # one compiled block for all: compiles faster; without remat it needs more memory
     model.fusion = "logits"  # how two heads become one: mean of "logits" (released code) or of "softmax" (paper)
 
@@ -67,7 +71,7 @@ def default_config() -> ConfigDict:
     data.path = (
         ""  # npz: the file; folder: the root that holds the splits' folders; tfds: data_dir ("" = TFDS's default)
     )
-    data.train_split = "train"
+    data.train_split = "train"  # a split's name, or a part of one: "train[:90%]", "train[1000:]" (docs/data.md)
     data.eval_split = "validation"
     data.repeats = 3  # repeated augmentation: copies of an image in the sampling order; 1 = off (paper, section 6)
     data.train_crop = (
@@ -77,7 +81,9 @@ def default_config() -> ConfigDict:
     data.crop_ratio = (3 / 4, 4 / 3)  # random_resized: aspect ratio
     data.crop_padding = 4  # padded: pixels on each side
     data.max_eval_images = placeholder(int)  # None: all; else only the first so many are evaluated
-    data.num_threads = 8  # decoding threads of each process; 1 is best for tiny images in memory
+    data.on_bad_image = "stop"  # stop: name the file | replace: train on the next image instead (docs/data.md)
+    # decoding threads, of each worker if there are any; None: by the cores. 1 is best for tiny images in memory
+    data.num_threads = placeholder(int)
     data.num_workers = 0  # decoding processes; 0 = threads only
     data.prefetch_batches = 2
 
@@ -86,15 +92,20 @@ def default_config() -> ConfigDict:
     augment.std = (0.229, 0.224, 0.225)
     augment.flip_probability = 0.5
     augment.rand_augment = "rand-m9-mstd0.5-inc1"  # timm's notation; "" = off
+    augment.auto_augment = ""  # timm's notation: original, originalr, v0 or v0r, with -mstdX or without; "" = off
+    augment.color_jitter = 0.0  # brightness, contrast and saturation by factors in 1 -+ this; needs the two above off
     augment.erase_probability = 0.25
     augment.erase_mode = "pixel"  # pixel: a normal draw a pixel; rand: one colour a box; const: zero (the mean colour)
+    augment.erase_count = 1  # most boxes of an erased image, which share the area
     augment.mixup_alpha = 0.8  # Beta parameter; 0 = off
     augment.cutmix_alpha = 1.0  # Beta parameter; 0 = off
+    augment.mix_mode = "batch"  # one draw for: a group (batch, the reference's) | a pair of rows (pair) | a row (elem)
     augment.mix_probability = 1.0  # that a group is mixed at all
     augment.switch_probability = 0.5  # that a mixed group gets cutmix rather than mixup, when both are on
     augment.label_smoothing = 0.1
     augment.group_size = 256  # rows that share one mixing draw: the reference's batch of one GPU (Ti and S 256, B 64)
     augment.groups_per_block = 4  # consecutive copies of an image are dealt to this many groups; at least data.repeats
+    augment.plan = "auto"  # how operations run: sequential | chunked | auto (CPU: sequential; TPU and GPU: chunked)
 
     config.train = train = ConfigDict()
     train.batch_size = 1024  # images of a step over all devices, repeats counted
@@ -128,7 +139,8 @@ def default_config() -> ConfigDict:
     config.evaluation = evaluation = ConfigDict()
     evaluation.batch_size = 1024  # over all devices
     evaluation.every_epochs = 1  # 0: only at the end
-    evaluation.crop_ratio = 0.875  # the image is resized to image_size / crop_ratio before the centre crop
+    evaluation.protocol = "deit"  # whose resize and crop: deit (with crop_ratio) | timm | mmpretrain (docs/data.md)
+    evaluation.crop_ratio = 0.875  # deit: the image is resized to image_size / crop_ratio before the centre crop
     evaluation.teacher = True  # measure the teacher on the same images first
 
     config.checkpoint = checkpoint = ConfigDict()
@@ -165,6 +177,8 @@ _CHOICES = {
     "teacher.variables": ("raw", "ema"),
     "data.source": ("fashion_mnist_10k", "npz", "folder", "tfds"),
     "data.train_crop": ("random_resized", "padded"),
+    "data.on_bad_image": ("stop", "replace"),
+    "evaluation.protocol": ("deit", "timm", "mmpretrain"),
     "optimizer.name": ("adamw", "sgd"),
     "schedule.kind": ("released", "plain"),
 }  # the augmentation checks its own fields
@@ -206,6 +220,22 @@ _BOUNDS = {
     "parallel.fsdp": (1, None),
     "parallel.fsdp_min_size": (0, None),
 }
+
+
+def recorded_config(record: Mapping[str, Any]) -> ConfigDict:
+    """The configuration of a workdir from its config.json, but for the teacher's section; unlocked.
+
+    Fields that the version which wrote it did not have are those of `default_config`.
+    """
+    config = default_config().unlock()
+    for section, fields in record["config"].items():
+        if section == "teacher":
+            continue
+        if isinstance(fields, Mapping) and isinstance(config.get(section), ConfigDict):
+            config[section].update(fields)
+        else:
+            config[section] = fields
+    return config
 
 
 def run_locally(config: ConfigDict) -> None:

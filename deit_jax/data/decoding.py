@@ -1,8 +1,8 @@
 """From an encoded image to uint8 pixels of the model's size: decoding and the crops of training and evaluation.
 
-JPEG goes through simplejpeg, everything else and all resizing through Pillow: simplejpeg decodes to the same pixels as
-Pillow, faster, and Pillow's antialiased bicubic is the resize of the reference. The flip, RandAugment and all later steps run
-on the accelerator.
+JPEG goes through simplejpeg and resizing through `resizing.py`, both to the same pixels as Pillow, faster; everything else goes
+through Pillow. The flip, RandAugment and all later steps run on the accelerator. docs/data.md says what becomes of each kind of
+file.
 """
 
 from __future__ import annotations
@@ -10,25 +10,21 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-from typing import NamedTuple, Protocol
+import warnings
+from typing import Any, Protocol
 
 import numpy as np
 import simplejpeg
 from PIL import Image
 
+from deit_jax.data.resizing import Box, resize
 from deit_jax.data.sources import DataError
 
-_BICUBIC = Image.Resampling.BICUBIC
+MAX_PIXELS = 178_956_970  # of one image: where Pillow stops, twice its Image.MAX_IMAGE_PIXELS
 _CROP_ATTEMPTS = 10
 
-
-class Box(NamedTuple):
-    """A rectangle of pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+# Pillow warns from half that limit on; a large photograph is no attack.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Crop(Protocol):
@@ -43,8 +39,8 @@ class Crop(Protocol):
 def decode(image: bytes | np.ndarray) -> np.ndarray:
     """Pixels of an encoded image, or of an array, as RGB.
 
-    Grey becomes three equal channels, transparency is dropped, 16-bit greys are scaled to 8 bits, and an EXIF orientation is
-    ignored, as torchvision's loader does.
+    Grey becomes three equal channels, CMYK and palettes are converted as Pillow does, transparency is dropped, 16-bit greys are
+    scaled to 8 bits, of an animation the first frame is taken, and an EXIF orientation is ignored, as torchvision's loader does.
 
     Args:
         image: an encoded file (JPEG, PNG and whatever else Pillow reads), or uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]`.
@@ -53,25 +49,39 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
         uint8 `[H, W, 3]`.
 
     Raises:
-        DataError: the bytes are no image that can be decoded, or the array is of another shape or dtype.
+        DataError: the bytes are no image that can be decoded or one of more than MAX_PIXELS, or the array is of another shape or
+            dtype.
     """
     if isinstance(image, np.ndarray):
         return _as_rgb(image)
-    if image[:2] == b"\xff\xd8":
-        try:
-            return simplejpeg.decode_jpeg(image, colorspace="RGB")
-        except ValueError:
-            pass  # CMYK, or a harmless irregularity that simplejpeg is strict about: Pillow decides
     try:
+        if image[:2] == b"\xff\xd8":
+            try:
+                height, width, colors, _ = simplejpeg.decode_jpeg_header(image)
+                # simplejpeg rounds CMYK otherwise than Pillow.
+                if height * width <= MAX_PIXELS and colors in ("YCbCr", "RGB", "Gray"):
+                    return simplejpeg.decode_jpeg(image, colorspace="RGB")
+            except ValueError:
+                pass  # perhaps a harmless irregularity that simplejpeg is strict about: Pillow decides
         with Image.open(io.BytesIO(image)) as opened:
             if opened.mode.startswith("I"):  # Pillow's own conversion would clip 16-bit values to 255
-                return _as_rgb((np.clip(np.asarray(opened), 0, 65535) >> 8).astype(np.uint8))
+                grey = np.clip(np.asarray(opened), 0, 65535).astype(np.uint32)
+                return _as_rgb(((grey + 128) // 257).astype(np.uint8))
             return np.asarray(opened.convert("RGB"))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more for damaged files
-        reason = type(error).__name__ if isinstance(error, Image.UnidentifiedImageError) else str(error).split("\n")[0]
         raise DataError(
-            f"an image of {len(image)} bytes cannot be decoded ({reason}); replace or remove the image"
+            f"an image of {len(image)} bytes cannot be decoded ({_reason(image, error)}); replace or remove the image"
         ) from error
+
+
+def _reason(image: bytes, error: Exception) -> str:
+    if not image:
+        return "an empty file"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "no image format that Pillow knows"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"more than {MAX_PIXELS:,} pixels"
+    return str(error).split("\n")[0] or type(error).__name__
 
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:
@@ -85,18 +95,12 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
     raise DataError(f"an image array is {image.dtype}{list(image.shape)}; give uint8 [H, W], [H, W, 1] or [H, W, 3]")
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    if image.shape[:2] == (height, width):
-        return image
-    return np.asarray(Image.fromarray(image).resize((width, height), _BICUBIC))
-
-
 def _resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
     # torchvision's rule: the longer side is truncated, not rounded.
     height, width = image.shape[:2]
     if height <= width:
-        return _resize(image, size, int(size * width / height))
-    return _resize(image, int(size * height / width), size)
+        return resize(image, size, int(size * width / height))
+    return resize(image, int(size * height / width), size)
 
 
 def random_resized_crop_box(
@@ -129,8 +133,7 @@ def random_resized_crop_box(
 
 def resized_crop(image: np.ndarray, box: Box, size: int) -> np.ndarray:
     """Cuts `box` out of uint8 `[H, W, 3]` and resizes it (antialiased bicubic) to uint8 `[size, size, 3]`."""
-    top, left, height, width = box
-    return _resize(image[top : top + height, left : left + width], size, size)
+    return resize(image, size, size, box)
 
 
 def padded_crop(image: np.ndarray, rng: np.random.Generator, size: int, padding: int) -> np.ndarray:
@@ -234,3 +237,40 @@ class CenterCrop:
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`; draws nothing."""
         return center_crop_resize(image, self.size, self.crop_ratio)
+
+
+@dataclasses.dataclass(frozen=True)
+class Squash:
+    """The whole image resized to a square, its aspect ratio lost."""
+
+    size: int
+    crop_ratio: float = dataclasses.field(default=1.0, init=False)
+
+    def __post_init__(self):
+        _check_size(self.size)
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
+        """Resizes uint8 `[H, W, 3]` to uint8 `[size, size, 3]`; draws nothing."""
+        return resize(image, self.size, self.size)
+
+
+_LARGE = 384  # pixels from which timm and mmpretrain evaluate DeiT differently
+
+
+def evaluation_crop(evaluation: Any, image_size: int) -> CenterCrop | Squash:
+    """The evaluation crop that a config's `evaluation` section names, to `image_size` pixels.
+
+    `evaluation.protocol`: "deit" keeps `evaluation.crop_ratio` of the resized side (released code: 0.875, so 224 of 256 and 384
+    of 438); "timm" is that of timm's pretrained DeiT (0.9, so 224 of 248; from 384 pixels on 1.0); "mmpretrain" that of its DeiT
+    (224 of 256; from 384 pixels on the whole image squashed to a square). All bicubic and antialiased.
+
+    Raises:
+        ValueError: another protocol, or an impossible size or ratio.
+    """
+    if evaluation.protocol == "deit":
+        return CenterCrop(image_size, evaluation.crop_ratio)
+    if evaluation.protocol == "timm":
+        return CenterCrop(image_size, 1.0 if image_size >= _LARGE else 0.9)
+    if evaluation.protocol == "mmpretrain":
+        return Squash(image_size) if image_size >= _LARGE else CenterCrop(image_size, 0.875)
+    raise ValueError(f"evaluation.protocol={evaluation.protocol!r} is none of deit, timm, mmpretrain")

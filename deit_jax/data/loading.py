@@ -10,8 +10,10 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import os
+import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
@@ -21,11 +23,15 @@ from deit_jax.data.decoding import Crop, decode
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.data.sources import DataError, ImageSource
 
-_CHUNK = 64  # positions of a chunk, at most
+_CHUNK = 64  # positions of a chunk, at most (and up to an image's further copies)
+_MAX_THREADS = 16  # by default; the interpreter's lock feeds hardly more
+_MAX_BAD_IN_A_ROW = 100
+_MAX_WARNINGS = 10  # images named one by one; the rest are counted
 # Second half of the Philox key: keeps the crops' stream apart from others that start from the same seed.
 _CROP_STREAM = 0xC407
 
 Batch = dict[str, np.ndarray]
+OnBadImage = Literal["stop", "replace"]
 
 
 def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
@@ -46,9 +52,11 @@ def train_batches(
     stop_step: int,
     process_index: int = 0,
     process_count: int = 1,
-    num_threads: int = 8,
+    num_threads: int | None = None,
     num_workers: int = 0,
     prefetch_batches: int = 2,
+    on_bad_image: OnBadImage = "stop",
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Batch]:
     """Training batches of steps `start_step` to `stop_step - 1`; starting costs the same at any step.
 
@@ -60,9 +68,12 @@ def train_batches(
         stop_step: one past the last step.
         process_index: this host among `process_count`.
         process_count: hosts that share the global batch; each holds whole blocks of `order`.
-        num_threads: decoding threads of each process; 0 reads in the caller's thread.
+        num_threads: decoding threads, of each worker if there are any; 0 reads in the caller's thread; None goes by the cores.
         num_workers: decoding processes; 0 = threads only.
         prefetch_batches: batches read ahead.
+        on_bad_image: an image that cannot be decoded is an error ("stop"), or the next one of the source that can be is read in
+            its place, with its own label ("replace").
+        warn: told of the images replaced: of the first few at once, of their number when the iterator ends or is closed.
 
     Returns:
         An iterator over this host's rows of each global batch, in order: `image` uint8 `[B/P, S, S, 3]` and `label` int32
@@ -70,9 +81,11 @@ def train_batches(
 
     Raises:
         ValueError: the arguments do not fit together, e.g. blocks that cannot be divided among the hosts.
-        DataError: while iterating, an image cannot be read or decoded.
+        DataError: while iterating, an image cannot be read or (with "stop") decoded.
     """
     _check_process(process_index, process_count)
+    if on_bad_image not in ("stop", "replace"):
+        raise ValueError(f"data.on_bad_image={on_bad_image!r} is none of stop, replace")
     if len(source) != order.num_examples:
         raise ValueError(f"the order is for {order.num_examples} images and the source has {len(source)}")
     if not 0 <= start_step <= stop_step:
@@ -85,13 +98,8 @@ def train_batches(
         )
     rows = order.batch_size // process_count
     first = process_index * rows
-    # Chunks stay inside a block, so that a host's chunks fill just its own rows.
-    edges = [
-        edge
-        for block in range(first, first + rows, order.block_size)
-        for edge in _edges(block, block + order.block_size)[:-1]
-    ] + [first + rows]
-    read = _TrainReader(source, order, crop, start_step, first, tuple(edges))
+    edges = _edges(first, first + rows)
+    read = _TrainReader(source, order, crop, start_step, tuple(edges), on_bad_image)
     return _batches(
         read,
         steps=stop_step - start_step,
@@ -100,6 +108,7 @@ def train_batches(
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_batches=prefetch_batches,
+        warn=warn,
     )
 
 
@@ -110,7 +119,7 @@ def eval_batches(
     *,
     process_index: int = 0,
     process_count: int = 1,
-    num_threads: int = 8,
+    num_threads: int | None = None,
     num_workers: int = 0,
     prefetch_batches: int = 2,
 ) -> Iterator[Batch]:
@@ -122,7 +131,7 @@ def eval_batches(
         batch_size: rows of the global batch over all processes.
         process_index: this host among `process_count`.
         process_count: hosts that share the global batch; they all get the same number of batches.
-        num_threads: decoding threads of each process; 0 reads in the caller's thread.
+        num_threads: decoding threads, of each worker if there are any; 0 reads in the caller's thread; None goes by the cores.
         num_workers: decoding processes; 0 = threads only.
         prefetch_batches: batches read ahead.
 
@@ -173,34 +182,60 @@ def _read(source: ImageSource, index: int) -> tuple[np.ndarray, int]:
     try:
         return decode(example.image), example.label
     except DataError as error:
-        raise DataError(f"{source.describe(index)}: {error}") from error
+        raise UndecodableError(f"{source.describe(index)}: {error}") from error
+
+
+class UndecodableError(DataError):
+    """An image that was read and cannot be decoded; unlike a file that cannot be read, it can be replaced."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _TrainReader:
-    """Chunk number -> its images, and the local rows they belong to. A class, not a closure: workers unpickle it."""
+    """Chunk number -> its images, and the local rows they belong to. A class, not a closure: workers unpickle it.
+
+    `bad` is a line for each image that was replaced.
+    """
 
     source: ImageSource
     order: TrainOrder
     crop: Crop
     start_step: int
-    first_row: int
-    edges: tuple[int, ...]
+    edges: tuple[int, ...]  # of the chunks, and so of this host's rows
+    on_bad_image: OnBadImage
 
-    def __call__(self, index: int) -> Batch:
+    def __call__(self, index: int) -> dict[str, Any]:
         step, chunk = divmod(index, len(self.edges) - 1)
         step += self.start_step
-        where = self.order.positions(step, self.edges[chunk], self.edges[chunk + 1])
+        where = self.order.positions(step, self._edge(step, chunk), self._edge(step, chunk + 1))
         images = np.empty((len(where.row), self.crop.size, self.crop.size, 3), np.uint8)
         labels = np.empty(len(where.row), np.int32)
+        bad: list[str] = []
         previous, pixels, label = -1, None, 0
         for i, (image, row) in enumerate(zip(where.image_index.tolist(), where.row.tolist(), strict=True)):
             if image != previous:
                 previous = image
-                pixels, label = _read(self.source, image)
+                pixels, label = self._read(image, bad)
             images[i] = self.crop(pixels, crop_rng(self.order.seed, step, row))
             labels[i] = label
-        return {"row": where.row - self.first_row, "image": images, "label": labels}
+        return {"row": where.row - self.edges[0], "image": images, "label": labels, "bad": "\n".join(bad)}
+
+    def _edge(self, step: int, number: int) -> int:
+        """A border between chunks, moved to where the copies of an image end; the host's own borders stay."""
+        edge = self.edges[number]
+        if not 0 < number < len(self.edges) - 1:
+            return edge
+        entry = step % self.order.steps_per_epoch * self.order.batch_size + edge
+        return min(edge + -entry % self.order.repeats, self.edges[-1])
+
+    def _read(self, index: int, bad: list[str]) -> tuple[np.ndarray, int]:
+        for attempt in range(_MAX_BAD_IN_A_ROW):
+            try:
+                return _read(self.source, (index + attempt) % len(self.source))
+            except UndecodableError as error:
+                if self.on_bad_image == "stop":
+                    raise
+                bad.append(str(error))
+        raise DataError(f"{_MAX_BAD_IN_A_ROW} images in a row cannot be decoded; the last: {bad[-1]}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +248,7 @@ class _EvalReader:
     first_row: int
     edges: tuple[int, ...]
 
-    def __call__(self, index: int) -> Batch:
+    def __call__(self, index: int) -> dict[str, Any]:
         batch, chunk = divmod(index, len(self.edges) - 1)
         start = batch * self.batch_size + self.first_row
         rows = [row for row in range(self.edges[chunk], self.edges[chunk + 1]) if start + row < len(self.source)]
@@ -226,20 +261,23 @@ class _EvalReader:
 
 
 def _batches(
-    read: Callable[[int], Batch],
+    read: Callable[[int], dict[str, Any]],
     *,
     steps: int,
     chunks: int,
     empty: Callable[[], Batch],
-    num_threads: int,
+    num_threads: int | None,
     num_workers: int,
     prefetch_batches: int,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> Iterator[Batch]:
-    if min(num_threads, num_workers, prefetch_batches) < 0:
+    if min(num_threads or 0, num_workers, prefetch_batches) < 0:
         raise ValueError(
             f"data.num_threads={num_threads}, data.num_workers={num_workers}, data.prefetch_batches={prefetch_batches}: "
             "none may be negative"
         )
+    if num_threads is None:
+        num_threads = default_threads(num_workers)
     # At least a chunk for every thread: a small batch is a single chunk, and the others would have nothing to do.
     ahead = max(prefetch_batches * chunks, num_threads, 1)
     per_process = math.ceil(ahead / max(num_workers, 1))
@@ -252,18 +290,35 @@ def _batches(
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=per_process)
         )
-    return _stream(dataset, steps, chunks, empty, num_workers)
+    return _stream(dataset, steps, chunks, empty, num_workers, warn)
 
 
-def _stream(dataset: Any, steps: int, chunks: int, empty: Callable[[], Batch], num_workers: int) -> Iterator[Batch]:
+def default_threads(num_workers: int) -> int:
+    """Decoding threads where none are configured: a thread for each core that this process may use, spread over the workers."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(math.ceil(cores / max(num_workers, 1)), _MAX_THREADS)
+
+
+def _stream(
+    dataset: Any,
+    steps: int,
+    chunks: int,
+    empty: Callable[[], Batch],
+    num_workers: int,
+    warn: Callable[[str], None],
+) -> Iterator[Batch]:
     if not steps:
         return
     if num_workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which nobody parses in a notebook or a test
     reader = iter(dataset)
+    bad: dict[str, int] = {}  # how often each was met
     try:
         for _ in range(steps):
-            yield _assemble(reader, chunks, empty())
+            batch = empty()
+            for _ in range(chunks):
+                _put(next(reader), batch, bad, warn)
+            yield batch
     finally:
         # With workers, an abandoned iterator leaves processes behind, and its reference cycles the last chunks' shared
         # memory, which Python's resource tracker would complain about at exit.
@@ -271,12 +326,18 @@ def _stream(dataset: Any, steps: int, chunks: int, empty: Callable[[], Batch], n
         if num_workers:
             del reader
             gc.collect()
+        if bad:
+            warn(
+                f"{len(bad)} image(s) could not be decoded and were replaced {sum(bad.values())} times by the next ones"
+            )
 
 
-def _assemble(reader: Iterator[Batch], chunks: int, batch: Batch) -> Batch:
-    for _ in range(chunks):
-        chunk = next(reader)
-        rows = chunk.pop("row")
-        for key, values in chunk.items():
-            batch[key][rows] = values
-    return batch
+def _put(chunk: dict[str, Any], batch: Batch, bad: dict[str, int], warn: Callable[[str], None]) -> None:
+    """Puts a chunk's images into their rows; counts the replaced ones and tells of those met for the first time."""
+    rows = chunk.pop("row")
+    for line in chunk.pop("bad", "").splitlines():
+        if line not in bad and len(bad) < _MAX_WARNINGS:
+            warn(f"replaced: {line}")
+        bad[line] = bad.get(line, 0) + 1
+    for key, values in chunk.items():
+        batch[key][rows] = values

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from deit_jax.data.decoding import Crop, PaddedCrop, RandomResizedCrop
-from deit_jax.data.sources import ArraySource, DataError, FirstImages, ImageFolderSource, ImageSource, Split, TfdsSource
+from deit_jax.data.folder import ImageFolderSource, class_folders
+from deit_jax.data.sources import ArraySource, DataError, FirstImages, ImageSource, Split, TfdsSource
+from deit_jax.data.splits import split_name, take_part
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
 
@@ -35,40 +37,36 @@ def open_source(data: Any, split: Split) -> ImageSource:
 
 
 def _open(data: Any, split: Split) -> ImageSource:
-    if data.source == "fashion_mnist_10k":
-        return ArraySource.from_npz(EMBEDDED, split)
     if data.source in ("npz", "folder") and not data.path:
         raise DataError(f"data.source={data.source} needs data.path, which is empty; set --config.data.path")
-    if data.source == "npz":
-        return ArraySource.from_npz(data.path, split)
-    name = data.train_split if split == "train" else data.eval_split
-    if data.source == "folder":
-        return _open_folder(data, split)
+    expression = data.train_split if split == "train" else data.eval_split
     if data.source == "tfds":
-        return TfdsSource(data.name, name, data.path)
-    raise DataError(f"data.source={data.source!r} is unknown; choose fashion_mnist_10k, npz, folder or tfds")
+        return TfdsSource(data.name, expression, data.path)  # TFDS has such expressions itself
+    name = split_name(expression)
+    if data.source == "fashion_mnist_10k":
+        whole = ArraySource.from_npz(EMBEDDED, name)
+    elif data.source == "npz":
+        whole = ArraySource.from_npz(data.path, name)
+    elif data.source == "folder":
+        whole = _open_folder(data, name, split)
+    else:
+        raise DataError(f"data.source={data.source!r} is unknown; choose fashion_mnist_10k, npz, folder or tfds")
+    return take_part(whole, expression)
 
 
-def _open_folder(data: Any, split: Split) -> ImageFolderSource:
-    train = os.path.join(data.path, data.train_split)
-    if split == "train":
-        return ImageFolderSource(train)
-    held_out = os.path.join(data.path, data.eval_split)
+def _open_folder(data: Any, name: str, split: Split) -> ImageFolderSource:
+    folder = os.path.join(data.path, name)
     # "validation" is TFDS's name and the default; the usual ImageNet folders call it "val".
-    if (
-        data.eval_split == "validation"
-        and not os.path.isdir(held_out)
-        and os.path.isdir(os.path.join(data.path, "val"))
-    ):
-        held_out = os.path.join(data.path, "val")
-    source = ImageFolderSource(held_out)
-    if os.path.isdir(train):
+    if name == "validation" and not os.path.isdir(folder) and os.path.isdir(os.path.join(data.path, "val")):
+        folder = os.path.join(data.path, "val")
+    source = ImageFolderSource(folder)
+    train = os.path.join(data.path, split_name(data.train_split))
+    if split == "eval" and os.path.isdir(train):
         # Labels are positions among the sorted names: one folder more or less shifts them all without a word.
-        names = {entry.name for entry in os.scandir(train) if entry.is_dir()}
-        different = sorted(names ^ set(source.class_names))
+        different = sorted(set(class_folders(train)) ^ set(source.class_names))
         if different:
             raise DataError(
-                f"{held_out}: {len(different)} class folders are not the same as in {train} (first: {different[0]!r}); "
+                f"{folder}: {len(different)} class folders are not the same as in {train} (first: {different[0]!r}); "
                 "give both splits the same class folders"
             )
     return source

@@ -1,4 +1,4 @@
-"""Where labelled images come from: arrays, class folders, TFDS data sets. One protocol, random access, no TensorFlow.
+"""Where labelled images come from: arrays and TFDS data sets; class folders are in folder.py. One protocol, random access.
 
 A source hands out *encoded* bytes wherever the data set is stored encoded, so that decoding happens once, in the loader's
 threads. Every source pickles, because loader workers are spawned processes.
@@ -13,9 +13,6 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from deit_jax.errors import UserError
-
-# torchvision.datasets.folder.IMG_EXTENSIONS, so that a folder has the same files here and there.
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 Split = Literal["train", "eval"]
 
@@ -51,12 +48,17 @@ class ImageSource(Protocol):
         """Where image `index` is, for people: a file's path, or a data set's name and the index."""
 
 
-class FirstImages:
-    """The first `count` images of another source."""
+class Subset:
+    """Some images of another source, in the order given; one may be there more than once.
 
-    def __init__(self, source: ImageSource, count: int):
+    Args:
+        source: the images.
+        indices: integers `[N]`, each of an image of `source`.
+    """
+
+    def __init__(self, source: ImageSource, indices: np.ndarray):
         self._source = source
-        self._count = count
+        self._indices = np.asarray(indices, np.int64)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -64,14 +66,21 @@ class FirstImages:
         return self._source.class_names
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> Example:
-        return self._source[index]
+        return self._source[int(self._indices[index])]
 
     def describe(self, index: int) -> str:
-        """Where image `index` is, for error messages."""
-        return self._source.describe(index)
+        """Where the image is, for error messages: the other source's answer."""
+        return self._source.describe(int(self._indices[index]))
+
+
+class FirstImages(Subset):
+    """The first `count` images of another source."""
+
+    def __init__(self, source: ImageSource, count: int):
+        super().__init__(source, np.arange(count))
 
 
 class ArraySource:
@@ -115,21 +124,22 @@ class ArraySource:
         self._origin = origin
 
     @classmethod
-    def from_npz(cls, path: str | os.PathLike[str], split: Split) -> ArraySource:
+    def from_npz(cls, path: str | os.PathLike[str], split: str) -> ArraySource:
         """One split of a .npz file.
 
         Its keys: `train_images` and `test_images`, uint8 `[N, H, W]` or `[N, H, W, 3]`; `train_labels` and `test_labels`,
-        integers `[N]`; `class_names`, strings `[K]`. `split="train"` reads the train keys, `"eval"` the test keys.
+        integers `[N]`; `class_names`, strings `[K]`. `split` is the first part of the keys; another name than "train" of
+        which there are no keys ("validation", "eval") reads the test keys.
 
         Raises:
             DataError: the file is missing, is not such a file, or lacks a key.
         """
         path = Path(path)
-        part = {"train": "train", "eval": "test"}[split]
-        keys = (f"{part}_images", f"{part}_labels", "class_names")
         try:
             # allow_pickle=False: a data file must not be able to run code.
             with np.load(path, allow_pickle=False) as file:
+                part = split if split == "train" or f"{split}_images" in file else "test"
+                keys = (f"{part}_images", f"{part}_labels", "class_names")
                 missing = [key for key in keys if key not in file]
                 if missing:
                     raise DataError(
@@ -160,68 +170,6 @@ class ArraySource:
     def describe(self, index: int) -> str:
         """The array's origin and the index."""
         return f"image {index} of {self._origin}"
-
-
-class ImageFolderSource:
-    """One folder a class, as `torchvision.datasets.ImageFolder` reads it: same classes, same files, same order.
-
-    Classes are the sorted names of the sub-folders of `root`; files are searched in them recursively. Only names are read
-    here; a file's bytes are read when it is asked for.
-
-    Args:
-        root: the split's folder, e.g. `/data/imagenet/train`.
-
-    Raises:
-        DataError: `root` is missing, has no class folders, or a class folder has no images.
-    """
-
-    def __init__(self, root: str | os.PathLike[str]):
-        self._root = os.fspath(root)
-        if not os.path.isdir(self._root):
-            raise DataError(f"{self._root}: no such folder; set data.path to the root of the splits' folders")
-        names = sorted(entry.name for entry in os.scandir(self._root) if entry.is_dir())
-        if not names:
-            raise DataError(f"{self._root}: no class folders; put the images of each class in a folder of its own")
-        files: list[str] = []  # relative to root, to keep what is pickled to the workers small
-        labels: list[int] = []
-        for label, name in enumerate(names):
-            found = [
-                os.path.join(folder, file)
-                for folder, _, in_folder in sorted(os.walk(os.path.join(self._root, name), followlinks=True))
-                for file in sorted(in_folder)
-                if file.lower().endswith(IMAGE_EXTENSIONS)
-            ]
-            if not found:
-                raise DataError(
-                    f"{os.path.join(self._root, name)}: a class folder without images ({' '.join(IMAGE_EXTENSIONS)}); "
-                    "add images or remove the folder"
-                )
-            files += [os.path.relpath(file, self._root) for file in found]
-            labels += [label] * len(found)
-        self._files = files
-        self._labels = np.asarray(labels, np.int32)
-        self._class_names = tuple(names)
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The folders' names, sorted."""
-        return self._class_names
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Example:
-        try:
-            with open(self.describe(index), "rb") as file:
-                return Example(file.read(), int(self._labels[index]))
-        except OSError as error:
-            raise DataError(
-                f"{self.describe(index)}: cannot be read ({error.strerror}); restore the file or start again"
-            ) from error
-
-    def describe(self, index: int) -> str:
-        """The file's path."""
-        return os.path.join(self._root, self._files[index])
 
 
 class TfdsSource:

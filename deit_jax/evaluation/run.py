@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError
-from deit_jax.data.decoding import CenterCrop
+from deit_jax.data.decoding import evaluation_crop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.sources import ImageSource
 from deit_jax.evaluation.accuracy import EvalStep, Scores, evaluate, make_eval_step
@@ -31,7 +31,7 @@ class Evaluator:
         self._config = config
         self._source = source
         self._mesh = mesh
-        self._crop = CenterCrop(image_size, config.evaluation.crop_ratio)
+        self._crop = evaluation_crop(config.evaluation, image_size)
         self._eval_steps: dict[nn.Module, EvalStep] = {}
 
     def __call__(self, model: nn.Module, variables: Any) -> Scores:

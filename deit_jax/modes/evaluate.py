@@ -11,6 +11,7 @@ from deit_jax.config import validate
 from deit_jax.data.registry import open_source
 from deit_jax.evaluation.accuracy import Scores
 from deit_jax.evaluation.run import Evaluator
+from deit_jax.parallel.distributed import is_main_process
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated
 from deit_jax.reporting.metrics import write_json
@@ -37,6 +38,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Scores]:
         weights[which] = jax.device_put(variables, replicated(mesh))
     scores = evaluator.weights(model, weights["raw"], weights.get("ema"))
     results = {"step": step, "eval_images": len(source), "scores": scores, "teacher": None}
-    write_json(workdir / "evaluation.json", results)
+    if is_main_process():
+        write_json(workdir / "evaluation.json", results)
     show_results(config, results)
     return scores

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from deit_jax.config import recorded_config
+from deit_jax.data.decoding import evaluation_crop
 from deit_jax.reporting import console
 from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.program import build_recorded_model
@@ -20,12 +20,12 @@ def export(workdir: Path, output: Path, *, layout: str, which: str) -> Path:
     each with one clear line.
     """
     record = read_config(workdir)
-    trained, resolved = ConfigDict(record["config"]), record["resolved"]
+    trained, resolved = recorded_config(record), record["resolved"]
     model = build_recorded_model(record)
     variables, step = load_variables(workdir, which)
     preprocessing = Preprocessing(
         image_size=resolved["image_size"],
-        crop_ratio=trained.evaluation.crop_ratio,
+        crop_ratio=evaluation_crop(trained.evaluation, resolved["image_size"]).crop_ratio,
         mean=tuple(trained.augment.mean),
         std=tuple(trained.augment.std),
     )

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deit_jax.augment.recipe import TrainAugmentation
-from deit_jax.config import ConfigError, default_config
+from deit_jax.config import ConfigError, recorded_config
 from deit_jax.models import create_model
 from deit_jax.models.folding import fold_batch_norm
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
@@ -74,10 +74,7 @@ def build_model(config: ConfigDict, *, num_classes: int, image_size: int, comput
 def build_recorded_model(record: dict[str, Any]) -> nn.Module:
     """The model of a workdir, from what `read_config` found there."""
     resolved = {name: record["resolved"][name] for name in ("num_classes", "image_size", "compute_dtype")}
-    config = default_config()  # fields that the workdir's version did not have yet
-    with config.unlocked():
-        config.update(record["config"])
-    return build_model(config, **resolved)
+    return build_model(recorded_config(record), **resolved)
 
 
 def build_augmentation(config: ConfigDict, num_classes: int) -> TrainAugmentation:

@@ -45,7 +45,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, teacher: Variables | None, batch: Batch) -> tuple[TrainState, Metrics]:
-        augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
+        augment_key, dropout_key = step_keys(seed, state.step)
         images, targets = augment(augment_key, batch["image"], batch["label"], mesh=mesh, axis=BATCH_AXES)
         positions = jnp.arange(images.shape[0])
 
@@ -90,6 +90,12 @@ def make_train_step(
         return new_state, metrics
 
     return train_step
+
+
+def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
+    """The keys of a step, counted from 0: of the augmentation, and of dropout and stochastic depth."""
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    return augment_key, dropout_key
 
 
 def split_microbatches(batch: tuple[jax.Array, ...], count: int, mesh: Mesh) -> tuple[jax.Array, ...]:

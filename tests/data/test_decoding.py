@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from deit_jax.data.decoding import (
@@ -13,8 +14,10 @@ from deit_jax.data.decoding import (
     CenterCrop,
     PaddedCrop,
     RandomResizedCrop,
+    Squash,
     center_crop_resize,
     decode,
+    evaluation_crop,
     padded_crop,
     random_resized_crop_box,
     resized_crop,
@@ -141,6 +144,24 @@ def test_center_crops_are_torchvisions_to_the_bit(key):
     np.testing.assert_array_equal(CenterCrop(int(size), float(ratio))(image), GOLDEN[key])
 
 
+@pytest.mark.parametrize("key", [key for key in GOLDEN if "_protocol_" in key])
+def test_evaluation_protocols_are_timms_and_the_others_to_the_bit(key):
+    name, protocol, size = key.replace("protocol_", "").rsplit("_", 2)
+    image = photo(name.removesuffix("_large"))
+    if name.endswith("_large"):
+        image = np.asarray(Image.fromarray(image).resize((900, 620), Image.Resampling.NEAREST))
+    crop = evaluation_crop(ConfigDict({"protocol": protocol, "crop_ratio": 0.875}), int(size))
+    assert hashlib.sha256(np.ascontiguousarray(crop(image)).tobytes()).hexdigest() == str(GOLDEN[key])
+    assert (protocol, size) != ("mmpretrain", "384") or crop == Squash(384)
+
+
+def test_protocols_that_do_not_exist():
+    with pytest.raises(ValueError, match=r"evaluation\.protocol='resnet' is none of deit, timm, mmpretrain"):
+        evaluation_crop(ConfigDict({"protocol": "resnet", "crop_ratio": 0.875}), 224)
+    with pytest.raises(ValueError, match=r"evaluation\.crop_ratio=0"):
+        evaluation_crop(ConfigDict({"protocol": "deit", "crop_ratio": 0}), 224)
+
+
 def test_boxes_lie_in_the_image():
     rng = np.random.default_rng(0)
     for height, width in ((1, 1), (2, 1), (3, 1000), (28, 28), (375, 500)):
@@ -184,7 +205,7 @@ def test_padded_crop_resizes_first():
     assert any(np.array_equal(window, expected[:, left : left + 32]) for left in range(17))
 
 
-@pytest.mark.parametrize("crop", [RandomResizedCrop(20), PaddedCrop(20, 2), CenterCrop(20)])
+@pytest.mark.parametrize("crop", [RandomResizedCrop(20), PaddedCrop(20, 2), CenterCrop(20), Squash(20)])
 def test_crops_pickle_and_make_their_size(crop):
     again = pickle.loads(pickle.dumps(crop))
     assert again == crop

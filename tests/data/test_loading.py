@@ -1,5 +1,6 @@
 import io
 import itertools
+import os
 import threading
 from pathlib import Path
 
@@ -8,9 +9,10 @@ import pytest
 from PIL import Image
 
 from deit_jax.data.decoding import CenterCrop, PaddedCrop, RandomResizedCrop, decode
-from deit_jax.data.loading import crop_rng, eval_batches, train_batches
+from deit_jax.data.folder import ImageFolderSource
+from deit_jax.data.loading import crop_rng, default_threads, eval_batches, train_batches
 from deit_jax.data.sampling import TrainOrder
-from deit_jax.data.sources import ArraySource, DataError, ImageFolderSource
+from deit_jax.data.sources import ArraySource, DataError
 
 PHOTO = decode((Path(__file__).parent.parent / "golden" / "crops_flower.jpg").read_bytes())
 
@@ -127,7 +129,25 @@ def test_an_image_is_decoded_once_for_its_copies():
     order = TrainOrder(num_examples=512, batch_size=256, repeats=3, group_size=64, groups_per_block=4, seed=0)
     source = CountingSource(photographs(512))
     assert len(run(source=source, order=order, stop=1)) == 1
-    assert 86 <= source.reads <= 86 + 3  # 256 / 3 images, and again at the three borders between the chunks of 64
+    assert source.reads == 86  # 256 / 3 images: no border between chunks parts the copies of an image
+
+
+def test_chunks_of_every_step_end_where_the_copies_of_an_image_end():
+    order = TrainOrder(num_examples=2048, batch_size=256, repeats=3, group_size=64, groups_per_block=4, seed=0)
+    source = CountingSource(photographs(2048))
+    batches = run(source=source, order=order, stop=order.steps_per_epoch)
+    for step, batch in enumerate(batches):
+        image, _, row = order.positions(step)
+        np.testing.assert_array_equal(batch["label"][row], image)
+    distinct = [len(np.unique(order.positions(step).image_index)) for step in range(order.steps_per_epoch)]
+    assert source.reads == sum(distinct)
+
+
+def test_threads_by_default_go_by_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    assert [default_threads(workers) for workers in (0, 1, 2, 4, 9)] == [6, 6, 3, 2, 1]
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(200)), raising=False)
+    assert default_threads(0) == 16 and default_threads(50) == 4
 
 
 def test_starting_late_reads_nothing_before():

@@ -4,8 +4,9 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from deit_jax.config import default_config
+from deit_jax.data.folder import ImageFolderSource
 from deit_jax.data.registry import EMBEDDED, open_source
-from deit_jax.data.sources import ArraySource, DataError, ImageFolderSource
+from deit_jax.data.sources import ArraySource, DataError
 
 
 def config(**fields) -> ConfigDict:
@@ -60,6 +61,35 @@ def test_folder_splits_must_have_the_same_classes(tmp_path):
     make_folder(tmp_path / "validation", ["a", "c"])
     with pytest.raises(DataError, match=r"1 class folders are not the same.*'b'"):
         open_source(config(source="folder", path=str(tmp_path)), "eval")
+
+
+def numbers(source):
+    return {source.describe(i) for i in range(len(source))}
+
+
+def test_parts_of_a_split_serve_as_training_and_evaluation_images(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (4, 4)).save(tmp_path / "train" / name / f"{i}.png")
+    images = np.zeros((20, 4, 4), np.uint8)
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=np.repeat([0, 1], 10), class_names=["a", "b"])
+    parts = dict(train_split="train[:90%]", eval_split="train[90%:]")
+    for data, whole in (
+        (config(source="folder", path=str(tmp_path), **parts), 20),
+        (config(source="npz", path=str(tmp_path / "a.npz"), **parts), 20),
+        (config(source="fashion_mnist_10k", **parts), 10_000),
+    ):
+        train, held_out = open_source(data, "train"), open_source(data, "eval")
+        assert (len(train), len(held_out)) == (whole * 9 // 10, whole // 10)
+        assert not numbers(train) & numbers(held_out)
+        assert train.class_names == held_out.class_names
+        assert len({train[i].label for i in range(len(train))}) == len(train.class_names)
+    data = config(source="folder", path=str(tmp_path), train_split="train", eval_split="validation[:5]")
+    make_folder(tmp_path / "val", ["a", "b"])
+    assert len(open_source(data, "eval")) == 2 and "/val/" in open_source(data, "eval").describe(0)
+    with pytest.raises(DataError, match=r"split 'train\[90%' cannot be understood"):
+        open_source(config(source="npz", path=str(tmp_path / "a.npz"), train_split="train[90%"), "train")
 
 
 @pytest.mark.parametrize("source", ["npz", "folder"])

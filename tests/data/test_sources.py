@@ -2,13 +2,17 @@ import io
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.data.decoding import decode
-from deit_jax.data.sources import ArraySource, DataError, ImageFolderSource, ImageSource, TfdsSource
+from deit_jax.data.decoding import CenterCrop, RandomResizedCrop, decode
+from deit_jax.data.folder import ImageFolderSource
+from deit_jax.data.loading import eval_batches, train_batches
+from deit_jax.data.sampling import TrainOrder
+from deit_jax.data.sources import ArraySource, DataError, ImageSource, TfdsSource
 
 
 def encoded(value, kind="JPEG", size=(9, 8)):
@@ -140,6 +144,7 @@ def test_npz_that_cannot_be_read(tmp_path):
 
 PREPARE = """
 import io, sys
+from pathlib import Path
 import tensorflow_datasets as tfds
 from PIL import Image
 
@@ -157,18 +162,43 @@ class ToyPhotos(tfds.core.GeneratorBasedBuilder):
             Image.new("RGB", (9, 8), (30 * i,) * 3).save(file, "JPEG")
             yield i, {"image": io.BytesIO(file.getvalue()), "label": i % 2}
 
-ToyPhotos(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+class FolderPhotos(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, disable_shuffling=True, features=tfds.features.FeaturesDict({
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+            "label": tfds.features.ClassLabel(names=["cat", "dog"])}))
+    def _split_generators(self, _):
+        return {"train": self._generate_examples()}
+    def _generate_examples(self):
+        for i, file in enumerate(sorted(Path(sys.argv[2]).glob("*/*.jpg"))):
+            yield i, {"image": io.BytesIO(file.read_bytes()), "label": file.parent.name}
+
+for builder in (ToyPhotos, FolderPhotos):
+    builder(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
 assert "tensorflow" not in sys.modules
 """
 
 
 @pytest.fixture(scope="module")
-def tfds_folder(tmp_path_factory):
+def photo_folder(tmp_path_factory):
+    """Twenty windows of a photograph as JPEG files of two classes."""
+    root = tmp_path_factory.mktemp("photos")
+    photo = Image.open(Path(__file__).parent.parent / "golden" / "crops_china.jpg")
+    for i in range(20):
+        path = root / ("cat", "dog")[i // 10] / f"{i:02d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        photo.crop((5 * i, 3 * i, 5 * i + 90, 3 * i + 80)).save(path, quality=90)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tfds_folder(tmp_path_factory, photo_folder):
     # In another process, so that the reader here finds the files alone and not the class that made them.
     folder = tmp_path_factory.mktemp("tfds")
     script = folder / "prepare.py"
     script.write_text(PREPARE)
-    done = subprocess.run([sys.executable, script, folder], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, script, folder, photo_folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return str(folder)
 
@@ -185,6 +215,22 @@ def test_tfds_round_trip_without_tensorflow(tfds_folder):
     assert [again[i] for i in range(7)] == examples
     assert len(TfdsSource("toy_photos", "train[:3]", tfds_folder)) == 3
     assert "tensorflow" not in sys.modules
+
+
+def test_tfds_and_a_folder_of_the_same_images_give_the_same_batches(tfds_folder, photo_folder):
+    sources = [TfdsSource("folder_photos", "train", tfds_folder), ImageFolderSource(photo_folder)]
+    assert sources[0].class_names == sources[1].class_names == ("cat", "dog")
+    order = TrainOrder(num_examples=20, batch_size=12, repeats=3, group_size=4, groups_per_block=3, seed=1)
+    train = [
+        train_batches(source, order, RandomResizedCrop(32), start_step=0, stop_step=3, num_threads=2)
+        for source in sources
+    ]
+    held_out = [eval_batches(source, CenterCrop(32), 8, num_threads=2) for source in sources]
+    for pairs in (zip(*train, strict=True), zip(*held_out, strict=True)):
+        for one, other in pairs:
+            assert one.keys() == other.keys()
+            for key in one:
+                np.testing.assert_array_equal(one[key], other[key])
 
 
 def test_tfds_open_files_and_withheld_labels(tfds_folder):

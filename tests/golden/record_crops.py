@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from timm.data import create_transform
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torchvision import transforms
 from torchvision.datasets.folder import pil_loader
@@ -33,6 +34,14 @@ BOXES = [
 DRAWS = 20
 CROPS = [(0, 0, 160, 160), (17, 33, 100, 90), (60, 100, 31, 45), (3, 5, 40, 150)]  # top, left, height, width
 CROP_SIZE = 40
+# Evaluation protocols: timm's own transform at the crop_pct of its pretrained DeiT; mmpretrain's pipelines (its configs
+# imagenet_bs64_swin_224.py and _384.py: shorter edge to 256 and centre 224, or resize to 384 x 384) written in torchvision.
+TIMM = {224: 0.9, 384: 1.0}
+MMPRETRAIN = {
+    224: [transforms.Resize(256, interpolation=BICUBIC), transforms.CenterCrop(224)],
+    384: [transforms.Resize((384, 384), interpolation=BICUBIC)],
+}
+DEIT = {224: 256, 384: 438}  # released code: the shorter side is resized to int(size / 0.875)
 CENTERS = [(64, 0.875), (48, 1.0), (37, 0.8), (96, 0.9), (170, 0.95)]  # size, crop ratio; the last enlarges
 
 
@@ -42,6 +51,19 @@ def make_photos():
     for name, path in PHOTOS.items():
         photo = Image.fromarray(load_sample_image(f"{name}.jpg"))
         photo.resize((240, 160), Image.Resampling.BICUBIC).save(path, quality=85)
+
+
+def digest(image):
+    return np.asarray(hashlib.sha256(np.asarray(image).tobytes()).hexdigest())
+
+
+def protocols(size):
+    """The evaluation transforms from a PIL image to a PIL image, by name."""
+    timm = create_transform(size, interpolation="bicubic", crop_pct=TIMM[size]).transforms
+    assert [type(step).__name__ for step in timm[2:]] == ["MaybeToTensor", "Normalize"]
+    deit = [transforms.Resize(DEIT[size], interpolation=BICUBIC), transforms.CenterCrop(size)]
+    steps = {"deit": deit, "timm": timm[:2], "mmpretrain": MMPRETRAIN[size]}
+    return {name: transforms.Compose(some) for name, some in steps.items()}
 
 
 def main():
@@ -58,7 +80,7 @@ def main():
         golden[f"boxes_{number}_arguments"] = np.asarray([height, width, *scale, *ratio])
     for name, path in PHOTOS.items():
         photo = pil_loader(path)
-        golden[f"{name}_sha256"] = np.asarray(hashlib.sha256(np.asarray(photo).tobytes()).hexdigest())
+        golden[f"{name}_sha256"] = digest(photo)
         golden[f"{name}_crops"] = np.stack(
             [np.asarray(functional.resized_crop(photo, *box, [CROP_SIZE] * 2, BICUBIC)) for box in CROPS]
         )
@@ -68,6 +90,12 @@ def main():
                     [transforms.Resize(int(size / ratio), interpolation=BICUBIC), transforms.CenterCrop(size)]
                 )
                 golden[f"{name}{turned}_center_{size}_{ratio}"] = np.asarray(evaluate(image))
+        for size in TIMM:
+            for protocol, transform in protocols(size).items():
+                golden[f"{name}_protocol_{protocol}_{size}"] = digest(transform(photo))
+                # the same from far more pixels, so that the resize shrinks
+                large = photo.resize((900, 620), Image.Resampling.NEAREST)
+                golden[f"{name}_large_protocol_{protocol}_{size}"] = digest(transform(large))
         random.seed(7)
         train = RandomResizedCropAndInterpolation(CROP_SIZE, interpolation="bicubic")
         golden[f"{name}_train"] = np.stack([np.asarray(train(photo)) for _ in range(3)])

@@ -1,0 +1,220 @@
+"""Images a second of the host pipeline, beside torchvision's and timm's with PyTorch's DataLoader, on the same cores.
+
+    python benchmarks/input_pipeline.py --data=FOLDER [--peer_python=PYTHON]
+
+FOLDER holds photographs, a folder a class, e.g. ImageNet's val. The recipe is DeiT's (Table 9) at 224 pixels, with 1 and with 3
+repeats. Ours decodes and crops on the host, and everything else belongs to the device; the peer, run by PYTHON (with torch,
+torchvision and timm), does everything in the workers of its DataLoader, of which it gets 1, 2 and 3, persistent: its best counts.
+
+Then both ways to what a network is fed, on the same cores: ours with the augmentation compiled by JAX (on whatever device JAX
+finds; on a CPU it takes the decoder's own cores), the peer's with timm's Mixup and its best number of workers.
+
+All are measured in turn, round after round; a figure is the median of its rounds, a ratio the median of the rounds' ratios. Each
+measurement is printed as images a second and, in brackets, milliseconds of processor time an image (all threads and processes),
+which other work on the machine disturbs less. The last line is one JSON object. Printed first: where an image's time goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from deit_jax.parallel.host_memory import keep_freed_memory  # noqa: E402
+
+keep_freed_memory()  # as run.py does, before anything large is allocated
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from deit_jax.augment.recipe import TrainAugmentation  # noqa: E402
+from deit_jax.data import decoding  # noqa: E402
+from deit_jax.data.folder import ImageFolderSource  # noqa: E402
+from deit_jax.data.loading import crop_rng, train_batches  # noqa: E402
+from deit_jax.data.sampling import TrainOrder  # noqa: E402
+from deit_jax.data.sources import Subset  # noqa: E402
+
+PEER = ROOT / "benchmarks" / "peers" / "input_pipeline_timm.py"
+SIZE = 224
+REPEATS = (1, 3)
+
+
+class Figure(NamedTuple):
+    images_per_second: float
+    processor_ms: float  # of all threads and processes, an image
+
+
+class Peer:
+    """The other interpreter: asked for one figure at a time, idle between."""
+
+    def __init__(self, python: str, data: str, images: int, batch: int, copies: int, seed: int) -> None:
+        command = [python, str(PEER), data, str(images), str(batch), str(copies), str(seed)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, workers: int, repeats: int, mix: bool) -> Figure:
+        self._process.stdin.write(json.dumps({"workers": workers, "repeats": repeats, "mix": mix}) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            sys.exit("the peer's process has ended; its message is above")
+        return Figure(**json.loads(answer))
+
+
+def ours(source: Any, arguments: argparse.Namespace, repeats: int, step: Callable[..., Any] | None) -> Figure:
+    """`train_batches` alone; with `step`, what it makes of them."""
+    batch = arguments.batch
+    order = TrainOrder(
+        num_examples=len(source),
+        batch_size=batch,
+        repeats=repeats,
+        group_size=batch // 4,
+        groups_per_block=4,
+        seed=arguments.seed,
+    )
+    crop = decoding.RandomResizedCrop(SIZE)
+    warm, steps = 4, arguments.images // batch
+    batches: Iterator[Any] = train_batches(
+        source,
+        order,
+        crop,
+        start_step=0,
+        stop_step=warm + steps,
+        num_threads=arguments.threads,
+        num_workers=arguments.workers,
+    )
+    made = batches if step is None else one_ahead(step(number, batch) for number, batch in enumerate(batches))
+    for _ in range(warm):
+        jax.block_until_ready(next(made))
+    began, used = time.perf_counter(), time.process_time()
+    for result in made:
+        jax.block_until_ready(result)
+    seconds, used = time.perf_counter() - began, time.process_time() - used
+    batches.close()
+    return Figure(steps * batch / seconds, 1000 * used / (steps * batch))
+
+
+def one_ahead(results: Iterator[Any]) -> Iterator[Any]:
+    """The same items, each asked for while the device works on the one before, as the trainer does."""
+    previous = next(results, None)
+    while previous is not None:
+        following = next(results, None)
+        yield previous
+        previous = following
+
+
+def make_step(classes: int, group: int, seed: int) -> Callable[[int, Any], Any]:
+    augmentation = TrainAugmentation(num_classes=classes, group_size=group)
+    compiled, key = jax.jit(augmentation), jax.random.key(seed)
+    return lambda number, batch: compiled(jax.random.fold_in(key, number), batch["image"], batch["label"])
+
+
+def stages(source: Any, seed: int, count: int = 250) -> dict[str, float]:
+    """Milliseconds of processor time an image, in one thread, for each stage of ours, and the same through Pillow."""
+    indices = range(min(count, len(source)))
+    crop = decoding.RandomResizedCrop(SIZE)
+    files = [source[i].image for i in indices]
+    images = [decoding.decode(file) for file in files]
+
+    def boxes() -> list[decoding.Box]:
+        sides = [image.shape[:2] for image in images]
+        return [
+            decoding.random_resized_crop_box(*side, crop_rng(seed, 0, i), crop.scale, crop.ratio)
+            for i, side in enumerate(sides)
+        ]
+
+    def pillow_crop(image: np.ndarray, box: decoding.Box) -> np.ndarray:
+        window = Image.fromarray(image[box.top : box.top + box.height, box.left : box.left + box.width])
+        return np.asarray(window.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
+
+    drawn = boxes()
+    tasks: dict[str, Callable[[], Any]] = {
+        "read": lambda: [source[i] for i in indices],
+        "decode": lambda: [decoding.decode(file) for file in files],
+        "draw the crop": boxes,
+        "crop and resize": lambda: [
+            decoding.resized_crop(image, box, SIZE) for image, box in zip(images, drawn, strict=True)
+        ],
+        "decode (Pillow)": lambda: [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files],
+        "crop and resize (Pillow)": lambda: [pillow_crop(image, box) for image, box in zip(images, drawn, strict=True)],
+    }
+    best = dict.fromkeys(tasks, float("inf"))
+    for _ in range(5):
+        for name, task in tasks.items():
+            began = time.thread_time()
+            task()
+            best[name] = min(best[name], time.thread_time() - began)
+    return {name: 1000 * seconds / len(files) for name, seconds in best.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", required=True, help="a folder of class folders")
+    parser.add_argument("--peer_python", help="an interpreter with torch, torchvision and timm")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1024, help="images of one measurement")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=None, help="as config.data.num_threads")
+    parser.add_argument("--workers", type=int, default=0, help="as config.data.num_workers")
+    parser.add_argument("--peer_workers", type=int, nargs="+", default=[1, 2, 3])
+    arguments = parser.parse_args()
+
+    folder = ImageFolderSource(arguments.data)
+    copies = -(-64 * arguments.images // len(folder))
+    source = Subset(folder, np.tile(np.arange(len(folder)), copies))
+    step = make_step(len(folder.class_names), arguments.batch // 4, arguments.seed)
+    peer = None
+    if arguments.peer_python:
+        peer = Peer(arguments.peer_python, arguments.data, arguments.images, arguments.batch, copies, arguments.seed)
+    print(f"{len(folder)} images; {len(os.sched_getaffinity(0))} cores; load {os.getloadavg()[0]:.1f} at the start")
+    for name, milliseconds in stages(folder, arguments.seed).items():
+        print(f"{name:26} {milliseconds:6.3f} ms of one thread an image")
+
+    figures: dict[str, list[Figure]] = {}
+    for number in range(arguments.rounds + 1):
+        for repeats in REPEATS:
+            row = {
+                f"ours_{repeats}": ours(source, arguments, repeats, None),
+                f"ours_augmented_{repeats}": ours(source, arguments, repeats, step),
+            }
+            if peer is not None:
+                row |= {f"timm_{repeats}_{w}w": peer(w, repeats, False) for w in arguments.peer_workers}
+                best = max(arguments.peer_workers, key=lambda w, row=row, r=repeats: row[f"timm_{r}_{w}w"])
+                row[f"timm_mixed_{repeats}"] = peer(best, repeats, True)
+            if number:  # the first round compiles and starts workers
+                for name, value in row.items():
+                    figures.setdefault(name, []).append(value)
+                print("  ".join(f"{name} {speed:.0f} ({used:.2f})" for name, (speed, used) in row.items()), flush=True)
+
+    speeds = {name: statistics.median(value.images_per_second for value in values) for name, values in figures.items()}
+    summary: dict[str, Any] = {name: round(speed, 1) for name, speed in speeds.items()}
+    if peer is not None:
+        for repeats in REPEATS:
+            best = max(arguments.peer_workers, key=lambda w, r=repeats: speeds[f"timm_{r}_{w}w"])
+            for name, mine, theirs in (
+                ("host", f"ours_{repeats}", f"timm_{repeats}_{best}w"),
+                ("end_to_end", f"ours_augmented_{repeats}", f"timm_mixed_{repeats}"),
+            ):
+                pairs = list(zip(figures[mine], figures[theirs], strict=True))
+                speed = statistics.median(a.images_per_second / b.images_per_second for a, b in pairs)
+                used = statistics.median(b.processor_ms / a.processor_ms for a, b in pairs)
+                summary[f"{name}_ratio_{repeats}"] = round(speed, 2)
+                summary[f"{name}_processor_time_ratio_{repeats}"] = round(used, 2)
+    summary |= {"load_at_end": round(os.getloadavg()[0], 1), "device": jax.default_backend()}
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Parts of a split by expression, "train[:90%]", for the sources that have no such expressions of their own."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from deit_jax.data.sources import DataError, ImageSource, Subset
+
+# The seed is fixed, so that "train[:90%]" and "train[90%:]" never share an image, whatever the seeds of the runs.
+_SPLIT_SEED = (0x5B117, 0)
+_BORDER = r"(-?\d+)(%?)"
+_EXPRESSION = re.compile(rf"([^\[\]+]+)(?:\[(?:{_BORDER})?:(?:{_BORDER})?\])?")
+
+
+def split_name(expression: str) -> str:
+    """The split's name in an expression: "train" of "train[:90%]"."""
+    return _match(expression)[1]
+
+
+def take_part(source: ImageSource, expression: str) -> ImageSource:
+    """The part of a whole split that an expression names.
+
+    `name` is all of it. `name[a:b]` is images a to b - 1 of a fixed random order (a folder's own order is sorted by class), with
+    numbers or percentages, either of which may be left out; negative ones count from the end. A percentage is rounded to the
+    nearest image. Parts with a common border neither overlap nor leave a gap. Within the part the source's order is kept.
+
+    Raises:
+        DataError: no such expression, or a part without images.
+    """
+    match = _match(expression)
+    if "[" not in expression:
+        return source
+    count = len(source)
+    start, stop = _border(match[2], match[3], count, 0), _border(match[4], match[5], count, count)
+    if start >= stop:
+        raise DataError(f"split {expression!r} of {count} images is empty; give other borders")
+    order = np.random.default_rng(_SPLIT_SEED).permutation(count)
+    return Subset(source, np.sort(order[start:stop]))
+
+
+def _match(expression: str) -> re.Match[str]:
+    match = _EXPRESSION.fullmatch(expression)
+    if match is None:
+        raise DataError(f"split {expression!r} cannot be understood; write e.g. train, train[:90%] or train[1000:2000]")
+    return match
+
+
+def _border(number: str | None, percent: str | None, count: int, default: int) -> int:
+    if number is None:
+        return default
+    border = (int(number) * count * 2 + 100) // 200 if percent else int(number)
+    return min(max(border + count if border < 0 else border, 0), count)

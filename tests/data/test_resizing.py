@@ -1,0 +1,79 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+from PIL import Image
+
+from deit_jax.data import resizing
+from deit_jax.data.decoding import decode
+from deit_jax.data.resizing import Box, resize, vertical_first
+
+PHOTO = decode((Path(__file__).parent.parent / "golden" / "crops_china.jpg").read_bytes())
+NEW_RULE = int(PIL.__version__.split(".")[0]) >= 13  # Pillow resizes tall boxes vertically first
+
+
+def pillows(image, height, width, box):
+    window = Image.fromarray(image).crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    return np.asarray(window.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def cases(count):
+    """Noise and photographs of all shapes, boxes in them, and sizes larger and smaller than the box."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        height, width = (int(side) for side in rng.integers(1, 300, 2))
+        if number % 2:
+            image = rng.integers(0, 256, (height, width, 3), np.uint8)
+        else:
+            image = np.asarray(Image.fromarray(PHOTO).resize((width, height)))
+        box_height, box_width = int(rng.integers(1, height + 1)), int(rng.integers(1, width + 1))
+        top, left = (int(rng.integers(0, free, endpoint=True)) for free in (height - box_height, width - box_width))
+        new = [int(side) for side in rng.integers(1, 250, 2)]
+        if number % 3 == 0:  # one pass, or none
+            new[number % 2] = (box_height, box_width)[number % 2]
+        yield image, *new, Box(top, left, box_height, box_width)
+
+
+def test_pixels_are_pillows_to_the_bit():
+    kinds = set()
+    for image, height, width, box in cases(300):
+        first = vertical_first(box.height, box.width, height, width)
+        kinds.add(first)
+        if NEW_RULE or not first:
+            np.testing.assert_array_equal(resize(image, height, width, box), pillows(image, height, width, box))
+    assert kinds == {True, False}
+
+
+@pytest.mark.parametrize(("height", "width"), [(250, 230), (265, 215), (340, 300), (383, 333), (226, 225), (227, 225)])
+def test_both_orders_of_the_passes(height, width):
+    # Each pass rounds, so the order shows in noise.
+    noise = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
+    whole = Image.fromarray(noise)
+    sizes = [(width, 224), (224, 224)] if vertical_first(height, width, 224, 224) else [(224, height), (224, 224)]
+    for size in sizes:
+        whole = whole.resize(size, Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(resize(noise, 224, 224), np.asarray(whole))
+
+
+def test_any_memory_layout():
+    turned = np.rot90(PHOTO)
+    assert not turned.flags.c_contiguous
+    frozen = PHOTO.copy()
+    frozen.flags.writeable = False
+    expected = pillows(np.ascontiguousarray(turned), 50, 40, Box(0, 0, 240, 160))
+    np.testing.assert_array_equal(resize(turned, 50, 40), expected)
+    np.testing.assert_array_equal(resize(frozen, 50, 40), resize(PHOTO, 50, 40))
+    assert resize(PHOTO, 100, 90, Box(3, 5, 100, 90)).base is not None  # nothing to compute: a view
+
+
+def test_pillow_resizes_where_numba_is_missing(monkeypatch):
+    assert resizing._kernel() is not None
+    expected = resize(PHOTO, 60, 70, Box(10, 20, 90, 110))
+    monkeypatch.setitem(sys.modules, "deit_jax.data.resizing_kernel", None)  # importing it is now an ImportError
+    monkeypatch.setattr(resizing, "_kernel", resizing._kernel.__wrapped__)
+    with pytest.warns(UserWarning, match="numba cannot be imported"):
+        assert resizing._kernel() is None
+    monkeypatch.setattr(resizing, "_kernel", lambda: None)
+    np.testing.assert_array_equal(resize(PHOTO, 60, 70, Box(10, 20, 90, 110)), expected)
