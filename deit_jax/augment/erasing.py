@@ -1,4 +1,4 @@
-"""Random erasing (Zhong et al., arXiv 1708.04896) as timm 0.3.2 does it: after normalisation, one box an image.
+"""Random erasing (Zhong et al., arXiv 1708.04896) as timm does it: after normalisation, one box an image or several.
 
 Drawing the boxes and filling them are separate functions. A box is int32 (top, bottom, left, right), bottom and right
 exclusive; the empty box (0, 0, 0, 0) erases nothing.
@@ -13,6 +13,7 @@ MODES = ("pixel", "rand", "const")
 AREA_RANGE = (0.02, 1 / 3)  # share of the image
 LOG_ASPECT_RANGE = (math.log(0.3), -math.log(0.3))  # log(height / width)
 TRIES = 10
+STRIP = 8  # rows whose noise has a key of its own
 
 
 def first_fitting_box(
@@ -42,54 +43,49 @@ def first_fitting_box(
     return jnp.where(jnp.any(fits), jnp.stack([top, top + h, left, left + w]), 0)
 
 
-def draw_boxes(keys: jax.Array, probability: float, image_size: tuple[int, int]) -> jax.Array:
-    """One box an image, empty with probability 1 - `probability`.
+def draw_boxes(keys: jax.Array, probability: float, image_size: tuple[int, int], max_count: int = 1) -> jax.Array:
+    """The boxes of each image, all empty with probability 1 - `probability`.
 
     Args:
         keys: keys[B], one an image.
         probability: that an image is erased at all (a box that fits was not found in 10 tries: very rare).
         image_size: (height, width) in pixels.
+        max_count: most boxes of an image (timm's recount). Their number is uniform in 1..max_count, and a box's area is
+            divided by it.
 
     Returns:
-        int32[B, 4]: (top, bottom, left, right).
+        int32[B, max_count, 4]: (top, bottom, left, right).
     """
 
     def draw(key):
-        # One call for all the numbers: every call compiles a generator of its own.
-        numbers = jax.random.uniform(key, (3 + 2 * TRIES,))
-        chance, corner, area, log_aspect = jnp.split(numbers, (1, 3, 3 + TRIES))
-        box = first_fitting_box(_between(AREA_RANGE, area), _between(LOG_ASPECT_RANGE, log_aspect), corner, image_size)
-        return jnp.where(chance[0] < probability, box, 0)
+        # One call for all the numbers: every call compiles a generator of its own. The image's chance is the first
+        # box's first number, its count the last box's (of the other boxes that number is unused).
+        numbers = jax.random.uniform(key, (max_count, 3 + 2 * TRIES))
+        first, corner, area, log_aspect = jnp.split(numbers, (1, 3, 3 + TRIES), axis=1)
+        count = 1 + jnp.floor(first[-1] * max_count) if max_count > 1 else 1
+        area, log_aspect = _between(AREA_RANGE, area) / count, _between(LOG_ASPECT_RANGE, log_aspect)
+        boxes = jax.vmap(first_fitting_box, in_axes=(0, 0, 0, None))(area, log_aspect, corner, image_size)
+        wanted = (first[0] < probability) & (jnp.arange(max_count) < count)
+        return jnp.where(wanted[:, None], boxes, 0)
 
     return jax.vmap(draw)(keys)
 
 
-def fill_box(image: jax.Array, box: jax.Array, values: jax.Array) -> jax.Array:
-    """Replaces the pixels inside the box.
-
-    Args:
-        image: float32[H, W, C].
-        box: int32[4], (top, bottom, left, right).
-        values: what the box is filled with, broadcastable to [H, W, C].
-
-    Returns:
-        float32[H, W, C].
-    """
-    height, width, _ = image.shape
-    top, bottom, left, right = box
-    y, x = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
-    inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
-    return jnp.where(inside, values, image)
+def inside(box: jax.Array, height: int, width: int, top: jax.Array | int = 0) -> jax.Array:
+    """Which pixels of rows top to top + height lie in the box int32[4]: bool[height, width, 1]."""
+    first, last, left, right = box
+    y, x = top + jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
+    return (y >= first) & (y < last) & (x >= left) & (x < right)
 
 
 def erase(keys: jax.Array, images: jax.Array, boxes: jax.Array, mode: str = "pixel") -> jax.Array:
-    """Fills each image's box.
+    """Fills each image's boxes.
 
     Args:
         keys: keys[B], one an image, for the noise.
         images: float32[B, H, W, C], normalised.
-        boxes: int32[B, 4], (top, bottom, left, right); empty boxes leave the image as it is.
-        mode: "pixel": a draw of N(0, 1) for each pixel and channel; "rand": one colour of N(0, 1) draws for the box;
+        boxes: int32[B, N, 4], (top, bottom, left, right); empty boxes leave the image as it is.
+        mode: "pixel": a draw of N(0, 1) for each pixel and channel; "rand": one colour of N(0, 1) draws for each box;
             "const": zero.
 
     Returns:
@@ -100,25 +96,60 @@ def erase(keys: jax.Array, images: jax.Array, boxes: jax.Array, mode: str = "pix
     """
     if mode not in MODES:
         raise ValueError(f"erase mode {mode!r} is none of {', '.join(MODES)}")
-    shape = images.shape[1:]
+    if mode == "pixel":
+        # A CPU pays more for an image's noise than for all else, so there only the erased rows get any.
+        return jax.lax.platform_dependent(keys, images, boxes, cpu=_erase_rows, default=_erase_images)
+    height, width, channels = images.shape[1:]
 
-    def fill(key, image, box):
-        if mode == "const":
-            return fill_box(image, box, jnp.zeros((), image.dtype))
-        return fill_box(image, box, jax.random.normal(key, shape if mode == "pixel" else shape[-1:], image.dtype))
+    def fill(key, image, boxes):
+        colors = jax.random.normal(key, (len(boxes), channels), image.dtype) if mode == "rand" else None
+        for k in range(len(boxes)):  # a later box covers an earlier one
+            image = jnp.where(inside(boxes[k], height, width), 0 if colors is None else colors[k], image)
+        return image
 
-    if mode != "pixel":
-        return jax.vmap(fill)(keys, images, boxes)
+    return jax.vmap(fill)(keys, images, boxes)
 
-    # A CPU pays more for an image's noise than for all else, so there only the erased images get any.
-    def one_by_one(keys, images, boxes):
-        def erase_one(row):
-            key, image, box = row
-            return jax.lax.cond(box[1] > box[0], fill, lambda key, image, box: image, key, image, box)
 
-        return jax.lax.map(erase_one, (keys, images, boxes))
+def _noise(key: jax.Array, strip: jax.Array | int, width: int, channels: int) -> jax.Array:
+    """The noise of the image's rows STRIP * strip to STRIP * (strip + 1): float32[STRIP, width, channels]."""
+    return jax.random.normal(jax.random.fold_in(key, strip), (STRIP, width, channels))
 
-    return jax.lax.platform_dependent(keys, images, boxes, cpu=one_by_one, default=jax.vmap(fill))
+
+def _in_any(boxes: jax.Array, height: int, width: int, top: jax.Array | int = 0) -> jax.Array:
+    return jnp.any(jax.vmap(lambda box: inside(box, height, width, top))(boxes), 0)
+
+
+def _erase_images(keys: jax.Array, images: jax.Array, boxes: jax.Array) -> jax.Array:
+    """Noise in the boxes, made for all pixels of all images."""
+    height, width, channels = images.shape[1:]
+    strips = jnp.arange(-(-height // STRIP))
+
+    def fill(key, image, boxes):
+        noise = jax.vmap(lambda strip: _noise(key, strip, width, channels))(strips)
+        return jnp.where(_in_any(boxes, height, width), noise.reshape(-1, width, channels)[:height], image)
+
+    return jax.vmap(fill)(keys, images, boxes)
+
+
+def _erase_rows(keys: jax.Array, images: jax.Array, boxes: jax.Array) -> jax.Array:
+    """The same, made only for the strips that boxes touch, in place."""
+    height, width, channels = images.shape[1:]
+    missing = -height % STRIP
+    images = jnp.pad(images, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    empty = boxes[..., 1] <= boxes[..., 0]
+    first = jnp.min(jnp.where(empty, height, boxes[..., 0]), 1) // STRIP
+    last = -(-jnp.max(jnp.where(empty, 0, boxes[..., 1]), 1) // STRIP)
+
+    def image(row, images):
+        def strip(number, images):
+            top = number * STRIP
+            old = jax.lax.dynamic_slice(images, (row, top, 0, 0), (1, STRIP, width, channels))
+            new = jnp.where(_in_any(boxes[row], STRIP, width, top), _noise(keys[row], number, width, channels), old[0])
+            return jax.lax.dynamic_update_slice(images, new[None], (row, top, 0, 0))
+
+        return jax.lax.fori_loop(first[row], last[row], strip, images)
+
+    return jax.lax.fori_loop(0, len(images), image, images)[:, :height]
 
 
 def _between(bounds: tuple[float, float], share: jax.Array) -> jax.Array:

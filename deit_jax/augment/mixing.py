@@ -1,8 +1,9 @@
-"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) as timm 0.3.2's batch mode does them, in groups of rows.
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) as timm 0.3.2 does them, in groups of rows.
 
 A group is `group_size` consecutive rows of the global batch: the batch of one GPU in the reference, made independent of
-the hardware. A group has one draw, and a row's partner is its mirror in the group, so that rows stay on their device
-wherever devices hold whole groups.
+the hardware. A row's partner is its mirror in the group, so that rows stay on their device wherever devices hold whole
+groups. timm's modes differ in who shares a draw: a group ("batch"), a row and its partner ("pair"), or nobody ("elem": the
+partner may be mixed otherwise).
 """
 
 from typing import NamedTuple
@@ -15,14 +16,16 @@ from scipy import special
 
 from deit_jax.augment.keys import fold_in_each
 
+MODES = ("batch", "pair", "elem")
+
 
 class Mix(NamedTuple):
-    """What happens to each of G groups.
+    """N draws; each goes for as many consecutive rows of a batch as the N divide it into.
 
     Attributes:
-        lam: float32[G], the share of a row's own label; 1 where the group is not mixed.
-        cutmix: bool[G], True where pixels come from a box of the partner, False where both images are averaged.
-        box: int32[G, 4], CutMix's box (top, bottom, left, right), bottom and right exclusive; zeros under mixup.
+        lam: float32[N], the share of a row's own label; 1 where it is not mixed.
+        cutmix: bool[N], True where pixels come from a box of the partner, False where both images are averaged.
+        box: int32[N, 4], CutMix's box (top, bottom, left, right), bottom and right exclusive; zeros under mixup.
     """
 
     lam: jax.Array
@@ -70,9 +73,46 @@ def symmetric_beta(share: jax.Array, alpha: float) -> jax.Array:
     return jnp.where(share < 0.5, quantile, 1 - quantile)
 
 
+def draw_mix_of_rows(
+    key: jax.Array, batch_size: int, group_size: int, mode: str, image_size: tuple[int, int], **options: float
+) -> Mix:
+    """The draws of a batch.
+
+    Args:
+        key: one PRNG key.
+        batch_size: B, a multiple of group_size.
+        group_size: rows of a group; even.
+        mode: "batch": a draw a group, keyed by the group's number; "pair" and "elem": a draw a pair of rows or a row,
+            keyed by the position of the pair's first row or the row.
+        image_size: (height, width) in pixels.
+        options: those of `draw_mix`.
+
+    Returns:
+        Mix of B / group_size draws ("batch") or B draws.
+
+    Raises:
+        ValueError: unknown mode, or both alphas are 0.
+    """
+    if mode not in MODES:
+        raise ValueError(f"mix mode {mode!r} is none of {', '.join(MODES)}")
+    if mode == "batch":
+        return draw_mix(key, jnp.arange(batch_size // group_size), image_size, **options)
+    if mode == "elem":
+        return draw_mix(key, jnp.arange(batch_size), image_size, **options)
+    rows = rearrange(jnp.arange(batch_size), "(g n) -> g n", n=group_size)
+    half = group_size // 2
+    mix = draw_mix(key, rows[:, :half].reshape(-1), image_size, **options)
+
+    def mirror(draws):  # the second half of a group repeats the first, backwards
+        draws = rearrange(draws, "(g n) ... -> g n ...", n=half)
+        return rearrange(jnp.concatenate([draws, draws[:, ::-1]], 1), "g n ... -> (g n) ...")
+
+    return jax.tree.map(mirror, mix)
+
+
 def draw_mix(
     key: jax.Array,
-    num_groups: int,
+    numbers: jax.Array,
     image_size: tuple[int, int],
     *,
     mixup_alpha: float,
@@ -80,19 +120,19 @@ def draw_mix(
     mix_probability: float = 1.0,
     switch_probability: float = 0.5,
 ) -> Mix:
-    """One draw a group, keyed by the group's number.
+    """A draw for each number, keyed by it.
 
     Args:
         key: one PRNG key.
-        num_groups: G.
+        numbers: int32[N].
         image_size: (height, width) in pixels.
         mixup_alpha: mixup's lam ~ Beta(alpha, alpha); 0 = mixup off.
         cutmix_alpha: the same for CutMix.
-        mix_probability: that a group is mixed at all.
-        switch_probability: that a mixed group gets CutMix, when both are on.
+        mix_probability: that a draw mixes at all.
+        switch_probability: that one that mixes is CutMix, when both are on.
 
     Returns:
-        Mix of G groups.
+        Mix of N draws.
 
     Raises:
         ValueError: both alphas are 0.
@@ -116,15 +156,16 @@ def draw_mix(
         cutmix = cutmix & mixed
         return Mix(jnp.where(cutmix, lam_of_box, lam), cutmix, jnp.where(cutmix, box, 0))
 
-    return jax.vmap(draw)(fold_in_each(key, jnp.arange(num_groups)))
+    return jax.vmap(draw)(fold_in_each(key, numbers))
 
 
-def mix_images(images: jax.Array, mix: Mix) -> jax.Array:
+def mix_images(images: jax.Array, mix: Mix, group_size: int | None = None) -> jax.Array:
     """Mixes every row with its mirror in the group.
 
     Args:
-        images: float32[B, H, W, C]; B is a multiple of the number of groups.
-        mix: the draws of G groups; group g is rows g * B/G to (g + 1) * B/G.
+        images: float32[B, H, W, C].
+        mix: N draws, N a divisor of B; draw n goes for rows n * B/N to (n + 1) * B/N.
+        group_size: rows of a group; None: B/N, the rows of a draw.
 
     Returns:
         float32[B, H, W, C].
@@ -135,9 +176,7 @@ def mix_images(images: jax.Array, mix: Mix) -> jax.Array:
     inside = (y >= top) & (y < bottom) & (x >= left) & (x < right)
     # CutMix is mixup with a weight of 0 or 1 for each pixel.
     own = jnp.where(mix.cutmix[:, None, None], ~inside, mix.lam[:, None, None])
-    own = rearrange(own.astype(images.dtype), "g h w -> g 1 h w 1")
-    rows = rearrange(images, "(g n) h w c -> g n h w c", g=len(mix.lam))
-    return rearrange(rows * own + rows[:, ::-1] * (1 - own), "g n h w c -> (g n) h w c")
+    return _with_mirror(images, own.astype(images.dtype)[..., None], group_size)
 
 
 def smoothed_one_hot(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
@@ -156,16 +195,25 @@ def smoothed_one_hot(labels: jax.Array, num_classes: int, smoothing: float) -> j
     return jnp.where(is_label, jnp.float32(1 - smoothing + off), jnp.float32(off))
 
 
-def mix_targets(targets: jax.Array, mix: Mix) -> jax.Array:
-    """Mixes every row's target with its mirror's, by the group's lam.
+def mix_targets(targets: jax.Array, mix: Mix, group_size: int | None = None) -> jax.Array:
+    """Mixes every row's target with its mirror's, by its lam.
 
     Args:
         targets: float32[B, K].
-        mix: the draws of G groups, the same as the images'.
+        mix: the same as the images'.
+        group_size: the same as the images'.
 
     Returns:
         float32[B, K].
     """
-    lam = mix.lam[:, None, None]
-    rows = rearrange(targets, "(g n) k -> g n k", g=len(mix.lam))
-    return rearrange(rows * lam + rows[:, ::-1] * (1 - lam), "g n k -> (g n) k")
+    return _with_mirror(targets, mix.lam[:, None], group_size)
+
+
+def _with_mirror(rows: jax.Array, own: jax.Array, group_size: int | None) -> jax.Array:
+    """rows * own + mirrored rows * (1 - own), for rows[B, ...] and own[N, ...]."""
+    draws = len(own)
+    group_size = group_size or len(rows) // draws
+    mirrored = rearrange(rearrange(rows, "(g n) ... -> g n ...", n=group_size)[:, ::-1], "g n ... -> (g n) ...")
+    rows, mirrored = (rearrange(x, "(n r) ... -> n r ...", n=draws) for x in (rows, mirrored))
+    own = own[:, None]
+    return rearrange(rows * own + mirrored * (1 - own), "n r ... -> (n r) ...")

@@ -1,25 +1,28 @@
 """The training recipe of Table 9 (arXiv 2012.12877), in the order of the released code, and the evaluation's half of it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from deit_jax.augment import erasing, mixing
+from deit_jax.augment import erasing, mixing, plans
+from deit_jax.augment.autoaugment import AutoAugment
 from deit_jax.augment.color import normalize
 from deit_jax.augment.geometry import flip_horizontally
+from deit_jax.augment.jitter import ColorJitter
 from deit_jax.augment.keys import fold_in_each
 from deit_jax.augment.randaugment import RandAugment
 
 # Every stage folds a tag of its own into the key before the row's or the group's number, so that stages are independent.
-_STAGES_OF_A_ROW = 4  # flip, RandAugment, erased box, erased noise: tags 0 to 3
+_STAGES_OF_A_ROW = 4  # flip, drawn operations, erased box, erased noise: tags 0 to 3
 _MIX = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainAugmentation:
-    """Flip, RandAugment, normalise, erase, mix: uint8 batches to what the networks and the loss see.
+    """Flip, RandAugment (or AutoAugment, or colour jitter), normalise, erase, mix: from uint8 batches to network input.
 
     Fields carry the names of the configuration's `augment` section. Hashable, so it can be a static argument of jit.
 
@@ -29,14 +32,19 @@ class TrainAugmentation:
         std: of RGB in [0, 1].
         flip_probability: of a horizontal flip; 0 = off.
         rand_augment: timm's notation, see `RandAugment.parse`; "" = off.
+        auto_augment: timm's notation, see `AutoAugment.parse`; "" = off.
+        color_jitter: see `ColorJitter.strength`; 0 = off. At most one of these three is on.
         erase_probability: that an image gets an erased box; 0 = off.
         erase_mode: "pixel", "rand" or "const", see `erasing.erase`.
+        erase_count: most boxes of an image, see `erasing.draw_boxes`.
         mixup_alpha: Beta parameter; 0 = off.
         cutmix_alpha: Beta parameter; 0 = off.
-        mix_probability: that a group is mixed at all.
-        switch_probability: that a mixed group gets CutMix rather than mixup, when both are on.
+        mix_mode: who shares a mixing draw: "batch": a group; "pair": a row and its partner; "elem": nobody.
+        mix_probability: that a group (a pair, a row) is mixed at all.
+        switch_probability: that one that is mixed gets CutMix rather than mixup, when both are on.
         label_smoothing: eps.
-        group_size: rows that share one mixing draw; even.
+        group_size: rows among which partners are, see `mixing`; even.
+        plan: how operations are applied, see `plans`: "sequential", "chunked", or "auto": by the mesh's devices.
 
     Raises:
         ValueError: a value that cannot be used; one line that names the field as augment.<name>.
@@ -47,14 +55,19 @@ class TrainAugmentation:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     flip_probability: float = 0.5
     rand_augment: str = "rand-m9-mstd0.5-inc1"
+    auto_augment: str = ""
+    color_jitter: float = 0.0
     erase_probability: float = 0.25
     erase_mode: str = "pixel"
+    erase_count: int = 1
     mixup_alpha: float = 0.8
     cutmix_alpha: float = 1.0
+    mix_mode: str = "batch"
     mix_probability: float = 1.0
     switch_probability: float = 0.5
     label_smoothing: float = 0.1
     group_size: int = 256
+    plan: str = "auto"
 
     def __post_init__(self):
         for name in ("mean", "std"):
@@ -76,20 +89,50 @@ class TrainAugmentation:
             raise ValueError(f"augment.label_smoothing: must lie in [0, 1), got {self.label_smoothing}")
         if self.num_classes < 1:
             raise ValueError(f"num_classes: must be at least 1, got {self.num_classes}")
-        if self.erase_mode not in erasing.MODES:
-            raise ValueError(f"augment.erase_mode: {self.erase_mode!r} is none of {', '.join(erasing.MODES)}")
+        for name, choices in (
+            ("erase_mode", erasing.MODES),
+            ("mix_mode", mixing.MODES),
+            ("plan", ("auto", *plans.PLANS)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"augment.{name}: {getattr(self, name)!r} is none of {', '.join(choices)}")
+        if self.erase_count < 1:
+            raise ValueError(f"augment.erase_count: must be at least 1, got {self.erase_count}")
         if self.mixes and (self.group_size < 2 or self.group_size % 2):
             raise ValueError(f"augment.group_size: rows are mixed in pairs, so it must be even, got {self.group_size}")
-        if self.rand_augment:
+        if not 0 <= self.color_jitter < float("inf"):
+            raise ValueError(f"augment.color_jitter: must be 0 (off) or above, got {self.color_jitter}")
+        on = [name for name in ("rand_augment", "auto_augment", "color_jitter") if getattr(self, name)]
+        if len(on) > 1:
+            raise ValueError(f"augment.{on[1]}: excludes augment.{on[0]}; turn one of them off")
+        for name, policy in (("rand_augment", RandAugment), ("auto_augment", AutoAugment)):
             try:
-                RandAugment.parse(self.rand_augment)
+                if getattr(self, name):
+                    policy.parse(getattr(self, name))
             except ValueError as error:
-                raise ValueError(f"augment.rand_augment: {error}") from None
+                raise ValueError(f"augment.{name}: {error}") from None
 
     @property
     def mixes(self) -> bool:
         """Whether targets can be mixtures of two labels."""
         return (self.mixup_alpha > 0 or self.cutmix_alpha > 0) and self.mix_probability > 0
+
+    @property
+    def policy(self) -> RandAugment | AutoAugment | ColorJitter | None:
+        """What draws each image's operations."""
+        if self.rand_augment:
+            return RandAugment.parse(self.rand_augment)
+        if self.auto_augment:
+            return AutoAugment.parse(self.auto_augment)
+        return ColorJitter(self.color_jitter) if self.color_jitter > 0 else None
+
+    def draw_operations(self, key: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """The operations that a call with this key applies to the rows at int32[B] positions; None if none are on.
+
+        Returns:
+            (numbers int32[B, L] of OPERATIONS, or SKIP; arguments float32[B, L]).
+        """
+        return self.policy.draw(_keys_of_rows(key, positions)[1]) if self.policy else None
 
     def __call__(
         self,
@@ -121,7 +164,7 @@ class TrainAugmentation:
         if self.mixes and batch_size % self.group_size:
             raise ValueError(f"augment.group_size: {self.group_size} does not divide the batch of {batch_size} images")
 
-        augment = self._augment_images
+        augment = functools.partial(self._augment_images, plan=plans.choose_plan(self.plan, mesh))
         if mesh is not None:
             rows = PartitionSpec(axis)
             augment = jax.shard_map(augment, mesh=mesh, in_specs=(PartitionSpec(), rows, rows), out_specs=rows)
@@ -129,35 +172,42 @@ class TrainAugmentation:
 
         targets = mixing.smoothed_one_hot(labels, self.num_classes, self.label_smoothing)
         if self.mixes:
-            mix = mixing.draw_mix(
+            mix = mixing.draw_mix_of_rows(
                 jax.random.fold_in(key, _MIX),
-                batch_size // self.group_size,
+                batch_size,
+                self.group_size,
+                self.mix_mode,
                 tuple(image_size),
                 mixup_alpha=self.mixup_alpha,
                 cutmix_alpha=self.cutmix_alpha,
                 mix_probability=self.mix_probability,
                 switch_probability=self.switch_probability,
             )
-            images, targets = mixing.mix_images(images, mix), mixing.mix_targets(targets, mix)
+            images = mixing.mix_images(images, mix, self.group_size)
+            targets = mixing.mix_targets(targets, mix, self.group_size)
         return images, targets
 
-    def _augment_images(self, key: jax.Array, images: jax.Array, positions: jax.Array) -> jax.Array:
+    def _augment_images(self, key: jax.Array, images: jax.Array, positions: jax.Array, *, plan: str) -> jax.Array:
         """What happens to each image by itself: uint8[B, H, W, 3] at int32[B] positions to float32[B, H, W, 3]."""
 
-        # All keys in two calls: every call compiles a generator of its own.
-        stages = fold_in_each(key, jnp.arange(_STAGES_OF_A_ROW))
-        flip, rand_augment, box, noise = jax.vmap(fold_in_each, in_axes=(0, None))(stages, positions)
-
+        flip, operations, box, noise = _keys_of_rows(key, positions)
         if self.flip_probability > 0:
             images = flip_horizontally(flip, images, self.flip_probability)
-        if self.rand_augment:
+        if self.policy:
             fill = tuple(min(255, round(255 * value)) for value in self.mean)
-            images = RandAugment.parse(self.rand_augment)(rand_augment, images, fill)
+            images = plans.apply_operations(images, *self.policy.draw(operations), fill, plan)
         images = normalize(images, self.mean, self.std)
         if self.erase_probability > 0:
-            boxes = erasing.draw_boxes(box, self.erase_probability, images.shape[1:3])
+            boxes = erasing.draw_boxes(box, self.erase_probability, images.shape[1:3], self.erase_count)
             images = erasing.erase(noise, images, boxes, self.erase_mode)
         return images
+
+
+def _keys_of_rows(key: jax.Array, positions: jax.Array) -> jax.Array:
+    """keys[4, B]: of the flip, the drawn operations, the erased box and its noise, for each row."""
+    # All keys in two calls: every call compiles a generator of its own.
+    stages = fold_in_each(key, jnp.arange(_STAGES_OF_A_ROW))
+    return jax.vmap(fold_in_each, in_axes=(0, None))(stages, positions)
 
 
 def prepare_for_evaluation(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:

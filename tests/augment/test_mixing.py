@@ -1,3 +1,4 @@
+import functools
 import pathlib
 
 import jax
@@ -69,9 +70,45 @@ def test_boxes_of_many_draws_are_the_references():
 
 def draw(count=20_000, size=(224, 224), **options):
     options = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0} | options
-    return jax.tree.map(
-        np.asarray, jax.jit(lambda key: mixing.draw_mix(key, count, size, **options))(jax.random.key(5))
+    drawn = jax.jit(lambda key: mixing.draw_mix(key, jnp.arange(count), size, **options))(jax.random.key(5))
+    return jax.tree.map(np.asarray, drawn)
+
+
+@pytest.mark.parametrize("mode", ["pair", "elem"])
+def test_modes_of_rows_equal_timm(mode):
+    """One group of eight rows; some are not mixed. In "pair" the second half repeats the first's draws."""
+    lam = jnp.where(GOLDEN["rows_mixed"], jnp.asarray(GOLDEN["rows_lam"], jnp.float32), 1)
+    boxes, lam_of_box = jax.vmap(lambda lam, center: mixing.cutmix_box(lam, center, (12, 16)))(
+        lam, GOLDEN["rows_center"]
     )
+    cutmix = jnp.asarray(GOLDEN["rows_cutmix"] & GOLDEN["rows_mixed"])
+    mix = mixing.Mix(jnp.where(cutmix, lam_of_box, lam), cutmix, jnp.where(cutmix[:, None], boxes, 0))
+    if mode == "pair":
+        mix = jax.tree.map(lambda draws: jnp.concatenate([draws[:4], draws[3::-1]]), mix)
+    images = mixing.mix_images(jnp.asarray(GOLDEN["rows_images"]), mix, 8)
+    np.testing.assert_allclose(images, GOLDEN[f"{mode}_images"], rtol=0, atol=1e-6)
+    smoothed = mixing.smoothed_one_hot(jnp.asarray(GOLDEN["rows_labels"]), 10, 0.1)
+    np.testing.assert_allclose(mixing.mix_targets(smoothed, mix, 8), GOLDEN[f"{mode}_targets"], rtol=0, atol=1e-6)
+
+
+def test_who_shares_a_draw():
+    options = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+    draw_rows = jax.jit(
+        functools.partial(mixing.draw_mix_of_rows, jax.random.key(3), image_size=(224, 224), **options),
+        static_argnums=(0, 1, 2),
+    )
+    pair, elem = draw_rows(12, 6, "pair"), draw_rows(12, 6, "elem")
+    assert len(draw_rows(12, 6, "batch").lam) == 2 and len(pair.lam) == len(elem.lam) == 12
+    for draws in pair:
+        groups = np.asarray(draws).reshape(2, 6, -1)
+        np.testing.assert_array_equal(groups, groups[:, ::-1])
+    assert len(set(pair.lam.tolist())) == 6 and len(set(elem.lam.tolist())) == 12
+    # Keyed by the position in the batch, of a pair by its first row's.
+    np.testing.assert_array_equal(draw_rows(6, 6, "elem").lam, elem.lam[:6])
+    np.testing.assert_array_equal(pair.lam[:3], elem.lam[:3])
+    np.testing.assert_array_equal(pair.lam[6:9], elem.lam[6:9])
+    with pytest.raises(ValueError, match="'half' is none of batch, pair, elem"):
+        draw_rows(12, 6, "half")
 
 
 def test_recipe_draws():

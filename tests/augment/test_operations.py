@@ -1,16 +1,13 @@
-"""RandAugment's operations against timm and Pillow (tests/golden/record_augment.py)."""
-
-import pathlib
+"""Operations by themselves against timm and Pillow."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax.augment import color, geometry, randaugment
+from deit_jax.augment import color, geometry, operations, shifts, warping
+from tests.augment.photographs import FILL, GOLDEN, assert_equals_pillow, difference, recorded_case
 
-GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "augment_operations.npz")  # images are [H, W, 3]
-FILL = (124, 116, 104)
 FUNCTIONS = {
     "AutoContrast": lambda image, argument: color.auto_contrast(image),
     "Equalize": lambda image, argument: color.equalize(image),
@@ -28,38 +25,17 @@ FUNCTIONS = {
     "TranslateX": lambda image, argument: geometry.translate_x(image, argument, FILL),
     "TranslateY": lambda image, argument: geometry.translate_y(image, argument, FILL),
 }
+GEOMETRIC = ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"]
 WHOLE_NUMBERS = ("Posterize", "Solarize", "SolarizeAdd")
-WITHIN_ONE_LEVEL = ("AutoContrast", "Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
-CASES = [
-    pytest.param(name, case, id=f"{name}-{case}")
-    for name in FUNCTIONS
-    for case in range(len(GOLDEN["cases"]))
-    if f"{name}_{case}" in GOLDEN
-]
 
 
 def planar(photo):
     return jnp.moveaxis(jnp.asarray(photo), -1, 0)
 
 
-def recorded_case(name, case):
-    """(photo, argument, timm's result)."""
-    photo = GOLDEN["cases"][case][2]
-    return GOLDEN[str(photo)], GOLDEN[f"{name}_{case}_argument"].astype(np.float32), GOLDEN[f"{name}_{case}"]
-
-
-def assert_equals_pillow(name, ours, pillow):
-    difference = np.abs(np.asarray(ours).astype(int) - pillow)
-    if name in WITHIN_ONE_LEVEL:
-        assert difference.max() <= 1
-        assert np.mean(difference > 0) < 2e-3
-    else:
-        assert difference.max() == 0
-
-
-@pytest.mark.parametrize(("name", "case"), CASES)
-def test_operation_equals_pillow(name, case):
-    photo, argument, pillow = recorded_case(name, case)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_operation_alone_equals_pillow(name):
+    photo, argument, pillow = recorded_case(name, 1)
     assert np.mean(pillow != photo) > 0.1  # the recorded case changes something
     argument = argument.astype(np.int32) if name in WHOLE_NUMBERS else argument
     ours = jax.jit(FUNCTIONS[name])(planar(photo), argument)
@@ -67,34 +43,26 @@ def test_operation_equals_pillow(name, case):
     assert_equals_pillow(name, np.moveaxis(ours, 0, -1), pillow)
 
 
-def test_number_of_an_operation_selects_it():
-    apply = jax.jit(randaugment.apply_operations)
-    for name in randaugment.OPERATIONS:
-        photo, argument, pillow = recorded_case(name, 1)
-        operations = jnp.asarray([randaugment.OPERATIONS.index(name), randaugment.SKIP])
-        assert_equals_pillow(name, apply(photo, operations, np.stack([argument, argument])), pillow)
-
-
-def test_layers_follow_each_other():
-    photo = GOLDEN["china"]
-    bits = np.float32(2)
-    order = [randaugment.OPERATIONS.index("Posterize"), randaugment.OPERATIONS.index("Invert")]
-    apply = jax.jit(randaugment.apply_operations)
-    np.testing.assert_array_equal(apply(photo, jnp.asarray(order), jnp.asarray([bits, 0])), 255 - (photo & 0b11000000))
-    np.testing.assert_array_equal(
-        apply(photo, jnp.asarray(order[::-1]), jnp.asarray([0, bits])), (255 - photo) & 0b11000000
-    )
-    skipped = jnp.full(2, randaugment.SKIP)
-    np.testing.assert_array_equal(apply(photo, skipped, jnp.ones(2)), photo)
-
-
 def test_levels_equal_timm():
     levels = jnp.asarray(GOLDEN["levels"], jnp.float32)
     level, operation = levels[None, :, None], jnp.arange(15)[:, None, None]
     negative = jnp.asarray([False, True])[None, None]
+    convert = jax.jit(operations.level_to_argument, static_argnums=(3, 4))
     for number, increasing in enumerate((True, False)):
-        ours = jax.jit(randaugment.level_to_argument, static_argnums=3)(operation, level, negative, increasing)
+        ours = convert(operation, level, negative, increasing)
         np.testing.assert_allclose(ours, GOLDEN["arguments"][:, number], rtol=1e-6, atol=1e-6)
+    bits = convert(jnp.int32(operations.NUMBER["Posterize"]), levels, jnp.bool_(False), False, "PosterizeOriginal")
+    np.testing.assert_array_equal(bits, GOLDEN["original_bits"])
+
+
+def test_levels_beyond_ten_stay_valid():
+    level, negative = jnp.float32(30), jnp.bool_(False)
+    at = lambda name, **options: float(  # noqa: E731
+        operations.level_to_argument(jnp.int32(operations.NUMBER[name]), level, negative, **options)
+    )
+    assert at("Posterize") == 0 and at("Posterize", posterize="PosterizeOriginal") == 8
+    assert at("Solarize") == 0 and at("SolarizeAdd") == 128
+    assert at("Rotate") == 90
 
 
 def test_zero_bits_are_black():
@@ -108,23 +76,60 @@ def test_solarize_threshold_256_changes_nothing():
     np.testing.assert_array_equal(color.solarize(white, 255), 0 * white)
 
 
-@pytest.mark.parametrize("function", [color.auto_contrast, color.equalize])
+@pytest.mark.parametrize("function", [color.auto_contrast, color.equalize, color.equalize_by_nibbles])
 def test_uniform_channels_stay(function):
     image = jnp.broadcast_to(jnp.asarray([0, 77, 255], jnp.uint8)[:, None, None], (3, 8, 8))
     np.testing.assert_array_equal(function(image), image)
 
 
-@pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"])
+def test_equalize_by_nibbles_is_equalize():
+    rng = np.random.default_rng(0)
+    few = rng.choice(np.array([3, 4, 200, 255], np.uint8), (3, 36, 44))
+    for image in (planar(GOLDEN["roof"]), jnp.asarray(few)):
+        np.testing.assert_array_equal(color.equalize_by_nibbles(image), color.equalize(image))
+
+
+@pytest.mark.parametrize("name", GEOMETRIC)
 def test_warp_of_nothing_is_exact(name):
     photo = planar(GOLDEN["flower"])
     np.testing.assert_array_equal(FUNCTIONS[name](photo, jnp.float32(0)), photo)
 
 
 def test_whole_pixel_shift_moves_pixels_and_fills():
-    photo = GOLDEN["china"]  # 48 x 64
-    ours = np.moveaxis(geometry.translate_x(planar(photo), jnp.float32(0.25), FILL), 0, -1)
-    np.testing.assert_array_equal(ours[:, :48], photo[:, 16:])
-    np.testing.assert_array_equal(ours[:, 48:], np.broadcast_to(np.uint8(FILL), (48, 16, 3)))
+    photo = GOLDEN["china"]  # 36 x 44
+    for roll in (False, True):
+        ours = np.moveaxis(shifts.shift_rows(planar(photo), jnp.float32(0), jnp.float32(11), FILL, roll), 0, -1)
+        np.testing.assert_array_equal(ours[:, :33], photo[:, 11:])
+        np.testing.assert_array_equal(ours[:, 33:], np.broadcast_to(np.uint8(FILL), (36, 11, 3)))
+    assert np.all(geometry.translate_y(planar(photo), jnp.float32(3), FILL) == np.array(FILL)[:, None, None])
+
+
+@pytest.mark.parametrize("size", [(28, 28), (33, 97), pytest.param((384, 384), marks=pytest.mark.long)])
+def test_every_way_to_warp_agrees_at_any_size(size):
+    """The gather, lines sliced and rolled, and tiles; rotations of every size of angle."""
+    rng = np.random.default_rng(0)
+    smooth = np.cumsum(rng.integers(-3, 4, (3, *size)), axis=2) + np.cumsum(rng.integers(-3, 4, (3, *size)), axis=1)
+    image = jnp.asarray(np.clip(128 + smooth, 0, 255).astype(np.uint8))
+    gather = jax.jit(lambda image, matrix: warping.warp(image, matrix, FILL))
+    tiles = jax.jit(lambda image, matrix: warping.warp_by_tiles(image, matrix, FILL))
+    for degrees in (2.0, -27.0, 45.0, 170.0):
+        matrix = warping.rotation(degrees, *size)
+        assert difference(gather(image, matrix), tiles(image, matrix)).max() <= 1
+
+    @jax.jit
+    def lines(image, slope, offset):
+        return [
+            f(image, slope, offset, FILL, roll) for f in (shifts.shift_rows, shifts.shift_columns) for roll in (0, 1)
+        ]
+
+    for slope, offset in ((0.27, 0.0), (-0.3, 0.0), (0.0, 0.405 * size[1]), (0.0, -11.3), (0.0, 1e5), (0.0, 0.25)):
+        rows, rolled_rows, columns, rolled_columns = lines(image, jnp.float32(slope), jnp.float32(offset))
+        np.testing.assert_array_equal(rows, rolled_rows)
+        np.testing.assert_array_equal(columns, rolled_columns)
+        off = difference(rows, gather(image, jnp.asarray([1, slope, offset, 0, 1, 0], jnp.float32)))
+        assert off.max() <= 1 and np.mean(off > 0) < 2e-3
+        off = difference(columns, gather(image, jnp.asarray([1, 0, 0, slope, 1, offset], jnp.float32)))
+        assert off.max() <= 1 and np.mean(off > 0) < 2e-3
 
 
 def test_normalize():

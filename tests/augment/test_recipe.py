@@ -18,6 +18,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFF = dict(
     flip_probability=0.0,
     rand_augment="",
+    auto_augment="",
+    color_jitter=0.0,
     erase_probability=0.0,
     mixup_alpha=0.0,
     cutmix_alpha=0.0,
@@ -126,6 +128,11 @@ def test_hashable_and_equal():
         ("rand_augment", "rand-m9-x1"),
         ("erase_probability", -0.1),
         ("erase_mode", "gauss"),
+        ("erase_count", 0),
+        ("auto_augment", "rand-m9"),
+        ("color_jitter", -0.1),
+        ("mix_mode", "half"),
+        ("plan", "fast"),
         ("mixup_alpha", -1.0),
         ("cutmix_alpha", float("nan")),
         ("mix_probability", 2.0),
@@ -136,8 +143,41 @@ def test_hashable_and_equal():
 )
 def test_a_bad_field_is_named(field, value):
     with pytest.raises(ValueError, match=rf"^augment\.{field}: ") as error:
-        TrainAugmentation(num_classes=10, **{field: value})
+        TrainAugmentation(num_classes=10, **{"rand_augment": ""} | {field: value})
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{"auto_augment": "original"}, {"color_jitter": 0.4}])
+def test_one_policy_at_a_time(fields):
+    with pytest.raises(ValueError, match=r"^augment\.\w+: excludes augment\.rand_augment"):
+        TrainAugmentation(num_classes=10, **fields)
+
+
+@pytest.mark.parametrize("fields", [{"auto_augment": "original-mstd0.5"}, {"color_jitter": 0.4}])
+def test_other_policies(fields):
+    images, _ = batch(32)
+    augmented, _ = run(32, **OFF | fields)
+    plain = np.asarray(prepare_for_evaluation(images, MEAN, STD))
+    assert np.mean(np.abs(np.asarray(augmented) - plain).max((1, 2, 3)) > 1e-3) > 0.8
+    # Every value is a grey level, normalised.
+    levels = (np.asarray(augmented) * STD + MEAN) * 255
+    np.testing.assert_allclose(levels, np.round(levels), atol=1e-2)
+
+
+def test_modes_of_mixing():
+    """Uniform images whose grey level is their class, mixed row by row: level and target still belong together."""
+    labels = jnp.arange(8, dtype=jnp.int32)
+    images = jnp.broadcast_to((labels * 10).astype(jnp.uint8)[:, None, None, None], (8, 4, 4, 3))
+    targets = {}
+    for mode in ("pair", "elem"):
+        options = OFF | {"mixup_alpha": 0.8, "mix_mode": mode, "group_size": 4}
+        recipe = TrainAugmentation(10, mean=(0, 0, 0), std=(1, 1, 1), **options)
+        mixed, targets[mode] = jax.jit(recipe)(jax.random.key(0), images, labels)
+        np.testing.assert_allclose(mixed[:, 0, 0, 0] * 25.5, targets[mode] @ jnp.arange(10.0), rtol=1e-4)
+        assert not np.any(targets[mode][:4, 4:]) and not np.any(targets[mode][4:, :4])
+    shares = {mode: np.max(rows, axis=1) for mode, rows in targets.items()}
+    np.testing.assert_allclose(shares["pair"], shares["pair"].reshape(2, 4)[:, ::-1].reshape(-1), rtol=1e-6)
+    assert len(set(shares["elem"].round(5).tolist())) == 8
 
 
 def test_batch_of_broken_groups():
@@ -155,21 +195,21 @@ assert jax.device_count() == 8
 mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
 rng = np.random.default_rng(0)
 batch = rng.integers(0, 256, (32, 16, 20, 3), dtype=np.uint8), rng.integers(0, 10, 32).astype(np.int32)
-recipe = TrainAugmentation(num_classes=10, group_size=4, erase_probability=0.6)
+recipe = TrainAugmentation(num_classes=10, group_size=4, erase_probability=0.6, erase_count=2)
 key = jax.random.key(7)
 alone = jax.jit(recipe)(key, *batch)
 split = NamedSharding(mesh, PartitionSpec("data"))
-sharded = jax.jit(lambda *args: recipe(*args, mesh=mesh), out_shardings=split)
 spread = jax.device_put(batch, split)
-text = sharded.lower(key, *spread).compile().as_text()
+sharded = jax.jit(lambda *args: recipe(*args, mesh=mesh), out_shardings=split).lower(key, *spread).compile()
 both = zip(alone, sharded(key, *spread), strict=True)
 print("difference", max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in both))
 names = r"all-gather|all-reduce|all-to-all|collective-permute"
-print("collectives", len(re.findall(rf"= \\S+ (?:{names})(?:-start)?\\(", text)))
+print("collectives", len(re.findall(rf"= \\S+ (?:{names})(?:-start)?\\(", sharded.as_text())))
 """
 
 
 def test_one_and_eight_devices_agree_and_exchange_nothing():
+    """The chunked plan: test_plans."""
     environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=8", JAX_PLATFORMS="cpu")
     environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(

@@ -1,0 +1,149 @@
+"""The plan for accelerators: cheap operations on the whole batch at once, the others on chunks of the images that drew them.
+
+Half of the operations are special cases of one formula for a pixel, so a pass over the batch applies them all. The others
+are loops over chunks of the chosen images only, as many turns as there are images: nothing is capped, and nothing is done
+twice. There is no gather of single pixels, which a TPU is very slow at. Run it under shard_map when the batch is spread
+over devices: each then loops over its own rows.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from deit_jax.augment import color
+from deit_jax.augment.operations import is_any, slope_and_offset
+from deit_jax.augment.shifts import shift_columns, shift_rows
+from deit_jax.augment.warping import rotation, warp_by_tiles
+
+# Images of a turn. Small chunks stay in fast memory and leave few places of the last turn empty.
+_CHUNKS = {"equalize": 4, "rows": 4, "columns": 4, "rotate": 2, "sharpen": 4, "stretch": 4}
+
+
+def apply_in_chunks(images: jax.Array, operations: jax.Array, arguments: jax.Array, fill: Sequence[int]) -> jax.Array:
+    """Applies each image's operations; the arguments are those of `plans.apply_operations`."""
+
+    def layer(images, drawn):
+        operations, arguments = drawn
+        with jax.named_scope("pointwise"):
+            images = apply_pointwise(images, operations, arguments)
+        return _apply_in_loops(images, operations, arguments, fill), None
+
+    planar, _ = jax.lax.scan(layer, rearrange(images, "b h w c -> b c h w"), (operations.T, arguments.T))
+    return rearrange(planar, "b c h w -> b h w c")
+
+
+def apply_pointwise(images: jax.Array, operations: jax.Array, arguments: jax.Array) -> jax.Array:
+    """One operation an image, where it is a formula for a pixel; the others leave the image alone.
+
+        b = clip(base + factor (x - base)), y = (b < threshold ? min(255, b + add) : b ^ flip) & mask
+
+    with values that change nothing for whatever an operation does not use.
+
+    Args:
+        images: uint8[B, 3, H, W].
+        operations: int32[B], numbers of OPERATIONS, or SKIP.
+        arguments: float32[B], see `level_to_argument`.
+
+    Returns:
+        uint8[B, 3, H, W].
+    """
+
+    def an_image(values):  # [B] to [B, 1, 1, 1]
+        return values[:, None, None, None]
+
+    def choose(otherwise, **values):
+        """The value of the operation that an image has: int32[B, 1, 1, 1], or with more pixels."""
+        chosen = jnp.asarray(otherwise)
+        for name, value in values.items():
+            chosen = jnp.where(an_image(is_any(operations, name)), value, chosen)
+        return chosen
+
+    whole = an_image(arguments.astype(jnp.int32))
+    grey = color.luminance(images)[:, None]
+    base = choose(0, Color=grey, Contrast=color.mean_luminance(grey)[:, :, None, None])
+    enhances = an_image(is_any(operations, "Color", "Contrast", "Brightness"))
+    values = color.blend(base, images, jnp.where(enhances, an_image(arguments), 1.0)).astype(jnp.int32)
+    threshold = choose(256, Invert=0, Solarize=whole, SolarizeAdd=128)
+    above = values ^ choose(0, Invert=255, Solarize=255)
+    below = jnp.minimum(values + choose(0, SolarizeAdd=whole), 255)
+    values = jnp.where(values < threshold, below, above) & choose(255, Posterize=(0xFF00 >> whole) & 0xFF)
+    return values.astype(jnp.uint8)
+
+
+def _apply_in_loops(images: jax.Array, operations: jax.Array, arguments: jax.Array, fill: Sequence[int]) -> jax.Array:
+    height, width = images.shape[2:]
+
+    def equalize(image, operation, argument):
+        return color.equalize_by_nibbles(image)
+
+    def rows(image, operation, argument):
+        return shift_rows(image, *slope_and_offset(operation, argument, width), fill, roll=True)
+
+    def columns(image, operation, argument):
+        return shift_columns(image, *slope_and_offset(operation, argument, height), fill, roll=True)
+
+    def rotate(image, operation, argument):
+        return warp_by_tiles(image, rotation(argument, height, width), fill)
+
+    def stretch(image, operation, argument):
+        return color.auto_contrast(image)
+
+    def sharpen(image, operation, argument):
+        return color.sharpness(image, argument)
+
+    members = {
+        stretch: ("AutoContrast",),
+        sharpen: ("Sharpness",),
+        equalize: ("Equalize",),
+        rows: ("ShearX", "TranslateX"),
+        columns: ("ShearY", "TranslateY"),
+        rotate: ("Rotate",),
+    }
+    for function, names in members.items():
+        chunk = _CHUNKS[function.__name__]
+        with jax.named_scope(f"{function.__name__}_in_chunks_of_{chunk}"):
+            images = apply_to_chosen(function, chunk, is_any(operations, *names), images, operations, arguments)
+    return images
+
+
+def apply_to_chosen(
+    function: Callable[..., jax.Array], chunk: int, chosen: jax.Array, images: jax.Array, *others: jax.Array
+) -> jax.Array:
+    """Replaces the chosen images by function(image, *others of that row), a chunk at a time until all are done.
+
+    Args:
+        function: of one row's image and others.
+        chunk: rows of a turn.
+        chosen: bool[B].
+        images: [B, ...].
+        others: arrays [B, ...] that the function also gets.
+
+    Returns:
+        [B, ...], the images that are not chosen untouched.
+    """
+    chunk = min(chunk, len(images))
+    order = jnp.argsort(~chosen, stable=True)  # the chosen rows first
+    count = jnp.sum(chosen)
+
+    def turn(state):
+        done, images = state
+        # The last turn may reach beyond the chosen rows, and is moved back where it would pass the end of the batch.
+        start = jnp.minimum(done, len(images) - chunk)
+        place = start + jnp.arange(chunk)
+        rows = jax.lax.dynamic_slice(order, (start,), (chunk,))
+
+        def pick(values):  # whole rows: not the gather of single pixels that a TPU is slow at
+            return jnp.take(values, rows, axis=0, mode="clip")
+
+        old = pick(images)
+        new = jax.vmap(function)(old, *map(pick, others))
+        todo = ((place >= done) & (place < count)).reshape(chunk, *[1] * (images.ndim - 1))
+        new = jnp.where(todo, new, old)
+        for k in range(chunk):  # all rows differ, so none is written twice
+            images = jax.lax.dynamic_update_index_in_dim(images, new[k], rows[k], 0)
+        return done + chunk, images
+
+    _, images = jax.lax.while_loop(lambda state: state[0] < count, turn, (0 * count, images))
+    return images
