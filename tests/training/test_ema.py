@@ -58,7 +58,7 @@ def reach(targets):
 def test_the_average_of_weights_and_statistics_is_timms_after_every_step(golden, given, decay):
     model, optimizer = GivenStatistics(given), reach(given["weight"])
 
-    def augment(key, images, labels, mesh):
+    def augment(key, images, labels, mesh, axis):
         return images, jnp.ones((len(images), 2)) / 2
 
     step = jax.jit(
