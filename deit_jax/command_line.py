@@ -25,15 +25,17 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval", "export", "preview"],
+    ["train", "eval", "export", "preview", "compile"],
     "train: start, or resume what --workdir holds. eval: score its newest checkpoint. export: write its newest checkpoint to "
-    "--output for another framework. preview: picture the first training images after each stage of the recipe.",
+    "--output for another framework. preview: picture the first training images after each stage of the recipe. compile: compile "
+    "the train step for the devices of --topology, which need not be here, and tell its memory, collectives and least time.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
     "preview: the picture to write. export: a folder (weights, and the files from which timm or transformers build the "
-    "model), or a .safetensors or .pth file for the tensors alone. Replaced if it is there.",
+    "model), or a .safetensors or .pth file for the tensors alone. compile: a JSON file of the figures, else printed last. "
+    "Replaced if it is there.",
 )
 _LAYOUT = flags.DEFINE_enum(
     "layout",
@@ -42,6 +44,12 @@ _LAYOUT = flags.DEFINE_enum(
     "export: whose names the tensors get. hf is Hugging Face transformers.",
 )
 _WEIGHTS = flags.DEFINE_enum("weights", "raw", ["raw", "ema"], "export: the trained weights or their moving average.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "compile: the devices, e.g. v5e-8, v4-64, v6e-8 or h100-8 (a wrong name lists all)."
+)
+_SEARCH_BATCH = flags.DEFINE_boolean(
+    "search_batch", False, "compile: look for the largest batch that fits; several compilations."
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -109,11 +117,13 @@ _NEEDS = {
     "eval": ("config", "workdir"),
     "export": ("workdir", "output"),  # the workdir has its own configuration
     "preview": ("config", "output"),
+    "compile": ("config", "topology"),
 }
 _MISSING = {
     "config": "--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)",
     "workdir": "--workdir is missing: the folder for checkpoints, metrics and results",
     "output": "--output is missing: the file or folder to write to",
+    "topology": "--topology is missing: the devices to compile for, e.g. --topology=v5e-8",
 }
 
 
@@ -127,7 +137,7 @@ def run(argv: Sequence[str]) -> None:
             raise UsageError(_MISSING[flag])
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
     # All that needs jax is imported late, so that --help and mistakes in flags answer at once.
-    if _CONFIG.value is not None:
+    if _CONFIG.value is not None and mode != "compile":  # which touches no device
         _prepare_process(_CONFIG.value)
     config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
     match mode:
@@ -147,6 +157,11 @@ def run(argv: Sequence[str]) -> None:
             from deit_jax.modes.preview import preview
 
             preview(config, Path(_OUTPUT.value))
+        case "compile":
+            from deit_jax.modes.compile import compile_step
+
+            output = Path(_OUTPUT.value) if _OUTPUT.value else None
+            compile_step(config, _TOPOLOGY.value, output=output, search_batch=_SEARCH_BATCH.value)
 
 
 def _prepare_process(config: ConfigDict) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import flax.linen as nn
@@ -15,8 +16,9 @@ from deit_jax.models import create_model, native_image_size
 from deit_jax.reporting import console
 from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.plan import compute_dtype
-from deit_jax.training.program import Teacher, build_recorded_model, freeze
+from deit_jax.training.program import Teacher, build_model, build_recorded_model, freeze
 from deit_jax.training.record import read_config
+from deit_jax.training.state import Variables
 from deit_jax.weights import load_pretrained, load_weights
 from deit_jax.weights.files import is_weights
 
@@ -56,6 +58,31 @@ def load_teacher(config: ConfigDict, workdir: Path) -> Teacher | None:
         variables = load_weights(weights, model, which="ema" if config.teacher.variables == "ema" else None)
         description = f"{name}, weights of {weights}"
     return freeze(model, variables, description, compute_dtype=compute_dtype(config))
+
+
+def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, platform: str) -> Teacher | None:
+    """The frozen teacher in shapes and types alone, as the train step takes it on `platform`; it needs no weights.
+
+    None if the configuration distils from none. Raises ConfigError for a teacher that cannot be built.
+    """
+    if config.distillation.kind == "none":
+        return None
+    if config.teacher.recipe is not None:
+        shape = {"num_classes": num_classes, "image_size": image_size, "compute_dtype": "float32"}
+        model = build_model(config.teacher.recipe, **shape)
+    elif (Path(config.teacher.weights or ".") / "config.json").is_file():
+        model = build_recorded_model(read_config(Path(config.teacher.weights)))
+    else:
+        model = _create(config, num_classes, image_size)
+    frozen = []
+
+    def variables() -> Variables:
+        initial = model.init(jax.random.key(0), jnp.zeros((1, image_size, image_size, 3)))
+        frozen.append(freeze(model, initial, "", compute_dtype=compute_dtype(config, platform)))
+        return frozen[0].variables
+
+    shapes = jax.eval_shape(variables)
+    return dataclasses.replace(frozen[0], variables=shapes, description=f"{config.teacher.name}, shapes alone")
 
 
 def _create(config: ConfigDict, num_classes: int, image_size: int) -> nn.Module:

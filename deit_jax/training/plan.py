@@ -27,8 +27,10 @@ class Plan:
     checkpoint_every: int  # steps
 
 
-def resolve(config: ConfigDict, *, num_images: int, data_classes: int) -> Plan:
+def resolve(config: ConfigDict, *, num_images: int, data_classes: int, platform: str | None = None) -> Plan:
     """The plan of a validated configuration for a training set of `num_images` images in `data_classes` classes.
+
+    platform: what the devices are, "cpu", "gpu" or "tpu"; None: those here.
 
     Raises ConfigError when the two do not fit: too few images for a batch, more classes than the model has.
     """
@@ -64,7 +66,7 @@ def resolve(config: ConfigDict, *, num_images: int, data_classes: int) -> Plan:
     return Plan(
         num_classes=num_classes,
         image_size=image_size,
-        compute_dtype=compute_dtype(config),
+        compute_dtype=compute_dtype(config, platform),
         order=order,
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
@@ -74,8 +76,8 @@ def resolve(config: ConfigDict, *, num_images: int, data_classes: int) -> Plan:
     )
 
 
-def compute_dtype(config: ConfigDict) -> str:
-    """The type to compute in, "float32" or "bfloat16": the configured one, or what suits the devices here."""
+def compute_dtype(config: ConfigDict, platform: str | None = None) -> str:
+    """The type to compute in, "float32" or "bfloat16": the configured one, or what suits the platform (None: the one here)."""
     if config.compute_dtype == "auto":
-        return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
     return config.compute_dtype

@@ -15,6 +15,7 @@ from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.models import create_model
 from deit_jax.models.folding import fold_batch_norm
+from deit_jax.models.grouped_conv import implementation_for
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
 from deit_jax.reporting import console
 from deit_jax.training.losses import DistillationLoss
@@ -71,6 +72,13 @@ def build_model(config: ConfigDict, *, num_classes: int, image_size: int, comput
         raise ConfigError(f"config.model: {error}") from error
 
 
+def suited_to(model: nn.Module, platform: str) -> nn.Module:
+    """`model`, with the choice that it leaves to the platform ("auto") made for this one, which need not be the platform here."""
+    if getattr(model, "grouped_conv", None) == "auto":
+        return model.clone(grouped_conv=implementation_for(platform))
+    return model
+
+
 def build_recorded_model(record: dict[str, Any]) -> nn.Module:
     """The model of a workdir, from what `read_config` found there."""
     resolved = {name: record["resolved"][name] for name in ("num_classes", "image_size", "compute_dtype")}
@@ -106,6 +114,8 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
     model = build_model(
         config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
     )
+    platform = mesh.devices.flat[0].platform  # the program's own: it may be compiled for devices that are not here
+    model = suited_to(model, platform)
     schedule = cosine_schedule(
         peak=plan.peak_learning_rate,
         warmup=config.schedule.warmup_learning_rate,
@@ -131,7 +141,7 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
         schedule=schedule,
         seed=config.seed,
         mesh=mesh,
-        teacher_model=None if teacher is None else teacher.model,
+        teacher_model=None if teacher is None else suited_to(teacher.model, platform),
         ema_decay=config.ema.decay,
         accumulation_steps=config.train.accumulation_steps,
     )

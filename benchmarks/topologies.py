@@ -1,0 +1,99 @@
+"""The largest batch a chip holds: DeiT-Ti, S and B, alone and with the RegNetY-160 teacher, compiled for chips that are not here.
+
+    python benchmarks/topologies.py --rows=topologies.jsonl                      (v5e-8 and v6e-8; needs libtpu)
+    python benchmarks/topologies.py --rows=topologies.jsonl --topologies=h100-8  (needs jax[cuda12])
+
+Each cell is `run.py --mode=compile --search_batch` with configs/deit.py's recipe, in a process of its own: at most three
+compilations of some minutes each. A cell that stands in --rows is not compiled again: after an interruption type the same again.
+The mixing groups are of 64 rows throughout, so that batches can grow in small steps; everything else is the paper's recipe.
+The last line is one JSON object with the figures: images a device by cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+# Command line of a child: the mode with the number of compilations, which run.py has no flag for.
+CHILD = """
+import sys
+from pathlib import Path
+from deit_jax.modes.compile import compile_step
+sys.path.insert(0, "configs")
+import deit
+config = deit.get_config(sys.argv[1])
+config.augment.group_size = 64
+config.train.batch_size = int(sys.argv[4])
+compile_step(config, sys.argv[2], output=Path(sys.argv[3]), search_batch=True, max_compiles=3)
+"""
+# Images of a device to begin at, near what is expected: few compilations are then enough.
+START = {"tiny": 512, "small": 256, "base": 128}
+
+
+def measure(topology: str, model: str, devices: int) -> dict[str, Any]:
+    """One cell: the largest batch found, and the memory of the first attempt."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "report.json"
+        size = START[model.split(",")[0]] * devices
+        done = subprocess.run(
+            [sys.executable, "-c", CHILD, model, topology, str(path), str(size)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
+        report = json.loads(path.read_text())
+    largest = report["search"]["largest"]
+    return {
+        "topology": topology,
+        "model": model,
+        "images_a_device": None if largest is None else largest // devices,
+        "next_refused": report["search"]["smallest_refused"] and report["search"]["smallest_refused"] // devices,
+        "tried": [[item["batch_size"] // devices, item["fits"], item["needed"]] for item in report["search"]["tried"]],
+        "capacity": report["memory"]["capacity"],
+        "versions": report["versions"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--rows", type=Path, required=True, help="JSON lines: cells already measured; new ones are added"
+    )
+    parser.add_argument("--topologies", default="v5e-8,v6e-8", help="names, joined by commas")
+    parser.add_argument("--models", default="tiny,small,base", help="sizes, joined by commas")
+    arguments = parser.parse_args()
+
+    sys.path.insert(0, str(ROOT))
+    from deit_jax.parallel.topologies import find_topology
+
+    rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if arguments.rows.exists() else []
+    known = {(row["topology"], row["model"]): row for row in rows}
+    found = {}
+    for topology in arguments.topologies.split(","):
+        devices = find_topology(topology).num_devices
+        for size in arguments.models.split(","):
+            for model in (size, f"{size},distilled"):
+                row = known.get((topology, model))
+                if row is None:
+                    row = measure(topology, model, devices)
+                    with arguments.rows.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                found[f"{topology} {model}"] = row["images_a_device"]
+                print(
+                    f"{topology:8} {model:16} {row['images_a_device']} images a device "
+                    f"(next refused: {row['next_refused']}; {len(row['tried'])} compilations)",
+                    flush=True,
+                )
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

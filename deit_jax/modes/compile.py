@@ -1,0 +1,231 @@
+"""--mode=compile: the trainer's own step compiled for devices that are not there, and what that tells."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.metadata
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from deit_jax.config import ConfigError, validate
+from deit_jax.data.registry import open_source
+from deit_jax.data.sources import DataError
+from deit_jax.models.flops import TrainFlops, train_flops
+from deit_jax.modes.teacher import abstract_teacher
+from deit_jax.parallel import ahead_of_time, program_report
+from deit_jax.parallel.batch_search import Attempt, largest_batch, summarize_search
+from deit_jax.parallel.mesh import make_mesh
+from deit_jax.parallel.sharding import replicated, split_rows
+from deit_jax.parallel.topologies import Topology, find_topology
+from deit_jax.reporting import console
+from deit_jax.reporting.compiled_step import show
+from deit_jax.reporting.metrics import write_json
+from deit_jax.training.plan import Plan, resolve
+from deit_jax.training.program import Program, Teacher, build_program
+from deit_jax.training.state import count_parameters
+
+IMAGENET = 1_281_167, 1000  # training images and classes: what is assumed where the data set is not here
+Report = dict[str, Any]
+
+
+def compile_step(
+    config: ConfigDict,
+    topology_name: str,
+    *,
+    output: Path | None = None,
+    search_batch: bool = False,
+    max_compiles: int = 5,
+) -> Report:
+    """Compile the train step of `config` for a topology's devices, print what it takes, and return the figures.
+
+    Neither data nor a teacher's weights are needed, shapes do. `search_batch` looks for the largest batch that fits, by at most
+    `max_compiles` compilations in all. The figures go to `output` as JSON, or else to the last line printed.
+
+    Raises UserError, with one line, for an unknown topology, a compiler that is not installed, or a bad configuration.
+    """
+    ahead_of_time.stay_off_devices()
+    topology = find_topology(topology_name)
+    config = without_weights(config)
+    validate(config)
+    devices = ahead_of_time.topology_devices(topology)
+    try:
+        mesh = make_mesh(devices, fsdp=config.parallel.fsdp)
+    except NotImplementedError as error:  # its links cannot be laid out so
+        raise ConfigError(
+            f"config.parallel.fsdp={config.parallel.fsdp} is no product of {topology.name}'s sides "
+            f"({topology.arguments.get('topology_name')})"
+        ) from error
+    data = training_data(config)
+    step = Step(config, topology, mesh, *data)
+    console.say(f"compiling the train step for {topology.name}: minutes for a large model")
+    report = step.compile(config.train.batch_size)
+    show(report, topology)
+    if search_batch:
+        attempts = [report]
+        unit = math.lcm(
+            config.augment.group_size * config.augment.groups_per_block * ahead_of_time.number_of_hosts(devices),
+            mesh.size * config.train.accumulation_steps,
+        )
+
+        def attempt(batch_size: int) -> Attempt:
+            if attempts[-1]["batch_size"] != batch_size:
+                console.say(f"compiling with a batch of {batch_size}, {batch_size // mesh.size} a device")
+                attempts.append(step.compile(batch_size))
+            return Attempt(batch_size, attempts[-1]["fits"], attempts[-1]["memory"].get("total"))
+
+        tried = largest_batch(
+            attempt, start=config.train.batch_size, unit=unit, fixed=step.fixed_bytes(), capacity=topology.chip.memory,
+            max_attempts=max_compiles,
+        )  # fmt: skip
+        report["search"] = summarize_search(tried, unit, mesh.size)
+        console.announce("Largest batch that fits", {"found": report["search"]["text"]})
+    if output is None:
+        print(json.dumps(report))
+    else:
+        write_json(output, report)
+        console.say(f"the figures are in {output}")
+    return report
+
+
+def without_weights(config: ConfigDict) -> ConfigDict:
+    """A copy in which a teacher of which only the shape is known counts as given."""
+    config = copy.deepcopy(config)
+    teacher = config.teacher
+    if config.distillation.kind != "none" and teacher.recipe is None and not teacher.weights:
+        teacher.weights = "random"
+    return config
+
+
+def training_data(config: ConfigDict) -> tuple[int, int]:
+    """Training images and classes: of the configuration, else of its data set if it is here, else ImageNet's.
+
+    The number of images changes the schedule's numbers alone, so that no data set is opened for it.
+    """
+    images, classes = IMAGENET
+    if config.num_classes is not None:
+        return images, config.num_classes
+    try:
+        source = open_source(config.data, "train")
+    except DataError as error:
+        console.say(f"assuming ImageNet's {images:,} images and {classes} classes ({error})")
+        return IMAGENET
+    return len(source), len(source.class_names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """The trainer's step of a configuration on a mesh of devices that are not there, for any batch size."""
+
+    config: ConfigDict
+    topology: Topology
+    mesh: Mesh
+    num_images: int
+    data_classes: int
+
+    def build(self, batch_size: int) -> tuple[Plan, Program, Teacher | None]:
+        """What the trainer would build. Raises ConfigError as it would."""
+        config = copy.deepcopy(self.config)
+        config.train.batch_size = batch_size
+        platform = self.mesh.devices.flat[0].platform
+        plan = resolve(config, num_images=self.num_images, data_classes=self.data_classes, platform=platform)
+        teacher = abstract_teacher(config, plan.num_classes, plan.image_size, platform)
+        return plan, build_program(config, plan, self.mesh, teacher), teacher
+
+    def arguments(self, plan: Plan, program: Program, teacher: Teacher | None) -> tuple[Any, Any, Any]:
+        """State, teacher and batch of the step: shapes, types and where they lie."""
+        whole, rows = replicated(self.mesh), split_rows(self.mesh)
+        variables = (
+            None if teacher is None else jax.tree.map(lambda leaf: leaf.update(sharding=whole), teacher.variables)
+        )
+        size, pixels = plan.order.batch_size, plan.image_size
+        batch = {
+            "image": jax.ShapeDtypeStruct((size, pixels, pixels, 3), jnp.uint8, sharding=rows),
+            "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows),
+        }
+        return program.abstract_state, variables, batch
+
+    def fixed_bytes(self) -> int:
+        """What a device holds whatever the batch: state, teacher and gradients."""
+        state, teacher, _ = self.arguments(*self.build(self.config.train.batch_size))
+        return sum(program_report.bytes_per_device(tree) for tree in (state, teacher, state.params))
+
+    def compile(self, batch_size: int) -> Report:
+        """The figures of the step with a global batch of `batch_size`."""
+        plan, program, teacher = self.build(batch_size)
+        state, variables, batch = self.arguments(plan, program, teacher)
+        flops = train_flops(program.model, None if teacher is None else teacher.model, plan.image_size)
+        report: Report = self._facts(plan, program, teacher, flops)
+        try:
+            compiled = ahead_of_time.compile_for(self.topology, program.train_step, state, variables, batch)
+        except ahead_of_time.DoesNotFit as error:
+            capacity = error.available or self.topology.chip.memory
+            return report | {
+                "fits": False,
+                "memory": {"total": error.needed, "capacity": capacity},
+                "refusal": str(error),
+            }
+        kinds = {
+            "parameters": state.params,
+            "BatchNorm statistics": state.batch_stats,
+            "optimizer": (state.opt_state, state.step),
+            "EMA": state.ema,
+            "teacher": variables,
+            "batch": batch,
+        }
+        memory = program_report.memory_of(compiled.executable, kinds)
+        collectives = program_report.collectives_of(compiled.executable.as_text(), self.mesh.size)
+        accessed = program_report.bytes_accessed(compiled.executable)
+        roof = program_report.roofline(
+            self.topology.chip,
+            flops=flops.total * batch_size / self.mesh.size,
+            bytes_accessed=accessed or 0.0,
+            bytes_sent=sum(collective.sent for collective in collectives),
+        )
+        capacity = self.topology.chip.memory
+        return report | {
+            "fits": memory.total <= capacity,
+            "memory": memory.by_kind() | {"capacity": capacity},
+            "bytes_accessed": accessed,
+            "collectives": program_report.summarize_collectives(collectives),
+            "roofline": dataclasses.asdict(roof) | {"bound": roof.bound, "in_turn": roof.in_turn, "limit": roof.limit},
+            "images_per_second_bound": batch_size / roof.bound,
+            "lower_seconds": compiled.lower_seconds,
+            "compile_seconds": compiled.compile_seconds,
+        }
+
+    def _facts(self, plan: Plan, program: Program, teacher: Teacher | None, flops: TrainFlops) -> Report:
+        hosts = ahead_of_time.number_of_hosts(list(self.mesh.devices.flat))
+        size = plan.order.batch_size
+        return {
+            "topology": self.topology.name,
+            "devices": self.mesh.size,
+            "hosts": hosts,
+            "chip": self.topology.chip.name,
+            "mesh": dict(self.mesh.shape),
+            "model": self.config.model.name,
+            "parameters": count_parameters(program.abstract_state.variables),
+            "teacher": None if teacher is None else self.config.teacher.name,
+            "image_size": plan.image_size,
+            "num_classes": plan.num_classes,
+            "compute_dtype": plan.compute_dtype,
+            "batch_size": size,
+            "batch_per_device": size // self.mesh.size,
+            "batch_shared_by_hosts": (size // plan.order.block_size) % hosts == 0,
+            "flops_per_image": {"student": flops.student, "teacher": flops.teacher},
+            "versions": {name: _version(name) for name in ("jax", "jaxlib", "libtpu")},
+        }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

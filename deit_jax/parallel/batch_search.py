@@ -1,0 +1,80 @@
+"""The largest batch that fits, by few compilations."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """A batch size, whether it fits, and the bytes of a device that it needs (None: not told)."""
+
+    batch_size: int
+    fits: bool
+    needed: int | None
+
+
+def largest_batch(
+    attempt: Callable[[int], Attempt], *, start: int, unit: int, fixed: int, capacity: int, max_attempts: int
+) -> list[Attempt]:
+    """Try batch sizes, from `start` on multiples of `unit`, until the largest that fits is known or attempts are used up.
+
+    Known means to within a unit, or a thirty-second of it where units are smaller. Memory is taken to grow linearly: from `fixed`
+    bytes at no image through the first attempt, then through the last two.
+    """
+    tried: list[Attempt] = []
+    guess = start
+    while len(tried) < max_attempts:
+        tried.append(attempt(guess))
+        low, high = _ends(tried)
+        if _is_known(low, high, unit):
+            break
+        known = [(item.batch_size, item.needed) for item in tried if item.needed is not None][-2:]
+        if known:
+            (b0, m0), (b1, m1) = known if len(known) == 2 else [(0, fixed), known[0]]
+            slope = max((m1 - m0) / (b1 - b0), 1.0)
+            predicted = b1 + (capacity - m1) / slope
+        else:
+            predicted = guess * (2 if tried[-1].fits else 0.5)
+        guess = max(int(predicted) // unit * unit, low // unit * unit + _step(low, unit))
+        if high is not None:
+            guess = min(guess, _next_below(high, unit))
+    return tried
+
+
+def _ends(tried: list[Attempt]) -> tuple[int, int | None]:
+    """The largest batch that fitted (0: none) and the smallest that did not."""
+    low = max((item.batch_size for item in tried if item.fits), default=0)
+    return low, min((item.batch_size for item in tried if not item.fits), default=None)
+
+
+def _step(size: int, unit: int) -> int:
+    return max(unit, size // 32 // unit * unit)
+
+
+def _next_below(high: int, unit: int) -> int:
+    return (high - _step(high, unit) + unit - 1) // unit * unit
+
+
+def _is_known(low: int, high: int | None, unit: int) -> bool:
+    return high is not None and _next_below(high, unit) <= low
+
+
+def summarize_search(tried: list[Attempt], unit: int, num_devices: int) -> dict[str, Any]:
+    """What a search came to, with a sentence for people."""
+    low, high = _ends(tried)
+    text = f"{low}, {low // num_devices} a device" if low else "none of those tried"
+    if not _is_known(low, high, unit):
+        text += f" ({'a larger one' if low else 'another'} may fit: compilations are used up)"
+    text += (
+        f"; tried {', '.join(str(item.batch_size) for item in tried)}, in steps of {unit} (mixing groups and devices)"
+    )
+    return {
+        "largest": low or None,
+        "smallest_refused": high,
+        "unit": unit,
+        "tried": [dataclasses.asdict(item) for item in tried],
+        "text": text,
+    }

@@ -1,0 +1,198 @@
+"""What a compiled program tells of itself: memory by kind, collectives, and the least time that it can take."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from deit_jax.parallel.topologies import Chip
+
+COLLECTIVES = (
+    "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast",
+)  # fmt: skip
+_ITEM_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
+_NAMES = "|".join(sorted(COLLECTIVES, key=len, reverse=True))
+_COLLECTIVE = re.compile(rf"= (?P<shape>.*?) (?P<kind>{_NAMES})(?P<start>-start)?\(")
+_SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+
+
+# --- Memory ----------------------------------------------------------------------------------------------------------------
+
+
+def bytes_per_device(tree: Any) -> int:
+    """What the arrays of a tree take on one device, from their shapes, types and shardings (with none: whole)."""
+
+    def count(leaf: Any) -> int:
+        shape = leaf.shape if getattr(leaf, "sharding", None) is None else leaf.sharding.shard_shape(leaf.shape)
+        return math.prod(shape) * np.dtype(leaf.dtype).itemsize
+
+    return sum(count(leaf) for leaf in jax.tree.leaves(tree))
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device while the program runs."""
+
+    arguments: dict[str, int]  # by kind: the arrays themselves
+    padding: int  # what the device's layout adds to the arguments
+    outputs: int  # beside those that take an argument's place
+    temporary: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self.arguments.values()) + self.padding + self.outputs + self.temporary + self.code
+
+    def by_kind(self) -> dict[str, int]:
+        """Every part under its name, and their total."""
+        rest = {"padding": self.padding, "outputs": self.outputs, "temporary": self.temporary, "code": self.code}
+        return self.arguments | rest | {"total": self.total}
+
+
+def memory_of(executable: Any, arguments: Mapping[str, Any]) -> Memory:
+    """The memory of a compiled program whose arguments are the given trees, by kind."""
+    stats = executable.memory_analysis()
+    sizes = {kind: bytes_per_device(tree) for kind, tree in arguments.items()}
+    return Memory(
+        arguments=sizes,
+        # An argument that the program does not read is not counted by the compiler: no negative padding then.
+        padding=max(0, stats.argument_size_in_bytes - sum(sizes.values())),
+        outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        temporary=stats.temp_size_in_bytes,
+        code=stats.generated_code_size_in_bytes,
+    )
+
+
+# --- Collectives -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One exchange between devices: the bytes of its result on one device, and among how many devices it goes."""
+
+    kind: str
+    bytes: int
+    group_size: int
+    in_loop: bool  # stands in a loop's body: it happens at every turn, and is listed once
+
+    @property
+    def sent(self) -> int:
+        """Bytes that a device sends, in the way that sends least (a ring)."""
+        n = self.group_size
+        if self.kind == "all-reduce":
+            return 2 * self.bytes * (n - 1) // n
+        if self.kind == "reduce-scatter":  # its result is one device's share
+            return self.bytes * (n - 1)
+        return self.bytes if self.kind.startswith("collective") else self.bytes * (n - 1) // n
+
+
+def collectives_of(text: str, num_devices: int) -> list[Collective]:
+    """The collectives of an optimised HLO module in text form (`executable.as_text()`); asynchronous ones count once."""
+    found, calls, loops, computation = [], {}, set(), ""
+    for line in text.splitlines():
+        if match := _COMPUTATION.match(line):
+            computation = match[1]
+            continue
+        called = _CALLED.findall(line)
+        for branches in _BRANCHES.findall(line):
+            called += [name.strip(" %") for name in branches.split(",")]
+        calls.setdefault(computation, set()).update(called)
+        if " while(" in line:
+            loops.update(called)
+        if match := _COLLECTIVE.search(line):
+            kind, sizes = match["kind"], [_bytes(*shape) for shape in _SHAPE.findall(match["shape"])]
+            if match["start"] and kind == "all-gather":  # operands, then results
+                sizes = sizes[len(sizes) // 2 :]
+            if match["start"] and kind == "collective-permute":  # operand, result, perhaps two counters
+                sizes = sizes[1:2]
+            # TPU's way to say it: a fusion that reduces, then slices.
+            if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
+                kind, sizes = "reduce-scatter", [sum(sizes) // _group_size(line, num_devices)]
+            found.append((computation, kind, sum(sizes), _group_size(line, num_devices)))
+    looped = _reachable(loops, calls)
+    return [Collective(kind, size, group, where in looped) for where, kind, size, group in found]
+
+
+def _bytes(kind: str, dimensions: str) -> int:
+    bits = _ITEM_BITS.get(kind) or int(re.search(r"\d+", kind)[0])  # s32, f8e4m3fn
+    return math.prod(int(size) for size in dimensions.split(",") if size) * bits // 8
+
+
+def _group_size(line: str, num_devices: int) -> int:
+    if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(match[1])
+    if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return len(match[1].split(","))
+    return num_devices
+
+
+def _reachable(names: set[str], calls: Mapping[str, set[str]]) -> set[str]:
+    reached, waiting = set(), list(names)
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += calls.get(name, ())
+    return reached
+
+
+def summarize_collectives(collectives: list[Collective]) -> dict[str, dict[str, int]]:
+    """By kind: how many, the bytes of their results and the bytes sent, of one device, and how many stand in loops."""
+    summary: dict[str, dict[str, int]] = {}
+    for item in collectives:
+        row = summary.setdefault(item.kind, {"count": 0, "bytes": 0, "sent": 0, "in_loops": 0})
+        row["count"] += 1
+        row["bytes"] += item.bytes
+        row["sent"] += item.sent
+        row["in_loops"] += item.in_loop
+    return summary
+
+
+# --- Time ------------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """Seconds of a step, for each thing that a device does, at its published peak rate."""
+
+    compute: float
+    memory: float
+    links: float
+
+    @property
+    def bound(self) -> float:
+        """If all three go on at the same time, the longest of them."""
+        return max(self.compute, self.memory, self.links)
+
+    @property
+    def limit(self) -> str:
+        """Which of the three that is."""
+        return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
+
+    @property
+    def in_turn(self) -> float:
+        """If they go on one after another."""
+        return self.compute + self.memory + self.links
+
+
+def roofline(chip: Chip, *, flops: float, bytes_accessed: float, bytes_sent: float) -> Roofline:
+    """The roofline of a program that does these on one device."""
+    return Roofline(flops / chip.peak_flops, bytes_accessed / chip.memory_bandwidth, bytes_sent / chip.link_bandwidth)
+
+
+def bytes_accessed(executable: Any) -> float | None:
+    """Bytes of memory that the program reads and writes, by the compiler's estimate; loops count once. None: not told."""
+    analysis = executable.cost_analysis()
+    if isinstance(analysis, list):
+        analysis = analysis[0] if analysis else None
+    return None if not analysis else analysis.get("bytes accessed")

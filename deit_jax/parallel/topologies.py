@@ -1,0 +1,133 @@
+"""Accelerators that one can compile for without having them: their names, sizes and published peak figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from deit_jax.errors import UserError
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device. Rates are the makers' published peak figures: no program reaches them all, and most reach none.
+
+    Sources: TPU rates, cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} (interconnect: half of the figure for both directions). GPU
+    rates, NVIDIA's data sheets of H100 SXM5 and A100 SXM4 80GB, dense, without sparsity.
+    """
+
+    name: str
+    memory: int  # bytes that a program may take
+    memory_note: str  # where that number is from
+    peak_flops: float  # bfloat16 FLOP/s
+    memory_bandwidth: float  # bytes/s
+    link_bandwidth: float  # bytes/s that a device can send to its neighbours on all of its links together
+
+
+def _tpu(name: str, memory_gib: float, published: str, tflops: float, gb: float, links_gb: float) -> Chip:
+    # What the compiler of libtpu 0.0.52 lets a program have: read off its out-of-memory message.
+    note = f"what the compiler leaves to a program of the published {published}"
+    return Chip(name, int(memory_gib * _GIB), note, tflops * 1e12, gb * 1e9, links_gb * 1e9)
+
+
+def _gpu(name: str, memory: int, tflops: float, gb: float, links_gb: float) -> Chip:
+    note = f"75 % of the {memory / _GIB:.1f} GiB: JAX's default share; XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 gives more"
+    return Chip(name, int(0.75 * memory), note, tflops * 1e12, gb * 1e9, links_gb * 1e9)
+
+
+_H100_BYTES, _A100_BYTES = 84_942_979_072, 85_100_068_864  # as the cards report themselves
+
+V4 = _tpu("TPU v4", 30.75, "32 GiB", 275, 1228, 300)
+V5E = _tpu("TPU v5e", 15.75, "16 GiB", 197, 819, 200)
+V5P = _tpu("TPU v5p", 95.73, "96 GiB", 459, 2765, 600)
+V6E = _tpu("TPU v6e", 31.24, "32 GiB", 918, 1638, 400)
+H100 = _gpu("H100 SXM 80GB", _H100_BYTES, 989, 3352, 450)
+A100 = _gpu("A100 SXM 80GB", _A100_BYTES, 312, 2039, 300)
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Some devices of a kind and how they are connected."""
+
+    name: str  # ours, as the clouds name it: v4 and v5p count two cores a chip, the others chips
+    chip: Chip
+    num_devices: int  # as JAX sees them
+    platform: str  # "tpu" or "cuda"
+    arguments: dict[str, Any]  # of jax.experimental.topologies.get_topology_desc
+
+
+def _all() -> dict[str, Topology]:
+    found = []
+    for kind, chip, prefix in (("v4", V4, "v4"), ("v5p", V5P, "v5")):
+        for shape in (
+            (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8),
+        ):  # fmt: skip
+            chips = shape[0] * shape[1] * shape[2]
+            # megacore: a chip's two cores are one device; else the compiler takes them for two, of half the memory.
+            arguments = {"topology_name": f"{prefix}:{'x'.join(map(str, shape))}", "chip_config_name": "megacore"}
+            found.append(Topology(f"{kind}-{2 * chips}", chip, chips, "tpu", arguments))
+    for kind, chip in (("v5e", V5E), ("v6e", V6E)):
+        for rows, columns in ((2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)):
+            arguments: dict[str, Any] = {"topology_name": f"{kind}:{rows}x{columns}"}
+            if rows * columns == 8:
+                arguments["chips_per_host_bounds"] = (2, 4, 1)  # one machine with eight chips, not two with four
+            found.append(Topology(f"{kind}-{rows * columns}", chip, rows * columns, "tpu", arguments))
+    for kind, chip, target in (("h100", H100, _H100_TARGET), ("a100", A100, _A100_TARGET)):
+        for count in (1, 2, 4, 8):
+            arguments = {"topology": f"1x{count}x1", "target_config": target}  # processes x devices x slices
+            found.append(Topology(f"{kind}-{count}", chip, count, "cuda", arguments))
+    return {topology.name: topology for topology in found}
+
+
+def _target(
+    name: str,
+    capability: str,
+    memory: int,
+    bandwidth: float,
+    *,
+    cores: int,
+    units: int,
+    shared: int,
+    cache: int,
+    ghz: float,
+) -> str:
+    """What XLA's compiler has to know of a GPU, as its GpuTargetConfigProto in text form."""
+    return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048
+  shared_memory_per_block: 49152  shared_memory_per_core: {shared}  shared_memory_per_block_optin: {shared - 1024}
+  core_count: {cores}  fpus_per_core: {units}  clock_rate_ghz: {ghz}
+  memory_bandwidth: {int(bandwidth)}  l2_cache_size: {cache}  device_memory_size: {memory}
+  registers_per_core_limit: 65536  registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647  block_dim_limit_y: 65535  block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024  thread_dim_limit_y: 1024  thread_dim_limit_z: 64
+  cuda_compute_capability {{ {capability} }}
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{name}"
+"""
+
+
+_H100_TARGET = _target(
+    "NVIDIA H100 80GB HBM3", "major: 9 feature_extension: ACCELERATED_FEATURES", _H100_BYTES, H100.memory_bandwidth,
+    cores=132, units=128, shared=233472, cache=50 << 20, ghz=1.98,
+)  # fmt: skip
+_A100_TARGET = _target(
+    "NVIDIA A100-SXM4-80GB", "major: 8", _A100_BYTES, A100.memory_bandwidth,
+    cores=108, units=64, shared=167936, cache=40 << 20, ghz=1.41,
+)  # fmt: skip
+
+TOPOLOGIES = _all()
+
+
+def find_topology(name: str) -> Topology:
+    """The topology of that name. Raises UserError, with all names and the nearest first, if there is none."""
+    if name not in TOPOLOGIES:
+        near = difflib.get_close_matches(name, TOPOLOGIES, n=3, cutoff=0.3)
+        names = near + [other for other in TOPOLOGIES if other not in near]
+        raise UserError(f"--topology={name}: there is no such topology; nearest first: {', '.join(names)}")
+    return TOPOLOGIES[name]

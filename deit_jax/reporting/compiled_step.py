@@ -1,0 +1,87 @@
+"""What a step compiled ahead of time tells, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from deit_jax.parallel.topologies import Topology
+from deit_jax.reporting import console
+
+_GIB = 2**30
+
+ASSUMPTIONS = (
+    "compute: model FLOPs at the published bfloat16 peak; nothing for augmentation, optimizer and what is computed twice",
+    "memory: the compiler's estimate of bytes read and written, at the published bandwidth; it counts loop bodies once, and what "
+    "stays on the chip too, so that it errs on either side",
+    "links: a ring over all links of a device at their published rate, loop bodies counted once; no other network",
+    "the step takes the longest of the three, as if they overlapped completely",
+)
+CANNOT_TELL = (
+    "how long a step takes: nothing is run, and real steps take longer than the roofline's",
+    "whether hosts decode images fast enough",
+    "memory beside this program: the next batch already on its way, evaluation, the runtime's own, fragmentation",
+    "whether the numbers come out right on that hardware",
+)
+GPU_CANNOT_TELL = (
+    "the autotuned program of a real GPU: this one is compiled without autotuning and Triton, memory is an estimate"
+)
+
+
+def show(report: Mapping[str, Any], topology: Topology) -> None:
+    """Print a report of `deit_jax.modes.compile`, made for `topology`."""
+    facts = {
+        "devices": f"{report['devices']} x {report['chip']} on {report['hosts']} host(s), mesh "
+        + ", ".join(f"{axis}={size}" for axis, size in report["mesh"].items()),
+        "model": f"{report['model']}, {report['parameters']:,} parameters, {report['image_size']} px, {report['compute_dtype']}",
+        "teacher": report["teacher"] or "none",
+        "batch": f"{report['batch_size']}, {report['batch_per_device']} a device",
+    }
+    student, teacher = report["flops_per_image"]["student"], report["flops_per_image"]["teacher"]
+    facts["model FLOPs"] = (
+        f"{(student + teacher) / 1e9:.1f} G an image: student {student / 1e9:.1f} G (forwards and backwards), teacher "
+        f"{teacher / 1e9:.1f} G (forwards)"
+    )
+    if "compile_seconds" in report:
+        facts["compiled in"] = f"{report['compile_seconds']:.0f} s, after {report['lower_seconds']:.0f} s of tracing"
+    console.announce(f"The train step on {report['topology']}", facts)
+    if not report["batch_shared_by_hosts"]:
+        console.warn(
+            f"{report['hosts']} hosts cannot share this batch's mixing blocks: training would refuse it; make "
+            "config.augment.group_size or groups_per_block smaller, or the batch larger"
+        )
+    memory = dict(report["memory"])
+    total, capacity = memory.pop("total"), memory.pop("capacity")
+    amounts = {kind: f"{size / _GIB:8.3f}" for kind, size in memory.items()}
+    needs = "more" if total is None else f"{total / _GIB:.2f} GiB"
+    if "refusal" in report:  # the compiler stops at the first kind of memory that it cannot place
+        needs = f"at least {needs}"
+    verdict = "fits" if report["fits"] else "does not fit"
+    amounts["total"] = f"{verdict}: needs {needs} of {capacity / _GIB:.2f} GiB ({topology.chip.memory_note})"
+    console.announce("Memory of a device, GiB", amounts)
+    if "roofline" not in report:
+        console.say(f"the compiler: {report['refusal']}")
+        return
+    exchanges = {
+        kind: f"{row['count']}, results {row['bytes'] / 1e6:.1f} MB, sent {row['sent'] / 1e6:.1f} MB a device"
+        + (f" ({row['in_loops']} in loops, counted once)" if row["in_loops"] else "")
+        for kind, row in report["collectives"].items()
+    }
+    console.announce("Collectives", exchanges or {"none": "nothing is exchanged"})
+    roof = report["roofline"]
+    times = {name: f"{roof[name] * 1e3:8.2f} ms" for name in ("compute", "memory", "links")}
+    if report["bytes_accessed"] is None:
+        times["memory"] = "not told by this compiler"
+    else:
+        times["memory"] += f" ({report['bytes_accessed'] / report['batch_per_device'] / 1e6:,.0f} MB an image)"
+    flops = (student + teacher) * report["batch_per_device"] / topology.chip.peak_flops
+    times["a step"] = (
+        f"{roof['bound'] * 1e3:8.2f} ms, by {roof['limit']}: {report['images_per_second_bound']:,.0f} images/s and "
+        f"{100 * flops / roof['bound']:.0f} % of peak FLOP/s at best; one after another {roof['in_turn'] * 1e3:.2f} ms"
+    )
+    console.announce("Roofline: time of a step at peak rates", times)
+    console.announce("Assumed", {str(i): text for i, text in enumerate(ASSUMPTIONS, 1)})
+    gpu = (GPU_CANNOT_TELL,) if topology.platform == "cuda" else ()
+    console.announce(
+        "What such a compilation cannot tell", {str(i): text for i, text in enumerate(CANNOT_TELL + gpu, 1)}
+    )

@@ -1,0 +1,164 @@
+import json
+
+import pytest
+
+from deit_jax.config import ConfigError
+from deit_jax.errors import UserError
+from deit_jax.modes.compile import Step, compile_step, training_data
+from deit_jax.modes.teacher import abstract_teacher
+from deit_jax.parallel import ahead_of_time
+from deit_jax.parallel.ahead_of_time import DoesNotFit, parse_out_of_memory, topology_devices
+from deit_jax.parallel.batch_search import Attempt, largest_batch, summarize_search
+from deit_jax.parallel.mesh import make_mesh
+from deit_jax.parallel.topologies import find_topology
+from tests.tiny import tiny_config, tiny_teacher_config
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The tiny distilled recipe, its teacher without weights, compiled for four v5e chips."""
+    pytest.importorskip("libtpu", reason="libtpu, the compiler for TPUs, is not installed")
+    path = tmp_path_factory.mktemp("compile") / "report.json"
+    report = compile_step(tiny_config(teacher__weights="", compute_dtype="auto"), "v5e-4", output=path)
+    assert json.loads(path.read_text()) == json.loads(json.dumps(report))
+    return report
+
+
+def test_a_tiny_step_compiled_for_a_tpu_fits(report):
+    assert report["devices"] == 4 and report["chip"] == "TPU v5e" and report["fits"]
+    memory = report["memory"]
+    assert memory["temporary"] > 0 and memory["parameters"] > 0 and memory["teacher"] > 0
+    assert 0 < memory["total"] < memory["capacity"]
+    assert sum(memory.values()) - memory["capacity"] == 2 * memory["total"]
+    assert memory["EMA"] == memory["parameters"] and memory["optimizer"] == 2 * memory["parameters"] + 12
+
+
+def test_what_is_left_open_follows_the_target_and_not_this_machine(report):
+    assert report["compute_dtype"] == "bfloat16"
+    assert report["memory"]["teacher"] < 2 * 4 * report["flops_per_image"]["teacher"]  # counted; in bfloat16
+
+
+def test_data_parallelism_exchanges_gradients_in_a_few_all_reduces_and_gathers_nothing(report):
+    assert set(report["collectives"]) == {"all-reduce"}
+    row = report["collectives"]["all-reduce"]
+    assert row["count"] <= 4 and row["in_loops"] == 0
+    assert row["bytes"] >= 2 * report["parameters"]  # every gradient, two bytes at least
+
+
+def test_the_least_time_is_of_the_models_flops(report):
+    flops = report["flops_per_image"]
+    assert report["roofline"]["compute"] == pytest.approx((flops["student"] + flops["teacher"]) * 8 / 197e12)
+    assert report["images_per_second_bound"] == pytest.approx(32 / report["roofline"]["bound"])
+
+
+def test_unknown_topologies_and_missing_compilers_are_one_line(monkeypatch):
+    with pytest.raises(UserError, match="--topology=v5e8: there is no such topology; nearest first: v5e-8"):
+        compile_step(tiny_config(), "v5e8")
+    monkeypatch.setattr(ahead_of_time.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"--topology=v5e-8 needs libtpu, .*: pip install libtpu"):
+        topology_devices(find_topology("v5e-8"))
+
+    def not_there(*_, **__):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(ahead_of_time.topologies, "get_topology_desc", not_there)
+    with pytest.raises(UserError, match=r'--topology=h100-8 needs CUDA.*pip install "jax\[cuda12\]"'):
+        topology_devices(find_topology("h100-8"))
+
+
+def test_a_program_too_large_is_an_answer(monkeypatch, capsys, tmp_path):
+    message = (
+        "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.70G of 15.75G hbm. Exceeded by 9.95G.\nmore"
+    )
+
+    def refuse(*_):
+        raise DoesNotFit(message)
+
+    devices = make_mesh().devices.flat[:4].tolist()
+    monkeypatch.setattr("deit_jax.modes.compile.ahead_of_time.topology_devices", lambda topology: devices)
+    monkeypatch.setattr("deit_jax.modes.compile.ahead_of_time.compile_for", refuse)
+    report = compile_step(tiny_config(), "v5e-4", output=tmp_path / "report.json")
+    assert not report["fits"] and report["memory"]["total"] == int(25.7 * GIB)
+    assert "does not fit: needs at least 25.70 GiB of 15.75 GiB" in capsys.readouterr().out
+
+
+def test_out_of_memory_messages_are_read():
+    assert parse_out_of_memory("Used 25.70G of 15.75G hbm.") == (int(25.7 * GIB), int(15.75 * GIB))
+    text = "total memory required for HLO temporaries (4.50T) exceeds available HBM (31.24G)."
+    assert parse_out_of_memory(text) == (int(4.5 * 1024 * GIB), int(31.24 * GIB))
+    assert parse_out_of_memory("RESOURCE_EXHAUSTED: no idea") == (None, None)
+
+
+def test_no_data_set_is_needed(capsys):
+    config = tiny_config(data__source="folder", data__path="/nowhere")
+    assert training_data(config) == (1_281_167, 1000)
+    assert "assuming ImageNet's" in capsys.readouterr().out
+    assert training_data(tiny_config(num_classes=7)) == (1_281_167, 7)
+    assert training_data(tiny_config()) == (10_000, 10)
+
+
+def test_a_teacher_in_shapes_alone(tmp_path):
+    config = tiny_config(teacher__weights=str(tmp_path / "not_there"))
+    teacher = abstract_teacher(config, 10, 28, "tpu")
+    kernel = teacher.variables["params"]["stem"]["conv"]["kernel"]
+    assert (kernel.shape, kernel.dtype) == ((3, 3, 3, 8), "bfloat16") and teacher.model.folded
+    config.teacher.weights, config.teacher.recipe = "", tiny_teacher_config()
+    assert abstract_teacher(config, 10, 28, "cpu").variables["params"]["head"]["fc"]["kernel"].dtype == "float32"
+    assert abstract_teacher(tiny_teacher_config(), 10, 28, "tpu") is None
+
+
+def test_packs_of_groups_are_for_the_platform_of_the_mesh():
+    mesh = make_mesh()
+    step = Step(tiny_teacher_config(), find_topology("v5e-8"), mesh, 10_000, 10)
+    _, program, _ = step.build(32)
+    assert program.model.grouped_conv == "packed"
+    state, teacher, batch = step.arguments(*step.build(32))
+    assert teacher is None and batch["image"].shape == (32, 28, 28, 3)
+    assert state.params["stem"]["conv"]["kernel"].sharding.mesh == mesh
+
+
+def test_a_batch_that_does_not_divide_is_refused_as_in_training():
+    step = Step(tiny_config(), find_topology("v5e-8"), make_mesh(), 10_000, 10)
+    with pytest.raises(ConfigError, match="batch_size=36"):
+        step.build(36)
+
+
+@pytest.mark.parametrize(("start", "fixed_error"), [(32, 1.0), (512, 1.0), (96, 0.0), (4096, 2.0)])
+def test_the_search_finds_the_largest_batch_that_fits_in_few_attempts(start, fixed_error):
+    """1 GiB at no image and 10 MiB each on a device of 4 GiB: 307 images."""
+
+    def attempt(batch_size):
+        needed = GIB + batch_size * 10 * 2**20
+        return Attempt(batch_size, needed <= 4 * GIB, needed)
+
+    tried = largest_batch(
+        attempt, start=start, unit=32, fixed=int(fixed_error * GIB), capacity=4 * GIB, max_attempts=6
+    )  # fmt: skip
+    summary = summarize_search(tried, 32, 8)
+    assert (summary["largest"], summary["smallest_refused"]) == (288, 320)
+    assert "288, 36 a device; tried" in summary["text"]
+
+
+def test_a_search_in_fine_steps_ends_within_a_thirty_second():
+    def attempt(batch_size):
+        needed = GIB + batch_size * 2**20 + (GIB // 4 if batch_size > 2000 else 0)  # not quite linear
+        return Attempt(batch_size, needed <= 4 * GIB, needed)
+
+    tried = largest_batch(attempt, start=4096, unit=4, fixed=GIB, capacity=4 * GIB, max_attempts=6)
+    summary = summarize_search(tried, 4, 4)
+    assert 2816 * 31 / 32 - 4 <= summary["largest"] <= 2816 < summary["smallest_refused"]
+    assert "may fit" not in summary["text"]
+
+
+def test_a_search_without_figures_or_attempts_says_what_it_knows():
+    tried = largest_batch(
+        lambda size: Attempt(size, False, None), start=64, unit=8, fixed=0, capacity=1, max_attempts=3
+    )
+    assert [item.batch_size for item in tried] == [64, 32, 16]
+    assert summarize_search(tried, 8, 8)["text"].startswith("none of those tried (another may fit")
+    nothing = largest_batch(
+        lambda size: Attempt(size, False, None), start=8, unit=8, fixed=0, capacity=1, max_attempts=9
+    )
+    assert len(nothing) == 1 and summarize_search(nothing, 8, 8)["text"].startswith("none of those tried; tried 8")

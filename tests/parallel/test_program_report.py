@@ -1,0 +1,109 @@
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from deit_jax.parallel.mesh import make_mesh
+from deit_jax.parallel.program_report import (
+    Collective,
+    bytes_per_device,
+    collectives_of,
+    memory_of,
+    roofline,
+    summarize_collectives,
+)
+from deit_jax.parallel.topologies import Chip
+
+TPU = """
+HloModule jit_train_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%inner (p: f32[8,128]) -> f32[8,128] {
+  %ag = bf16[16,128]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%body.1 (t: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
+  %f = f32[8,128]{1,0} fusion(%t), kind=kLoop, calls=%inner, metadata={op_name="jit(train_step)/while/body"}
+}
+
+%all-reduce-scatter.3 (q: f32[80]) -> f32[10] {
+  %inside = f32[80]{0} all-reduce(%q), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+}
+
+ENTRY %main (x: f32[8,128], y: f32[4]) -> f32[4] {
+  %all-reduce.1 = (f32[16]{0:T(128)S(1)}, /*index=1*/bf16[6]{0:T(8,128)(2,1)}, f32[]{:T(128)}) all-reduce(%a, %b), to_apply=%add
+  %w = (s32[], f32[8,128]) while(%t), condition=%cond.1, body=%body.1
+  %rs = f32[10]{0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.3
+  %get = f32[16]{0} get-tuple-element(%all-reduce.1), index=0
+}
+"""
+
+GPU = """
+ENTRY %main.9 (x: f32[8,128]) -> f32[4] {
+  %ars = f32[1024]{0} all-reduce-start(%x), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  %ard = f32[1024]{0} all-reduce-done(%ars)
+  %ags = (f32[2,4]{1,0}, f32[16,4]{1,0}) all-gather-start(%y), replica_groups=[1,8]<=[8], dimensions={0}
+  %agd = f32[16,4]{1,0} all-gather-done(%ags)
+  %cps = (s8[32]{0}, s8[32]{0}, u32[], u32[]) collective-permute-start(%z), source_target_pairs={{0,1},{1,0}}
+  %cpd = s8[32]{0} collective-permute-done(%cps)
+}
+"""
+
+
+def test_collectives_of_a_tpu_program():
+    found = collectives_of(TPU, 8)
+    assert found == [
+        Collective("all-gather", 16 * 128 * 2, 4, in_loop=True),  # through a fusion of the loop's body
+        Collective("reduce-scatter", 80 * 4 // 8, 8, in_loop=False),  # TPU says it as a fused all-reduce
+        Collective("all-reduce", 16 * 4 + 6 * 2 + 4, 8, in_loop=False),
+    ]
+    assert summarize_collectives(found)["all-gather"] == {"count": 1, "bytes": 4096, "sent": 3072, "in_loops": 1}
+
+
+def test_asynchronous_collectives_of_a_gpu_program_count_once():
+    assert [(item.kind, item.bytes) for item in collectives_of(GPU, 8)] == [
+        ("all-reduce", 4096), ("all-gather", 256), ("collective-permute", 32),
+    ]  # fmt: skip
+
+
+def test_bytes_sent_by_a_ring():
+    assert Collective("all-reduce", 800, 8, False).sent == 2 * 700
+    assert Collective("all-gather", 800, 8, False).sent == 700
+    assert Collective("reduce-scatter", 100, 8, False).sent == 700
+    assert Collective("collective-permute", 800, 8, False).sent == 800
+    assert Collective("all-reduce", 800, 1, False).sent == 0
+
+
+def test_bytes_of_a_device_follow_the_sharding():
+    mesh = make_mesh(fsdp=8)
+    split = NamedSharding(mesh, PartitionSpec("fsdp"))
+    tree = {
+        "split": jax.ShapeDtypeStruct((16, 3), jnp.float32, sharding=split),
+        "whole": jax.ShapeDtypeStruct((16, 3), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec())),
+        "none": None,
+    }
+    assert bytes_per_device(tree) == 2 * 3 * 4 + 16 * 3 * 2
+
+
+def test_memory_by_kind_adds_up_to_what_the_compiler_says():
+    stats = SimpleNamespace(
+        argument_size_in_bytes=1000, output_size_in_bytes=700, alias_size_in_bytes=600, temp_size_in_bytes=5000,
+        generated_code_size_in_bytes=40,
+    )  # fmt: skip
+    arrays = {"parameters": jax.ShapeDtypeStruct((100,), jnp.float32), "batch": jax.ShapeDtypeStruct((500,), jnp.uint8)}
+    memory = memory_of(SimpleNamespace(memory_analysis=lambda: stats), arrays)
+    assert memory.by_kind() == {
+        "parameters": 400, "batch": 500, "padding": 100, "outputs": 100, "temporary": 5000, "code": 40, "total": 6140,
+    }  # fmt: skip
+
+
+def test_roofline():
+    chip = Chip("a chip", memory=1, memory_note="", peak_flops=100.0, memory_bandwidth=10.0, link_bandwidth=1.0)
+    least = roofline(chip, flops=300, bytes_accessed=40, bytes_sent=2)
+    assert (least.compute, least.memory, least.links) == pytest.approx((3, 4, 2))
+    assert (least.bound, least.limit, least.in_turn) == (pytest.approx(4), "memory", pytest.approx(9))

@@ -1,0 +1,31 @@
+import pytest
+
+from deit_jax.errors import UserError
+from deit_jax.parallel.topologies import TOPOLOGIES, find_topology
+
+
+def test_names_count_as_the_clouds_do():
+    assert find_topology("v5e-8").num_devices == 8
+    assert find_topology("v4-64").num_devices == 32  # cores to chips
+    assert find_topology("v4-8").arguments["chip_config_name"] == "megacore"
+    assert find_topology("v5p-128").arguments["topology_name"] == "v5:4x4x4"
+    assert {f"{kind}-{count}" for kind in ("v5e", "v6e") for count in (4, 8, 16, 32, 64, 128, 256)} <= set(TOPOLOGIES)
+    assert {"h100-1", "h100-8", "a100-1", "a100-8", "v5p-8"} <= set(TOPOLOGIES)
+
+
+def test_an_unknown_name_is_answered_with_all_names_the_nearest_first():
+    with pytest.raises(
+        UserError, match=r"--topology=v5e-9: there is no such topology; nearest first: v5e-\d+, "
+    ) as error:
+        find_topology("v5e-9")
+    assert all(name in str(error.value) for name in TOPOLOGIES) and "\n" not in str(error.value)
+
+
+def test_figures_are_in_base_units():
+    for topology in TOPOLOGIES.values():
+        chip = topology.chip
+        assert 10 * 2**30 < chip.memory < 200 * 2**30
+        assert 1e14 < chip.peak_flops < 1e16
+        assert 1e11 < chip.link_bandwidth < chip.memory_bandwidth < 1e13
+        # Dense training wants more than a hundred operations for every byte, on all of them.
+        assert 100 < chip.peak_flops / chip.memory_bandwidth < 1000
