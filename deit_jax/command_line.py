@@ -136,7 +136,10 @@ def run(argv: Sequence[str]) -> None:
         if not flags.FLAGS[flag].value:
             raise UsageError(_MISSING[flag])
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
-    # All that needs jax is imported late, so that --help and mistakes in flags answer at once.
+    # What takes long to import is imported late, so that --help and mistakes in flags answer at once.
+    from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here
+
+    look_for_nothing_that_is_not_here()
     if _CONFIG.value is not None and mode != "compile":  # which touches no device
         _prepare_process(_CONFIG.value)
     config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")

@@ -1,0 +1,41 @@
+import jax
+import pytest
+
+from deit_jax.parallel import platforms
+from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here
+
+
+@pytest.fixture
+def plugins(monkeypatch):
+    """The plugins that are installed, as a list to fill; and JAX free to choose, as without JAX_PLATFORMS."""
+    found = []
+    monkeypatch.setattr(platforms, "entry_points", lambda group: found if group == "jax_plugins" else [])
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", None)
+    yield found
+    jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.parametrize("device", ["accel0", "vfio/0"])
+def test_a_tpu_host_is_left_alone(plugins, tmp_path, device):
+    (tmp_path / device).parent.mkdir(exist_ok=True)
+    (tmp_path / device).touch()
+    look_for_nothing_that_is_not_here(tmp_path)
+    assert jax.config.jax_platforms is None
+
+
+def test_a_host_with_a_plugin_or_a_choice_of_its_own_is_left_alone(plugins, tmp_path):
+    plugins.append("xla_cuda12")
+    look_for_nothing_that_is_not_here(tmp_path)
+    assert jax.config.jax_platforms is None
+    plugins.clear()
+    jax.config.update("jax_platforms", "tpu")
+    look_for_nothing_that_is_not_here(tmp_path)
+    assert jax.config.jax_platforms == "tpu"
+
+
+def test_elsewhere_jax_stays_on_the_cpu(plugins, tmp_path):
+    (tmp_path / "vfio").mkdir()
+    (tmp_path / "vfio" / "vfio").touch()  # the driver's own node is there without a device
+    look_for_nothing_that_is_not_here(tmp_path)
+    assert jax.config.jax_platforms == "cpu"
