@@ -42,6 +42,7 @@ def test_logits_are_those_of_timm(golden, timm_shapes, close, name):
         assert output.distillation_logits is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "regnety_002"])
 def test_logits_are_those_of_timm_as_installed(close, name):
     """The same against a running timm, of whatever version, in float64: skipped where there is none."""
