@@ -51,6 +51,17 @@ def endless(loader: torch.utils.data.DataLoader) -> Iterator[list[torch.Tensor]]
         yield from loader
 
 
+def wait_until_idle() -> None:
+    """Return when the workers have filled their queues: until then they would disturb what is measured next."""
+    before = processor_seconds()
+    while True:
+        time.sleep(0.5)
+        now = processor_seconds()
+        if now - before < 0.05:
+            return
+        before = now
+
+
 def main() -> None:
     folder, images, batch, copies, seed = sys.argv[1], *map(int, sys.argv[2:])
     torch.manual_seed(seed)
@@ -89,6 +100,7 @@ def main() -> None:
             if request["mix"]:
                 mixup(pixels, labels)
         seconds, used = time.perf_counter() - began, processor_seconds() - used
+        wait_until_idle()
         count = images // batch * batch
         print(json.dumps({"images_per_second": count / seconds, "processor_ms": 1000 * used / count}), flush=True)
 
