@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, differing_fields
+from deit_jax.config import ConfigError, default_config, differing_fields
 from deit_jax.evaluation.accuracy import answer_of
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.reporting import console
@@ -31,8 +32,15 @@ def claim_workdir(workdir: Path, config: ConfigDict, plan: Plan, *, class_names:
     path = workdir / "config.json"
     fields = json.loads(config.to_json_best_effort())
     if path.exists():
-        changed = differing_fields(read_config(workdir)["config"], fields)
-        changed = [name for name in changed if not name.startswith(_FREE_TO_CHANGE)]
+        recorded = read_config(workdir)["config"]
+        defaults = json.loads(default_config().to_json_best_effort())
+        changed = [
+            name
+            for name in differing_fields(recorded, fields)
+            if not name.startswith(_FREE_TO_CHANGE)
+            # A field that the version which wrote the workdir did not have yet was what is now the default.
+            and not (_value(recorded, name) is None and _value(fields, name) == _value(defaults, name))
+        ]
         if changed:
             raise ConfigError(
                 f"{workdir} holds a run of another configuration, which differs in {', '.join(changed[:5])}"
@@ -49,6 +57,14 @@ def claim_workdir(workdir: Path, config: ConfigDict, plan: Plan, *, class_names:
         "class_names": list(class_names),
     }
     write_json(path, {"config": fields, "resolved": resolved})
+
+
+def _value(fields: Mapping[str, Any], name: str) -> Any:
+    """The value behind a dotted name; None where there is none."""
+    value: Any = fields
+    for part in name.rstrip(".").split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
