@@ -35,7 +35,10 @@ def test_it_tells_what_runs_how_it_goes_and_what_came_of_it(one_device):
         "hard, alpha 0.5",
     ):
         assert fact in printed, fact
-    assert re.search(r"step 3/4 +epoch +0\.01 +loss \d\.\d{4} +lr \S+ +[\d,]+ images/s( \(\d+ % of the time waiting for data\))? +ETA \d", printed)
+    assert re.search(
+        r"step 3/4 +epoch +0\.01 +loss \d\.\d{4} +lr \S+ +[\d,]+ images/s( \(\d+ % of the time waiting for data\))? +ETA \d",
+        printed,
+    )
     for head in ("class head", "distillation head", "both, mean of logits", "both, mean of softmax"):
         assert printed.count(head) >= 4, head  # the evaluation's line and the table, raw and EMA
     results = json.loads((workdir / "results.json").read_text())
