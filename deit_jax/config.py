@@ -38,12 +38,10 @@ def default_config() -> ConfigDict:
     model.overrides = ConfigDict()  # fields of the model, by name, e.g. dict(depth=6, patch_size=4)
     model.drop_path_rate = 0.1  # stochastic depth of the last block; rates grow linearly from 0
     model.dropout_rate = 0.0  # after the position embedding, attention projection and MLP layers
-    model.attention = (
-        "xla"  # xla: written out; dot_product: jax.nn's; cudnn: its fused kernel, for bfloat16 on NVIDIA GPUs
-    )
-    model.remat = (
-        "none"  # computed again in the backward pass instead of kept: none | dots (all but matrix products) | full
-    )
+    # xla: written out; dot_product: jax.nn's; cudnn: its fused kernel, for bfloat16 on NVIDIA GPUs
+    model.attention = "xla"
+    # computed again in the backward pass instead of kept: none | dots (all but matrix products) | full
+    model.remat = "none"
     model.scan_blocks = False  # one compiled block for all: compiles faster; without remat it needs more memory
     model.fusion = "logits"  # how two heads become one: mean of "logits" (released code) or of "softmax" (paper)
 

@@ -67,6 +67,10 @@ def test_unknown_arguments_are_refused(module, argument):
         ("ema.decay", 1.1),
         ("schedule.kind", "linear"),
         ("optimizer.no_decay", ("(",)),
+        ("parallel.sharding_rules", (("(", "fsdp"),)),
+        ("parallel.sharding_rules", ((".*", "split"),)),
+        ("distillation.kl_mean", "classes"),
+        ("evaluation.protocol", "torchvision"),
         ("teacher.variables", "both"),
     ],
 )

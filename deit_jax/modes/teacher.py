@@ -74,7 +74,7 @@ def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, plat
         model = build_recorded_model(read_config(Path(config.teacher.weights)))
     else:
         model = _create(config, num_classes, image_size)
-    frozen = []
+    frozen = []  # what is no array does not come out of eval_shape
 
     def variables() -> Variables:
         initial = model.init(jax.random.key(0), jnp.zeros((1, image_size, image_size, 3)))
@@ -95,9 +95,9 @@ def _create(config: ConfigDict, num_classes: int, image_size: int) -> nn.Module:
 def _trained_teacher(config: ConfigDict, folder: Path, num_classes: int, image_size: int) -> Teacher:
     """A teacher that this project trained in `folder`; it knows its own fields."""
     record = read_config(folder)
-    trained = ConfigDict(record["config"])
-    if trained.model.name != config.teacher.name:
-        raise ConfigError(f"config.teacher.name={config.teacher.name!r}, but {folder} holds {trained.model.name!r}")
+    name = record["config"]["model"]["name"]
+    if name != config.teacher.name:
+        raise ConfigError(f"config.teacher.name={config.teacher.name!r}, but {folder} holds {name!r}")
     classes = record["resolved"]["num_classes"]
     if classes != num_classes:
         raise ConfigError(
@@ -109,5 +109,5 @@ def _trained_teacher(config: ConfigDict, folder: Path, num_classes: int, image_s
             f"the teacher in {folder} is made for {model.image_size} pixels, the student's images have {image_size}"
         )
     variables, step = load_variables(folder, config.teacher.variables)
-    description = f"{trained.model.name}, {config.teacher.variables} weights of {folder} after step {step}"
+    description = f"{name}, {config.teacher.variables} weights of {folder} after step {step}"
     return freeze(model, variables, description, compute_dtype=compute_dtype(config))

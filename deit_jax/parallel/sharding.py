@@ -12,9 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deit_jax.parallel.mesh import BATCH_AXES, FSDP_AXIS
 
-Rules = Sequence[
-    tuple[str, str]
-]  # (regular expression over a leaf's name, "fsdp" or "replicate"); the first that matches holds
+# (regular expression over a leaf's name, "fsdp" or "replicate"); the first that matches holds
+Rules = Sequence[tuple[str, str]]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

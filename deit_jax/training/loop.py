@@ -84,10 +84,12 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
         pace, scores, pending, metrics = Pace(), None, None, None
         on_mesh = one_ahead(put_batch(mesh, batch) for batch in host_batches)
         batches = pace.waiting(on_mesh, lambda: metrics is None or metrics["loss"].is_ready())
-        profile = Profile(workdir / "profile", start + config.log.profile_after, config.log.profile_steps)
-        with MetricsWriter(
-            workdir, start_step=start, tensorboard=config.log.tensorboard, silent=not is_main_process()
-        ) as writer:
+        with (
+            MetricsWriter(
+                workdir, start_step=start, tensorboard=config.log.tensorboard, silent=not is_main_process()
+            ) as writer,
+            Profile(workdir / "profile", start + config.log.profile_after, config.log.profile_steps) as profile,
+        ):
 
             def write_pending() -> None:
                 nonlocal pending

@@ -26,7 +26,7 @@ class MisfitError(WeightsError):
 
 
 def listed(names: Iterable[str]) -> str:
-    """ "3 (a, b, c)"; of a long list only the first names."""
+    """How many and which: "3 (a, b, c)"; of a long list only the first names."""
     names = list(names)
     more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"{len(names)} ({', '.join(map(shown, names[:_SHOWN]))}{more})"

@@ -56,10 +56,10 @@ def to_variables(tensors: Tensors) -> dict[str, Any]:
     return flax.traverse_util.unflatten_dict({_our_path(name): _our_axes(name, tensors[name]) for name in tensors})
 
 
-def from_variables(variables: Any) -> Tensors:
-    """Tensors under timm's names, float32, from our variables."""
+def from_variables(variables: Any, dtype: Any = np.float32) -> Tensors:
+    """Tensors under timm's names from our variables, as `dtype`; None keeps each leaf's."""
     flat = flax.traverse_util.flatten_dict(variables)
-    return {_timm_name(path): _timm_axes(path, np.asarray(leaf, np.float32)) for path, leaf in flat.items()}
+    return {_timm_name(path): _timm_axes(path, np.asarray(leaf, dtype)) for path, leaf in flat.items()}
 
 
 def expected_tensors(model: nn.Module) -> Tensors:

@@ -12,7 +12,7 @@ from deit_jax.training.checkpointing import CheckpointError, load_variables
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
 from deit_jax.weights import WeightsError, load_weights
-from tests.tiny import tiny_config, tiny_teacher_config
+from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -20,15 +20,6 @@ def trained(tmp_path_factory):
     """The workdir of a tiny distilled DeiT trained for two steps."""
     workdir = tmp_path_factory.mktemp("student")
     train(tiny_config(train__max_steps=2), workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def trained_teacher(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("teacher")
-    config = tiny_teacher_config()
-    config.train.max_steps = 1
-    train(config, workdir)
     return workdir
 
 

@@ -7,16 +7,6 @@ from deit_jax.training.state import count_parameters
 from tests.tiny import STUDENT, tiny_config, tiny_teacher_config
 
 
-@pytest.fixture(scope="module")
-def trained_teacher(tmp_path_factory):
-    """The workdir of a small RegNetY trained for one step."""
-    workdir = tmp_path_factory.mktemp("teacher")
-    config = tiny_teacher_config()
-    config.train.max_steps = 1
-    train(config, workdir)
-    return workdir
-
-
 def test_a_teacher_comes_from_the_workdir_with_the_shape_it_was_trained_in(trained_teacher, tmp_path):
     config = tiny_config(teacher__weights=str(trained_teacher))
     with config.unlocked():

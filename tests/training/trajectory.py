@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import re
 import types
 import zlib
 from collections.abc import Callable, Iterator
@@ -35,7 +34,8 @@ from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.training import schedules
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import Teacher, build_program
-from tests.models.timm_names import our_layout, our_name, timm_tensor
+from deit_jax.weights import timm
+from tests.models.timm_names import timm_tensor
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "trajectory.npz"
 STEPS, IMAGES, CLASSES = 100, 128, 10
@@ -120,50 +120,30 @@ def initial_params(config: ConfigDict, plan: Plan) -> Any:
     """The student's parameters before the first step."""
     model = create_model(config.model.name, CLASSES, plan.image_size, **config.model.overrides)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, plan.image_size, plan.image_size, 3)))
-    return filled(shapes["params"], initial_tensor)
+    return filled(shapes, initial_tensor)["params"]
 
 
 def frozen_teacher(image_size: int, dtype: Any) -> Teacher:
     """RegNetY-200MF with weights by formula."""
     model = create_model(TEACHER, CLASSES, dtype=dtype)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, image_size, image_size, 3)))
-    variables = {collection: filled(tree, teacher_tensor) for collection, tree in shapes.items()}
+    variables = filled(shapes, teacher_tensor)
     return Teacher(model, jax.tree.map(lambda leaf: leaf.astype(dtype), variables), "weights by formula")
 
 
 # --- timm's names ------------------------------------------------------------------------------------------------------------
 
 
-def timm_name(path: tuple[Any, ...]) -> str:
-    """timm's name of our variable, from its tree path without the collection's name."""
-    *parts, leaf = (part.key for part in path)
-    leaf = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}.get(leaf, leaf)
-    return ".".join([re.sub(r"^blocks_(\d+)$", r"blocks.\1", part) for part in parts] + [leaf])
-
-
-def timm_layout(name: str, array: np.ndarray) -> np.ndarray:
-    """Our array in timm's axes: dense (in, out) to (out, in), convolutions HWIO to OIHW."""
-    if name.endswith("weight") and array.ndim == 4:
-        return array.transpose(3, 2, 0, 1)
-    return array.T if name.endswith("weight") and array.ndim == 2 else array
-
-
-def to_timm(tree: Any) -> Arrays:
-    """The leaves of a collection of ours by timm's names, in timm's layout."""
-    leaves = ((timm_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(tree)))
-    return {name: np.ascontiguousarray(timm_layout(name, leaf)) for name, leaf in leaves}
+def to_timm(params: Any) -> Arrays:
+    """Our parameters by timm's names, in timm's layout and in their own type."""
+    tensors = timm.from_variables({"params": jax.device_get(params)}, dtype=None)
+    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
 
 
 def filled(shapes: Any, formula: Callable[[str, tuple[int, ...]], np.ndarray]) -> Any:
-    """A collection of ours (with leaves that have a shape), its tensors written by a formula of timm's name and shape."""
-
-    def fill(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
-        name = timm_name(path)
-        shape = timm_layout(name, np.broadcast_to(np.float32(0), leaf.shape)).shape
-        assert our_name(name, len(shape))[1:] == tuple(part.key for part in path), name
-        return np.ascontiguousarray(our_layout(name, formula(name, shape)))
-
-    return jax.tree_util.tree_map_with_path(fill, shapes)
+    """Variables of ours (given as leaves that have a shape), their tensors written by a formula of timm's name and shape."""
+    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+    return timm.to_variables({name: formula(name, like.shape) for name, like in timm.from_variables(zeros).items()})
 
 
 # --- Our side ----------------------------------------------------------------------------------------------------------------
