@@ -148,6 +148,9 @@ def default_config() -> ConfigDict:
     config.log = log = ConfigDict()
     log.every_steps = 50
     log.tensorboard = True
+    # Of one device in the type computed in, for the MFU; None: the published bfloat16 peak of chips that are listed
+    # (parallel/topologies.py), no MFU on others.
+    log.peak_tflops = placeholder(float)
     log.profile_steps = 0  # steps whose profile is written to WORKDIR/profile; 0: none
     log.profile_after = 10  # steps of this start that pass before
 
@@ -213,6 +216,7 @@ _BOUNDS = {
     "checkpoint.every_steps": (1, None),
     "checkpoint.keep": (1, None),
     "log.every_steps": (1, None),
+    "log.peak_tflops": (1e-12, None),
     "log.profile_steps": (0, None),
     "log.profile_after": (1, None),
     "parallel.fsdp": (1, None),

@@ -124,6 +124,18 @@ _A100_TARGET = _target(
 TOPOLOGIES = _all()
 
 
+# What JAX calls the devices, in part.
+_KINDS = (
+    ("TPU v4", V4), ("TPU v5 lite", V5E), ("TPU v5e", V5E), ("TPU v5p", V5P), ("TPU v5", V5P), ("TPU v6 lite", V6E),
+    ("TPU v6e", V6E), ("H100", H100), ("A100", A100),
+)  # fmt: skip
+
+
+def find_chip(device_kind: str) -> Chip | None:
+    """The chip that JAX calls `device_kind` (`jax.Device.device_kind`); None for one that is not listed here, as a CPU."""
+    return next((chip for name, chip in _KINDS if name in device_kind), None)
+
+
 def find_topology(name: str) -> Topology:
     """The topology of that name. Raises UserError, with all names and the nearest first, if there is none."""
     if name not in TOPOLOGIES:

@@ -12,13 +12,16 @@ from ml_collections import ConfigDict
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
 from deit_jax.evaluation.run import Evaluator
+from deit_jax.models.flops import train_flops
 from deit_jax.parallel.distributed import is_main_process, wait_for_all
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
+from deit_jax.parallel.topologies import find_chip
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import MetricsWriter, write_json
 from deit_jax.reporting.pace import Pace
 from deit_jax.reporting.profile import Profile
+from deit_jax.reporting.speed import Speed
 from deit_jax.training.announcement import describe
 from deit_jax.training.checkpointing import Checkpoints
 from deit_jax.training.plan import Plan, resolve
@@ -82,6 +85,12 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
             warn=console.warn,
         )
         pace, scores, pending, metrics = Pace(), None, None, None
+        speed = Speed(
+            batch_size=config.train.batch_size,
+            num_devices=mesh.size,
+            flops=train_flops(program.model, None if teacher is None else teacher.model, plan.image_size),
+            peak_flops=peak_flops(config, mesh.devices.flat[0]),
+        )
         on_mesh = one_ahead(put_batch(mesh, batch) for batch in host_batches)
         batches = pace.waiting(on_mesh, lambda: metrics is None or metrics["loss"].is_ready())
         with (
@@ -94,7 +103,7 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
             def write_pending() -> None:
                 nonlocal pending
                 if pending is not None:
-                    log_step(writer, config, plan, *pending)
+                    log_step(writer, plan, *pending, speed)
                     pending = None
 
             for step, batch in enumerate(batches, start + 1):
@@ -147,22 +156,29 @@ def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
         previous = following
 
 
+def peak_flops(config: ConfigDict, device: jax.Device) -> float | None:
+    """The configured peak FLOP/s of a device, else the published one of its kind, else None."""
+    if config.log.peak_tflops is not None:
+        return config.log.peak_tflops * 1e12
+    chip = find_chip(device.device_kind)
+    return None if chip is None else chip.peak_flops
+
+
 def log_step(
     writer: MetricsWriter,
-    config: ConfigDict,
     plan: Plan,
     step: int,
     metrics: dict[str, jax.Array],
     seconds_per_step: float | None,
     data_wait: float | None,
+    speed: Speed,
 ) -> None:
     """Write a step's metrics to the files and the console; without a pace (the first step) no speed is told."""
     values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
     values["epoch"] = step / plan.steps_per_epoch
-    if seconds_per_step is not None:
-        values["images_per_second"] = config.train.batch_size / seconds_per_step
-        values["images_per_second_per_device"] = values["images_per_second"] / jax.device_count()
-        values["data_wait"] = data_wait
+    rates = None if seconds_per_step is None else speed.metrics(seconds_per_step)
+    if rates is not None:
+        values |= rates | {"data_wait": data_wait}
     writer.write(step, values)
     console.progress(
         step=step,
@@ -170,7 +186,7 @@ def log_step(
         epoch=values["epoch"],
         loss=values["train/loss"],
         learning_rate=values["train/learning_rate"],
-        images_per_second=values.get("images_per_second"),
+        speed=rates,
         data_wait=data_wait,
         eta=None if seconds_per_step is None else seconds_per_step * (plan.total_steps - step),
     )
