@@ -159,6 +159,9 @@ def default_config() -> ConfigDict:
     # (regular expression over "/"-joined names of the state, "fsdp" or "replicate"); the first that matches holds
     parallel.sharding_rules = ((".*", "fsdp"),)
     parallel.fsdp_min_size = 4096  # values; smaller arrays are replicated
+    parallel.xla_options = (
+        ""  # "name=value,name=value": of XLA for the train step, over those of parallel/xla_options.py
+    )
     parallel.compilation_cache = "~/.cache/deit_jax"  # folder of compiled programs, which later runs take; "": none
     parallel.keep_host_memory = True  # CPU: with glibc, keep freed step buffers mapped
 

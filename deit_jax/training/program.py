@@ -17,6 +17,7 @@ from deit_jax.models import create_model
 from deit_jax.models.folding import fold_batch_norm
 from deit_jax.models.grouped_conv import implementation_for
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
+from deit_jax.parallel.xla_options import xla_options
 from deit_jax.reporting import console
 from deit_jax.training.losses import DistillationLoss
 from deit_jax.training.optimizer import make_optimizer
@@ -155,6 +156,7 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
             donate_argnums=0,
             in_shardings=(sharding, replicated(mesh), split_rows(mesh)),
             out_shardings=(sharding, replicated(mesh)),
+            compiler_options=xla_options(mesh, config.parallel.xla_options),
         ),
         mesh=mesh,
         seed=config.seed,
