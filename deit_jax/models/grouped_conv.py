@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -9,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.sharding import Mesh, PartitionSpec
 
 IMPLEMENTATIONS = ("auto", "native", "packed")
 
@@ -16,13 +19,24 @@ IMPLEMENTATIONS = ("auto", "native", "packed")
 _PACK_CHANNELS = 64
 
 
+@dataclasses.dataclass(frozen=True)
+class PerDevice:
+    """An implementation: "native" on each device's rows by themselves, the batch being split over all axes of `mesh`.
+
+    Left to itself XLA gathers the batch and has every device convolve all of it (openxla/xla#47945, open in November 2026; not
+    on TPU, whose compiler takes groups apart before it splits the program).
+    """
+
+    mesh: Mesh
+
+
 class GroupedConv(nn.Module):
     """3x3 (or any size) convolution without bias, zero-padded on both sides as in PyTorch: [B, H, W, C] to [B, H/s, W/s, F].
 
     The parameter is `kernel`, float32[k, k, C / groups, F], as of `nn.Conv`. `implementation`: "native" is XLA's own grouped
     convolution; "packed" computes packs of groups as dense convolutions with block-diagonal kernels, which on CPU is faster by
-    far, most of all backwards, where XLA's runs on one core; "auto" is `implementation_for` the default device's platform. Equal
-    up to the order of float additions.
+    far, most of all backwards, where XLA's runs on one core; "auto" is `implementation_for` the default device's platform; or
+    `PerDevice`. Equal up to the order of float additions.
     """
 
     features: int
@@ -30,7 +44,7 @@ class GroupedConv(nn.Module):
     stride: int
     groups: int
     kernel_init: nn.initializers.Initializer
-    implementation: str = "auto"
+    implementation: str | PerDevice = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -41,6 +55,11 @@ class GroupedConv(nn.Module):
         implementation = self.implementation
         if implementation == "auto":
             implementation = implementation_for(jax.default_backend())
+        if isinstance(implementation, PerDevice):
+            # Rows that do not divide among the devices (one, to initialise) are nobody's training step.
+            split = self.groups > 1 and x.shape[0] % implementation.mesh.size == 0
+            convolve = _split_over(implementation.mesh) if split else _convolve
+            return convolve(x, kernel, self.stride, self.groups)
         if self.groups == 1 or implementation == "native":
             return _convolve(x, kernel, self.stride, self.groups)
         size = _groups_in_a_pack(self.groups, x.shape[-1] // self.groups)
@@ -57,6 +76,15 @@ def implementation_for(platform: str) -> str:
     return "packed" if platform == "cpu" else "native"
 
 
+def suited_to(model: nn.Module, mesh: Mesh) -> nn.Module:
+    """`model`, with what it leaves open ("auto") chosen for batches split over `mesh`, whose devices need not be here."""
+    if getattr(model, "grouped_conv", None) != "auto":
+        return model
+    platform = mesh.devices.flat[0].platform
+    several_gpus = platform == "gpu" and mesh.size > 1
+    return model.clone(grouped_conv=PerDevice(mesh) if several_gpus else implementation_for(platform))
+
+
 def block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
     """The dense kernel [k, k, groups * I, F] that computes what the grouped kernel [k, k, I, F] does."""
     kernel = rearrange(kernel, "h w i (g o) -> h w i g o", g=groups)
@@ -67,6 +95,16 @@ def block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
 def _groups_in_a_pack(groups: int, group_width: int) -> int:
     wanted = math.ceil(_PACK_CHANNELS / group_width)
     return next((n for n in range(min(wanted, groups), groups + 1) if groups % n == 0), groups)
+
+
+def _split_over(mesh: Mesh) -> Any:
+    rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+
+    def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
+        local = functools.partial(_convolve, stride=stride, groups=groups)
+        return jax.shard_map(local, mesh=mesh, in_specs=(rows, whole), out_specs=rows)(x, kernel)
+
+    return convolve
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
