@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import importlib.metadata
@@ -186,7 +187,7 @@ class Step:
         roof = program_report.roofline(
             self.topology.chip,
             flops=flops.total * batch_size / self.mesh.size,
-            bytes_accessed=accessed or 0.0,
+            bytes_accessed=accessed,
             bytes_sent=sum(collective.sent for collective in collectives),
         )
         capacity = self.topology.chip.memory
@@ -220,12 +221,16 @@ class Step:
             "batch_per_device": size // self.mesh.size,
             "batch_shared_by_hosts": (size // plan.order.block_size) % hosts == 0,
             "flops_per_image": {"student": flops.student, "teacher": flops.teacher},
-            "versions": {name: _version(name) for name in ("jax", "jaxlib", "libtpu")},
+            "versions": _versions(
+                "jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt", "nvidia-cuda-nvcc-cu12"
+            ),
         }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

@@ -110,11 +110,10 @@ def collectives_of(text: str, num_devices: int) -> list[Collective]:
         if " while(" in line:
             loops.update(called)
         if match := _COLLECTIVE.search(line):
-            kind, sizes = match["kind"], [_bytes(*shape) for shape in _SHAPE.findall(match["shape"])]
-            if match["start"] and kind == "all-gather":  # operands, then results
-                sizes = sizes[len(sizes) // 2 :]
-            if match["start"] and kind == "collective-permute":  # operand, result, perhaps two counters
-                sizes = sizes[1:2]
+            kind, shape = match["kind"], match["shape"]
+            if match["start"] and kind != "all-reduce":  # (operands, results, perhaps counters)
+                shape = _parts(shape)[1]
+            sizes = [_bytes(*item) for item in _SHAPE.findall(shape)]
             # TPU's way to say it: a fusion that reduces, then slices.
             if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
                 kind, sizes = "reduce-scatter", [sum(sizes) // _group_size(line, num_devices)]
@@ -128,11 +127,29 @@ def _bytes(kind: str, dimensions: str) -> int:
     return math.prod(int(size) for size in dimensions.split(",") if size) * bits // 8
 
 
+def _parts(shape: str) -> list[str]:
+    """The elements of a tuple's shape, nested ones whole: "((f32[2], s8[4]), u32[])" has two."""
+    parts, depth = [""], 0
+    for character in shape[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
 def _group_size(line: str, num_devices: int) -> int:
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return len(match[1].split(","))
+    if match := re.search(
+        r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line
+    ):  # named axes, or parts of them: 'a':(before)size
+        sizes = dict(re.findall(r"('\w+')=(\d+)", match[1]))
+        axes = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", match[2])
+        return math.prod(int(part or sizes[name]) for name, part in axes)
     return num_devices
 
 
@@ -166,28 +183,33 @@ class Roofline:
     """Seconds of a step, for each thing that a device does, at its published peak rate."""
 
     compute: float
-    memory: float
+    memory: float | None  # None: the compiler does not tell what is read and written
     links: float
 
     @property
     def bound(self) -> float:
-        """If all three go on at the same time, the longest of them."""
-        return max(self.compute, self.memory, self.links)
+        """If all that is known goes on at the same time, the longest of it."""
+        return max(self._known().values())
 
     @property
     def limit(self) -> str:
-        """Which of the three that is."""
-        return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
+        """Which of them that is: "compute", "memory" or "links"."""
+        known = self._known()
+        return max(known, key=known.__getitem__)
 
     @property
     def in_turn(self) -> float:
         """If they go on one after another."""
-        return self.compute + self.memory + self.links
+        return sum(self._known().values())
+
+    def _known(self) -> dict[str, float]:
+        return {name: seconds for name, seconds in vars(self).items() if seconds is not None}
 
 
-def roofline(chip: Chip, *, flops: float, bytes_accessed: float, bytes_sent: float) -> Roofline:
-    """The roofline of a program that does these on one device."""
-    return Roofline(flops / chip.peak_flops, bytes_accessed / chip.memory_bandwidth, bytes_sent / chip.link_bandwidth)
+def roofline(chip: Chip, *, flops: float, bytes_accessed: float | None, bytes_sent: float) -> Roofline:
+    """The roofline of a program that does these on one device; bytes accessed may not be known."""
+    memory = None if bytes_accessed is None else bytes_accessed / chip.memory_bandwidth
+    return Roofline(flops / chip.peak_flops, memory, bytes_sent / chip.link_bandwidth)
 
 
 def bytes_accessed(executable: Any) -> float | None:

@@ -77,7 +77,7 @@ def _all() -> dict[str, Topology]:
             found.append(Topology(f"{kind}-{rows * columns}", chip, rows * columns, "tpu", arguments))
     for kind, chip, target in (("h100", H100, _H100_TARGET), ("a100", A100, _A100_TARGET)):
         for count in (1, 2, 4, 8):
-            arguments = {"topology": f"1x{count}x1", "target_config": target}  # processes x devices x slices
+            arguments = {"topology": f"1x1x{count}", "target_config": target}  # slices x processes x devices
             found.append(Topology(f"{kind}-{count}", chip, count, "cuda", arguments))
     return {topology.name: topology for topology in found}
 
