@@ -26,6 +26,7 @@ from deit_jax.parallel.batch_search import Attempt, largest_batch, summarize_sea
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated, split_rows
 from deit_jax.parallel.topologies import Topology, find_topology
+from deit_jax.parallel.traffic import bytes_in_text
 from deit_jax.reporting import console
 from deit_jax.reporting.compiled_step import show
 from deit_jax.reporting.metrics import write_json
@@ -182,8 +183,10 @@ class Step:
             "batch": batch,
         }
         memory = program_report.memory_of(compiled.executable, kinds)
-        collectives = program_report.collectives_of(compiled.executable.as_text(), self.mesh.size)
-        accessed = program_report.bytes_accessed(compiled.executable)
+        text = compiled.executable.as_text()
+        collectives = program_report.collectives_of(text, self.mesh.size)
+        told = program_report.bytes_accessed(compiled.executable)
+        accessed = bytes_in_text(text) if told is None else told
         roof = program_report.roofline(
             self.topology.chip,
             flops=flops.total * batch_size / self.mesh.size,
@@ -195,6 +198,7 @@ class Step:
             "fits": memory.total <= capacity,
             "memory": memory.by_kind() | {"capacity": capacity},
             "bytes_accessed": accessed,
+            "bytes_accessed_from": "text" if told is None else "compiler",
             "collectives": program_report.summarize_collectives(collectives),
             "roofline": dataclasses.asdict(roof) | {"bound": roof.bound, "in_turn": roof.in_turn, "limit": roof.limit},
             "images_per_second_bound": batch_size / roof.bound,

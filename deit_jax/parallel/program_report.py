@@ -20,7 +20,7 @@ _ITEM_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
 _NAMES = "|".join(sorted(COLLECTIVES, key=len, reverse=True))
 _COLLECTIVE = re.compile(rf"= (?P<shape>.*?) (?P<kind>{_NAMES})(?P<start>-start)?\(")
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
+COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
@@ -100,7 +100,7 @@ def collectives_of(text: str, num_devices: int) -> list[Collective]:
     """The collectives of an optimised HLO module in text form (`executable.as_text()`); asynchronous ones count once."""
     found, calls, loops, computation = [], {}, set(), ""
     for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
+        if match := COMPUTATION.match(line):
             computation = match[1]
             continue
         called = _CALLED.findall(line)
@@ -113,13 +113,18 @@ def collectives_of(text: str, num_devices: int) -> list[Collective]:
             kind, shape = match["kind"], match["shape"]
             if match["start"] and kind != "all-reduce":  # (operands, results, perhaps counters)
                 shape = _parts(shape)[1]
-            sizes = [_bytes(*item) for item in _SHAPE.findall(shape)]
+            size = shape_bytes(shape)
             # TPU's way to say it: a fusion that reduces, then slices.
             if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
-                kind, sizes = "reduce-scatter", [sum(sizes) // _group_size(line, num_devices)]
-            found.append((computation, kind, sum(sizes), _group_size(line, num_devices)))
+                kind, size = "reduce-scatter", size // _group_size(line, num_devices)
+            found.append((computation, kind, size, _group_size(line, num_devices)))
     looped = _reachable(loops, calls)
     return [Collective(kind, size, group, where in looped) for where, kind, size, group in found]
+
+
+def shape_bytes(shape: str) -> int:
+    """Bytes of a shape in an HLO module's text, such as "(bf16[16,8]{1,0}, s32[])"."""
+    return sum(_bytes(*item) for item in _SHAPE.findall(shape))
 
 
 def _bytes(kind: str, dimensions: str) -> int:
@@ -183,33 +188,28 @@ class Roofline:
     """Seconds of a step, for each thing that a device does, at its published peak rate."""
 
     compute: float
-    memory: float | None  # None: the compiler does not tell what is read and written
+    memory: float
     links: float
 
     @property
     def bound(self) -> float:
-        """If all that is known goes on at the same time, the longest of it."""
-        return max(self._known().values())
+        """If all three go on at the same time, the longest of them."""
+        return max(self.compute, self.memory, self.links)
 
     @property
     def limit(self) -> str:
-        """Which of them that is: "compute", "memory" or "links"."""
-        known = self._known()
-        return max(known, key=known.__getitem__)
+        """Which of the three that is."""
+        return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
 
     @property
     def in_turn(self) -> float:
         """If they go on one after another."""
-        return sum(self._known().values())
-
-    def _known(self) -> dict[str, float]:
-        return {name: seconds for name, seconds in vars(self).items() if seconds is not None}
+        return self.compute + self.memory + self.links
 
 
-def roofline(chip: Chip, *, flops: float, bytes_accessed: float | None, bytes_sent: float) -> Roofline:
-    """The roofline of a program that does these on one device; bytes accessed may not be known."""
-    memory = None if bytes_accessed is None else bytes_accessed / chip.memory_bandwidth
-    return Roofline(flops / chip.peak_flops, memory, bytes_sent / chip.link_bandwidth)
+def roofline(chip: Chip, *, flops: float, bytes_accessed: float, bytes_sent: float) -> Roofline:
+    """The roofline of a program that does these on one device."""
+    return Roofline(flops / chip.peak_flops, bytes_accessed / chip.memory_bandwidth, bytes_sent / chip.link_bandwidth)
 
 
 def bytes_accessed(executable: Any) -> float | None:

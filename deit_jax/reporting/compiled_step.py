@@ -10,16 +10,18 @@ from deit_jax.reporting import console
 
 _GIB = 2**30
 
-COMPUTE_ASSUMED = "compute: model FLOPs at the published bfloat16 peak; nothing for augmentation, optimizer and what is computed twice"
-MEMORY_ASSUMED = (
-    "memory: the compiler's estimate of bytes read and written, at the published bandwidth; it counts loop bodies once, and what "
-    "stays on the chip too, so that it errs on either side"
+ASSUMPTIONS = (
+    "compute: model FLOPs at the published bfloat16 peak; nothing for augmentation, optimizer and what is computed twice",
+    "memory: {estimate} of bytes read and written, at the published bandwidth; it counts loop bodies once, and what stays on the "
+    "chip too, so that it errs on either side",
+    "links: a ring over all links of a device at their published rate, loop bodies counted once; no other network",
+    "the step takes the longest of the three, as if they overlapped completely",
 )
-MEMORY_UNKNOWN = "memory: this compiler does not tell what a program reads and writes, so that it is left out, and a step may well take longer"
-LINKS_ASSUMED = (
-    "links: a ring over all links of a device at their published rate, loop bodies counted once; no other network"
-)
-OVERLAP_ASSUMED = "the step takes the longest of those that are known, as if they overlapped completely"
+# By report["bytes_accessed_from"].
+ESTIMATES = {
+    "compiler": "the compiler's estimate",
+    "text": "an estimate, counted kernel by kernel in the program's text because this compiler does not tell,",
+}
 CANNOT_TELL = (
     "how long a step takes: nothing is run, and real steps take longer than the roofline's",
     "whether hosts decode images fast enough",
@@ -72,20 +74,17 @@ def show(report: Mapping[str, Any], topology: Topology) -> None:
     }
     console.announce("Collectives", exchanges or {"none": "nothing is exchanged"})
     roof = report["roofline"]
-    known = report["bytes_accessed"] is not None
-    times = {name: f"{roof[name] * 1e3:8.2f} ms" for name in ("compute", "memory", "links") if roof[name] is not None}
-    if known:
-        times["memory"] += f" ({report['bytes_accessed'] / report['batch_per_device'] / 1e6:,.0f} MB an image)"
-    else:
-        times["memory"] = "not told by this compiler, and not in the figures below"
+    times = {name: f"{roof[name] * 1e3:8.2f} ms" for name in ("compute", "memory", "links")}
+    times["memory"] += f" ({report['bytes_accessed'] / report['batch_per_device'] / 1e6:,.0f} MB an image)"
     flops = (student + teacher) * report["batch_per_device"] / topology.chip.peak_flops
     times["a step"] = (
         f"{roof['bound'] * 1e3:8.2f} ms, by {roof['limit']}: {report['images_per_second_bound']:,.0f} images/s and "
         f"{100 * flops / roof['bound']:.0f} % of peak FLOP/s at best; one after another {roof['in_turn'] * 1e3:.2f} ms"
     )
     console.announce("Roofline: time of a step at peak rates", times)
-    assumed = (COMPUTE_ASSUMED, MEMORY_ASSUMED if known else MEMORY_UNKNOWN, LINKS_ASSUMED, OVERLAP_ASSUMED)
-    console.announce("Assumed", {str(i): text for i, text in enumerate(assumed, 1)})
+    estimate = ESTIMATES[report["bytes_accessed_from"]]
+    assumed = {str(i): text.format(estimate=estimate) for i, text in enumerate(ASSUMPTIONS, 1)}
+    console.announce("Assumed", assumed)
     gpu = (GPU_CANNOT_TELL,) if topology.platform == "cuda" else ()
     console.announce(
         "What such a compilation cannot tell", {str(i): text for i, text in enumerate(CANNOT_TELL + gpu, 1)}

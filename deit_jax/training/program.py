@@ -109,6 +109,7 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
         config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
     )
     model = suited_to(model, mesh)
+    _check_attention(model, plan, mesh)
     schedule = cosine_schedule(
         peak=plan.peak_learning_rate,
         warmup=config.schedule.warmup_learning_rate,
@@ -154,3 +155,20 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
         seed=config.seed,
         _init=jax.jit(init, out_shardings=sharding),
     )
+
+
+def _check_attention(model: nn.Module, plan: Plan, mesh: Mesh) -> None:
+    """Refuse at once what JAX would refuse of cuDNN's attention while it traces the step."""
+    if getattr(model, "attention", None) != "cudnn":
+        return
+    tokens = (plan.image_size // model.patch_size) ** 2 + 1 + model.distilled
+    for wrong, what in (
+        (mesh.devices.flat[0].platform != "gpu", f"the devices are {mesh.devices.flat[0].platform}s"),
+        (plan.compute_dtype != "bfloat16", f"config.compute_dtype is {plan.compute_dtype}"),
+        (tokens % 2, f"this model has {tokens} tokens"),
+    ):
+        if wrong:
+            raise ConfigError(
+                "config.model.attention=cudnn trains on NVIDIA GPUs, in bfloat16, with an even number of tokens alone, "
+                f"and {what}: take xla or dot_product"
+            )

@@ -129,6 +129,3 @@ def test_roofline():
     least = roofline(chip, flops=300, bytes_accessed=40, bytes_sent=2)
     assert (least.compute, least.memory, least.links) == pytest.approx((3, 4, 2))
     assert (least.bound, least.limit, least.in_turn) == (pytest.approx(4), "memory", pytest.approx(9))
-    least = roofline(chip, flops=300, bytes_accessed=None, bytes_sent=2)  # a compiler that does not tell
-    assert least.memory is None
-    assert (least.bound, least.limit, least.in_turn) == (pytest.approx(3), "compute", pytest.approx(5))
