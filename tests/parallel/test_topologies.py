@@ -11,6 +11,7 @@ def test_names_count_as_the_clouds_do():
     assert find_topology("v5p-128").arguments["topology_name"] == "v5:4x4x4"
     assert {f"{kind}-{count}" for kind in ("v5e", "v6e") for count in (4, 8, 16, 32, 64, 128, 256)} <= set(TOPOLOGIES)
     assert {"h100-1", "h100-8", "a100-1", "a100-8", "v5p-8"} <= set(TOPOLOGIES)
+    assert find_topology("h100-8").arguments["topology"] == "1x1x8"  # one machine of eight
 
 
 def test_an_unknown_name_is_answered_with_all_names_the_nearest_first():
