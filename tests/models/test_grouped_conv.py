@@ -17,23 +17,35 @@ from deit_jax.parallel.mesh import make_mesh
 def images():
     return {
         channels: np.random.RandomState(channels).normal(size=(2, 7, 9, channels)).astype(np.float32)
-        for channels in (24, 48)
+        for channels in (3, 24, 40, 48)
     }
 
 
-# Groups and widths that pack evenly, by a larger divisor, and only all together; odd sides.
+# One group, as many as one pack, packs of which the last is narrower, and groups that go alone; three channels; odd sides.
 @pytest.mark.parametrize("implementation", ["native", "packed", "auto"])
-@pytest.mark.parametrize(("channels", "groups", "stride"), [(24, 1, 2), (48, 6, 1), (48, 3, 2), (24, 24, 2)])
+@pytest.mark.parametrize(
+    ("channels", "groups", "stride", "size"),
+    [
+        (24, 1, 2, 3),
+        (3, 1, 2, 3),
+        (24, 1, 1, 1),
+        (24, 1, 2, 1),
+        (24, 24, 2, 3),
+        (48, 6, 1, 3),
+        (40, 5, 2, 3),
+        (48, 2, 1, 3),
+    ],
+)
 def test_every_implementation_is_the_grouped_convolution_of_linen(
-    close, images, channels, groups, stride, implementation
+    close, images, channels, groups, stride, size, implementation
 ):
     x = images[channels]
     features = 2 * channels
-    kernel = np.random.RandomState(0).normal(size=(3, 3, channels // groups, features)).astype(np.float32)
+    kernel = np.random.RandomState(0).normal(size=(size, size, channels // groups, features)).astype(np.float32)
     make = {"kernel_init": conv_init(groups)}
-    ours = GroupedConv(features, 3, stride, groups, implementation=implementation, **make)
-    padding = ((1, 1), (1, 1))
-    linen = nn.Conv(features, (3, 3), stride, padding, feature_group_count=groups, use_bias=False, **make)
+    ours = GroupedConv(features, size, stride, groups, implementation=implementation, **make)
+    padding = ((size // 2, size // 2), (size // 2, size // 2))
+    linen = nn.Conv(features, (size, size), stride, padding, feature_group_count=groups, use_bias=False, **make)
 
     def value_and_gradients(module, kernel, x):
         outputs, pull = jax.vjp(lambda kernel, x: module.apply({"params": {"kernel": kernel}}, x), kernel, x)
