@@ -145,8 +145,10 @@ def run(argv: Sequence[str]) -> None:
     match mode:
         case "train":
             from deit_jax.modes.train import train
+            from deit_jax.parallel.distributed import lost_processes_told
 
-            train(config, workdir)
+            with lost_processes_told():
+                train(config, workdir)
         case "eval":
             from deit_jax.modes.evaluate import evaluate
 
@@ -186,13 +188,17 @@ def main() -> None:
     try:
         app.run(run, flags_parser=parse)
     except UserError as error:
-        _leave(f"error: {error}", error.exit_status)
+        _leave(f"error: {error}", error.exit_status, together=False)
     except Stopped as stopped:
         _leave(str(stopped), stopped.exit_status)
     except KeyboardInterrupt:
         _leave("interrupted before anything was to be saved", 128 + signal.SIGINT)
 
 
-def _leave(line: str, status: int) -> None:
+def _leave(line: str, status: int, *, together: bool = True) -> None:
     print(line, file=sys.stderr, flush=True)
+    if not together and "deit_jax.parallel.distributed" in sys.modules:
+        from deit_jax.parallel.distributed import leave_at_once
+
+        leave_at_once(status)
     sys.exit(status)

@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -315,7 +316,7 @@ def _stream(
         for _ in range(steps):
             batch, bad = empty(), []
             for _ in range(chunks):
-                bad += _put(next(reader), batch)
+                bad += _put(_next(reader), batch)
             if replacements is not None:
                 replacements.add(bad)
             yield batch
@@ -326,6 +327,19 @@ def _stream(
         if num_workers:
             del reader
             gc.collect()
+
+
+def _next(reader: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return next(reader)
+    except RuntimeError as error:
+        ended = re.match(r"Worker process was terminated unexpectedly with (exit code \S+\d)", str(error))
+        if ended is None:
+            raise
+        raise DataError(
+            f"a process that reads images has ended ({ended[1]}; -9 is often a lack of memory): run the command again, with "
+            "fewer of them (config.data.num_workers) if that recurs"
+        ) from error
 
 
 def _put(chunk: dict[str, Any], batch: Batch) -> list[str]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +19,19 @@ from deit_jax.errors import UserError
 
 class ClusterError(UserError):
     """Processes that cannot find each other. The message is one line."""
+
+
+class LostProcessError(UserError):
+    """Another process of the run is gone. The message is one line."""
+
+    exit_status = 75  # as of a run that was asked to stop: the same command goes on
+
+
+# Words of the errors that collectives and barriers end in when a process at the other end is not there any more.
+_LOST = re.compile(
+    r"Gloo|NCCL|connection (closed|reset|refused)|broken pipe|heartbeat|coordination|barrier|UNAVAILABLE|ABORTED",
+    re.IGNORECASE,
+)
 
 
 def start(
@@ -114,6 +131,35 @@ def from_main_process(make: Callable[[], Any]) -> Any:
     if "error" in answer:
         raise UserError(answer["error"])
     return answer["value"]
+
+
+@contextlib.contextmanager
+def lost_processes_told() -> Iterator[None]:
+    """Raises LostProcessError for the errors of jax that say that another process is gone, or stopped answering.
+
+    Where a collective only hangs, jax's heartbeat ends this process instead, with a message of its own.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or not _LOST.search(str(error)):
+            raise
+        reason = str(error).splitlines()[0][-120:]
+        raise LostProcessError(
+            f"another process of this run is gone or has failed (...{reason}); its own output says why. "
+            "The last checkpoint is there: start all processes again"
+        ) from error
+
+
+def leave_at_once(status: int) -> None:
+    """End this process of several without waiting for the others, which may never come; a single one just returns."""
+    if jax.process_count() == 1:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_main_process():
+        time.sleep(2)  # whose end takes the others along: let them speak first
+    os._exit(status)
 
 
 def sum_over_processes(count: int) -> int:

@@ -47,7 +47,7 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
     partial = folder / (NAME + ".partial")
     with partial.open("w") as file:
         # The manifest's own digest: a flipped byte in it must not accuse a sound file, or move a fact.
-        file.write(json.dumps({"content": content, "blake2b": _digest_of(content)}) + "\n")
+        file.write(json.dumps({"content": content, "blake2b": _digest_of(content)}))
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, folder / NAME)
