@@ -138,7 +138,12 @@ class Detours:
             )
         self._detours.append(_Detour(after=after, bad=rollback.step, batches=rollback.step - after))
         if write:
-            write_json(self._path, [dataclasses.asdict(detour) for detour in self._detours])
+            try:
+                write_json(self._path, [dataclasses.asdict(detour) for detour in self._detours])
+            except OSError as error:
+                raise DivergenceError(
+                    f"{rollback}; and going back cannot be noted in {self._path} ({error.strerror}): mend that and start again"
+                ) from error
 
     def stretches(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The batches of the data order, as [first, end), that the steps from `start` (counted from 0) to `stop` take."""

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from deit_jax.reporting.metrics import LogError, MetricsWriter, read_rows
 from deit_jax.training.checkpointing import CheckpointError, Checkpoints, load_state
 from deit_jax.training.lock import WorkdirError, hold
-from tests.end_to_end.commands import ROOT
+from tests.end_to_end.commands import ROOT, TINY, command, environment, succeed
 from tests.training.test_checkpointing import assert_equal, make_state
 
 from .small_disk import fill, remount, small_disk
@@ -108,3 +109,30 @@ def test_results_that_were_damaged_are_written_anew(tmp_path):
     assert finished_results(tmp_path, plan) is None
     (tmp_path / "results.json").write_text(json.dumps({"step": 4}))
     assert finished_results(tmp_path, plan) == {"step": 4}
+
+
+@pytest.mark.long
+def test_a_run_on_a_disk_that_fills_up_ends_with_a_line_and_goes_on_when_there_is_room(tmp_path):
+    arguments = [
+        TINY,
+        "--config.distillation.kind=none",
+        "--config.teacher.weights=",
+        "--config.checkpoint.every_steps=3",
+    ]
+    arguments += ["--config.train.max_steps=400"]
+    with small_disk(tmp_path / "disk", megabytes=20) as disk:
+        arguments += [f"--workdir={disk}/run"]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command(*arguments), cwd=ROOT, env=environment(), **pipes)
+        while not list((disk / "run").glob("checkpoints/[0-9]*/manifest.json")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        filler = fill(disk)
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 2, told
+        lines = [line for line in told.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and "cannot be written (No space left on device)" in lines[0] and "intact" in lines[0]
+        saved = load_state(disk / "run")[1]
+        filler.unlink()
+        done = succeed(*arguments, "--config.train.max_steps=400")
+        assert f"resuming after step {saved}" in done.stdout and load_state(disk / "run")[1] == 400
