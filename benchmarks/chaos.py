@@ -34,7 +34,14 @@ sys.path.insert(0, str(ROOT))
 
 STEPS, SAVE_EVERY = 200, 20
 # Rows are compared without what depends on the clock.
-CLOCK = ("images_per_second", "images_per_second_per_device", "data_wait")
+CLOCK = (
+    "images_per_second",
+    "images_per_second_per_device",
+    "model_tflops_per_second",
+    "mfu",
+    "mfu_teacher",
+    "data_wait",
+)
 
 
 def command(workdir: Path) -> list[str]:

@@ -151,6 +151,9 @@ def default_config() -> ConfigDict:
     config.log = log = ConfigDict()
     log.every_steps = 50
     log.tensorboard = True
+    # Of one device in the type computed in, for the MFU; None: the published bfloat16 peak of chips that are listed
+    # (parallel/topologies.py), no MFU on others.
+    log.peak_tflops = placeholder(float)
     log.profile_steps = 0  # steps whose profile is written to WORKDIR/profile; 0: none
     log.profile_after = 10  # steps of this start that pass before
 
@@ -159,6 +162,9 @@ def default_config() -> ConfigDict:
     # (regular expression over "/"-joined names of the state, "fsdp" or "replicate"); the first that matches holds
     parallel.sharding_rules = ((".*", "fsdp"),)
     parallel.fsdp_min_size = 4096  # values; smaller arrays are replicated
+    parallel.xla_options = (
+        ""  # "name=value,name=value": of XLA for the train step, over those of parallel/xla_options.py
+    )
     parallel.compilation_cache = "~/.cache/deit_jax"  # folder of compiled programs, which later runs take; "": none
     # several processes: one that is silent for this many seconds counts as gone, and the others stop
     parallel.heartbeat_seconds = 60
@@ -219,6 +225,7 @@ _BOUNDS = {
     "checkpoint.every_steps": (1, None),
     "checkpoint.keep": (1, None),
     "log.every_steps": (1, None),
+    "log.peak_tflops": (1e-12, None),
     "log.profile_steps": (0, None),
     "log.profile_after": (1, None),
     "parallel.fsdp": (1, None),

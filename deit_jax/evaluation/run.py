@@ -14,6 +14,7 @@ from deit_jax.data.decoding import evaluation_crop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.sources import ImageSource
 from deit_jax.evaluation.accuracy import EvalStep, Scores, evaluate, make_eval_step
+from deit_jax.models.grouped_conv import suited_to
 from deit_jax.parallel.sharding import put_batch
 
 
@@ -36,6 +37,7 @@ class Evaluator:
 
     def __call__(self, model: nn.Module, variables: Any) -> Scores:
         """Scores by head; `variables` lie on the mesh."""
+        model = suited_to(model, self._mesh)
         if model not in self._eval_steps:
             augment = self._config.augment
             self._eval_steps[model] = make_eval_step(model, mean=tuple(augment.mean), std=tuple(augment.std))

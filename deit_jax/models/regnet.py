@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.models.dropping import Dropout
-from deit_jax.models.grouped_conv import IMPLEMENTATIONS, GroupedConv
+from deit_jax.models.grouped_conv import IMPLEMENTATIONS, GroupedConv, PerDevice
 from deit_jax.models.output import ModelOutput
 
 
@@ -66,7 +66,7 @@ class ConvBatchNorm(nn.Module):
     groups: int = 1
     relu: bool = True
     scale_init: Any = nn.initializers.ones
-    grouped_conv: str = "auto"
+    grouped_conv: str | PerDevice = "auto"
     folded: bool = False
     dtype: Any = jnp.float32
 
@@ -120,7 +120,7 @@ class Block(nn.Module):
     stride: int
     se_ratio: float
     drop_path_rate: float
-    grouped_conv: str
+    grouped_conv: str | PerDevice
     folded: bool
     dtype: Any
 
@@ -148,7 +148,7 @@ class Stage(nn.Module):
     plan: StagePlan
     se_ratio: float
     drop_path_rates: tuple[float, ...]
-    grouped_conv: str
+    grouped_conv: str | PerDevice
     folded: bool
     dtype: Any
 
@@ -182,13 +182,13 @@ class RegNet(nn.Module):
     stem_stride: int = 2
     dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
-    grouped_conv: str = "auto"  # as in `GroupedConv`
+    grouped_conv: str | PerDevice = "auto"  # as in `GroupedConv`
     folded: bool = False  # a frozen network, see models/folding.py
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.grouped_conv not in IMPLEMENTATIONS:
+        if not isinstance(self.grouped_conv, PerDevice) and self.grouped_conv not in IMPLEMENTATIONS:
             raise ValueError(f"grouped_conv={self.grouped_conv!r} is not one of {', '.join(IMPLEMENTATIONS)}")
 
     @nn.compact

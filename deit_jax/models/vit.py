@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from deit_jax.models.activations import gelu, softmax
 from deit_jax.models.dropping import RNG_NAME, Dropout
 from deit_jax.models.layer_norm import LayerNorm
 from deit_jax.models.output import FUSIONS, ModelOutput, fuse
@@ -70,6 +71,8 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection; rows q, k, v, each heads-major, as in timm. Softmax in float32.
 
+    [B, N, D] to [B, Q, D]: the first `queries` tokens look at all N.
+
     implementation: "xla" is written out here; "dot_product" and "cudnn" are jax.nn.dot_product_attention's, the latter a fused
     kernel for bfloat16 on NVIDIA GPUs. Equal up to the order of float operations.
     """
@@ -80,20 +83,20 @@ class Attention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, queries: int | None, train: bool, positions: jax.Array | None) -> jax.Array:
         width = x.shape[-1]
         qkv = Dense(3 * width, dtype=self.dtype, name="qkv")(x)
         scale = (width // self.num_heads) ** -0.5
         if self.implementation == "xla":
             # Heads before tokens: each product is then one batched matrix product, the fastest layout on CPU.
             q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
-            scores = jnp.einsum("bhqd,bhkd->bhqk", q * scale, k, preferred_element_type=jnp.float32)
-            weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
+            q = q[:, :, :queries] * scale
+            weights = softmax(jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32), self.dtype)
             x = rearrange(jnp.einsum("bhqk,bhkd->bhqd", weights, v), "b h n d -> b n (h d)")
         else:
             q, k, v = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.num_heads)
             kernel = "cudnn" if self.implementation == "cudnn" else "xla"
-            x = jax.nn.dot_product_attention(q, k, v, scale=scale, implementation=kernel)
+            x = jax.nn.dot_product_attention(q[:, :queries], k, v, scale=scale, implementation=kernel)
             x = rearrange(x, "b n h d -> b n (h d)")
         x = Dense(width, dtype=self.dtype, name="proj")(x)
         return Dropout(self.dropout_rate)(x, train=train, positions=positions)
@@ -109,7 +112,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
         width = x.shape[-1]
-        x = jax.nn.gelu(Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x), approximate=False)
+        x = gelu(Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x))
         x = Dropout(self.dropout_rate)(x, train=train, positions=positions)
         x = Dense(width, dtype=self.dtype, name="fc2")(x)
         return Dropout(self.dropout_rate)(x, train=train, positions=positions)
@@ -118,7 +121,8 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block; stochastic depth draws independently for the two branches.
 
-    drop_path_rate: a number, or a float32 scalar where the blocks are scanned.
+    drop_path_rate: a number, or a float32 scalar where the blocks are scanned. queries: how many tokens, the first ones, are
+    wanted of the result; None for all.
     """
 
     num_heads: int
@@ -129,13 +133,18 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, drop_path_rate: float | jax.Array, positions: jax.Array | None, train: bool
+        self,
+        x: jax.Array,
+        drop_path_rate: float | jax.Array,
+        positions: jax.Array | None,
+        train: bool,
+        queries: int | None,
     ) -> jax.Array:
         how = {"train": train, "positions": positions}
         drop_path = functools.partial(Dropout, drop_path_rate, whole_images=True)
         y = LayerNorm(dtype=self.dtype, name="norm1")(x)
-        y = Attention(self.num_heads, self.dropout_rate, self.attention, self.dtype, name="attn")(y, **how)
-        x = x + drop_path()(y, **how)
+        attention = Attention(self.num_heads, self.dropout_rate, self.attention, self.dtype, name="attn")
+        x = x[:, :queries] + drop_path()(attention(y, queries=queries, **how), **how)
         y = LayerNorm(dtype=self.dtype, name="norm2")(x)
         y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dropout_rate, self.dtype, name="mlp")(y, **how)
         return x + drop_path()(y, **how)
@@ -212,15 +221,17 @@ class VisionTransformer(nn.Module):
         if self.remat != "none":
             # train is static; a scan is already a barrier to common subexpressions.
             block = nn.remat(
-                Block, policy=_REMAT_POLICIES[self.remat], static_argnums=(4,), prevent_cse=not self.scan_blocks
+                Block, policy=_REMAT_POLICIES[self.remat], static_argnums=(4, 5), prevent_cse=not self.scan_blocks
             )
         fields = (self.num_heads, self.mlp_ratio, self.dropout_rate, self.attention, self.dtype)
         if not self.scan_blocks:
             for i, rate in enumerate(rates):
-                x = block(*fields, name=f"blocks_{i}")(x, rate, positions, train)
+                # The heads read the first one or two tokens: of the others the last block needs only keys and values.
+                wanted = 1 + self.distilled if i == self.depth - 1 else None
+                x = block(*fields, name=f"blocks_{i}")(x, rate, positions, train, wanted)
             return x
         scan = nn.scan(
-            lambda module, carry, rate: (module(carry, rate, positions, train), None),
+            lambda module, carry, rate: (module(carry, rate, positions, train, None), None),
             variable_axes={"params": 0},
             split_rngs={"params": True, RNG_NAME: True},
             length=self.depth,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import importlib.metadata
@@ -25,6 +26,7 @@ from deit_jax.parallel.batch_search import Attempt, largest_batch, summarize_sea
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated, split_rows
 from deit_jax.parallel.topologies import Topology, find_topology
+from deit_jax.parallel.traffic import bytes_in_text
 from deit_jax.reporting import console
 from deit_jax.reporting.compiled_step import show
 from deit_jax.reporting.metrics import write_json
@@ -181,12 +183,14 @@ class Step:
             "batch": batch,
         }
         memory = program_report.memory_of(compiled.executable, kinds)
-        collectives = program_report.collectives_of(compiled.executable.as_text(), self.mesh.size)
-        accessed = program_report.bytes_accessed(compiled.executable)
+        text = compiled.executable.as_text()
+        collectives = program_report.collectives_of(text, self.mesh.size)
+        told = program_report.bytes_accessed(compiled.executable)
+        accessed = bytes_in_text(text) if told is None else told
         roof = program_report.roofline(
             self.topology.chip,
             flops=flops.total * batch_size / self.mesh.size,
-            bytes_accessed=accessed or 0.0,
+            bytes_accessed=accessed,
             bytes_sent=sum(collective.sent for collective in collectives),
         )
         capacity = self.topology.chip.memory
@@ -194,6 +198,7 @@ class Step:
             "fits": memory.total <= capacity,
             "memory": memory.by_kind() | {"capacity": capacity},
             "bytes_accessed": accessed,
+            "bytes_accessed_from": "text" if told is None else "compiler",
             "collectives": program_report.summarize_collectives(collectives),
             "roofline": dataclasses.asdict(roof) | {"bound": roof.bound, "in_turn": roof.in_turn, "limit": roof.limit},
             "images_per_second_bound": batch_size / roof.bound,
@@ -220,12 +225,16 @@ class Step:
             "batch_per_device": size // self.mesh.size,
             "batch_shared_by_hosts": (size // plan.order.block_size) % hosts == 0,
             "flops_per_image": {"student": flops.student, "teacher": flops.teacher},
-            "versions": {name: _version(name) for name in ("jax", "jaxlib", "libtpu")},
+            "versions": _versions(
+                "jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt", "nvidia-cuda-nvcc-cu12"
+            ),
         }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def _versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

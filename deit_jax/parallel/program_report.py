@@ -20,7 +20,7 @@ _ITEM_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
 _NAMES = "|".join(sorted(COLLECTIVES, key=len, reverse=True))
 _COLLECTIVE = re.compile(rf"= (?P<shape>.*?) (?P<kind>{_NAMES})(?P<start>-start)?\(")
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
+COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
@@ -100,7 +100,7 @@ def collectives_of(text: str, num_devices: int) -> list[Collective]:
     """The collectives of an optimised HLO module in text form (`executable.as_text()`); asynchronous ones count once."""
     found, calls, loops, computation = [], {}, set(), ""
     for line in text.splitlines():
-        if match := _COMPUTATION.match(line):
+        if match := COMPUTATION.match(line):
             computation = match[1]
             continue
         called = _CALLED.findall(line)
@@ -110,17 +110,21 @@ def collectives_of(text: str, num_devices: int) -> list[Collective]:
         if " while(" in line:
             loops.update(called)
         if match := _COLLECTIVE.search(line):
-            kind, sizes = match["kind"], [_bytes(*shape) for shape in _SHAPE.findall(match["shape"])]
-            if match["start"] and kind == "all-gather":  # operands, then results
-                sizes = sizes[len(sizes) // 2 :]
-            if match["start"] and kind == "collective-permute":  # operand, result, perhaps two counters
-                sizes = sizes[1:2]
+            kind, shape = match["kind"], match["shape"]
+            if match["start"] and kind != "all-reduce":  # (operands, results, perhaps counters)
+                shape = _parts(shape)[1]
+            size = shape_bytes(shape)
             # TPU's way to say it: a fusion that reduces, then slices.
             if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
-                kind, sizes = "reduce-scatter", [sum(sizes) // _group_size(line, num_devices)]
-            found.append((computation, kind, sum(sizes), _group_size(line, num_devices)))
+                kind, size = "reduce-scatter", size // _group_size(line, num_devices)
+            found.append((computation, kind, size, _group_size(line, num_devices)))
     looped = _reachable(loops, calls)
     return [Collective(kind, size, group, where in looped) for where, kind, size, group in found]
+
+
+def shape_bytes(shape: str) -> int:
+    """Bytes of a shape in an HLO module's text, such as "(bf16[16,8]{1,0}, s32[])"."""
+    return sum(_bytes(*item) for item in _SHAPE.findall(shape))
 
 
 def _bytes(kind: str, dimensions: str) -> int:
@@ -128,11 +132,29 @@ def _bytes(kind: str, dimensions: str) -> int:
     return math.prod(int(size) for size in dimensions.split(",") if size) * bits // 8
 
 
+def _parts(shape: str) -> list[str]:
+    """The elements of a tuple's shape, nested ones whole: "((f32[2], s8[4]), u32[])" has two."""
+    parts, depth = [""], 0
+    for character in shape[1:-1]:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
 def _group_size(line: str, num_devices: int) -> int:
     if match := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return len(match[1].split(","))
+    if match := re.search(
+        r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line
+    ):  # named axes, or parts of them: 'a':(before)size
+        sizes = dict(re.findall(r"('\w+')=(\d+)", match[1]))
+        axes = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", match[2])
+        return math.prod(int(part or sizes[name]) for name, part in axes)
     return num_devices
 
 

@@ -77,7 +77,7 @@ def _all() -> dict[str, Topology]:
             found.append(Topology(f"{kind}-{rows * columns}", chip, rows * columns, "tpu", arguments))
     for kind, chip, target in (("h100", H100, _H100_TARGET), ("a100", A100, _A100_TARGET)):
         for count in (1, 2, 4, 8):
-            arguments = {"topology": f"1x{count}x1", "target_config": target}  # processes x devices x slices
+            arguments = {"topology": f"1x1x{count}", "target_config": target}  # slices x processes x devices
             found.append(Topology(f"{kind}-{count}", chip, count, "cuda", arguments))
     return {topology.name: topology for topology in found}
 
@@ -122,6 +122,18 @@ _A100_TARGET = _target(
 )  # fmt: skip
 
 TOPOLOGIES = _all()
+
+
+# What JAX calls the devices, in part.
+_KINDS = (
+    ("TPU v4", V4), ("TPU v5 lite", V5E), ("TPU v5e", V5E), ("TPU v5p", V5P), ("TPU v5", V5P), ("TPU v6 lite", V6E),
+    ("TPU v6e", V6E), ("H100", H100), ("A100", A100),
+)  # fmt: skip
+
+
+def find_chip(device_kind: str) -> Chip | None:
+    """The chip that JAX calls `device_kind` (`jax.Device.device_kind`); None for one that is not listed here, as a CPU."""
+    return next((chip for name, chip in _KINDS if name in device_kind), None)
 
 
 def find_topology(name: str) -> Topology:

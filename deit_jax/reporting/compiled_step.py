@@ -12,11 +12,16 @@ _GIB = 2**30
 
 ASSUMPTIONS = (
     "compute: model FLOPs at the published bfloat16 peak; nothing for augmentation, optimizer and what is computed twice",
-    "memory: the compiler's estimate of bytes read and written, at the published bandwidth; it counts loop bodies once, and what "
-    "stays on the chip too, so that it errs on either side",
+    "memory: {estimate} of bytes read and written, at the published bandwidth; it counts loop bodies once, and what stays on the "
+    "chip too, so that it errs on either side",
     "links: a ring over all links of a device at their published rate, loop bodies counted once; no other network",
     "the step takes the longest of the three, as if they overlapped completely",
 )
+# By report["bytes_accessed_from"].
+ESTIMATES = {
+    "compiler": "the compiler's estimate",
+    "text": "an estimate, counted kernel by kernel in the program's text because this compiler does not tell,",
+}
 CANNOT_TELL = (
     "how long a step takes: nothing is run, and real steps take longer than the roofline's",
     "whether hosts decode images fast enough",
@@ -70,17 +75,16 @@ def show(report: Mapping[str, Any], topology: Topology) -> None:
     console.announce("Collectives", exchanges or {"none": "nothing is exchanged"})
     roof = report["roofline"]
     times = {name: f"{roof[name] * 1e3:8.2f} ms" for name in ("compute", "memory", "links")}
-    if report["bytes_accessed"] is None:
-        times["memory"] = "not told by this compiler"
-    else:
-        times["memory"] += f" ({report['bytes_accessed'] / report['batch_per_device'] / 1e6:,.0f} MB an image)"
+    times["memory"] += f" ({report['bytes_accessed'] / report['batch_per_device'] / 1e6:,.0f} MB an image)"
     flops = (student + teacher) * report["batch_per_device"] / topology.chip.peak_flops
     times["a step"] = (
         f"{roof['bound'] * 1e3:8.2f} ms, by {roof['limit']}: {report['images_per_second_bound']:,.0f} images/s and "
         f"{100 * flops / roof['bound']:.0f} % of peak FLOP/s at best; one after another {roof['in_turn'] * 1e3:.2f} ms"
     )
     console.announce("Roofline: time of a step at peak rates", times)
-    console.announce("Assumed", {str(i): text for i, text in enumerate(ASSUMPTIONS, 1)})
+    estimate = ESTIMATES[report["bytes_accessed_from"]]
+    assumed = {str(i): text.format(estimate=estimate) for i, text in enumerate(ASSUMPTIONS, 1)}
+    console.announce("Assumed", assumed)
     gpu = (GPU_CANNOT_TELL,) if topology.platform == "cuda" else ()
     console.announce(
         "What such a compilation cannot tell", {str(i): text for i, text in enumerate(CANNOT_TELL + gpu, 1)}

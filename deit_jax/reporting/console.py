@@ -60,14 +60,19 @@ def progress(
     epoch: float,
     loss: float,
     learning_rate: float,
-    images_per_second: float | None,
+    speed: Mapping[str, float] | None,
     data_wait: float | None,
     eta: float | None,
 ) -> None:
-    """The progress line; `eta` in seconds. Speed and ETA are left out where they are not known yet."""
+    """The progress line; `speed` as of `Speed.metrics`, `eta` in seconds. Both are left out where they are not known yet."""
     line = f"step {step:>{len(str(total_steps))}}/{total_steps}  epoch {epoch:6.2f}  loss {loss:.4f}  lr {learning_rate:.3g}"
-    if images_per_second is not None and eta is not None:
-        line += f"  {images_per_second:,.0f} images/s"
+    if speed is not None and eta is not None:
+        total, each = speed["images_per_second"], speed["images_per_second_per_device"]
+        line += f"  {total:,.0f} images/s"
+        if each < total:
+            line += f", {each:,.0f} a device"
+        if "mfu" in speed:
+            line += f", MFU {100 * speed['mfu']:.1f} %"
         if data_wait is not None and data_wait >= 0.05:  # below, there is nothing to gain
             line += f" ({100 * data_wait:.0f} % of the time waiting for data)"
         line += f"  ETA {duration(eta)}"

@@ -18,13 +18,16 @@ from deit_jax.data.sources import ImageSource
 from deit_jax.errors import Stopped
 from deit_jax.evaluation.accuracy import best_top1
 from deit_jax.evaluation.run import Evaluator
+from deit_jax.models.flops import train_flops
 from deit_jax.parallel.distributed import from_main_process, is_main_process, sum_over_processes, wait_for_all
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
+from deit_jax.parallel.topologies import find_chip
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import MetricsWriter
 from deit_jax.reporting.pace import Pace
 from deit_jax.reporting.profile import Profile
+from deit_jax.reporting.speed import Speed
 from deit_jax.training.announcement import describe
 from deit_jax.training.checkpointing import Checkpoints
 from deit_jax.training.divergence import READ_EVERY, Detours, Rollback, Watch
@@ -71,7 +74,15 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
 
             # --- The steps, once more from the last checkpoint if they lead nowhere ----------------------------------------
             detours = Detours(workdir)
-            run = Run(config, workdir, plan, program, evaluator, train_source, teacher_variables, checkpoints, detours)
+            speed = Speed(
+                batch_size=config.train.batch_size,
+                num_devices=mesh.size,
+                flops=train_flops(program.model, None if teacher is None else teacher.model, plan.image_size),
+                peak_flops=peak_flops(config, mesh.devices.flat[0]),
+            )
+            run = Run(
+                config, workdir, plan, program, evaluator, train_source, teacher_variables, checkpoints, detours, speed
+            )
             done = None
             while done is None:
                 try:
@@ -119,6 +130,7 @@ class Run:
     teacher_variables: Variables | None
     checkpoints: Checkpoints
     detours: Detours
+    speed: Speed
 
 
 def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[str, Any] | None, Pace, int]:
@@ -154,7 +166,7 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
             if pending is not None:
                 watch.read(through=pending[0])
                 if len(pending) > 1:
-                    log_step(writer, config, plan, *pending)
+                    log_step(writer, plan, *pending, run.speed)
                 pending = None
 
         for step, batch in enumerate(batches, start + 1):
@@ -228,22 +240,29 @@ def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
         previous = following
 
 
+def peak_flops(config: ConfigDict, device: jax.Device) -> float | None:
+    """The configured peak FLOP/s of a device, else the published one of its kind, else None."""
+    if config.log.peak_tflops is not None:
+        return config.log.peak_tflops * 1e12
+    chip = find_chip(device.device_kind)
+    return None if chip is None else chip.peak_flops
+
+
 def log_step(
     writer: MetricsWriter,
-    config: ConfigDict,
     plan: Plan,
     step: int,
     metrics: dict[str, jax.Array],
     seconds_per_step: float | None,
     data_wait: float | None,
+    speed: Speed,
 ) -> None:
     """Write a step's metrics to the files and the console; without a pace (the first step) no speed is told."""
     values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
     values["epoch"] = step / plan.steps_per_epoch
-    if seconds_per_step is not None:
-        values["images_per_second"] = config.train.batch_size / seconds_per_step
-        values["images_per_second_per_device"] = values["images_per_second"] / jax.device_count()
-        values["data_wait"] = data_wait
+    rates = None if seconds_per_step is None else speed.metrics(seconds_per_step)
+    if rates is not None:
+        values |= rates | {"data_wait": data_wait}
     writer.write(step, values)
     console.progress(
         step=step,
@@ -251,7 +270,7 @@ def log_step(
         epoch=values["epoch"],
         loss=values["train/loss"],
         learning_rate=values["train/learning_rate"],
-        images_per_second=values.get("images_per_second"),
+        speed=rates,
         data_wait=data_wait,
         eta=None if seconds_per_step is None else seconds_per_step * (plan.total_steps - step),
     )

@@ -15,8 +15,9 @@ from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.models import create_model
 from deit_jax.models.folding import fold_batch_norm
-from deit_jax.models.grouped_conv import implementation_for
+from deit_jax.models.grouped_conv import suited_to
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
+from deit_jax.parallel.xla_options import xla_options
 from deit_jax.reporting import console
 from deit_jax.training.losses import DistillationLoss
 from deit_jax.training.optimizer import make_optimizer
@@ -72,13 +73,6 @@ def build_model(config: ConfigDict, *, num_classes: int, image_size: int, comput
         raise ConfigError(f"config.model: {error}") from error
 
 
-def suited_to(model: nn.Module, platform: str) -> nn.Module:
-    """`model`, with the choice that it leaves to the platform ("auto") made for this one, which need not be the platform here."""
-    if getattr(model, "grouped_conv", None) == "auto":
-        return model.clone(grouped_conv=implementation_for(platform))
-    return model
-
-
 def build_recorded_model(record: dict[str, Any]) -> nn.Module:
     """The model of a workdir, from what `read_config` found there."""
     resolved = {name: record["resolved"][name] for name in ("num_classes", "image_size", "compute_dtype")}
@@ -114,8 +108,8 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
     model = build_model(
         config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
     )
-    platform = mesh.devices.flat[0].platform  # the program's own: it may be compiled for devices that are not here
-    model = suited_to(model, platform)
+    model = suited_to(model, mesh)
+    _check_attention(model, plan, mesh)
     schedule = cosine_schedule(
         peak=plan.peak_learning_rate,
         warmup=config.schedule.warmup_learning_rate,
@@ -141,7 +135,7 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
         schedule=schedule,
         seed=config.seed,
         mesh=mesh,
-        teacher_model=None if teacher is None else suited_to(teacher.model, platform),
+        teacher_model=None if teacher is None else suited_to(teacher.model, mesh),
         ema_decay=config.ema.decay,
         accumulation_steps=config.train.accumulation_steps,
         skip_nonfinite=config.on_nonfinite == "skip",
@@ -156,8 +150,26 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
             donate_argnums=0,
             in_shardings=(sharding, replicated(mesh), split_rows(mesh)),
             out_shardings=(sharding, replicated(mesh)),
+            compiler_options=xla_options(mesh, config.parallel.xla_options),
         ),
         mesh=mesh,
         seed=config.seed,
         _init=jax.jit(init, out_shardings=sharding),
     )
+
+
+def _check_attention(model: nn.Module, plan: Plan, mesh: Mesh) -> None:
+    """Refuse at once what JAX would refuse of cuDNN's attention while it traces the step."""
+    if getattr(model, "attention", None) != "cudnn":
+        return
+    tokens = (plan.image_size // model.patch_size) ** 2 + 1 + model.distilled
+    for wrong, what in (
+        (mesh.devices.flat[0].platform != "gpu", f"the devices are {mesh.devices.flat[0].platform}s"),
+        (plan.compute_dtype != "bfloat16", f"config.compute_dtype is {plan.compute_dtype}"),
+        (tokens % 2, f"this model has {tokens} tokens"),
+    ):
+        if wrong:
+            raise ConfigError(
+                "config.model.attention=cudnn trains on NVIDIA GPUs, in bfloat16, with an even number of tokens alone, "
+                f"and {what}: take xla or dot_product"
+            )

@@ -21,7 +21,7 @@ from .commands import ROOT, TINY, command, environment, refused, succeed, train_
 def one_device(tmp_path_factory):
     """A finished run on one device: (workdir, what it printed)."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    return workdir, succeed(TINY, f"--workdir={workdir}").stdout
+    return workdir, succeed(TINY, f"--workdir={workdir}", "--config.log.peak_tflops=0.2").stdout
 
 
 def test_it_tells_what_runs_how_it_goes_and_what_came_of_it(one_device):
@@ -36,7 +36,8 @@ def test_it_tells_what_runs_how_it_goes_and_what_came_of_it(one_device):
     ):
         assert fact in printed, fact
     assert re.search(
-        r"step 3/4 +epoch +0\.01 +loss \d\.\d{4} +lr \S+ +[\d,]+ images/s( \(\d+ % of the time waiting for data\))? +ETA \d",
+        r"step 3/4 +epoch +0\.01 +loss \d\.\d{4} +lr \S+ +[\d,]+ images/s, MFU [\d.]+ %"
+        r"( \(\d+ % of the time waiting for data\))? +ETA \d",
         printed,
     )
     for head in ("class head", "distillation head", "both, mean of logits", "both, mean of softmax"):
@@ -44,7 +45,9 @@ def test_it_tells_what_runs_how_it_goes_and_what_came_of_it(one_device):
     results = json.loads((workdir / "results.json").read_text())
     assert results["step"] == 4 and results["eval_images"] == 90
     assert set(results["scores"]) == {"raw", "ema"}
-    assert [row["step"] for row in train_rows(workdir)] == [1, 2, 3, 4]
+    rows = train_rows(workdir)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[2]["mfu"] == pytest.approx(rows[2]["model_tflops_per_second"] / 0.2)
 
 
 @pytest.mark.parametrize("devices", [2, 8])

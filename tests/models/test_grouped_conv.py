@@ -1,36 +1,51 @@
 import functools
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
-from deit_jax.models.grouped_conv import GroupedConv, block_diagonal
-from deit_jax.models.regnet import conv_init
+from deit_jax.models.grouped_conv import GroupedConv, PerDevice, block_diagonal, suited_to
+from deit_jax.models.regnet import RegNet, conv_init
+from deit_jax.parallel.mesh import make_mesh
 
 
 @pytest.fixture(scope="module")
 def images():
     return {
         channels: np.random.RandomState(channels).normal(size=(2, 7, 9, channels)).astype(np.float32)
-        for channels in (24, 48)
+        for channels in (3, 24, 40, 48)
     }
 
 
-# Groups and widths that pack evenly, by a larger divisor, and only all together; odd sides.
+# One group, as many as one pack, packs of which the last is narrower, and groups that go alone; three channels; odd sides.
 @pytest.mark.parametrize("implementation", ["native", "packed", "auto"])
-@pytest.mark.parametrize(("channels", "groups", "stride"), [(24, 1, 2), (48, 6, 1), (48, 3, 2), (24, 24, 2)])
+@pytest.mark.parametrize(
+    ("channels", "groups", "stride", "size"),
+    [
+        (24, 1, 2, 3),
+        (3, 1, 2, 3),
+        (24, 1, 1, 1),
+        (24, 1, 2, 1),
+        (24, 24, 2, 3),
+        (48, 6, 1, 3),
+        (40, 5, 2, 3),
+        (48, 2, 1, 3),
+    ],
+)
 def test_every_implementation_is_the_grouped_convolution_of_linen(
-    close, images, channels, groups, stride, implementation
+    close, images, channels, groups, stride, size, implementation
 ):
     x = images[channels]
     features = 2 * channels
-    kernel = np.random.RandomState(0).normal(size=(3, 3, channels // groups, features)).astype(np.float32)
+    kernel = np.random.RandomState(0).normal(size=(size, size, channels // groups, features)).astype(np.float32)
     make = {"kernel_init": conv_init(groups)}
-    ours = GroupedConv(features, 3, stride, groups, implementation=implementation, **make)
-    padding = ((1, 1), (1, 1))
-    linen = nn.Conv(features, (3, 3), stride, padding, feature_group_count=groups, use_bias=False, **make)
+    ours = GroupedConv(features, size, stride, groups, implementation=implementation, **make)
+    padding = ((size // 2, size // 2), (size // 2, size // 2))
+    linen = nn.Conv(features, (size, size), stride, padding, feature_group_count=groups, use_bias=False, **make)
 
     def value_and_gradients(module, kernel, x):
         outputs, pull = jax.vjp(lambda kernel, x: module.apply({"params": {"kernel": kernel}}, x), kernel, x)
@@ -38,6 +53,41 @@ def test_every_implementation_is_the_grouped_convolution_of_linen(
 
     found, expected = (jax.jit(functools.partial(value_and_gradients, module))(kernel, x) for module in (ours, linen))
     jax.tree.map(functools.partial(close, limit=1e-6), found, expected)
+
+
+def test_on_several_devices_each_convolves_its_own_rows(close):
+    mesh = make_mesh(fsdp=2)
+    whole, rows = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
+    x = np.random.RandomState(0).normal(size=(16, 7, 9, 24)).astype(np.float32)
+    kernel = np.random.RandomState(1).normal(size=(3, 3, 8, 48)).astype(np.float32)
+    native = GroupedConv(48, 3, 2, 3, kernel_init=conv_init(3), implementation="native")
+
+    def gradients(module, kernel, x):
+        return jax.grad(lambda *a: jnp.sum(jnp.sin(module.apply({"params": {"kernel": a[0]}}, a[1]))), (0, 1))(
+            kernel, x
+        )
+
+    found, gathers = {}, {}
+    for name, module in (("native", native), ("per device", native.clone(implementation=PerDevice(mesh)))):
+        compiled = jax.jit(
+            functools.partial(gradients, module), in_shardings=(whole, rows), out_shardings=(whole, rows)
+        )
+        compiled = compiled.lower(kernel, x).compile()
+        found[name] = compiled(*jax.device_put((kernel, x), (whole, rows)))
+        gathers[name] = "all-gather" in compiled.as_text()
+    jax.tree.map(functools.partial(close, limit=1e-6), found["per device"], found["native"])
+    assert not gathers["per device"]
+    assert gathers["native"], "XLA no longer gathers the batch (openxla/xla#47945): PerDevice can go"
+
+
+def test_what_is_left_open_suits_the_devices():
+    mesh = make_mesh()
+    assert suited_to(RegNet(grouped_conv="native"), mesh).grouped_conv == "native"
+    for platform, size, expected in (("gpu", 1, "native"), ("tpu", 8, "native"), ("cpu", 8, "packed")):
+        there = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]), size=size)
+        assert suited_to(RegNet(), there).grouped_conv == expected
+    gpus = SimpleNamespace(devices=np.array([SimpleNamespace(platform="gpu")]), size=8)
+    assert suited_to(RegNet(), gpus).grouped_conv == PerDevice(gpus)
 
 
 def test_the_kernel_is_that_of_linen():

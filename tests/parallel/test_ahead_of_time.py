@@ -1,5 +1,7 @@
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from deit_jax.config import ConfigError
@@ -123,6 +125,28 @@ def test_a_batch_that_does_not_divide_is_refused_as_in_training():
     step = Step(tiny_config(), find_topology("v5e-8"), make_mesh(), 10_000, 10)
     with pytest.raises(ConfigError, match="batch_size=36"):
         step.build(36)
+
+
+@pytest.mark.parametrize(
+    ("platform", "changes", "wrong"),
+    [
+        ("tpu", {}, "the devices are tpus"),
+        ("gpu", {"compute_dtype": "float32"}, "compute_dtype is float32"),
+        (
+            "gpu",
+            {"model__name": "deit_tiny_patch16_224", "distillation__kind": "none", "teacher__weights": ""},
+            "has 5 tokens",
+        ),
+    ],
+)
+def test_attention_that_cudnn_would_refuse_is_one_line(monkeypatch, platform, changes, wrong):
+    fields = {"model__attention": "cudnn", "compute_dtype": "bfloat16"} | changes
+    config = tiny_config(**fields)
+    there = SimpleNamespace(
+        devices=np.array([SimpleNamespace(platform=platform)]), size=8, shape={"data": 8, "fsdp": 1}
+    )
+    with pytest.raises(ConfigError, match=f"attention=cudnn trains on NVIDIA GPUs.*{wrong}: take xla"):
+        Step(config, find_topology("h100-8"), there, 10_000, 10).build(32)
 
 
 @pytest.mark.parametrize(("start", "fixed_error"), [(32, 1.0), (512, 1.0), (96, 0.0), (4096, 2.0)])

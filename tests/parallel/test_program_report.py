@@ -55,6 +55,18 @@ ENTRY %main.9 (x: f32[8,128]) -> f32[4] {
 """
 
 
+# Lines of deit_base on h100-8 with parallel.fsdp=8, of jax-cuda12-pjrt 0.10.2, shortened.
+GPU_FSDP = """
+ENTRY %main.9 (x: f32[8,128]) -> f32[4] {
+  %ags = ((bf16[197,96]{0,1}, bf16[768,96]{0,1}), (bf16[197,768]{0,1}, /*index=1*/bf16[768,768]{0,1})) all-gather-start(%a, %b), channel_id=2, replica_groups=mesh['axis_0'=1,'axis_1'=8] {'axis_1'}, dimensions={1}, use_global_device_ids=true, metadata={op_name="x"}
+  %rss = ((bf16[768,768]{0,1}, bf16[197,768]{0,1}), (bf16[768,96]{0,1}, bf16[197,96]{0,1})) reduce-scatter-start(%c, %d), channel_id=3, replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}, dimensions={1}, to_apply=%add
+  %rsd = (bf16[768,96]{0,1}, bf16[197,96]{0,1}) reduce-scatter-done(%rss)
+  %ars = bf16[85480]{0} all-reduce-start(%e), channel_id=53, replica_groups=mesh['axis_0'=2,'axis_1'=4,'axis_2'=1] {'axis_1','axis_2'}, to_apply=%add
+  %half = bf16[100]{0} all-reduce-start(%e), channel_id=54, replica_groups=mesh['axis_0'=8] {'axis_0':(1)2}, to_apply=%add
+}
+"""  # noqa: E501
+
+
 def test_collectives_of_a_tpu_program():
     found = collectives_of(TPU, 8)
     assert found == [
@@ -69,6 +81,16 @@ def test_asynchronous_collectives_of_a_gpu_program_count_once():
     assert [(item.kind, item.bytes) for item in collectives_of(GPU, 8)] == [
         ("all-reduce", 4096), ("all-gather", 256), ("collective-permute", 32),
     ]  # fmt: skip
+
+
+def test_groups_by_mesh_axes_and_combined_exchanges_of_a_gpu_program():
+    shards = 2 * 96 * (768 + 197)
+    assert collectives_of(GPU_FSDP, 8) == [
+        Collective("all-gather", 8 * shards, 8, in_loop=False),
+        Collective("reduce-scatter", shards, 8, in_loop=False),
+        Collective("all-reduce", 2 * 85480, 4, in_loop=False),
+        Collective("all-reduce", 200, 2, in_loop=False),
+    ]
 
 
 def test_bytes_sent_by_a_ring():

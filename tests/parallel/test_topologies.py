@@ -1,7 +1,7 @@
 import pytest
 
 from deit_jax.errors import UserError
-from deit_jax.parallel.topologies import TOPOLOGIES, find_topology
+from deit_jax.parallel.topologies import A100, H100, TOPOLOGIES, V4, V5E, V5P, V6E, find_chip, find_topology
 
 
 def test_names_count_as_the_clouds_do():
@@ -11,6 +11,7 @@ def test_names_count_as_the_clouds_do():
     assert find_topology("v5p-128").arguments["topology_name"] == "v5:4x4x4"
     assert {f"{kind}-{count}" for kind in ("v5e", "v6e") for count in (4, 8, 16, 32, 64, 128, 256)} <= set(TOPOLOGIES)
     assert {"h100-1", "h100-8", "a100-1", "a100-8", "v5p-8"} <= set(TOPOLOGIES)
+    assert find_topology("h100-8").arguments["topology"] == "1x1x8"  # one machine of eight
 
 
 def test_an_unknown_name_is_answered_with_all_names_the_nearest_first():
@@ -29,3 +30,12 @@ def test_figures_are_in_base_units():
         assert 1e11 < chip.link_bandwidth < chip.memory_bandwidth < 1e13
         # Dense training wants more than a hundred operations for every byte, on all of them.
         assert 100 < chip.peak_flops / chip.memory_bandwidth < 1000
+
+
+@pytest.mark.parametrize(
+    ("kind", "chip"),
+    [("TPU v4", V4), ("TPU v5 lite", V5E), ("TPU v5", V5P), ("TPU v6 lite", V6E), ("NVIDIA H100 80GB HBM3", H100),
+     ("NVIDIA A100-SXM4-80GB", A100), ("cpu", None), ("NVIDIA GeForce RTX 4090", None)],
+)  # fmt: skip
+def test_a_device_is_known_by_what_jax_calls_it(kind, chip):
+    assert find_chip(kind) is chip

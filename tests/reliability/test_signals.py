@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.chaos import CLOCK
 from deit_jax.errors import Stopped
 from deit_jax.reporting.metrics import read_rows
 from deit_jax.training.checkpointing import load_state
@@ -46,8 +47,7 @@ def last_step(workdir):
 
 
 def history(workdir):
-    clock = ("images_per_second", "images_per_second_per_device", "data_wait")
-    return [{k: v for k, v in row.items() if k not in clock} for row in read_rows(workdir / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(workdir / "metrics.jsonl")]
 
 
 def test_a_run_that_was_asked_to_stop_twice_ends_as_one_that_was_not(tmp_path, capfd):

@@ -1,0 +1,296 @@
+"""Training and inference steps on CPU beside timm's models in PyTorch, in turn, round after round.
+
+    python benchmarks/vs_torch.py --peer_python=PYTHON_WITH_TORCH_AND_TIMM                 (the default cases)
+    python benchmarks/vs_torch.py --peer_python=PYTHON --models small base --batch 16      (others)
+
+What is compared, in float32 on the same cores, one side computing at a time:
+
+* train: the step that `build_program` compiles, its state donated, without augmentation, stochastic depth or EMA: normalise,
+  forward, half the labels' cross-entropy (smoothing 0.1) and half that of the distillation head against given logits (hard
+  distillation; the teacher's own forward pass is left out), backward, AdamW. Ours takes uint8 images and also reports the
+  gradient's norm, as in training; the peer is handed normalised floats and reports nothing, which favours it by a little.
+* infer: normalised images to logits; ours by `jax.jit(model.apply)`, the peer's in eval and inference mode. Convnets: ours as a
+  frozen teacher (`freeze`: BatchNorm folded), the peer's in channels_last.
+
+The peer is measured as it comes and with its freed memory kept (benchmarks/peers/vs_torch_timm.py); the faster of the two,
+by its median, is what ours is compared with. Each side is a process of its own that lives through all rounds of a case, holds
+its program compiled, and sleeps while the other works. A round measures each once, for at least --seconds, in an order that
+turns about. Ratio: ours by the peer's images a second, of the two measurements of a round; median (smallest to largest).
+
+Printed first: the processor, versions and the machine's load. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+PEER = ROOT / "benchmarks" / "peers" / "vs_torch_timm.py"
+MODELS = ("tiny", "small", "base", "quickstart", "regnety_160", "regnety_002")
+MEASURES = ("seconds", "processor_seconds", "faults")  # of a step
+
+
+def case_of(model: str, part: str, batch: int | None) -> dict[str, Any]:
+    """What both sides are to build; `fields` goes by the same names in timm's models and ours."""
+    case = {"part": part, "model": model, "fields": {}, "batch": batch or 32, "image_size": 224, "classes": 1000}
+    if model == "quickstart":
+        from configs.quickstart import STUDENT, get_config
+
+        config = get_config()
+        sizes = {"image_size": config.image_size, "batch": batch or config.train.batch_size, "classes": 10}
+        case |= {"model": config.model.name, "fields": STUDENT} | sizes
+    elif not model.startswith("regnety"):
+        case["model"] = f"deit_{model}_distilled_patch16_224"
+    return case
+
+
+# --- Our side, in a process of its own -----------------------------------------------------------------------------------------
+
+
+def make_train_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
+    """The project's compiled step on one batch, and the number of parameters."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    from deit_jax.config import default_config
+    from deit_jax.models.output import ModelOutput
+    from deit_jax.parallel.mesh import make_mesh
+    from deit_jax.parallel.sharding import put_batch
+    from deit_jax.training.plan import resolve
+    from deit_jax.training.program import Teacher, build_program
+    from deit_jax.training.state import count_parameters
+
+    class GivenLogits:
+        """Stands where a teacher's model does."""
+
+        def apply(self, variables, images, *, train):
+            return ModelOutput(variables["logits"], variables["logits"], None)
+
+    config = default_config()
+    config.model.name, config.model.drop_path_rate = case["model"], 0.0
+    with config.unlocked():
+        config.model.overrides = case["fields"]
+    off = ("flip_probability", "erase_probability", "mixup_alpha", "cutmix_alpha")
+    config.augment.update({name: 0.0 for name in off} | {"rand_augment": "", "group_size": 2, "groups_per_block": 1})
+    config.data.repeats = 1
+    config.ema.decay = 0.0
+    config.image_size, config.train.batch_size = case["image_size"], case["batch"]
+    teacher = None
+    if "distilled" in case["model"]:
+        config.distillation.kind = "hard"
+        logits = np.random.RandomState(0).normal(size=(case["batch"], case["classes"])).astype(np.float32)
+        teacher = Teacher(GivenLogits(), {"logits": jnp.asarray(logits)}, "given logits")
+    mesh = make_mesh()
+    plan = resolve(config, num_images=1_281_167, data_classes=case["classes"])
+    program = build_program(config, plan, mesh, teacher)
+    side = case["image_size"]
+    batch = put_batch(
+        mesh,
+        {
+            "image": np.random.RandomState(1).randint(0, 256, (case["batch"], side, side, 3)).astype(np.uint8),
+            "label": np.arange(case["batch"], dtype=np.int32) % case["classes"],
+        },
+    )
+    state = program.init()
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = program.train_step(state, None if teacher is None else teacher.variables, batch)
+        return metrics
+
+    return step, count_parameters(state.variables)
+
+
+def make_infer_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
+    """The compiled network on one batch, and the number of parameters before folding."""
+    import jax
+    import jax.numpy as jnp
+
+    from deit_jax.models import create_model
+    from deit_jax.training.program import freeze
+
+    model = create_model(case["model"], case["classes"], case["image_size"], **case["fields"])
+    images = jax.random.normal(jax.random.key(1), (case["batch"], case["image_size"], case["image_size"], 3))
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+    frozen = freeze(model, variables, "random", compute_dtype="float32")
+    apply = jax.jit(lambda variables, images: frozen.model.apply(variables, images).logits)
+    variables = jax.tree.map(jnp.asarray, frozen.variables)
+    return lambda: apply(variables, images), frozen.num_parameters
+
+
+def serve(case: dict[str, Any]) -> None:
+    """Answers as the peer does."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case["threads"]])
+    from deit_jax.parallel.host_memory import keep_freed_memory
+
+    keep_freed_memory()  # as run.py does, before anything large is allocated
+    import flax
+    import jax
+
+    step, parameters = make_train_step(case) if case["part"] == "train" else make_infer_step(case)
+    jax.block_until_ready(step())
+    versions = {"jax": jax.__version__, "flax": flax.__version__}
+    print(json.dumps({"versions": versions, "parameters": parameters}), flush=True)
+    for line in sys.stdin:
+        steps = int(line)
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        clock, processor = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            result = step()
+        jax.block_until_ready(result)
+        spent = {"seconds": time.perf_counter() - clock, "processor_seconds": time.process_time() - processor}
+        spent["faults"] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
+        print(json.dumps({name: value / steps for name, value in spent.items()}), flush=True)
+
+
+# --- Both sides ----------------------------------------------------------------------------------------------------------------
+
+
+class Side:
+    """A process that holds one side's program and runs it on request."""
+
+    def __init__(self, command: list[str], threads: int) -> None:
+        limits = {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | limits
+        )
+        ready = self._answer()
+        self.versions, self.parameters = ready["versions"], ready["parameters"]
+        self._steps = 1
+
+    def _answer(self) -> dict[str, Any]:
+        line = self._process.stdout.readline()
+        if not line:
+            sys.exit("a side's process has ended; its message is above")
+        return json.loads(line)
+
+    def run(self, seconds: float) -> dict[str, float]:
+        """MEASURES of a step, over as many steps as take at least so long by the last measurement."""
+        self._process.stdin.write(f"{self._steps}\n")
+        self._process.stdin.flush()
+        spent = self._answer()
+        self._steps = max(1, math.ceil(seconds / spent["seconds"]))
+        return spent
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def compare(case: dict[str, Any], peer_python: str, rounds: int, seconds: float) -> dict[str, Any]:
+    """All rounds of a case. Figures are images a second and faults a step; ratios as the module's docstring has them."""
+    commands = {"ours": [sys.executable, str(Path(__file__).resolve()), f"--serve={json.dumps(case)}"]}
+    for name, keep in (("torch", False), ("torch, memory kept", True)):
+        commands[name] = [peer_python, str(PEER), json.dumps(case | {"keep_memory": keep})]
+    sides = {name: Side(command, case["threads"]) for name, command in commands.items()}
+    if len({side.parameters for side in sides.values()}) != 1:
+        sys.exit(f"different networks: { ({name: side.parameters for name, side in sides.items()}) } parameters")
+    spent: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for number in range(-2, rounds):  # two rounds to warm up and to find the number of steps
+        for name in sorted(sides, reverse=number % 2 == 1):
+            measured = sides[name].run(seconds)
+            if number >= 0:
+                spent[name].append(measured)
+    for side in sides.values():
+        side.close()
+
+    middle = {
+        name: {measure: statistics.median(row[measure] for row in rows) for measure in MEASURES}
+        for name, rows in spent.items()
+    }
+    best = min(("torch", "torch, memory kept"), key=lambda name: middle[name]["seconds"])
+
+    def ratios(measure: str) -> list[float]:
+        values = [b[measure] / a[measure] for a, b in zip(spent["ours"], spent[best], strict=True)]
+        return [round(f(values), 3) for f in (statistics.median, min, max)]
+
+    return {
+        "batch": case["batch"],
+        "images_per_second": {name: round(case["batch"] / row["seconds"], 2) for name, row in middle.items()},
+        "faults_per_step": {name: round(row["faults"], 1) for name, row in middle.items()},
+        "most_faults_per_step": {name: round(max(row["faults"] for row in rows), 1) for name, rows in spent.items()},
+        "ratio_median_min_max": ratios("seconds"),
+        "processor_time_ratio_median_min_max": ratios("processor_seconds"),
+        "compared_with": best,
+        "versions": {key: value for side in sides.values() for key, value in side.versions.items()},
+    }
+
+
+def processor_name() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    found = {key.strip(): value.strip() for key, value in fields.items()}
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    return f"{found['model name']} (family {found.get('cpu family', '?')}, model {found.get('model', '?')})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer_python", help="an interpreter with torch and timm")
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=["tiny", "quickstart", "regnety_160", "regnety_002"]
+    )
+    parser.add_argument("--parts", nargs="+", choices=("train", "infer"), default=["train", "infer"])
+    parser.add_argument("--batch", type=int, help="images a step; default 32, the quick start's its own")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=2.0, help="least length of one measurement")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(json.loads(arguments.serve))
+        return
+    if not arguments.peer_python:
+        parser.error("--peer_python is needed: an interpreter with torch and timm")
+
+    began, load = time.perf_counter(), os.getloadavg()[0]
+    print(
+        f"{processor_name()}; {arguments.threads} of {os.cpu_count()} cores; load {load:.1f} at the start", flush=True
+    )
+    results: dict[str, Any] = {}
+    for model in arguments.models:
+        for part in arguments.parts:
+            if model.startswith("regnety") and part == "train":
+                continue  # frozen teachers
+            case = case_of(model, part, arguments.batch) | {"threads": arguments.threads}
+            row = results[f"{model} {part}"] = compare(case, arguments.peer_python, arguments.rounds, arguments.seconds)
+            versions = row.pop("versions")
+            if len(results) == 1:
+                print("  ".join(f"{name} {version}" for name, version in versions.items()))
+                names = " | ".join(f"{name}, img/s" for name in row["images_per_second"])
+                print(f"| case | batch | {names} | faults a step, ours / torch | ratio (range) | by processor time |")
+            speeds = " | ".join(f"{value:.1f}" for value in row["images_per_second"].values())
+            faults = f"{row['faults_per_step']['ours']:.0f} / {row['faults_per_step'][row['compared_with']]:.0f}"
+            by_clock, by_processor = (
+                "{} ({} to {})".format(*row[f"{kind}_median_min_max"]) for kind in ("ratio", "processor_time_ratio")
+            )
+            print(
+                f"| {model} {part} | {row['batch']} | {speeds} | {faults} | {by_clock} | {by_processor} |", flush=True
+            )
+    summary = {"processor": processor_name(), "threads": arguments.threads, "versions": versions}
+    summary |= {"load_at_start": round(load, 1), "load_at_end": round(os.getloadavg()[0], 1)}
+    summary |= {"rounds": arguments.rounds, "minutes": round((time.perf_counter() - began) / 60, 1)}
+    print(
+        json.dumps(
+            {name: row["ratio_median_min_max"][0] for name, row in results.items()} | summary | {"cases": results}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
