@@ -141,7 +141,12 @@ def lost_processes_told() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except UserError:
+        raise
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # jax raises a ValueError where it makes an array of what a collective gave
         if jax.process_count() == 1 or not _LOST.search(str(error)):
             raise
         reason = str(error).splitlines()[0][-120:]
