@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from deit_jax.config import default_config
-from deit_jax.errors import UserError
-
-USER_ERROR = 2  # exit status: the message says what to change
+from deit_jax.errors import Stopped, UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, e.g. configs/quickstart.py", lock_config=True
@@ -146,8 +145,10 @@ def run(argv: Sequence[str]) -> None:
     match mode:
         case "train":
             from deit_jax.modes.train import train
+            from deit_jax.parallel.distributed import lost_processes_told
 
-            train(config, workdir)
+            with lost_processes_told():
+                train(config, workdir)
         case "eval":
             from deit_jax.modes.evaluate import evaluate
 
@@ -177,14 +178,27 @@ def _prepare_process(config: ConfigDict) -> None:
     if config.parallel.keep_host_memory:
         keep_freed_memory()
     keep_compiled_programs(config.parallel.compilation_cache)
-    distributed.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    told = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    distributed.start(*told, heartbeat_seconds=config.parallel.heartbeat_seconds)
     console.mute(not distributed.is_main_process())
 
 
 def main() -> None:
-    """Entry point: exits with 0, or with 2 and one line on stderr for a user's mistake."""
+    """Entry point: exits with 0, or with one line on stderr and the status of docs/reliability.md."""
     try:
         app.run(run, flags_parser=parse)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        _leave(f"error: {error}", error.exit_status, together=False)
+    except Stopped as stopped:
+        _leave(str(stopped), stopped.exit_status)
+    except KeyboardInterrupt:
+        _leave("interrupted before anything was to be saved", 128 + signal.SIGINT)
+
+
+def _leave(line: str, status: int, *, together: bool = True) -> None:
+    print(line, file=sys.stderr, flush=True)
+    if not together and "deit_jax.parallel.distributed" in sys.modules:
+        from deit_jax.parallel.distributed import leave_at_once
+
+        leave_at_once(status)
+    sys.exit(status)

@@ -33,6 +33,9 @@ def default_config() -> ConfigDict:
     config.image_size = placeholder(int)  # pixels; None: the size in the model's name
     config.compute_dtype = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU; parameters are always float32
 
+    # a loss or gradient that is not finite: stop | skip (leave the step out) | rollback (to the last checkpoint, then other data)
+    config.on_nonfinite = "stop"
+
     config.model = model = ConfigDict()
     model.name = "deit_small_distilled_patch16_224"  # any of deit_jax.list_models()
     model.overrides = ConfigDict()  # fields of the model, by name, e.g. dict(depth=6, patch_size=4)
@@ -143,7 +146,7 @@ def default_config() -> ConfigDict:
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = placeholder(int)  # None: once an epoch
-    checkpoint.keep = 2  # newest checkpoints kept
+    checkpoint.keep = 2  # newest checkpoints kept; besides them the one with the best top-1
 
     config.log = log = ConfigDict()
     log.every_steps = 50
@@ -163,6 +166,8 @@ def default_config() -> ConfigDict:
         ""  # "name=value,name=value": of XLA for the train step, over those of parallel/xla_options.py
     )
     parallel.compilation_cache = "~/.cache/deit_jax"  # folder of compiled programs, which later runs take; "": none
+    # several processes: one that is silent for this many seconds counts as gone, and the others stop
+    parallel.heartbeat_seconds = 60
     parallel.keep_host_memory = True  # CPU: with glibc, keep freed step buffers mapped
 
     # Published or earlier figures, printed beside this run's in the closing table: {"what": top-1 in percent}.
@@ -172,6 +177,7 @@ def default_config() -> ConfigDict:
 
 _CHOICES = {
     "compute_dtype": ("auto", "float32", "bfloat16"),
+    "on_nonfinite": ("stop", "skip", "rollback"),
     "model.attention": ("xla", "dot_product", "cudnn"),
     "model.remat": ("none", "dots", "full"),
     "model.fusion": ("logits", "softmax"),
@@ -223,6 +229,7 @@ _BOUNDS = {
     "log.profile_steps": (0, None),
     "log.profile_after": (1, None),
     "parallel.fsdp": (1, None),
+    "parallel.heartbeat_seconds": (10, None),
     "parallel.fsdp_min_size": (0, None),
 }
 

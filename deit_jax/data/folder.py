@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deit_jax.data.sources import DataError, Example
+from deit_jax.data.sources import DataError, Example, UnusableError
 
 # torchvision.datasets.folder.IMG_EXTENSIONS, so that a folder has the same files here and there.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -75,6 +75,8 @@ class ImageFolderSource:
         try:
             with open(self.describe(index), "rb") as file:
                 return Example(file.read(), int(self._listing.labels[index]))
+        except FileNotFoundError as error:
+            raise UnusableError(f"{self.describe(index)}: is gone; restore the file or start again") from error
         except OSError as error:
             raise DataError(
                 f"{self.describe(index)}: cannot be read ({error.strerror}); restore the file or start again"

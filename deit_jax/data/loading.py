@@ -11,7 +11,7 @@ import dataclasses
 import gc
 import math
 import os
-import warnings
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -20,13 +20,13 @@ import numpy as np
 from absl import flags
 
 from deit_jax.data.decoding import Crop, decode
+from deit_jax.data.replacements import Replacements
 from deit_jax.data.sampling import TrainOrder
-from deit_jax.data.sources import DataError, ImageSource
+from deit_jax.data.sources import DataError, ImageSource, UnusableError
 
 _CHUNK = 64  # positions of a chunk, at most (and up to an image's further copies)
 _MAX_THREADS = 16  # by default; the interpreter's lock feeds hardly more
 _MAX_BAD_IN_A_ROW = 100
-_MAX_WARNINGS = 10  # images named one by one; the rest are counted
 # Second half of the Philox key: keeps the crops' stream apart from others that start from the same seed.
 _CROP_STREAM = 0xC407
 
@@ -56,7 +56,7 @@ def train_batches(
     num_workers: int = 0,
     prefetch_batches: int = 2,
     on_bad_image: OnBadImage = "stop",
-    warn: Callable[[str], None] = warnings.warn,
+    replacements: Replacements | None = None,
 ) -> Iterator[Batch]:
     """Training batches of steps `start_step` to `stop_step - 1`; starting costs the same at any step.
 
@@ -71,9 +71,9 @@ def train_batches(
         num_threads: decoding threads, of each worker if there are any; 0 reads in the caller's thread; None goes by the cores.
         num_workers: decoding processes; 0 = threads only.
         prefetch_batches: batches read ahead.
-        on_bad_image: an image that cannot be decoded is an error ("stop"), or the next one of the source that can be is read in
-            its place, with its own label ("replace").
-        warn: told of the images replaced: of the first few at once, of their number when the iterator ends or is closed.
+        on_bad_image: an image that cannot be used (decoded, or found, or whose label is no class) is an error ("stop"), or the
+            next one of the source that can be is read in its place, with its own label ("replace").
+        replacements: counts the images replaced, batch by batch as they are handed out; None: one that warns.
 
     Returns:
         An iterator over this host's rows of each global batch, in order: `image` uint8 `[B/P, S, S, 3]` and `label` int32
@@ -81,7 +81,7 @@ def train_batches(
 
     Raises:
         ValueError: the arguments do not fit together, e.g. blocks that cannot be divided among the hosts.
-        DataError: while iterating, an image cannot be read or (with "stop") decoded.
+        DataError: while iterating, an image cannot be read or (with "stop") used.
     """
     _check_process(process_index, process_count)
     if on_bad_image not in ("stop", "replace"):
@@ -108,7 +108,7 @@ def train_batches(
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_batches=prefetch_batches,
-        warn=warn,
+        replacements=replacements or Replacements(),
     )
 
 
@@ -179,14 +179,14 @@ def _edges(start: int, stop: int) -> list[int]:
 
 def _read(source: ImageSource, index: int) -> tuple[np.ndarray, int]:
     example = source[index]
+    if not 0 <= example.label < len(source.class_names):
+        raise UnusableError(
+            f"{source.describe(index)}: label {example.label} is outside the {len(source.class_names)} classes; correct it"
+        )
     try:
         return decode(example.image), example.label
     except DataError as error:
-        raise UndecodableError(f"{source.describe(index)}: {error}") from error
-
-
-class UndecodableError(DataError):
-    """An image that was read and cannot be decoded; unlike a file that cannot be read, it can be replaced."""
+        raise UnusableError(f"{source.describe(index)}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,11 +231,11 @@ class _TrainReader:
         for attempt in range(_MAX_BAD_IN_A_ROW):
             try:
                 return _read(self.source, (index + attempt) % len(self.source))
-            except UndecodableError as error:
+            except UnusableError as error:
                 if self.on_bad_image == "stop":
                     raise
                 bad.append(str(error))
-        raise DataError(f"{_MAX_BAD_IN_A_ROW} images in a row cannot be decoded; the last: {bad[-1]}")
+        raise DataError(f"{_MAX_BAD_IN_A_ROW} images in a row cannot be used; the last: {bad[-1]}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +269,7 @@ def _batches(
     num_threads: int | None,
     num_workers: int,
     prefetch_batches: int,
-    warn: Callable[[str], None] = warnings.warn,
+    replacements: Replacements | None = None,
 ) -> Iterator[Batch]:
     if min(num_threads or 0, num_workers, prefetch_batches) < 0:
         raise ValueError(
@@ -290,7 +290,7 @@ def _batches(
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=per_process)
         )
-    return _stream(dataset, steps, chunks, empty, num_workers, warn)
+    return _stream(dataset, steps, chunks, empty, num_workers, replacements)
 
 
 def default_threads(num_workers: int) -> int:
@@ -305,19 +305,20 @@ def _stream(
     chunks: int,
     empty: Callable[[], Batch],
     num_workers: int,
-    warn: Callable[[str], None],
+    replacements: Replacements | None,
 ) -> Iterator[Batch]:
     if not steps:
         return
     if num_workers and not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which nobody parses in a notebook or a test
     reader = iter(dataset)
-    bad: dict[str, int] = {}  # how often each was met
     try:
         for _ in range(steps):
-            batch = empty()
+            batch, bad = empty(), []
             for _ in range(chunks):
-                _put(next(reader), batch, bad, warn)
+                bad += _put(_next(reader), batch)
+            if replacements is not None:
+                replacements.add(bad)
             yield batch
     finally:
         # With workers, an abandoned iterator leaves processes behind, and its reference cycles the last chunks' shared
@@ -326,18 +327,24 @@ def _stream(
         if num_workers:
             del reader
             gc.collect()
-        if bad:
-            warn(
-                f"{len(bad)} image(s) could not be decoded and were replaced {sum(bad.values())} times by the next ones"
-            )
 
 
-def _put(chunk: dict[str, Any], batch: Batch, bad: dict[str, int], warn: Callable[[str], None]) -> None:
-    """Puts a chunk's images into their rows; counts the replaced ones and tells of those met for the first time."""
-    rows = chunk.pop("row")
-    for line in chunk.pop("bad", "").splitlines():
-        if line not in bad and len(bad) < _MAX_WARNINGS:
-            warn(f"replaced: {line}")
-        bad[line] = bad.get(line, 0) + 1
+def _next(reader: Iterator[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return next(reader)
+    except RuntimeError as error:
+        ended = re.match(r"Worker process was terminated unexpectedly with (exit code \S+\d)", str(error))
+        if ended is None:
+            raise
+        raise DataError(
+            f"a process that reads images has ended ({ended[1]}; -9 is often a lack of memory): run the command again, with "
+            "fewer of them (config.data.num_workers) if that recurs"
+        ) from error
+
+
+def _put(chunk: dict[str, Any], batch: Batch) -> list[str]:
+    """Puts a chunk's images into their rows; returns a line for each replaced one."""
+    rows, bad = chunk.pop("row"), chunk.pop("bad", "").splitlines()
     for key, values in chunk.items():
         batch[key][rows] = values
+    return bad

@@ -21,6 +21,10 @@ class DataError(UserError):
     """Input data that cannot be used. The message is one line: what is wrong, in which file or index, what to do."""
 
 
+class UnusableError(DataError):
+    """One image that is gone, cannot be decoded or has no valid label; unlike a disk that fails, it can be replaced."""
+
+
 class Example(NamedTuple):
     """One labelled image.
 

@@ -35,6 +35,11 @@ def answer_of(scores: Scores, fusion: str) -> dict[str, float]:
     return scores.get(f"fused_{fusion}", scores["class"])
 
 
+def best_top1(scores: dict[str, Scores], fusion: str) -> float:
+    """The top-1, in percent, of the better of raw and EMA weights: by which checkpoints are compared."""
+    return max(answer_of(by_head, fusion)["top1"] for by_head in scores.values())
+
+
 def score(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
     """Sums over the images where `mask` holds: correct in the first 1, in the first 5, and cross-entropy. Float32 scalars.
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Mapping
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 
 from deit_jax.errors import UserError
 
@@ -14,7 +21,26 @@ class ClusterError(UserError):
     """Processes that cannot find each other. The message is one line."""
 
 
-def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+class LostProcessError(UserError):
+    """Another process of the run is gone. The message is one line."""
+
+    exit_status = 75  # as of a run that was asked to stop: the same command goes on
+
+
+# Words of the errors that collectives and barriers end in when a process at the other end is not there any more.
+_LOST = re.compile(
+    r"Gloo|NCCL|connection (closed|reset|refused)|broken pipe|heartbeat|coordination|barrier|UNAVAILABLE|ABORTED",
+    re.IGNORECASE,
+)
+
+
+def start(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    heartbeat_seconds: int = 60,
+) -> None:
     """Join the other processes of the run, if there are any. Call it before anything touches a device.
 
     Without arguments a TPU pod, Slurm (srun), Open MPI or a Kubernetes JobSet is recognised by its environment; elsewhere
@@ -24,6 +50,8 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
       coordinator: "host:port" of process 0, the same in every process.
       num_processes: how many there are.
       process_id: this one's number, from 0.
+      heartbeat_seconds: a process that is silent for so long counts as gone, and ends the others; so long, too, the first
+        to finish waits for the last.
 
     Raises ClusterError if only some of the three are given, or the processes do not find each other.
     """
@@ -34,7 +62,13 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
     elif any(value is None for value in told):
         raise ClusterError("--coordinator, --num_processes and --process_id go together: give all three or none")
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=heartbeat_seconds,
+            shutdown_timeout_seconds=heartbeat_seconds,
+        )
     except (ValueError, RuntimeError) as error:
         where = f"at {coordinator}" if coordinator else "of the cluster"
         raise ClusterError(f"the processes {where} do not find each other ({str(error).splitlines()[0]})") from error
@@ -71,3 +105,72 @@ def wait_for_all(what: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(what)
+
+
+def from_main_process(make: Callable[[], Any]) -> Any:
+    """What `make` returns in the main process, which alone calls it, in all of them. JSON's types.
+
+    Raises in every process the UserError that `make` raised, so that none goes on and waits for the others.
+    """
+    if jax.process_count() == 1:
+        return make()
+    from jax.experimental import multihost_utils
+
+    answer, failure = {}, None
+    if is_main_process():
+        try:
+            answer = {"value": make()}
+        except UserError as error:
+            answer, failure = {"error": str(error)}, error
+    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    text = multihost_utils.broadcast_one_to_all(text if is_main_process() else np.zeros(length, np.uint8))
+    answer = json.loads(np.asarray(text).astype(np.uint8).tobytes())
+    if failure is not None:
+        raise failure
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return answer["value"]
+
+
+@contextlib.contextmanager
+def lost_processes_told() -> Iterator[None]:
+    """Raises LostProcessError for the errors of jax that say that another process is gone, or stopped answering.
+
+    Where a collective only hangs, jax's heartbeat ends this process instead, with a message of its own.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:  # jax raises a ValueError where it makes an array of what a collective gave
+        if jax.process_count() == 1 or not _LOST.search(str(error)):
+            raise
+        reason = str(error).splitlines()[0][-120:]
+        raise LostProcessError(
+            f"another process of this run is gone or has failed (...{reason}); its own output says why. "
+            "The last checkpoint is there: start all processes again"
+        ) from error
+
+
+def leave_at_once(status: int) -> None:
+    """End this process of several without waiting for the others, which may never come; a single one just returns."""
+    if jax.process_count() == 1:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if is_main_process():
+        time.sleep(2)  # whose end takes the others along: let them speak first
+    os._exit(status)
+
+
+def sum_over_processes(count: int) -> int:
+    """The sum of what each process gives."""
+    if jax.process_count() == 1:
+        return count
+    from jax.experimental import multihost_utils
+
+    return int(np.sum(multihost_utils.process_allgather(np.int32(count))))

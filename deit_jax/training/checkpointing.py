@@ -1,8 +1,15 @@
-"""Checkpoints of the whole train state. The one module that knows Orbax."""
+"""Checkpoints of the whole train state. The one module that knows Orbax.
+
+WORKDIR/checkpoints holds a folder a step, of Orbax's files and a manifest of them, written last. So a folder is finished or it is
+not, and what is finished can be checked; docs/reliability.md tells what becomes of the others.
+"""
 
 from __future__ import annotations
 
 import logging
+import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,27 +18,40 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, machine_fault
+from deit_jax.parallel.distributed import from_main_process, is_main_process
+from deit_jax.reporting import console
+from deit_jax.reporting.metrics import write_json
+from deit_jax.training import manifest
 from deit_jax.training.state import TrainState, Variables
+
+_STATE = "default"  # of a step's folder: where Orbax writes
+_FORMAT = "format.json"  # is there since checkpoints have manifests
+_DISCARDED = ".discarded"  # renamed so before it is deleted, so that half of it is never taken for a checkpoint
+_DAMAGED = ".damaged"  # renamed so and left: what to do with it is for the owner to say
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is not there or does not fit. The message is one line."""
+    """A checkpoint that is not there, does not fit or cannot be written. The message is one line."""
 
 
 class Checkpoints:
-    """The checkpoints under `workdir`/checkpoints: written in the background, atomically, the newest `keep` kept.
+    """The checkpoints under `workdir`/checkpoints: written in the background, atomically, the newest `keep` and the best kept.
 
-    A context manager: leaving it waits for the last write.
+    Opening them removes what a killed run left half-written and renames what is damaged; both are said. A context manager:
+    leaving it waits for the last write. All processes of a run make the same calls.
+
+    Raises CheckpointError if the folder cannot be written.
     """
 
     def __init__(self, workdir: str | Path, *, keep: int = 2) -> None:
         self.folder = Path(workdir).absolute() / "checkpoints"
+        self._keep = keep
         # Orbax tells the root logger at every save and restore; its errors still come through as exceptions.
         logging.getLogger("absl").setLevel(logging.ERROR)
-        self._manager = ocp.CheckpointManager(
-            self.folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        )
+        self._latest: int | None = from_main_process(self._put_in_order)
+        self._checkpointer = ocp.StandardCheckpointer()
+        self._writing: _Write | None = None
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -39,54 +59,253 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._manager.close()
+        if error is not None and jax.process_count() > 1:
+            return  # the other processes may not be there to finish it with
+        try:
+            self.wait()
+            self._discard_surplus()
+            self._checkpointer.close()
+        except CheckpointError as second:
+            if error is None:
+                raise
+            console.warn(str(second))  # what came first is told by whoever catches it
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint; None if there is none."""
-        return self._manager.latest_step()
+        """The step of the newest sound checkpoint, or of the one that is being written; None if there is none."""
+        return self._latest
 
-    def save(self, state: TrainState) -> None:
-        """Start writing `state` under its step; a step that is already there is left as it is."""
+    def best(self) -> tuple[int, float] | None:
+        """(step, top-1) of the checkpoint with the highest top-1 that was saved with one; None if there is none."""
+        scored = [(top1, step) for step in self._sealed() if (top1 := _top1(self.folder / str(step))) is not None]
+        if self._writing is not None and self._writing.facts["top1"] is not None:
+            scored.append((self._writing.facts["top1"], self._writing.facts["step"]))
+        return (max(scored)[1], max(scored)[0]) if scored else None
+
+    def would_be_best(self, top1: float) -> bool:
+        """Whether no checkpoint has a top-1 as high; the same in all processes."""
+        return from_main_process(lambda: (best := self.best()) is None or top1 > best[1])
+
+    def notes(self) -> dict[str, Any]:
+        """What `save` was given beside the newest state; {} if there is none."""
+        self.wait()
+        if self._latest is None:
+            return {}
+        return from_main_process(lambda: manifest.facts(self.folder / str(self._latest)).get("notes", {}))
+
+    def save(self, state: TrainState, top1: float | None = None, notes: dict[str, Any] | None = None) -> None:
+        """Start writing `state` under its step; a step that is already there is left as it is.
+
+        Args:
+          state: the whole state.
+          top1: of these weights, in percent, if they have been evaluated.
+          notes: what else a resumed run has to know; JSON's types.
+
+        Raises CheckpointError if this or the write before it fails.
+        """
         step = int(state.step)
-        if step != self.latest_step():
-            self._manager.save(step, args=ocp.args.StandardSave(state))
+        if step == self._latest:
+            return
+        self.wait()
+        self._discard_surplus()
+        facts = {"step": step, "top1": top1, "notes": notes or {}}
+        self._writing = _Write(self._checkpointer, self.folder / str(step), state, facts, self._latest)
+        self._latest = step
+
+    def wait(self) -> None:
+        """Return when the last write is finished. Raises CheckpointError if it failed."""
+        if self._writing is not None:
+            write, self._writing = self._writing, None
+            try:
+                write.finish()
+            except CheckpointError:
+                self._latest = write.before
+                raise
 
     def restore(self, like: TrainState) -> TrainState:
         """The newest state, with the shapes, types and shardings of the abstract state `like`.
 
-        Raises CheckpointError if there is none, or if it is another model's.
+        Raises CheckpointError if there is none, or if it is another model's: with the names of what differs.
         """
-        step = self.latest_step()
-        if step is None:
+        self.wait()
+        if self._latest is None:
             raise CheckpointError(f"{self.folder}: no checkpoint here")
-        try:
-            return self._manager.restore(step, args=ocp.args.StandardRestore(like))
-        except (ValueError, KeyError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
+        path = self.folder / str(self._latest) / _STATE
+        if differences := _differences(_stored_shapes(self._checkpointer, path), like):
             raise CheckpointError(
-                f"{self.folder}/{step} does not hold this configuration's state ({reason}); "
+                f"{path.parent} does not hold this configuration's state ({differences}); "
                 "use another --workdir, or the configuration it was written with"
+            )
+        return self._checkpointer.restore(path, like)
+
+    def _sealed(self) -> list[int]:
+        return [step for step in _steps(self.folder) if manifest.is_sealed(self.folder / str(step))]
+
+    def _discard_surplus(self) -> None:
+        if not is_main_process():
+            return
+        steps, best = self._sealed(), self.best()
+        for step in steps[: -self._keep]:
+            if best is None or step != best[0]:
+                _discard(self.folder / str(step))
+
+    def _put_in_order(self) -> int | None:
+        """Remove what is half-written, rename what is damaged; the newest sound step, or None."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / _FORMAT).exists():
+                for step in _steps(self.folder):  # of a version that wrote none; Orbax committed them by renaming
+                    if not manifest.is_sealed(self.folder / str(step)):
+                        console.say(f"checkpoint {step} is of an earlier version and gets a manifest now")
+                        manifest.seal(self.folder / str(step), {"step": step, "top1": None, "notes": {}})
+                write_json(self.folder / _FORMAT, {"format": 2})
+            for path in self.folder.iterdir():
+                if path.name.endswith(_DISCARDED):
+                    shutil.rmtree(path)
+            return _newest_sound(self.folder, _clear_away)
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.folder} cannot be used ({error.strerror}); mend that or use another --workdir"
             ) from error
 
 
-def load_state(workdir: str | Path) -> tuple[dict[str, Any], int]:
-    """The newest checkpoint of a workdir as nested dicts of arrays on one device, named as in TrainState, and its step.
+class _Write:
+    """One checkpoint on its way to the disk: Orbax in its thread, then the manifest in ours."""
 
-    Raises CheckpointError if there is none.
+    def __init__(
+        self,
+        checkpointer: ocp.StandardCheckpointer,
+        folder: Path,
+        state: TrainState,
+        facts: dict[str, Any],
+        before: int | None,
+    ) -> None:
+        self.facts, self.before = facts, before
+        self._folder, self._checkpointer = folder, checkpointer
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._seal, name=f"checkpoint {folder.name}")
+        try:
+            if is_main_process():
+                manifest.begin(folder)
+            checkpointer.save(folder / _STATE, state)
+        except Exception as error:
+            raise self._explained(error) from error
+        self._thread.start()
+
+    def finish(self) -> None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._explained(self._error) from self._error
+
+    def _seal(self) -> None:
+        try:
+            self._checkpointer.wait_until_finished()
+            if is_main_process():
+                manifest.seal(self._folder, self.facts)
+        except BaseException as error:
+            self._error = error
+
+    def _explained(self, error: BaseException) -> BaseException:
+        reason = machine_fault(error)
+        if reason is None:
+            return error
+        if is_main_process():
+            shutil.rmtree(self._folder, ignore_errors=True)
+        intact = "none was written before" if self.before is None else f"the one of step {self.before} is intact"
+        return CheckpointError(
+            f"{self._folder}: the checkpoint cannot be written ({reason}); {intact}; mend that and run the command again"
+        )
+
+
+def _steps(folder: Path) -> list[int]:
+    """The steps that have a folder, finished or not, in order."""
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
+
+
+def _newest_sound(folder: Path, clear_away: Callable[[Path, str], None]) -> int | None:
+    """The newest step whose files are what was written; `clear_away` is told of the later ones and why they are not it."""
+    for step in reversed(_steps(folder)):
+        path = folder / str(step)
+        try:
+            manifest.check(path)
+            return step
+        except manifest.DamageError as error:
+            clear_away(path, str(error))
+    return None
+
+
+def _clear_away(path: Path, reason: str) -> None:
+    if manifest.is_unfinished(path) or (not (path / _STATE).exists() and not manifest.is_sealed(path)):
+        _discard(path)
+        console.say(f"checkpoint {path.name} was being written when the run ended: it is removed")
+        return
+    aside = path.with_name(path.name + _DAMAGED)
+    while aside.exists():
+        aside = aside.with_name(aside.name + _DAMAGED)
+    path.rename(aside)
+    console.warn(f"checkpoint {path.name} is DAMAGED: {reason}; it is kept as {aside.name}, the one before it is used")
+
+
+def _pass_over(path: Path, reason: str) -> None:
+    if not manifest.is_unfinished(path):  # a run may be writing it now
+        console.warn(f"checkpoint {path.name} is DAMAGED: {reason}; the one before it is used")
+
+
+def _discard(path: Path) -> None:
+    gone = path.with_name(path.name + _DISCARDED)
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _top1(folder: Path) -> float | None:
+    try:
+        return manifest.facts(folder).get("top1")
+    except manifest.DamageError:
+        return None  # found out when it is needed
+
+
+def _stored_shapes(checkpointer: ocp.StandardCheckpointer, path: Path) -> dict[str, Any]:
+    """The stored state as nested dicts of shapes and types."""
+    return checkpointer.metadata(path).item_metadata.tree
+
+
+def _differences(stored: Any, like: TrainState) -> str:
+    """What differs between two states in shapes and types, by name; "" if nothing does."""
+
+    def leaves(tree: Any) -> dict[str, str]:
+        named = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+            for path, leaf in named
+            if hasattr(leaf, "shape")
+        }
+
+    there, here = leaves(stored), leaves(like)
+    names = [name for name in sorted(there.keys() | here.keys()) if there.get(name) != here.get(name)]
+    told = [f"{name}: {there.get(name, 'nothing')} there, {here.get(name, 'nothing')} here" for name in names[:3]]
+    return "; ".join(told) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def load_state(workdir: str | Path) -> tuple[dict[str, Any], int]:
+    """The newest sound checkpoint of a workdir as nested dicts of arrays on one device, named as in TrainState, and its step.
+
+    Nothing is changed; a run may be writing there. Raises CheckpointError if there is none.
     """
     folder = Path(workdir).absolute() / "checkpoints"
     if not folder.is_dir():
         raise CheckpointError(f"{workdir} holds no checkpoints: give the --workdir of a training run")
-    with ocp.CheckpointManager(folder, item_handlers=ocp.StandardCheckpointHandler()) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"{folder}: no complete checkpoint here; let the training run save one")
+    step = _newest_sound(folder, _pass_over) if (folder / _FORMAT).exists() else max(_steps(folder), default=None)
+    if step is None:
+        raise CheckpointError(f"{folder}: no complete checkpoint here; let the training run save one")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    path = folder / str(step) / _STATE
+    with ocp.StandardCheckpointer() as checkpointer:
         # The shapes come from the checkpoint itself; one device, whatever mesh it was written on.
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), manager.item_metadata(step).tree
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), _stored_shapes(checkpointer, path)
         )
-        return manager.restore(step, args=ocp.args.StandardRestore(like)), step
+        return checkpointer.restore(path, like), step
 
 
 def load_variables(workdir: str | Path, which: str = "raw") -> tuple[Variables, int]:

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
+from deit_jax.data.replacements import Replacements
+from deit_jax.data.sources import ImageSource
+from deit_jax.errors import Stopped
+from deit_jax.evaluation.accuracy import best_top1
 from deit_jax.evaluation.run import Evaluator
 from deit_jax.models.flops import train_flops
-from deit_jax.parallel.distributed import is_main_process, wait_for_all
+from deit_jax.parallel.distributed import from_main_process, is_main_process, sum_over_processes, wait_for_all
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.parallel.topologies import find_chip
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import MetricsWriter, write_json
+from deit_jax.reporting.metrics import MetricsWriter
 from deit_jax.reporting.pace import Pace
 from deit_jax.reporting.profile import Profile
 from deit_jax.reporting.speed import Speed
 from deit_jax.training.announcement import describe
 from deit_jax.training.checkpointing import Checkpoints
+from deit_jax.training.divergence import READ_EVERY, Detours, Rollback, Watch
+from deit_jax.training.interruption import Interruption
+from deit_jax.training.lock import hold
+from deit_jax.training.optimizer import parameter_names
 from deit_jax.training.plan import Plan, resolve
-from deit_jax.training.program import Teacher, build_program
-from deit_jax.training.record import claim_workdir, finished_results, show_results
+from deit_jax.training.program import Program, Teacher, build_program
+from deit_jax.training.record import claim_workdir, finished_results, show_results, skipped_steps, write_results
+from deit_jax.training.state import TrainState, Variables
 
 Results = dict[str, Any]
 
@@ -35,116 +46,189 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
     """Train the configured model in `workdir`, or go on where an earlier call stopped; returns what `results.json` holds.
 
     config: validated. teacher: the frozen network for distillation, with as many classes as the student; None without one.
-    Raises ConfigError, DataError or CheckpointError, each with one clear line, before anything is compiled.
+    Raises ConfigError, DataError, WorkdirError or CheckpointError, each with one clear line, before anything is compiled; later
+    also DivergenceError, LogError and, when a signal asks for it, Stopped.
     """
     # --- What will be done -------------------------------------------------------------------------------------------------
     train_source, eval_source = open_source(config.data, "train"), open_source(config.data, "eval")
     plan = resolve(config, num_images=len(train_source), data_classes=len(train_source.class_names))
-    claim_workdir(workdir, config, plan, class_names=train_source.class_names)
-    wait_for_all("the workdir is claimed")
-    if (results := finished_results(workdir, plan)) is not None:
-        console.say(f"{workdir} is finished: {plan.total_steps} steps are done. Another --workdir starts anew.")
+    with hold(workdir):
+        claim_workdir(workdir, config, plan, class_names=train_source.class_names)
+        wait_for_all("the workdir is claimed")
+        if (results := finished_results(workdir, plan)) is not None:
+            console.say(f"{workdir} is finished: {plan.total_steps} steps are done. Another --workdir starts anew.")
+            show_results(config, results)
+            return results
+
+        mesh = make_mesh(fsdp=config.parallel.fsdp)
+        program = build_program(config, plan, mesh, teacher)
+        evaluator = Evaluator(config, eval_source, mesh, image_size=plan.image_size)
+        console.announce(f"Training in {workdir}", describe(config, plan, program, train_source, eval_source, teacher))
+        with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
+            teacher_variables, teacher_scores = None, None
+            if teacher is not None:
+                teacher_variables = jax.device_put(teacher.variables, replicated(mesh))
+                if config.evaluation.teacher:
+                    teacher_scores = evaluator(teacher.model, teacher_variables)
+                    console.say(f"teacher's top-1 on the evaluation images: {teacher_scores['class']['top1']:.2f} %")
+
+            # --- The steps, once more from the last checkpoint if they lead nowhere ----------------------------------------
+            detours = Detours(workdir)
+            speed = Speed(
+                batch_size=config.train.batch_size,
+                num_devices=mesh.size,
+                flops=train_flops(program.model, None if teacher is None else teacher.model, plan.image_size),
+                peak_flops=peak_flops(config, mesh.devices.flat[0]),
+            )
+            run = Run(
+                config, workdir, plan, program, evaluator, train_source, teacher_variables, checkpoints, detours, speed
+            )
+            done = None
+            while done is None:
+                try:
+                    with Interruption() as interruption:
+                        done = run_steps(run, interruption)
+                except Rollback as rollback:
+                    checkpoints.wait()
+                    after = checkpoints.latest_step() or 0
+                    detours.add(rollback, after, write=is_main_process())
+                    console.warn(f"{rollback}; back to step {after}, and on with the batches after the bad one")
+
+            # --- What came of it -------------------------------------------------------------------------------------------
+            state, scores, pace, replaced = done
+            if scores is None:  # stopped between the last save and the results
+                scores = evaluator.weights(program.model, state.variables, state.ema)
+            checkpoints.wait()  # a run with results is finished: its last checkpoint is there
+        seconds = pace.seconds_per_step()
+        results = {
+            "step": plan.total_steps,
+            "eval_images": len(eval_source),
+            "scores": scores,
+            "teacher": teacher_scores,
+            "images_per_second": None if seconds is None else config.train.batch_size / seconds,
+            "replaced_images": replaced,
+            "skipped_steps": from_main_process(lambda: skipped_steps(workdir)),
+            "rollbacks": len(detours),
+        }
+        if is_main_process():
+            write_results(workdir, results)
+        wait_for_all("the results are written")
         show_results(config, results)
         return results
 
-    mesh = make_mesh(fsdp=config.parallel.fsdp)
-    program = build_program(config, plan, mesh, teacher)
-    evaluator = Evaluator(config, eval_source, mesh, image_size=plan.image_size)
-    console.announce(f"Training in {workdir}", describe(config, plan, program, train_source, eval_source, teacher))
 
-    # --- State: new, or the newest checkpoint's ----------------------------------------------------------------------------
-    with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
-        if checkpoints.latest_step() is None:
-            state, start = program.init(), 0
-        else:
-            state = checkpoints.restore(program.abstract_state)
-            start = int(state.step)
-            console.say(f"resuming after step {start}")
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the steps need, made by `train`."""
 
-        teacher_variables, teacher_scores = None, None
-        if teacher is not None:
-            teacher_variables = jax.device_put(teacher.variables, replicated(mesh))
-            if config.evaluation.teacher:
-                teacher_scores = evaluator(teacher.model, teacher_variables)
-                console.say(f"teacher's top-1 on the evaluation images: {teacher_scores['class']['top1']:.2f} %")
+    config: ConfigDict
+    workdir: Path
+    plan: Plan
+    program: Program
+    evaluator: Evaluator
+    train_source: ImageSource
+    teacher_variables: Variables | None
+    checkpoints: Checkpoints
+    detours: Detours
+    speed: Speed
 
-        # --- The loop ------------------------------------------------------------------------------------------------------
-        crop = train_crop(config.data, plan.image_size)
-        host_batches = train_batches(
-            train_source,
-            plan.order,
-            crop,
-            start_step=start,
-            stop_step=plan.total_steps,
+
+def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[str, Any] | None, Pace, int]:
+    """All steps from the newest checkpoint on, or from the first: (state, last scores, pace, number of replaced images).
+
+    Raises Rollback or DivergenceError at a bad step, Stopped when a signal has asked for it and the state is saved.
+    """
+    config, plan, program, checkpoints = run.config, run.plan, run.program, run.checkpoints
+    if checkpoints.latest_step() is None:
+        state, start = program.init(), 0
+    else:
+        state = checkpoints.restore(program.abstract_state)
+        start = int(state.step)
+        console.say(f"resuming after step {start}")
+    replacements, replaced_before = Replacements(console.warn), checkpoints.notes().get("replaced", 0)
+
+    def replaced(step: int) -> int:
+        return replaced_before + sum_over_processes(replacements.count(step - start))
+
+    pace, scores, pending, metrics = Pace(), None, None, None
+    on_mesh = one_ahead(put_batch(program.mesh, batch) for batch in host_batches(run, start, replacements))
+    batches = pace.waiting(on_mesh, lambda: metrics is None or metrics["loss"].is_ready())
+    with (
+        MetricsWriter(
+            run.workdir, start_step=start, tensorboard=config.log.tensorboard, silent=not is_main_process()
+        ) as writer,
+        Profile(run.workdir / "profile", start + config.log.profile_after, config.log.profile_steps) as profile,
+    ):
+        watch = Watch(config.on_nonfinite, parameter_names(program.abstract_state.params), writer.write)
+
+        def write_pending() -> None:
+            nonlocal pending
+            if pending is not None:
+                watch.read(through=pending[0])
+                if len(pending) > 1:
+                    log_step(writer, plan, *pending, run.speed)
+                pending = None
+
+        for step, batch in enumerate(batches, start + 1):
+            profile.before(step)
+            state, metrics = program.train_step(state, run.teacher_variables, batch)
+            profile.after(step, state)
+            pace.step()
+            metrics = watch.note(step, metrics)
+            # A step's metrics are read only after the next step has been handed to the device, which so never waits.
+            write_pending()
+            if step == start + 1:
+                jax.block_until_ready(state)  # compiled and run once: the pace counts from here
+                pace.restart()
+            if step % config.log.every_steps == 0 or step in (1, plan.total_steps):
+                pending = (step, metrics, pace.seconds_per_step(), pace.data_wait())
+            elif step % READ_EVERY == 0:
+                pending = (step,)  # to be judged, not logged
+
+            last = step == plan.total_steps
+            evaluating = last or (plan.evaluate_every and step % plan.evaluate_every == 0)
+            saving = last or step % plan.checkpoint_every == 0
+            stopping = interruption.asked(step) and not last
+            if evaluating or saving or stopping:
+                jax.block_until_ready(state)
+                pace.pause()
+                write_pending()
+                watch.read(through=step)  # what is evaluated and saved is sound
+                top1 = None
+                if evaluating:
+                    scores = run.evaluator.weights(program.model, state.variables, state.ema)
+                    writer.write(step, flatten(scores))
+                    console.scores_line(step, scores)
+                    top1 = best_top1(scores, config.model.fusion)
+                if saving or stopping or (evaluating and checkpoints.would_be_best(top1)):
+                    writer.sync()  # every row up to this step: a resumed run writes only later ones
+                    checkpoints.save(state, top1, {"replaced": replaced(step)})
+                if stopping:
+                    checkpoints.wait()
+                    raise Stopped(f"stopped after step {step}, which is saved; the same command goes on from there")
+                pace.restart()
+    return state, scores, pace, replaced(plan.total_steps)
+
+
+def host_batches(run: Run, start: int, replacements: Replacements) -> Iterator[dict[str, np.ndarray]]:
+    """This host's batches of the steps from `start` (counted from 0) on."""
+    config, data = run.config, run.config.data
+    for first, end in run.detours.stretches(start, run.plan.total_steps):
+        yield from train_batches(
+            run.train_source,
+            run.plan.order,
+            train_crop(config.data, run.plan.image_size),
+            start_step=first,
+            stop_step=end,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            num_threads=config.data.num_threads,
-            num_workers=config.data.num_workers,
-            prefetch_batches=config.data.prefetch_batches,
-            on_bad_image=config.data.on_bad_image,
-            warn=console.warn,
+            num_threads=data.num_threads,
+            num_workers=data.num_workers,
+            prefetch_batches=data.prefetch_batches,
+            on_bad_image=data.on_bad_image,
+            replacements=replacements,
         )
-        pace, scores, pending, metrics = Pace(), None, None, None
-        speed = Speed(
-            batch_size=config.train.batch_size,
-            num_devices=mesh.size,
-            flops=train_flops(program.model, None if teacher is None else teacher.model, plan.image_size),
-            peak_flops=peak_flops(config, mesh.devices.flat[0]),
-        )
-        on_mesh = one_ahead(put_batch(mesh, batch) for batch in host_batches)
-        batches = pace.waiting(on_mesh, lambda: metrics is None or metrics["loss"].is_ready())
-        with (
-            MetricsWriter(
-                workdir, start_step=start, tensorboard=config.log.tensorboard, silent=not is_main_process()
-            ) as writer,
-            Profile(workdir / "profile", start + config.log.profile_after, config.log.profile_steps) as profile,
-        ):
-
-            def write_pending() -> None:
-                nonlocal pending
-                if pending is not None:
-                    log_step(writer, plan, *pending, speed)
-                    pending = None
-
-            for step, batch in enumerate(batches, start + 1):
-                profile.before(step)
-                state, metrics = program.train_step(state, teacher_variables, batch)
-                profile.after(step, state)
-                pace.step()
-                # A step's metrics are read only after the next step has been handed to the device, which so never waits.
-                write_pending()
-                if step == start + 1:
-                    jax.block_until_ready(state)  # compiled and run once: the pace counts from here
-                    pace.restart()
-                if step % config.log.every_steps == 0 or step in (1, plan.total_steps):
-                    pending = (step, metrics, pace.seconds_per_step(), pace.data_wait())
-
-                last = step == plan.total_steps
-                evaluating = last or (plan.evaluate_every and step % plan.evaluate_every == 0)
-                saving = last or step % plan.checkpoint_every == 0
-                if evaluating or saving:
-                    jax.block_until_ready(state)
-                    pace.pause()
-                    write_pending()
-                    if evaluating:
-                        scores = evaluator.weights(program.model, state.variables, state.ema)
-                        writer.write(step, flatten(scores))
-                        console.scores_line(step, scores)
-                    if saving:  # after every row up to this step: a resumed run writes only later ones
-                        checkpoints.save(state)
-                    pace.restart()
-
-        # --- What came of it -----------------------------------------------------------------------------------------------
-        if scores is None:  # stopped between the last save and the results
-            scores = evaluator.weights(program.model, state.variables, state.ema)
-    seconds = pace.seconds_per_step()
-    results = {"step": plan.total_steps, "eval_images": len(eval_source), "scores": scores, "teacher": teacher_scores}
-    results["images_per_second"] = None if seconds is None else config.train.batch_size / seconds
-    if is_main_process():
-        write_json(workdir / "results.json", results)
-    wait_for_all("the results are written")
-    show_results(config, results)
-    return results
+    replacements.tell_total()
 
 
 def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:

@@ -17,6 +17,11 @@ def parameter_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def parameter_names(params: Any) -> list[str]:
+    """The names of all leaves, in the order of the tree."""
+    return [parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+
+
 def decayed(params: Any, no_decay: Sequence[str]) -> Any:
     """A tree of bools like `params`: True where no regular expression of `no_decay` is found in the leaf's name."""
     patterns = [re.compile(pattern) for pattern in no_decay]

@@ -138,6 +138,7 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
         teacher_model=None if teacher is None else suited_to(teacher.model, mesh),
         ema_decay=config.ema.decay,
         accumulation_steps=config.train.accumulation_steps,
+        skip_nonfinite=config.on_nonfinite == "skip",
     )
     return Program(
         model=model,

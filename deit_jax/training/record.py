@@ -10,29 +10,40 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, default_config, differing_fields
+from deit_jax.errors import machine_fault
 from deit_jax.evaluation.accuracy import answer_of
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import write_json
+from deit_jax.reporting.metrics import LogError, read_rows, write_json
 from deit_jax.training.plan import Plan
+from deit_jax.version import __version__
+
+FORMAT = 2  # of a workdir; 1 had no manifests. What can still be read by an earlier version does not count up
 
 # Fields that may change when a run is resumed: they do not touch what is computed up to a step.
 _FREE_TO_CHANGE = (
     "log.", "checkpoint.", "evaluation.", "parallel.", "published.", "train.max_steps", "teacher.recipe.",
     "data.path", "data.eval_split", "data.max_eval_images", "data.num_threads", "data.num_workers", "data.prefetch_batches",
-    "data.on_bad_image",
+    "data.on_bad_image", "on_nonfinite",
 )  # fmt: skip
 
 
 def claim_workdir(workdir: Path, config: ConfigDict, plan: Plan, *, class_names: tuple[str, ...]) -> None:
     """Write `config.json` into a new workdir, or check that the one there is this run's.
 
-    Raises ConfigError that names the differing fields if another configuration has been trained here.
+    Raises ConfigError that names the differing fields if another configuration has been trained here, or that tells of the
+    later version of deit_jax that has.
     """
     path = workdir / "config.json"
     fields = json.loads(config.to_json_best_effort())
     if path.exists():
-        recorded = read_config(workdir)["config"]
+        record = read_config(workdir)
+        if record.get("format", 1) > FORMAT:
+            raise ConfigError(
+                f"{workdir} was made by deit_jax {record.get('version', 'of a later version')}, which this one "
+                f"({__version__}) does not understand: use that version, or another --workdir"
+            )
+        recorded = record["config"]
         defaults = json.loads(default_config().to_json_best_effort())
         changed = [
             name
@@ -48,7 +59,6 @@ def claim_workdir(workdir: Path, config: ConfigDict, plan: Plan, *, class_names:
             )
     if not is_main_process():
         return
-    workdir.mkdir(parents=True, exist_ok=True)
     resolved = {
         "num_classes": plan.num_classes,
         "image_size": plan.image_size,
@@ -56,7 +66,12 @@ def claim_workdir(workdir: Path, config: ConfigDict, plan: Plan, *, class_names:
         "steps_per_epoch": plan.steps_per_epoch,
         "class_names": list(class_names),
     }
-    write_json(path, {"config": fields, "resolved": resolved})
+    record = {"format": FORMAT, "version": __version__, "config": fields, "resolved": resolved}
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); mend that") from error
 
 
 def _value(fields: Mapping[str, Any], name: str) -> Any:
@@ -86,8 +101,36 @@ def finished_results(workdir: Path, plan: Plan) -> dict[str, Any] | None:
     path = workdir / "results.json"
     if not path.exists():
         return None
-    results = json.loads(path.read_text())
-    return results if results["step"] >= plan.total_steps else None
+    try:
+        results = json.loads(path.read_text())
+        return results if results["step"] >= plan.total_steps else None
+    except (ValueError, KeyError, TypeError):
+        console.warn(f"{path} is damaged and is written anew")
+        return None
+
+
+def write_results(workdir: Path, results: dict[str, Any]) -> None:
+    """Write `results.json`, which says that the run is finished. Raises LogError when the disk does not take it."""
+    try:
+        write_json(workdir / "results.json", results)
+    except OSError as error:
+        raise LogError(
+            f"{workdir}/results.json cannot be written ({machine_fault(error) or error.strerror}); the last checkpoint is there, "
+            "mend that and run the command again"
+        ) from error
+
+
+def skipped_steps(workdir: Path) -> int:
+    """How many steps of the run were left out because their loss or gradient was not finite."""
+    return sum("nonfinite/loss" in row for row in read_rows(workdir / "metrics.jsonl"))
+
+
+# Of results.json: what a run got over, told when there was any.
+_INCIDENTS = {
+    "replaced_images": "times an image was replaced by the next one (config.data.on_bad_image)",
+    "skipped_steps": "step(s) were skipped because loss or gradient was not finite (config.on_nonfinite)",
+    "rollbacks": "time(s) the run went back to a checkpoint because loss or gradient was not finite (config.on_nonfinite)",
+}
 
 
 def show_results(config: ConfigDict, results: dict[str, Any]) -> None:
@@ -100,4 +143,7 @@ def show_results(config: ConfigDict, results: dict[str, Any]) -> None:
         for head, score in scores.items():
             rows.append((f"{weights} weights, {console.HEAD_NAMES[head]}", score["top1"], score["top5"], score["loss"]))
     rows += [(name, top1, None, None) for name, top1 in config.published.items()]
+    for name, what in _INCIDENTS.items():
+        if results.get(name):
+            console.say(f"{results[name]:,} {what}")
     console.summary(f"{config.model.name} on {results['eval_images']:,} images after {results['step']:,} steps", rows)

@@ -36,12 +36,15 @@ def make_train_step(
     teacher_model: nn.Module | None = None,
     ema_decay: float = 0.0,
     accumulation_steps: int = 1,
+    skip_nonfinite: bool = False,
 ) -> TrainStep:
     """The pure function (state, teacher, batch) -> (state, metrics), to be jitted with the state donated.
 
     `teacher` is the frozen teacher's variables, or None without one; it sees the very images the student sees. All randomness
     comes from `seed`, the step, and an image's position in the global batch. Metrics are float32 scalars: those of the loss, the
-    gradient's global norm before clipping, and the learning rate.
+    gradient's global norm before clipping, the learning rate, and for divergence.py the number of the parameter with the largest
+    gradient (in the order of the tree) and of those whose gradients are not finite. With `skip_nonfinite` a step whose loss or
+    gradient norm is not finite leaves all but the step's number, and the schedule's, as it was.
     """
 
     def train_step(state: TrainState, teacher: Variables | None, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -83,13 +86,38 @@ def make_train_step(
         ema = state.ema
         if ema is not None:
             ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1.0 - ema_decay)
-        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)}
+        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)} | gradient_health(grads)
         new_state = TrainState(
             step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
         )
+        if skip_nonfinite:
+            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+            new_state = only_if(finite, new_state, state)
         return new_state, metrics
 
     return train_step
+
+
+def gradient_health(grads: Any) -> Metrics:
+    """Which leaf has the largest gradient, one that is not finite above all, and how many are not finite: float32 scalars."""
+    squares = jnp.stack([jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(grads)])
+    finite = jnp.isfinite(squares)
+    return {
+        "worst_gradient": jnp.argmax(jnp.where(finite, squares, jnp.inf)).astype(jnp.float32),
+        "nonfinite_gradients": jnp.sum(~finite).astype(jnp.float32),
+    }
+
+
+def only_if(condition: jax.Array, new: TrainState, old: TrainState) -> TrainState:
+    """`new` where a bool scalar holds, else `old`, but for the step and the schedule's clock, which always advance."""
+
+    def choose(new: Any, old: Any) -> Any:
+        if isinstance(new, optax.ScaleByScheduleState):
+            return new
+        return jnp.where(condition, new, old)
+
+    chosen = jax.tree.map(choose, new, old, is_leaf=lambda node: isinstance(node, optax.ScaleByScheduleState))
+    return chosen.replace(step=new.step)
 
 
 def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:

@@ -12,8 +12,9 @@ from deit_jax.data import decoding
 from deit_jax.data.decoding import CenterCrop, RandomResizedCrop, decode
 from deit_jax.data.folder import ImageFolderSource
 from deit_jax.data.loading import eval_batches, train_batches
+from deit_jax.data.replacements import Replacements
 from deit_jax.data.sampling import TrainOrder
-from deit_jax.data.sources import DataError
+from deit_jax.data.sources import ArraySource, DataError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 PHOTO = decode((GOLDEN / "crops_china.jpg").read_bytes())
@@ -150,10 +151,11 @@ def small(files, tmp_path_factory):
 def train(source, **options):
     order = TrainOrder(num_examples=12, batch_size=12, repeats=1, group_size=6, groups_per_block=2, seed=0)
     told = []
-    batches = train_batches(
-        source, order, RandomResizedCrop(16), start_step=0, stop_step=3, warn=told.append, **options
-    )
-    return list(batches), told, order
+    replacements = Replacements(told.append)
+    options |= {"start_step": 0, "stop_step": 3, "replacements": replacements}
+    batches = list(train_batches(source, order, RandomResizedCrop(16), **options))
+    replacements.tell_total()
+    return batches, told, order
 
 
 @pytest.mark.parametrize("options", [dict(num_threads=0), dict(num_threads=2), dict(num_threads=1, num_workers=1)])
@@ -166,7 +168,7 @@ def test_faulty_files_are_replaced_by_the_next_image_and_counted(small, options)
         np.testing.assert_array_equal(batch["label"][row], [small[i].label for i in replaced])
     assert sum("replaced: " in line and "cannot be decoded" in line for line in told) == 2
     # In each of three epochs: the one directly, the other directly and on the way from the first.
-    assert told[-1] == "2 image(s) could not be decoded and were replaced 9 times by the next ones"
+    assert told[-1] == "2 image(s) could not be used and were replaced 9 times by the next ones"
     stopped, *_ = train(ImageFolderSource(Path(small.describe(0)).parents[1]), on_bad_image="replace", num_threads=0)
     for one, other in zip(batches, stopped, strict=True):
         np.testing.assert_array_equal(one["image"], other["image"])
@@ -188,15 +190,44 @@ def test_only_faulty_files_end_a_run(files, tmp_path):
     (tmp_path / "a").mkdir()
     for number in range(12):
         (tmp_path / "a" / f"{number:02d}.jpg").write_bytes(files["text.jpg"])
-    with pytest.raises(DataError, match=r"100 images in a row cannot be decoded; the last: .*\.jpg"):
+    with pytest.raises(DataError, match=r"100 images in a row cannot be used; the last: .*\.jpg"):
         train(ImageFolderSource(tmp_path), on_bad_image="replace")
 
 
-def test_a_file_that_cannot_be_read_is_not_replaced(small, tmp_path):
+@pytest.fixture
+def twelve(tmp_path):
     (tmp_path / "a").mkdir()
     for number in range(12):
-        Image.fromarray(PHOTO[:32, :32]).save(tmp_path / "a" / f"{number:02d}.jpg")
-    source = ImageFolderSource(tmp_path)
-    (tmp_path / "a" / "03.jpg").unlink()  # a disk that fails would replace everything
+        Image.fromarray(PHOTO[:32, number : number + 32]).save(tmp_path / "a" / f"{number:02d}.jpg")
+    return ImageFolderSource(tmp_path), tmp_path / "a"
+
+
+def test_a_file_that_vanishes_is_faulty(twelve):
+    source, folder = twelve
+    (folder / "03.jpg").unlink()
+    with pytest.raises(DataError, match=r"03\.jpg: is gone"):
+        train(source)
+    _, told, _ = train(source, on_bad_image="replace")
+    assert told[-1] == "1 image(s) could not be used and were replaced 3 times by the next ones"
+
+
+def test_a_file_that_cannot_be_read_is_not_replaced(twelve):
+    source, folder = twelve
+    (folder / "03.jpg").unlink()
+    (folder / "03.jpg").symlink_to("03.jpg")  # a disk that fails would replace everything
     with pytest.raises(DataError, match=r"03\.jpg: cannot be read"):
         train(source, on_bad_image="replace")
+
+
+class WronglyLabelled(ArraySource):
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        return example._replace(label=[7, -1][index % 2]) if index in (4, 5) else example
+
+
+def test_a_label_that_is_no_class_is_faulty():
+    source = WronglyLabelled(np.zeros((12, 8, 8), np.uint8), np.arange(12) % 2, ("a", "b"))
+    with pytest.raises(DataError, match=r"image [45] of the arrays: label (7|-1) is outside the 2 classes"):
+        train(source)
+    batches, told, _ = train(source, on_bad_image="replace")
+    assert "4 of the arrays" in "".join(told) and set(np.concatenate([b["label"] for b in batches])) == {0, 1}

@@ -38,3 +38,17 @@ def test_another_programs_config_is_no_record(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match="is not that of a training run"):
         read_config(tmp_path)
+
+
+def test_a_workdir_of_a_later_version_is_refused_by_its_number(tmp_path):
+    claim(tmp_path, tiny_config())
+    record = read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(record | {"format": 99, "version": "7.8.9"}))
+    with pytest.raises(ConfigError, match=r"was made by deit_jax 7\.8\.9, which this one \(\d"):
+        claim(tmp_path, tiny_config())
+
+
+def test_the_remedy_for_losses_that_are_not_finite_may_change(tmp_path):
+    claim(tmp_path, tiny_config())
+    claim(tmp_path, tiny_config(on_nonfinite="rollback"))
+    assert read_config(tmp_path)["config"]["on_nonfinite"] == "rollback"

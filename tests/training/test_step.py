@@ -10,6 +10,7 @@ from deit_jax.data.registry import open_source, train_crop
 from deit_jax.modes.train import load_teacher
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
+from deit_jax.training.divergence import PRIVATE_METRICS
 from deit_jax.training.plan import resolve
 from deit_jax.training.program import build_program
 from tests.tiny import tiny_config, tiny_teacher_config
@@ -102,7 +103,8 @@ def test_another_seed_makes_another_run(one_device, tmp_path):
 def test_a_convnet_trains_its_running_statistics(tmp_path):
     config = tiny_teacher_config()
     before, after, history = run_steps(config, tmp_path)
-    assert set(history[0]) == {"loss", "class_loss", "grad_norm", "learning_rate"}
+    names = {"loss", "class_loss", "grad_norm", "learning_rate", *PRIVATE_METRICS}
+    assert set(history[0]) == names
     assert difference(before.batch_stats, after.batch_stats) > 1e-3
     # The moving average covers BatchNorm's statistics too: v = d * v + (1 - d) * p, twice.
     one, two, average = (

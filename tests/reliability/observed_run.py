@@ -1,0 +1,69 @@
+"""One process of a run that writes down what its steps are really given: test_elastic.py starts several.
+
+    python -m tests.reliability.observed_run WORKDIR RECORD MAX_STEPS [COORDINATOR PROCESSES PROCESS]
+
+RECORD.npz gets for each step and row of this process: the cropped image and label from the host, and the augmented image and
+target that the recipe makes of them on the mesh, by the key of that step.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from deit_jax.augment.recipe import TrainAugmentation
+from deit_jax.modes.train import train
+from deit_jax.parallel import distributed
+from deit_jax.parallel.mesh import BATCH_AXES
+from deit_jax.training import loop
+from deit_jax.training.step import step_keys
+from tests.tiny import STUDENT, tiny_config
+
+
+def config_for(max_steps):
+    config = tiny_config(
+        distillation__kind="none", teacher__weights="", model__name="deit_tiny_patch16_224", data__max_eval_images=16,
+        evaluation__batch_size=8, augment__groups_per_block=2, data__repeats=2, augment__rand_augment="rand-m9-mstd0.5-inc1",
+        evaluation__every_epochs=0, train__max_steps=max_steps,
+    )  # fmt: skip
+    with config.unlocked():
+        config.model.overrides = STUDENT | {"depth": 1}
+    return config
+
+
+def main(workdir, record, max_steps, coordinator=None, processes=None, process=None):
+    told = (coordinator, int(processes), int(process)) if coordinator else ()
+    distributed.start(*told)
+    config, seen = config_for(int(max_steps)), {}
+
+    def observed(build):
+        def build_program(config, plan, mesh, teacher):
+            program = build(config, plan, mesh, teacher)
+            fields = {k: v for k, v in config.augment.to_dict().items() if k != "groups_per_block"}
+            recipe = TrainAugmentation(num_classes=plan.num_classes, **fields)
+            augment = jax.jit(lambda key, images, labels: recipe(key, images, labels, mesh=mesh, axis=BATCH_AXES))
+
+            def train_step(state, teacher, batch):
+                step = int(state.step)
+                image, target = augment(step_keys(config.seed, step)[0], batch["image"], batch["label"])
+                for name, array in {**batch, "augmented": image, "target": target}.items():
+                    name = "crop" if name == "image" else name
+                    for shard in array.addressable_shards:
+                        first = shard.index[0].start or 0
+                        for row, value in enumerate(np.asarray(shard.data), first):
+                            seen[f"{name}/{step}/{row}"] = value
+                return program.train_step(state, teacher, batch)
+
+            return dataclasses.replace(program, train_step=train_step)
+
+        return build_program
+
+    loop.build_program = observed(loop.build_program)
+    train(config, Path(workdir))
+    np.savez(record, **seen)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

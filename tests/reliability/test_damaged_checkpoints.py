@@ -1,0 +1,122 @@
+"""A checkpoint that is not what was written is found, named and not used."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from deit_jax.training import manifest
+from deit_jax.training.checkpointing import CheckpointError, Checkpoints, load_state
+from tests.training.test_checkpointing import assert_equal, make_state
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+DAMAGES = (truncate, flip_a_byte, lengthen, Path.unlink)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A workdir with the checkpoints of steps 1 and 2."""
+    workdir = tmp_path_factory.mktemp("two")
+    with Checkpoints(workdir, keep=5) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(make_state(step))
+    return workdir
+
+
+def like():
+    return jax.eval_shape(lambda: make_state(0))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_any_file_is_found_and_the_one_before_is_used(two, tmp_path, damage, capsys):
+    names = sorted(
+        path.relative_to(two / "checkpoints/2") for path in (two / "checkpoints/2").rglob("*") if path.is_file()
+    )
+    assert len(names) > 5
+    for number, name in enumerate(names):
+        workdir = tmp_path / str(number)
+        shutil.copytree(two, workdir)
+        damage(workdir / "checkpoints/2" / name)
+        assert load_state(workdir)[1] == 1  # a reader passes over it and moves nothing
+        told = capsys.readouterr().out.replace("\n", "")
+        assert "checkpoint 2 is DAMAGED" in told and name.name in told
+        with Checkpoints(workdir) as checkpoints:
+            assert checkpoints.latest_step() == 1
+            assert_equal(checkpoints.restore(like()), make_state(1))
+        told = capsys.readouterr().out.replace("\n", "")
+        assert "checkpoint 2 is DAMAGED" in told and name.name in told and "2.damaged" in told
+        assert (workdir / "checkpoints/2.damaged").is_dir()  # left to its owner
+
+
+def test_all_damaged_is_none(two, tmp_path):
+    shutil.copytree(two, tmp_path / "run")
+    for step in (1, 2):
+        truncate(tmp_path / f"run/checkpoints/{step}/default/_METADATA")
+    with pytest.raises(CheckpointError, match="no complete checkpoint"):
+        load_state(tmp_path / "run")
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest_step() is None
+        checkpoints.save(make_state(1))
+    assert load_state(tmp_path / "run")[1] == 1
+
+
+def test_a_half_written_one_is_removed(two, tmp_path, capsys):
+    shutil.copytree(two, tmp_path / "run")
+    folder = tmp_path / "run/checkpoints/3"
+    manifest.begin(folder)
+    shutil.copytree(two / "checkpoints/2/default", folder / "default")  # all is there but the last mark
+    assert load_state(tmp_path / "run")[1] == 2 and capsys.readouterr().out == ""  # a run may be writing it
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest_step() == 2
+    assert "checkpoint 3 was being written when the run ended" in capsys.readouterr().out
+    assert not folder.exists()
+
+
+def test_checkpoints_of_an_earlier_version_get_their_manifests(two, tmp_path, capsys):
+    shutil.copytree(two, tmp_path / "run")
+    folder = tmp_path / "run/checkpoints"
+    (folder / "format.json").unlink()
+    for step in (1, 2):
+        (folder / str(step) / manifest.NAME).unlink()
+    assert load_state(tmp_path / "run")[1] == 2
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest_step() == 2
+    assert "of an earlier version" in capsys.readouterr().out
+    flip_a_byte(folder / "2/default/_METADATA")
+    assert load_state(tmp_path / "run")[1] == 1
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, top1 in enumerate((10.0, None, 30.0, 20.0, None, 30.0 - 1e-3, None, None), 1):
+            assert checkpoints.would_be_best(top1 or 0.0) == (top1 in (10.0, 30.0))
+            checkpoints.save(make_state(step), top1, {"replaced": step})
+        assert checkpoints.best() == (3, 30.0)
+        assert checkpoints.notes() == {"replaced": 8}
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()} == {"3", "7", "8"}
+
+
+def test_another_models_checkpoint_is_told_by_the_names_of_what_differs(two):
+    with Checkpoints(two) as checkpoints, pytest.raises(CheckpointError) as error:
+        checkpoints.restore(jax.eval_shape(lambda: make_state(0, width=5, ema=False)))
+    line = str(error.value)
+    assert "ema/params/head/bias: float32[3] there, nothing here" in line and "and" in line and "\n" not in line
+    with pytest.raises(CheckpointError, match=r"params/head/bias: float32\[3\] there, float32\[5\] here"):
+        Checkpoints(two).restore(jax.eval_shape(lambda: make_state(0, width=5)))
+    np.testing.assert_array_equal(load_state(two)[0]["step"], 2)

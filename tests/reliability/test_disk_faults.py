@@ -1,0 +1,138 @@
+"""Disks that are full or cannot be written, and workdirs that another run is using."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from deit_jax.reporting.metrics import LogError, MetricsWriter, read_rows
+from deit_jax.training.checkpointing import CheckpointError, Checkpoints, load_state
+from deit_jax.training.lock import WorkdirError, hold
+from tests.end_to_end.commands import ROOT, TINY, command, environment, succeed
+from tests.training.test_checkpointing import assert_equal, make_state
+
+from .small_disk import fill, remount, small_disk
+
+
+def test_a_full_disk_ends_a_save_and_leaves_the_one_before(tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        with pytest.raises(CheckpointError) as error, Checkpoints(disk) as checkpoints:
+            checkpoints.save(make_state(1))
+            checkpoints.wait()
+            filler = fill(disk, leave=100_000)
+            checkpoints.save(make_state(2, width=100_000))  # 2.4 MB
+        line = str(error.value)
+        assert "checkpoints/2: the checkpoint cannot be written (No space left on device)" in line
+        assert "the one of step 1 is intact" in line and "\n" not in line
+        assert load_state(disk)[1] == 1
+        filler.unlink()
+        with Checkpoints(disk) as checkpoints:
+            assert_equal(checkpoints.restore(jax.eval_shape(lambda: make_state(0))), make_state(1))
+            checkpoints.save(make_state(2))
+        assert load_state(disk)[1] == 2
+
+
+def test_a_full_disk_ends_the_log_with_whole_rows(tmp_path):
+    with small_disk(tmp_path / "disk", megabytes=1) as disk:
+        with (
+            pytest.raises(LogError, match=r"metrics cannot be written \(No space left on device\)"),
+            MetricsWriter(disk, start_step=0, tensorboard=True) as writer,
+        ):
+            filler = fill(disk, leave=8192)
+            for step in range(1, 100_000):
+                writer.write(step, {f"train/{number}": float(step) for number in range(30)})
+        filler.unlink()
+        rows = read_rows(disk / "metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+        with MetricsWriter(disk, start_step=2, tensorboard=False) as writer:
+            writer.write(3, {"train/loss": 1.0})
+        assert [row["step"] for row in read_rows(disk / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_disk_that_cannot_be_written_is_told(tmp_path):
+    with small_disk(tmp_path / "disk") as disk:
+        with Checkpoints(disk) as checkpoints:
+            checkpoints.save(make_state(1))
+            checkpoints.wait()
+            remount(disk, "ro")
+            with pytest.raises(CheckpointError, match=r"\(Read-only file system\); the one of step 1 is intact"):
+                checkpoints.save(make_state(2))
+                checkpoints.wait()
+        with pytest.raises(WorkdirError, match=r"cannot be written \(Read-only file system\)"), hold(disk / "run"):
+            pass
+        with pytest.raises(LogError, match="Read-only file system"):
+            MetricsWriter(disk, start_step=0, tensorboard=False)
+        assert load_state(disk)[1] == 1  # reading needs no more
+
+
+def test_a_workdir_has_one_run_at_a_time(tmp_path):
+    with hold(tmp_path / "run"):
+        with (
+            pytest.raises(WorkdirError, match=r"is in use by another run \(process \d+ on .+\)"),
+            hold(tmp_path / "run"),
+        ):
+            pass
+        with hold(tmp_path / "other"):
+            pass
+    with hold(tmp_path / "run"):
+        pass
+
+
+def test_a_killed_run_leaves_no_lock(tmp_path):
+    program = (
+        "import sys, time; from pathlib import Path; from deit_jax.training.lock import hold\n"
+        "with hold(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(100)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert holder.stdout.readline() == "held\n"
+    with pytest.raises(WorkdirError, match=rf"process {holder.pid} on"), hold(tmp_path):
+        pass
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with hold(tmp_path):
+        pass
+
+
+def test_results_that_were_damaged_are_written_anew(tmp_path):
+    from deit_jax.training.plan import resolve
+    from deit_jax.training.record import finished_results
+    from tests.tiny import tiny_config
+
+    plan = resolve(tiny_config(), num_images=10_000, data_classes=10)
+    (tmp_path / "results.json").write_text('{"step": 4, "sco')
+    assert finished_results(tmp_path, plan) is None
+    (tmp_path / "results.json").write_text(json.dumps({"step": 4}))
+    assert finished_results(tmp_path, plan) == {"step": 4}
+
+
+@pytest.mark.long
+def test_a_run_on_a_disk_that_fills_up_ends_with_a_line_and_goes_on_when_there_is_room(tmp_path):
+    arguments = [
+        TINY,
+        "--config.distillation.kind=none",
+        "--config.teacher.weights=",
+        "--config.checkpoint.every_steps=3",
+    ]
+    arguments += ["--config.train.max_steps=400"]
+    with small_disk(tmp_path / "disk", megabytes=20) as disk:
+        arguments += [f"--workdir={disk}/run"]
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(command(*arguments), cwd=ROOT, env=environment(), **pipes)
+        while not list((disk / "run").glob("checkpoints/[0-9]*/manifest.json")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        filler = fill(disk)
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 2, told
+        lines = [line for line in told.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and "cannot be written (No space left on device)" in lines[0] and "intact" in lines[0]
+        saved = load_state(disk / "run")[1]
+        filler.unlink()
+        done = succeed(*arguments, "--config.train.max_steps=400")
+        assert f"resuming after step {saved}" in done.stdout and load_state(disk / "run")[1] == 400

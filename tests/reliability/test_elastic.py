@@ -1,0 +1,74 @@
+"""A run that goes on with another number of processes is given the same data, crops and augmentations."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from deit_jax.data.loading import train_batches
+from deit_jax.data.registry import open_source, train_crop
+from deit_jax.training.plan import resolve
+from tests.end_to_end.commands import ROOT, environment, train_rows
+from tests.end_to_end.test_processes import free_port
+
+from .observed_run import config_for
+
+
+def stretch(workdir, records, steps, processes):
+    """Runs to `steps` with so many real processes; adds what they were given to `records`."""
+    address = f"127.0.0.1:{free_port()}"
+    paths = [workdir.parent / f"{workdir.name}_{steps}_{number}.npz" for number in range(processes)]
+    started = []
+    for number, path in enumerate(paths):
+        told = [address, processes, number] if processes > 1 else []
+        arguments = [sys.executable, "-m", "tests.reliability.observed_run", workdir, path, steps, *told]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(list(map(str, arguments)), cwd=ROOT, env=environment(), **pipes))
+    for process in started:
+        printed, _ = process.communicate(timeout=1200)
+        assert process.returncode == 0, printed[-3000:]
+    for path in paths:
+        with np.load(path) as file:
+            found = {name: file[name] for name in file.files}
+        assert not found.keys() & records.keys()
+        records |= found
+
+
+@pytest.mark.long
+def test_four_processes_then_one_then_two_see_what_one_sees(tmp_path):
+    elastic, whole = {}, {}
+    for steps, processes in ((2, 4), (4, 1), (6, 2)):
+        stretch(tmp_path / "elastic", elastic, steps, processes)
+    stretch(tmp_path / "whole", whole, 6, 1)
+    assert elastic.keys() == whole.keys() and len(whole) == 6 * 32 * 4
+    for name, value in whole.items():
+        if name.startswith("augmented"):  # floats, to their last digit
+            np.testing.assert_allclose(elastic[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+        else:
+            np.testing.assert_array_equal(elastic[name], value, err_msg=name)
+    losses = [
+        [(row["step"], row["train/loss"]) for row in train_rows(tmp_path / name)] for name in ("elastic", "whole")
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+def test_a_resumed_reader_on_other_hosts_gives_the_same_rows():
+    config = config_for(6)
+    source = open_source(config.data, "train")
+    plan = resolve(config, num_images=len(source), data_classes=10)
+    crop = train_crop(config.data, plan.image_size)
+
+    def rows(start, stop, hosts):
+        options = {"start_step": start, "stop_step": stop, "process_count": hosts, "num_threads": 0}
+        parts = [list(train_batches(source, plan.order, crop, process_index=host, **options)) for host in range(hosts)]
+        return [
+            {name: np.concatenate([part[i][name] for part in parts]) for name in parts[0][0]}
+            for i in range(stop - start)
+        ]
+
+    whole = rows(0, 6, 1)
+    elastic = rows(0, 2, 4) + rows(2, 4, 1) + rows(4, 6, 2)
+    for one, other in zip(whole, elastic, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])

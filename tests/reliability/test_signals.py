@@ -1,0 +1,114 @@
+"""SIGTERM and Ctrl-C: the run saves, says so and ends with the documented status; the next command goes on to the same end."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from benchmarks.chaos import CLOCK
+from deit_jax.errors import Stopped
+from deit_jax.reporting.metrics import read_rows
+from deit_jax.training.checkpointing import load_state
+from deit_jax.training.interruption import Interruption
+from deit_jax.training.loop import train
+from tests.end_to_end.commands import ROOT, TINY, command, environment
+from tests.tiny import STUDENT, tiny_config
+
+
+def run(workdir):
+    config = tiny_config(
+        distillation__kind="none", teacher__weights="", model__name="deit_tiny_patch16_224", train__max_steps=50,
+        evaluation__every_epochs=0, log__every_steps=3, checkpoint__every_steps=10,
+    )  # fmt: skip
+    with config.unlocked():
+        config.model.overrides = STUDENT | {"depth": 1}
+    return train(config, workdir)
+
+
+def signal_when(condition, number):
+    """Sends this process a signal as soon as a condition holds."""
+
+    def wait():
+        while not condition():
+            time.sleep(0.002)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def last_step(workdir):
+    rows = read_rows(workdir / "metrics.jsonl")
+    return rows[-1]["step"] if rows else 0
+
+
+def history(workdir):
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(workdir / "metrics.jsonl")]
+
+
+def test_a_run_that_was_asked_to_stop_twice_ends_as_one_that_was_not(tmp_path, capfd):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    saved = []
+    for number, after in ((signal.SIGTERM, 6), (signal.SIGINT, 21)):
+        signal_when(lambda after=after: last_step(tmp_path / "parts") >= after, number)
+        with pytest.raises(Stopped, match=r"stopped after step \d+, which is saved"):
+            run(tmp_path / "parts")
+        state, step = load_state(tmp_path / "parts")
+        assert after <= step < 50 and int(state["step"]) == step
+        assert number.name in capfd.readouterr().err
+        saved.append(step)
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert saved[0] < saved[1]
+    run(tmp_path / "parts")
+    run(tmp_path / "whole")
+    (parts, step), (whole, _) = load_state(tmp_path / "parts"), load_state(tmp_path / "whole")
+    assert step == 50 and jax.tree.structure(parts) == jax.tree.structure(whole)
+    for one, other in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert history(tmp_path / "parts") == history(tmp_path / "whole")
+
+
+def test_nothing_is_asked_outside_and_elsewhere():
+    with Interruption() as interruption:
+        assert not interruption.asked(1)
+        signal.raise_signal(signal.SIGINT)  # no KeyboardInterrupt
+        assert interruption.asked(1) and interruption.asked(2)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.long
+def test_the_command_ends_with_the_documented_statuses(tmp_path):
+    arguments = [TINY, f"--workdir={tmp_path}/run", "--config.train.max_steps=3000", "--config.distillation.kind=none"]
+    arguments += ["--config.teacher.weights=", "--config.checkpoint.every_steps=20"]
+
+    def start():
+        return subprocess.Popen(
+            command(*arguments), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )  # fmt: skip
+
+    def wait_for(step):
+        while last_step(tmp_path / "run") < step:
+            assert process.poll() is None
+            time.sleep(0.01)
+
+    process = start()
+    wait_for(20)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 75 and "is saved; the same command goes on" in told
+    first = load_state(tmp_path / "run")[1]
+
+    process = start()
+    wait_for(first + 20)
+    process.send_signal(signal.SIGSTOP)  # so that both are there before it does anything
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM) and "again: ending at once" in told
+    assert load_state(tmp_path / "run")[1] >= first
