@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from deit_jax.data.loading import train_batches
@@ -89,6 +90,23 @@ def test_parameters_split_over_the_devices_make_the_same_run(one_device, tmp_pat
 
 def test_microbatches_make_the_same_run(one_device, tmp_path):
     assert_same_run(one_device, run_steps(tiny_config(train__accumulation_steps=4), tmp_path))
+
+
+def test_four_microbatches_of_8_have_the_gradient_of_a_batch_of_32(tmp_path):
+    # Plain gradient descent at a rate that leaves little of the weights: the update is the gradient.
+    plain = {"optimizer__name": "sgd", "optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0}
+    plain |= {"schedule__warmup_learning_rate": 10.0, "ema__decay": 0.0}
+    runs = [
+        run_steps(tiny_config(**plain, train__accumulation_steps=count), tmp_path / str(count), steps=1)
+        for count in (1, 4)
+    ]
+    (whole, metrics), (parts, parts_metrics) = (
+        (jax.tree.map(np.subtract, after.params, before.params), history[0]) for before, after, history in runs
+    )
+    size = optax.tree.norm(whole)
+    assert optax.tree.norm(jax.tree.map(np.subtract, whole, parts)) <= 1e-5 * size
+    np.testing.assert_allclose(size, 10 * metrics["grad_norm"], rtol=1e-4)
+    np.testing.assert_allclose(parts_metrics["loss"], metrics["loss"], rtol=1e-5)
 
 
 def test_microbatches_on_several_devices_make_the_same_run(one_device, tmp_path):
