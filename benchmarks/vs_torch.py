@@ -9,6 +9,8 @@ What is compared, in float32 on the same cores, one side computing at a time:
   forward, half the labels' cross-entropy (smoothing 0.1) and half that of the distillation head against given logits (hard
   distillation; the teacher's own forward pass is left out), backward, AdamW. Ours takes uint8 images and also reports the
   gradient's norm, as in training; the peer is handed normalised floats and reports nothing, which favours it by a little.
+* matrix_product: one of the model's, the first of DeiT-Ti's MLP for the batch, [B * 198, 192] by [192, 768]. Most of a step's
+  arithmetic is such products, and whose are faster depends on the processor: read the other ratios beside this one.
 * infer: normalised images to logits; ours by `jax.jit(model.apply)`, the peer's in eval and inference mode. Convnets: ours as a
   frozen teacher (`freeze`: BatchNorm folded), the peer's in channels_last.
 
@@ -42,7 +44,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 PEER = ROOT / "benchmarks" / "peers" / "vs_torch_timm.py"
-MODELS = ("tiny", "small", "base", "quickstart", "regnety_160", "regnety_002")
+MODELS = ("matrix_product", "tiny", "small", "base", "quickstart", "regnety_160", "regnety_002")
 MEASURES = ("seconds", "processor_seconds", "faults")  # of a step
 
 
@@ -57,7 +59,7 @@ def case_of(model: str, part: str, batch: int | None) -> dict[str, Any]:
         case |= {"model": config.model.name, "fields": STUDENT} | sizes
     elif model == "regnety_160":
         case["batch"] = batch or 8  # a step of 32 takes too long
-    elif not model.startswith("regnety"):
+    elif model in ("tiny", "small", "base"):
         case["model"] = f"deit_{model}_distilled_patch16_224"
     return case
 
@@ -136,6 +138,16 @@ def make_infer_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
     return lambda: apply(variables, images), frozen.num_parameters
 
 
+def make_product(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
+    """A matrix product as the models take them, and the size of its second factor."""
+    import jax
+    import jax.numpy as jnp
+
+    product = jax.jit(jnp.matmul)
+    left, right = jnp.ones((case["batch"] * 198, 192)), jnp.ones((192, 768))
+    return lambda: product(left, right), right.size
+
+
 def serve(case: dict[str, Any]) -> None:
     """Answers as the peer does."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case["threads"]])
@@ -145,7 +157,8 @@ def serve(case: dict[str, Any]) -> None:
     import flax
     import jax
 
-    step, parameters = make_train_step(case) if case["part"] == "train" else make_infer_step(case)
+    make = make_train_step if case["part"] == "train" else make_infer_step
+    step, parameters = make_product(case) if case["model"] == "matrix_product" else make(case)
     jax.block_until_ready(step())
     versions = {"jax": jax.__version__, "flax": flax.__version__}
     print(json.dumps({"versions": versions, "parameters": parameters}), flush=True)
@@ -247,7 +260,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer_python", help="an interpreter with torch and timm")
     parser.add_argument(
-        "--models", nargs="+", choices=MODELS, default=["tiny", "quickstart", "regnety_160", "regnety_002"]
+        "--models",
+        nargs="+",
+        choices=MODELS,
+        default=["matrix_product", "tiny", "quickstart", "regnety_160", "regnety_002"],
     )
     parser.add_argument("--parts", nargs="+", choices=("train", "infer"), default=["train", "infer"])
     parser.add_argument("--batch", type=int, help="images a step; default 32, RegNetY-160 8, the quick start its own")
@@ -269,8 +285,8 @@ def main() -> None:
     results: dict[str, Any] = {}
     for model in arguments.models:
         for part in arguments.parts:
-            if model.startswith("regnety") and part == "train":
-                continue  # frozen teachers
+            if part == "train" and model.startswith(("regnety", "matrix")):
+                continue  # frozen teachers, and no model
             case = case_of(model, part, arguments.batch) | {"threads": arguments.threads}
             row = results[f"{model} {part}"] = compare(case, arguments.peer_python, arguments.rounds, arguments.seconds)
             versions = row.pop("versions")
