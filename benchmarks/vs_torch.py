@@ -16,9 +16,9 @@ What is compared, in float32 on the same cores, one side computing at a time:
 
 The peer is measured as it comes and with its freed memory kept (benchmarks/peers/vs_torch_timm.py); the faster of the two,
 by its median, is what ours is compared with. Each side is a process of its own that lives through all rounds of a case, holds
-its program compiled, and sleeps while the other works. A round measures each once, for at least --seconds, in an order that
-turns about. Ratio: ours by the peer's images a second, of the two measurements of a round; median (smallest to largest). Also
-by processor time (all threads). Trust neither on a busy machine: where the cores have other work to do too, PyTorch's OpenMP
+its program compiled, and sleeps while the other works. A round measures each once, for at least --seconds after a step that is
+not timed, in an order that turns about. Ratio: ours by the peer's images a second, of the two measurements of a round; median
+(smallest to largest). Also by processor time (all threads). Trust neither on a busy machine: where the cores have other work to do too, PyTorch's OpenMP
 threads wait for one another at every small operation, spinning, which favours ours by the clock and by processor time.
 
 Printed first: the processor, versions and the machine's load. The last line is one JSON object.
@@ -164,6 +164,7 @@ def serve(case: dict[str, Any]) -> None:
     print(json.dumps({"versions": versions, "parameters": parameters}), flush=True)
     for line in sys.stdin:
         steps = int(line)
+        jax.block_until_ready(step())  # what the system took from a sleeping process comes back outside the measurement
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         clock, processor = time.perf_counter(), time.process_time()
         for _ in range(steps):

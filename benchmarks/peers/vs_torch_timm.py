@@ -108,6 +108,7 @@ def answer(step: Callable[[], object], parameters: int) -> None:
     print(json.dumps({"versions": versions, "parameters": parameters}), flush=True)
     for line in sys.stdin:
         steps = int(line)
+        step()
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         clock, processor = time.perf_counter(), time.process_time()
         for _ in range(steps):
