@@ -18,8 +18,8 @@ The peer is measured as it comes and with its freed memory kept (benchmarks/peer
 by its median, is what ours is compared with. Each side is a process of its own that lives through all rounds of a case, holds
 its program compiled, and sleeps while the other works. A round measures each once, for at least --seconds after a step that is
 not timed, in an order that turns about. Ratio: ours by the peer's images a second, of the two measurements of a round; median
-(smallest to largest). Also by processor time (all threads). Trust neither on a busy machine: where the cores have other work to do too, PyTorch's OpenMP
-threads wait for one another at every small operation, spinning, which favours ours by the clock and by processor time.
+(smallest to largest). Also by processor time (all threads). Trust neither on a busy machine: where the cores have other work
+to do too, PyTorch's OpenMP threads wait for one another at every small operation, spinning, which favours ours both ways.
 
 Printed first: the processor, versions and the machine's load. The last line is one JSON object.
 """
