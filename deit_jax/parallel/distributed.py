@@ -143,10 +143,8 @@ def lost_processes_told() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # jax raises a ValueError where it makes an array of what a collective gave
+    # A ValueError comes where jax makes an array of what a collective gave.
+    except (RuntimeError, ValueError) as error:
         if jax.process_count() == 1 or not _LOST.search(str(error)):
             raise
         reason = str(error).splitlines()[0][-120:]
