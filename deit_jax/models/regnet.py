@@ -200,7 +200,8 @@ class RegNet(nn.Module):
         if train and self.folded:
             raise ValueError("a RegNet with BatchNorm folded into its convolutions is frozen: train the original")
         x = images.astype(self.dtype)
-        stem = ConvBatchNorm(self.stem_width, 3, self.stem_stride, folded=self.folded, dtype=self.dtype, name="stem")
+        how = {"grouped_conv": self.grouped_conv, "folded": self.folded, "dtype": self.dtype}
+        stem = ConvBatchNorm(self.stem_width, 3, self.stem_stride, **how, name="stem")
         x = stem(x, train=train)
         plans = stage_plans(self.w0, self.wa, self.wm, self.depth, self.group_width)
         rates = [self.drop_path_rate * i / max(self.depth - 1, 1) for i in range(self.depth)]

@@ -75,7 +75,7 @@ def test_folder_refuses_what_is_no_data_set(folder):
 def test_folder_names_a_file_that_has_gone(folder):
     source = ImageFolderSource(folder / "train")
     (folder / "train/cat/z.png").unlink()
-    with pytest.raises(DataError, match=r"cat/z\.png: cannot be read \(No such file"):
+    with pytest.raises(DataError, match=r"cat/z\.png: is gone; restore the file"):
         source[1]
 
 

@@ -72,7 +72,15 @@ def test_a_run_that_was_asked_to_stop_twice_ends_as_one_that_was_not(tmp_path, c
     assert history(tmp_path / "parts") == history(tmp_path / "whole")
 
 
-def test_nothing_is_asked_outside_and_elsewhere():
+@pytest.fixture
+def as_in_a_terminal():
+    """Ctrl-C raises KeyboardInterrupt: in the background of a script it is ignored from the start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_nothing_is_asked_outside_and_elsewhere(as_in_a_terminal):
     with Interruption() as interruption:
         assert not interruption.asked(1)
         signal.raise_signal(signal.SIGINT)  # no KeyboardInterrupt
