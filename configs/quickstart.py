@@ -67,7 +67,7 @@ def _common() -> ConfigDict:
     config.augment.erase_probability = 0.0
     config.augment.mixup_alpha = 0.0
     config.augment.cutmix_alpha = 0.0
-    config.augment.group_size = 16
+    config.augment.group_size = 4  # nothing is mixed; small, so that up to four processes can share a batch
     config.train.batch_size = 64
     config.optimizer.betas = (0.9, 0.99)
     config.schedule.base_batch_size = 64
