@@ -46,9 +46,8 @@ def assert_same_run(one, other):
     for which in ("raw", "ema"):
         (found, _), (expected, _) = (load_variables(it, which) for it in (one, other))
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(
-                a, b, atol=1e-5
-            )  # Adam makes much of the order of sums where a gradient is near 0
+            # Adam makes much of the order of sums where a gradient is near 0.
+            np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.long
