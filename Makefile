@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 # Two workers for two cores; a module stays on one, which makes its fixtures once.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope
+# A worker that dies ends the run with the name of its test: xdist, when it replaces one in the middle of a module, waits for ever.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --max-worker-restart=0
 
 .PHONY: quickstart quickstart-short test test-long test-all lint format clean
 
