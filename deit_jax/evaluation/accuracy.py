@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from deit_jax.augment.recipe import prepare_for_evaluation
 from deit_jax.models.output import ModelOutput, fuse
+from deit_jax.parallel.distributed import compiled_together
 
 Totals = dict[str, Any]
 EvalStep = Callable[[Totals, Any, dict[str, jax.Array]], Totals]
@@ -68,7 +69,7 @@ def make_eval_step(model: nn.Module, *, mean: tuple[float, ...], std: tuple[floa
         sums["images"] = jnp.sum(batch["mask"], dtype=jnp.int32)
         return sums if not totals else jax.tree.map(jnp.add, totals, sums)
 
-    return eval_step
+    return compiled_together(eval_step)
 
 
 def evaluate(eval_step: EvalStep, variables: Any, batches: Iterable[dict[str, jax.Array]], num_images: int) -> Scores:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -32,6 +33,10 @@ _LOST = re.compile(
     r"Gloo|NCCL|connection (closed|reset|refused)|broken pipe|heartbeat|coordination|barrier|UNAVAILABLE|ABORTED",
     re.IGNORECASE,
 )
+
+
+_LONGEST_COMPILATION = 3600  # seconds that the first process waits for the last
+_compilations = itertools.count()  # the same in every process: all compile the same programs in the same order
 
 
 def start(
@@ -105,6 +110,34 @@ def wait_for_all(what: str) -> None:
         from jax.experimental import multihost_utils
 
         multihost_utils.sync_global_devices(what)
+
+
+def compiled_together(function: Any) -> Callable[..., Any]:
+    """A jitted function that is run, the first time for each shape of its arguments, only when every process has compiled it.
+
+    Processes compile at different speeds where they share a machine, and Gloo, which carries collectives between CPUs, waits for
+    no more than 30 seconds. A single process gets the function back as it is.
+    """
+    if jax.process_count() == 1:
+        return function
+    from orbax.checkpoint import multihost
+
+    compiled: dict[Any, Any] = {}
+
+    def call(*arguments: Any) -> Any:
+        leaves, tree = jax.tree.flatten(arguments)
+        shapes = (tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        if shapes not in compiled:
+            compiled[shapes] = function.lower(*arguments).compile()
+            # Named processes: Orbax then waits by the coordination service, not by one more collective.
+            multihost.sync_global_processes(
+                f"compiled {next(_compilations)}",
+                timeout=_LONGEST_COMPILATION,
+                processes=set(range(jax.process_count())),
+            )
+        return compiled[shapes](*arguments)
+
+    return call
 
 
 def from_main_process(make: Callable[[], Any]) -> Any:

@@ -19,7 +19,13 @@ from deit_jax.errors import Stopped
 from deit_jax.evaluation.accuracy import best_top1
 from deit_jax.evaluation.run import Evaluator
 from deit_jax.models.flops import train_flops
-from deit_jax.parallel.distributed import from_main_process, is_main_process, sum_over_processes, wait_for_all
+from deit_jax.parallel.distributed import (
+    compiled_together,
+    from_main_process,
+    is_main_process,
+    sum_over_processes,
+    wait_for_all,
+)
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.parallel.topologies import find_chip
@@ -151,6 +157,7 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
         return replaced_before + sum_over_processes(replacements.count(step - start))
 
     pace, scores, pending, metrics = Pace(), None, None, None
+    train_step = compiled_together(program.train_step)
     on_mesh = one_ahead(put_batch(program.mesh, batch) for batch in host_batches(run, start, replacements))
     batches = pace.waiting(on_mesh, lambda: metrics is None or metrics["loss"].is_ready())
     with (
@@ -171,7 +178,7 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
 
         for step, batch in enumerate(batches, start + 1):
             profile.before(step)
-            state, metrics = program.train_step(state, run.teacher_variables, batch)
+            state, metrics = train_step(state, run.teacher_variables, batch)
             profile.after(step, state)
             pace.step()
             metrics = watch.note(step, metrics)
