@@ -39,6 +39,11 @@ def default_config() -> ConfigDict:
     config.model = model = ConfigDict()
     model.name = "deit_small_distilled_patch16_224"  # any of deit_jax.list_models()
     model.overrides = ConfigDict()  # fields of the model, by name, e.g. dict(depth=6, patch_size=4)
+    # start from: a workdir of this project, a weights file (as teacher.weights), or "pretrained"; "": a random start. Heads
+    # of another number of classes begin anew, position embeddings are resized; all else must fit
+    model.weights = ""
+    model.variables = "raw"  # which weights of a workdir or training checkpoint: raw or ema
+    model.reset_heads = False  # begin the heads anew even if they fit: other classes, as many
     model.drop_path_rate = 0.1  # stochastic depth of the last block; rates grow linearly from 0
     model.dropout_rate = 0.0  # after the position embedding, attention projection and MLP layers
     # xla: written out; dot_product: jax.nn's; cudnn: its fused kernel, for bfloat16 on NVIDIA GPUs
@@ -49,21 +54,26 @@ def default_config() -> ConfigDict:
     model.fusion = "logits"  # how two heads become one: mean of "logits" (released code) or of "softmax" (paper)
 
     config.distillation = distillation = ConfigDict()
-    distillation.kind = (
-        "none"  # none | soft | hard; with a distillation token it teaches that token, else the class token
-    )
+    # none | soft | hard: with a distillation token the teacher teaches that token, else the class token. labels: no teacher, the
+    # second token learns the labels too (section 4's control)
+    distillation.kind = "none"
     distillation.alpha = 0.5  # weight of the teacher's term; 1 - alpha is the labels'. The paper's soft rows use 0.1
     distillation.tau = 1.0  # temperature of soft distillation. The paper's soft rows use 3.0
     distillation.kl = "released"  # released: KL(teacher||student), as published code; paper: KL(student||teacher)
     distillation.kl_mean = "elements"  # KL's sum over: elements (batch * classes, published code) | batch (timm's)
 
     config.teacher = teacher = ConfigDict()
-    teacher.name = "regnety_160"
+    teacher.name = "regnety_160"  # several, separated by commas, teach by the mean of their probabilities
     teacher.overrides = ConfigDict()
     # a workdir trained by this project; a weights file of timm, torchvision, pycls, transformers or mmpretrain; "pretrained":
-    # the published weights, from the Hugging Face hub; or "random" (only to try a configuration)
+    # the published weights, from the Hugging Face hub; or "random" (only to try a configuration). As many as there are names
     teacher.weights = ""
     teacher.variables = "raw"  # which weights of a workdir or training checkpoint: raw or ema
+    # of RGB in [0, 1], that the teacher was trained with; None: as the student's images are normalised
+    teacher.mean = placeholder(tuple)
+    teacher.std = placeholder(tuple)
+    # which of the teacher's classes is each of the student's, e.g. (0, 217, 482); None: the same classes
+    teacher.classes = placeholder(tuple)
     teacher.recipe = placeholder(ConfigDict)  # a whole config: the teacher is first trained by it, in <workdir>/teacher
 
     config.data = data = ConfigDict()
@@ -75,9 +85,9 @@ def default_config() -> ConfigDict:
     data.train_split = "train"  # a split's name, or a part of one: "train[:90%]", "train[1000:]" (docs/data.md)
     data.eval_split = "validation"
     data.repeats = 3  # repeated augmentation: copies of an image in the sampling order; 1 = off (paper, section 6)
-    data.train_crop = (
-        "random_resized"  # random_resized | padded (random crop after zero padding, the reference's for <= 32 px)
-    )
+    # random_resized | padded (random crop after zero padding, the reference's for <= 32 px) | center (the evaluation's, as FixRes
+    # fine-tunes)
+    data.train_crop = "random_resized"
     data.crop_scale = (0.08, 1.0)  # random_resized: share of the area
     data.crop_ratio = (3 / 4, 4 / 3)  # random_resized: aspect ratio
     data.crop_padding = 4  # padded: pixels on each side
@@ -112,6 +122,9 @@ def default_config() -> ConfigDict:
     train.batch_size = 1024  # images of a step over all devices, repeats counted
     train.epochs = 300  # an epoch is as many images as the data set has, repeats counted
     train.max_steps = placeholder(int)  # stop early, the schedule unchanged
+    # False: modules run as in evaluation, without dropping and with BatchNorm's running statistics, as the released
+    # 384-pixel models were fine-tuned
+    train.train_mode = True
     train.accumulation_steps = 1  # microbatches of a step; the result is that of the whole batch
     train.clip_norm = placeholder(float)  # global gradient norm; None: no clipping
 
@@ -121,6 +134,7 @@ def default_config() -> ConfigDict:
     optimizer.eps = 1e-8
     optimizer.momentum = 0.9  # sgd
     optimizer.weight_decay = 0.05  # adamw: decoupled, times the learning rate; sgd: added to the gradient
+    optimizer.trainable = (".*",)  # regular expressions over "/"-joined parameter names; the rest stays as it is
     optimizer.no_decay = RELEASED_NO_DECAY  # regular expressions over "/"-joined parameter names
 
     config.schedule = schedule = ConfigDict()
@@ -143,6 +157,9 @@ def default_config() -> ConfigDict:
     evaluation.protocol = "deit"  # whose resize and crop: deit (with crop_ratio) | timm | mmpretrain (docs/data.md)
     evaluation.crop_ratio = 0.875  # deit: the image is resized to image_size / crop_ratio before the centre crop
     evaluation.teacher = True  # measure the teacher on the same images first
+    # further sets to score at the end, by name: ConfigDicts of source, name, path and split, as in config.data (and
+    # labels: "real", a file of ReaL's labels). One that is not there is left out with a warning
+    evaluation.extra = ConfigDict()
 
     config.checkpoint = checkpoint = ConfigDict()
     checkpoint.every_steps = placeholder(int)  # None: once an epoch
@@ -181,12 +198,13 @@ _CHOICES = {
     "model.attention": ("xla", "dot_product", "cudnn"),
     "model.remat": ("none", "dots", "full"),
     "model.fusion": ("logits", "softmax"),
-    "distillation.kind": ("none", "soft", "hard"),
+    "distillation.kind": ("none", "soft", "hard", "labels"),
     "distillation.kl": ("released", "paper"),
     "distillation.kl_mean": ("elements", "batch"),
+    "model.variables": ("raw", "ema"),
     "teacher.variables": ("raw", "ema"),
     "data.source": ("fashion_mnist_10k", "npz", "folder", "tfds"),
-    "data.train_crop": ("random_resized", "padded"),
+    "data.train_crop": ("random_resized", "padded", "center"),
     "data.on_bad_image": ("stop", "replace"),
     "evaluation.protocol": ("deit", "timm", "mmpretrain"),
     "optimizer.name": ("adamw", "sgd"),
@@ -283,6 +301,7 @@ def validate(config: ConfigDict) -> None:
                 f"config.{name}={value!r} must be at least {low}" + (f" and at most {high}" if high else "")
             )
     _refuse_bad_patterns("optimizer.no_decay", config.optimizer.no_decay)
+    _refuse_bad_patterns("optimizer.trainable", config.optimizer.trainable)
     for pattern, place in config.parallel.sharding_rules:
         if place not in ("fsdp", "replicate"):
             raise ConfigError(
