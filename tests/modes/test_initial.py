@@ -66,7 +66,7 @@ def test_weights_of_a_workdir_fit_scanned_blocks(trained_student, tmp_path):
 
 
 def test_another_size_and_other_classes_change_what_the_released_code_changes(files, tmp_path):
-    """Heads of another shape are dropped, prefix tokens kept, the patches' embedding resized bicubically; the rest is the file."""
+    """Heads of another shape dropped, prefix tokens kept, the patches' embedding resized bicubically; the rest is the file."""
     initial = load_initial(tiny_config(model__weights=files["distilled"], num_classes=12, image_size=42), tmp_path)
     tensors = safetensors.numpy.load_file(files["distilled"])
     given, params = timm.to_variables(tensors)["params"], initial.variables["params"]
@@ -107,11 +107,11 @@ def test_a_convnets_head_begins_anew_and_its_statistics_are_kept(trained_teacher
 
 
 def test_weights_that_do_not_fit_are_refused(trained_student, trained_teacher, files, tmp_path):
-    with pytest.raises(ConfigError, match="are of a model with a distillation token, .* has none"):
+    with pytest.raises(ConfigError, match=r"are of a model with a distillation token, .* has none"):
         load_initial(tiny_config(**PLAIN, model__weights=str(trained_student)), tmp_path)
-    with pytest.raises(ConfigError, match="are of a model with no distillation token, .* has one"):
+    with pytest.raises(ConfigError, match=r"are of a model with no distillation token, .* has one"):
         load_initial(tiny_config(model__weights=files["plain"]), tmp_path)
-    with pytest.raises(ConfigError, match="holds regnety_002, no model like config.model.name=deit_tiny_dist"):
+    with pytest.raises(ConfigError, match=r"holds regnety_002, no model like config\.model\.name=deit_tiny_dist"):
         load_initial(tiny_config(model__weights=str(trained_teacher)), tmp_path)
     deeper = tiny_config(model__weights=str(trained_student), model__overrides__depth=3)
     with pytest.raises(MisfitError, match=r"after step 1 \(names as in timm\) does not fit.*missing 12 .*blocks\.2"):
