@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -279,8 +280,19 @@ def run_locally(config: ConfigDict) -> None:
     config.evaluation.teacher = False
     config.log.every_steps = 1
     config.published = ConfigDict()
-    if config.distillation.kind != "none":
-        config.teacher.weights = "random"
+    config.model.weights = ""
+    if needs_teacher(config):
+        config.teacher.weights = ",".join("random" for _ in listed_names(config.teacher.name))
+
+
+def needs_teacher(config: ConfigDict) -> bool:
+    """Whether the configuration distils from a teacher."""
+    return config.distillation.kind in ("soft", "hard")
+
+
+def listed_names(text: str) -> list[str]:
+    """The parts of a field that holds one or several, separated by commas."""
+    return [part.strip() for part in text.split(",")]
 
 
 def validate(config: ConfigDict) -> None:
@@ -308,10 +320,17 @@ def validate(config: ConfigDict) -> None:
                 f"config.parallel.sharding_rules: {place!r} for {pattern!r} is neither 'fsdp' nor 'replicate'"
             )
     _refuse_bad_patterns("parallel.sharding_rules", [pattern for pattern, _ in config.parallel.sharding_rules])
-    teacher = config.teacher
-    if config.distillation.kind == "none":
+    if config.model.weights == "pretrained" and config.model.variables == "ema":
+        raise ConfigError("config.model.variables=ema: of the published weights there is no moving average, take raw")
+    _refuse_bad_teachers(config)
+
+
+def _refuse_bad_teachers(config: ConfigDict) -> None:
+    kind, teacher = config.distillation.kind, config.teacher
+    names, weights = listed_names(teacher.name), listed_names(teacher.weights)
+    if not needs_teacher(config):
         if teacher.weights or teacher.recipe is not None:
-            raise ConfigError("config.teacher is given but config.distillation.kind is none: set it to soft or hard")
+            raise ConfigError(f"config.teacher is given but config.distillation.kind is {kind}: set it to soft or hard")
     elif teacher.recipe is not None:
         if teacher.weights:
             raise ConfigError("config.teacher.weights and config.teacher.recipe exclude each other: keep one of them")
@@ -322,9 +341,20 @@ def validate(config: ConfigDict) -> None:
         validate(teacher.recipe)
     elif not teacher.weights:
         raise ConfigError(
-            f"config.distillation.kind={config.distillation.kind} needs a teacher: set config.teacher.weights to "
+            f"config.distillation.kind={kind} needs a teacher: set config.teacher.weights to "
             "the --workdir of a trained one, a weights file, or 'pretrained' (or to 'random', only to try a configuration)"
         )
+    elif len(names) != len(weights) and not (len(names) == 1 and Path(teacher.weights).exists()):
+        raise ConfigError(
+            f"config.teacher.name has {len(names)} name(s), config.teacher.weights {len(weights)}: give as many, "
+            "separated by commas"
+        )
+    elif not all(names) or not all(weights):
+        raise ConfigError("config.teacher.name and config.teacher.weights: there is nothing between two commas")
+    for field in ("mean", "std"):
+        values = teacher[field]
+        if values is not None and (len(values) != 3 or (field == "std" and min(values) <= 0)):
+            raise ConfigError(f"config.teacher.{field}={tuple(values)}: give three numbers (RGB), std above 0")
 
 
 def _refuse_bad_patterns(field: str, patterns: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from deit_jax.data.decoding import Crop, PaddedCrop, RandomResizedCrop
+from deit_jax.data.decoding import Crop, PaddedCrop, RandomResizedCrop, evaluation_crop
 from deit_jax.data.folder import ImageFolderSource, class_folders
 from deit_jax.data.sources import ArraySource, DataError, FirstImages, ImageSource, Split, TfdsSource
 from deit_jax.data.splits import split_name, take_part
@@ -72,8 +72,15 @@ def _open_folder(data: Any, name: str, split: Split) -> ImageFolderSource:
     return source
 
 
-def train_crop(data: Any, image_size: int) -> Crop:
-    """The training crop of a config's `data` section, to `image_size` pixels."""
+def train_crop(data: Any, image_size: int, evaluation: Any = None) -> Crop:
+    """The training crop of a config's `data` section, to `image_size` pixels.
+
+    evaluation: the config's `evaluation` section, whose crop `data.train_crop=center` takes. Raises ValueError without it.
+    """
+    if data.train_crop == "center":
+        if evaluation is None:
+            raise ValueError("data.train_crop='center' is the evaluation's crop: give the evaluation section")
+        return evaluation_crop(evaluation, image_size)
     if data.train_crop == "padded":
         return PaddedCrop(image_size, data.crop_padding)
     return RandomResizedCrop(image_size, tuple(data.crop_scale), tuple(data.crop_ratio))

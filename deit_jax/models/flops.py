@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
+from deit_jax.models.ensemble import Ensemble
+
 KINDS = ("convolution", "dense", "attention")  # attention: products of two activations, both with a batch axis
 
 
@@ -38,6 +40,8 @@ def forward_flops(model: nn.Module, image_size: int) -> int:
 
 def forward_flops_by_kind(model: nn.Module, image_size: int) -> dict[str, int]:
     """`forward_flops` by KINDS. Nothing is computed: shapes alone are traced."""
+    if isinstance(model, Ensemble):
+        return dict(sum((Counter(forward_flops_by_kind(member, image_size)) for member in model.members), Counter()))
     # A pack of groups would add products, a fused kernel hide them; BatchNorm and recomputation have none but take time to trace.
     # Scanned blocks are all alike: of unrolled ones the last computes no more than the heads read.
     plain = {"grouped_conv": "native", "attention": "xla", "remat": "none", "scan_blocks": True, "folded": True}

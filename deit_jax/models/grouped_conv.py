@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.sharding import Mesh, PartitionSpec
 
+from deit_jax.models.ensemble import Ensemble
+
 IMPLEMENTATIONS = ("auto", "native", "packed")
 
 # Channels of a pack of narrow groups. A pack of n groups computes n times what is needed, but narrower convolutions have their
@@ -76,6 +78,8 @@ def implementation_for(platform: str) -> str:
 
 def suited_to(model: nn.Module, mesh: Mesh) -> nn.Module:
     """`model`, with what it leaves open ("auto") chosen for batches split over `mesh`, whose devices need not be here."""
+    if isinstance(model, Ensemble):
+        return model.each(lambda member: suited_to(member, mesh))
     if getattr(model, "grouped_conv", None) != "auto":
         return model
     platform = mesh.devices.flat[0].platform

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, validate
+from deit_jax.config import ConfigError, listed_names, needs_teacher, validate
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
 from deit_jax.models.flops import TrainFlops, train_flops
@@ -101,8 +101,8 @@ def without_weights(config: ConfigDict) -> ConfigDict:
     """A copy in which a teacher of which only the shape is known counts as given."""
     config = copy.deepcopy(config)
     teacher = config.teacher
-    if config.distillation.kind != "none" and teacher.recipe is None and not teacher.weights:
-        teacher.weights = "random"
+    if needs_teacher(config) and teacher.recipe is None and not teacher.weights:
+        teacher.weights = ",".join("random" for _ in listed_names(teacher.name))
     return config
 
 

@@ -43,7 +43,7 @@ def preview(config: ConfigDict, output: Path, *, rows: int = 8) -> Path:
     source = open_source(config.data, "train")
     plan = resolve(config, num_images=len(source), data_classes=len(source.class_names))
     augment = build_augmentation(config, plan.num_classes)
-    crop = train_crop(config.data, plan.image_size)
+    crop = train_crop(config.data, plan.image_size, config.evaluation)
     batch = next(iter(train_batches(source, plan.order, crop, start_step=0, stop_step=1, num_threads=0)))
     count = augment.group_size if augment.mixes else rows  # whole groups: partners are at both ends
     images, labels = batch["image"][:count], batch["label"][:count]

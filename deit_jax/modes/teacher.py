@@ -1,4 +1,4 @@
-"""The frozen teacher of a configuration, wherever its weights come from."""
+"""The frozen teacher of a configuration, or the teachers, wherever their weights come from."""
 
 from __future__ import annotations
 
@@ -10,54 +10,46 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError
+from deit_jax.config import ConfigError, listed_names, needs_teacher, recorded_config
 from deit_jax.data.registry import open_source
 from deit_jax.models import create_model, native_image_size
+from deit_jax.models.ensemble import Ensemble, joined_variables, renormalisation
+from deit_jax.modes.initial import warn_of_another_normalisation
 from deit_jax.reporting import console
 from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.plan import compute_dtype
 from deit_jax.training.program import Teacher, build_model, build_recorded_model, freeze
 from deit_jax.training.record import read_config
 from deit_jax.training.state import Variables
-from deit_jax.weights import load_pretrained, load_weights
 from deit_jax.weights.files import is_weights
+from deit_jax.weights.hub import fetch_pretrained
+from deit_jax.weights.loading import count_classes, fit_weights
+
+IMAGENET_CLASSES = 1000
 
 
 def load_teacher(config: ConfigDict, workdir: Path) -> Teacher | None:
     """The frozen teacher of a validated configuration; None if it distils from none.
 
     Its weights are those trained in another workdir or in `workdir`/teacher, a file of another framework, or published ones.
+    Several teachers, another normalisation and other classes than the student's become one `Ensemble`.
 
     Raises ConfigError if it does not fit the student (another name than configured, other classes, another image size),
     CheckpointError if its workdir holds no trained weights, WeightsError if a file cannot be had, read or does not fit.
     """
-    if config.distillation.kind == "none":
+    if not needs_teacher(config):
         return None
     num_classes = config.num_classes or len(open_source(config.data, "train").class_names)
     image_size = config.image_size or native_image_size(config.model.name)
-    weights = config.teacher.weights
+    _check_number_of_classes(config, num_classes)
     if config.teacher.recipe is not None:
-        return _trained_teacher(config, workdir / "teacher", num_classes, image_size)
-    if weights not in ("random", "pretrained") and not is_weights(Path(weights)):
-        return _trained_teacher(config, Path(weights), num_classes, image_size)
-
-    name = config.teacher.name
-    model = _create(config, num_classes, image_size)
-    if weights == "random":
-        variables = jax.jit(model.init)(jax.random.key(config.seed), jnp.zeros((1, image_size, image_size, 3)))
-        console.warn(f"the teacher {name} has RANDOM weights (config.teacher.weights='random'): it teaches nothing")
-        description = f"{name}, RANDOM weights"
-    elif weights == "pretrained":
-        if num_classes != 1000:
-            raise ConfigError(
-                f"config.teacher.weights=pretrained are of ImageNet's 1000 classes, the student has {num_classes}"
-            )
-        model, variables = load_pretrained(name, num_classes, image_size, **config.teacher.overrides)
-        description = f"{name}, published weights"
+        members = [_trained_teacher(config, config.teacher.name, workdir / "teacher", num_classes, image_size)]
     else:
-        variables = load_weights(weights, model, which="ema" if config.teacher.variables == "ema" else None)
-        description = f"{name}, weights of {weights}"
-    return freeze(model, variables, description, compute_dtype=compute_dtype(config))
+        members = [
+            _load_one(config, number, name, weights, num_classes, image_size)
+            for number, (name, weights) in enumerate(_names_and_weights(config))
+        ]
+    return _joined(config, members)
 
 
 def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, platform: str) -> Teacher | None:
@@ -65,49 +57,167 @@ def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, plat
 
     None if the configuration distils from none. Raises ConfigError for a teacher that cannot be built.
     """
-    if config.distillation.kind == "none":
+    if not needs_teacher(config):
         return None
+    _check_number_of_classes(config, num_classes)
     if config.teacher.recipe is not None:
         shape = {"num_classes": num_classes, "image_size": image_size, "compute_dtype": "float32"}
-        model = build_model(config.teacher.recipe, **shape)
-    elif (Path(config.teacher.weights or ".") / "config.json").is_file():
-        model = build_recorded_model(read_config(Path(config.teacher.weights)))
+        models = [build_model(config.teacher.recipe, **shape)]
     else:
-        model = _create(config, num_classes, image_size)
+        models = [
+            _abstract_model(config, name, weights, num_classes, image_size)
+            for name, weights in _names_and_weights(config)
+        ]
     frozen = []  # what is no array does not come out of eval_shape
 
     def variables() -> Variables:
-        initial = model.init(jax.random.key(0), jnp.zeros((1, image_size, image_size, 3)))
-        frozen.append(freeze(model, initial, "", compute_dtype=compute_dtype(config, platform)))
+        image = jnp.zeros((1, image_size, image_size, 3))
+        dtype = compute_dtype(config, platform)
+        members = [freeze(model, model.init(jax.random.key(0), image), "", compute_dtype=dtype) for model in models]
+        frozen.append(_joined(config, members))
         return frozen[0].variables
 
     shapes = jax.eval_shape(variables)
     return dataclasses.replace(frozen[0], variables=shapes, description=f"{config.teacher.name}, shapes alone")
 
 
-def _create(config: ConfigDict, num_classes: int, image_size: int) -> nn.Module:
+def _names_and_weights(config: ConfigDict) -> list[tuple[str, str]]:
+    """One pair a teacher."""
+    names = listed_names(config.teacher.name)
+    weights = [config.teacher.weights] if len(names) == 1 else listed_names(config.teacher.weights)
+    return list(zip(names, weights, strict=True))
+
+
+def _abstract_model(config: ConfigDict, name: str, weights: str, num_classes: int, image_size: int) -> nn.Module:
+    if (Path(weights or ".") / "config.json").is_file():
+        model = build_recorded_model(read_config(Path(weights)))
+        _check_image_size(model, weights, image_size)
+        return model
+    return _create(config, name, _untold_classes(config, weights, num_classes), image_size)
+
+
+def _load_one(config: ConfigDict, number: int, name: str, weights: str, num_classes: int, image_size: int) -> Teacher:
+    """The teacher of that number in the list, counted from 0."""
+    if weights not in ("random", "pretrained") and not is_weights(Path(weights)):
+        return _trained_teacher(config, name, Path(weights), num_classes, image_size)
+    if weights == "random":
+        model = _create(config, name, _untold_classes(config, weights, num_classes), image_size)
+        key = jax.random.key(config.seed)
+        key = jax.random.fold_in(key, number) if number else key
+        variables = jax.jit(model.init)(key, jnp.zeros((1, image_size, image_size, 3)))
+        console.warn(f"the teacher {name} has RANDOM weights (config.teacher.weights='random'): it teaches nothing")
+        return freeze(model, variables, f"{name}, RANDOM weights", compute_dtype=compute_dtype(config))
+    which = "ema" if config.teacher.variables == "ema" else None
+    if weights == "pretrained":
+        classes = IMAGENET_CLASSES
+        _check_classes(config, classes, num_classes, "the published weights")
+        path, which, where = fetch_pretrained(name), None, f"{name}, published weights"
+    else:
+        path, where = Path(weights), f"{name}, weights of {weights}"
+        classes = count_classes(path, which)
+        _check_classes(config, classes, num_classes, weights)
+    model = _create(config, name, classes, image_size)
+    fitted = fit_weights(path, model, which=which)
+    if fitted.resized:
+        raise ConfigError(
+            f"the teacher {where} is made for another image size than the student's {image_size} pixels (its position "
+            f"embedding would be resized from {fitted.resized}): {_fine_tune_first(weights, image_size)}"
+        )
+    return freeze(model, fitted.variables, where, compute_dtype=compute_dtype(config))
+
+
+def _trained_teacher(config: ConfigDict, name: str, folder: Path, num_classes: int, image_size: int) -> Teacher:
+    """A teacher that this project trained in `folder`; it knows its own fields."""
+    record = read_config(folder)
+    found = record["config"]["model"]["name"]
+    if found != name:
+        raise ConfigError(f"config.teacher.name={name!r}, but {folder} holds {found!r}")
+    _check_classes(config, record["resolved"]["num_classes"], num_classes, str(folder))
+    model = build_recorded_model(record)
+    _check_image_size(model, str(folder), image_size)
+    warn_of_another_normalisation(config, recorded_config(record), f"the teacher in {folder}", "config.teacher")
+    variables, step = load_variables(folder, config.teacher.variables)
+    description = f"{name}, {config.teacher.variables} weights of {folder} after step {step}"
+    return freeze(model, variables, description, compute_dtype=compute_dtype(config))
+
+
+def _joined(config: ConfigDict, members: list[Teacher]) -> Teacher:
+    """One teacher of all; the very one if it is alone and takes the student's images and classes."""
+    teacher, augment = config.teacher, config.augment
+    change = renormalisation((augment.mean, augment.std), (teacher.mean or augment.mean, teacher.std or augment.std))
+    classes = None if teacher.classes is None else tuple(int(number) for number in teacher.classes)
+    if len(members) == 1 and change is None and classes is None:
+        return members[0]
+    model = Ensemble(tuple(member.model for member in members), classes, *(change or (None, None)))
+    description = " and ".join(member.description for member in members)
+    if len(members) > 1:
+        description += "; the mean of their probabilities"
+    if change is not None:
+        description += (
+            f"; images normalised by {tuple(teacher.mean or augment.mean)}, {tuple(teacher.std or augment.std)}"
+        )
+    if classes is not None:
+        description += f"; {len(classes)} of its classes"
+    return Teacher(
+        model,
+        joined_variables([member.variables for member in members]),
+        description,
+        sum(member.num_parameters for member in members),
+    )
+
+
+def _create(config: ConfigDict, name: str, num_classes: int, image_size: int) -> nn.Module:
     try:
-        return create_model(config.teacher.name, num_classes, image_size, **config.teacher.overrides)
+        return create_model(name, num_classes, image_size, **config.teacher.overrides)
     except ValueError as error:
         raise ConfigError(f"config.teacher: {error}") from error
 
 
-def _trained_teacher(config: ConfigDict, folder: Path, num_classes: int, image_size: int) -> Teacher:
-    """A teacher that this project trained in `folder`; it knows its own fields."""
-    record = read_config(folder)
-    name = record["config"]["model"]["name"]
-    if name != config.teacher.name:
-        raise ConfigError(f"config.teacher.name={config.teacher.name!r}, but {folder} holds {name!r}")
-    classes = record["resolved"]["num_classes"]
-    if classes != num_classes:
+def _untold_classes(config: ConfigDict, weights: str, num_classes: int) -> int:
+    """How many classes a teacher is given of which nothing tells: no more than are asked for."""
+    if config.teacher.classes is None:
+        return num_classes
+    return IMAGENET_CLASSES if weights == "pretrained" else max(config.teacher.classes) + 1
+
+
+def _check_number_of_classes(config: ConfigDict, num_classes: int) -> None:
+    classes = config.teacher.classes
+    if classes is None:
+        return
+    if len(classes) != num_classes:
         raise ConfigError(
-            f"the teacher in {folder} has {classes} classes, the student {num_classes}: they must be equal"
+            f"config.teacher.classes names {len(classes)} of the teacher's classes, the student has {num_classes}: "
+            "name one for each"
         )
-    model = build_recorded_model(record)
-    if getattr(model, "image_size", image_size) != image_size:  # a convnet takes any size
+    if min(classes) < 0:
+        raise ConfigError(f"config.teacher.classes: {min(classes)} is no class, they are counted from 0")
+
+
+def _check_classes(config: ConfigDict, classes: int, num_classes: int, where: str) -> None:
+    """Refuse a teacher of so many classes if they are not what the student asks for."""
+    asked = config.teacher.classes
+    if asked is None and classes != num_classes:
         raise ConfigError(
-            f"the teacher in {folder} is made for {model.image_size} pixels, the student's images have {image_size}"
+            f"the teacher in {where} has {classes} classes, the student {num_classes}: they must be equal, or "
+            "config.teacher.classes must name the student's among the teacher's"
         )
-    variables, step = load_variables(folder, config.teacher.variables)
-    description = f"{name}, {config.teacher.variables} weights of {folder} after step {step}"
-    return freeze(model, variables, description, compute_dtype=compute_dtype(config))
+    if asked is not None and max(asked) >= classes:
+        raise ConfigError(
+            f"config.teacher.classes asks for class {max(asked)}, the teacher in {where} has {classes}, counted from 0"
+        )
+
+
+def _check_image_size(model: nn.Module, where: str, image_size: int) -> None:
+    own = getattr(model, "image_size", image_size)  # a convnet takes any size
+    if own != image_size:
+        raise ConfigError(
+            f"the teacher in {where} is made for {own} pixels, the student's images have {image_size}: "
+            f"{_fine_tune_first(where, image_size)}"
+        )
+
+
+def _fine_tune_first(weights: str, image_size: int) -> str:
+    return (
+        f"fine-tune it at that size first (a run with --config.model.weights={weights} "
+        f"--config.image_size={image_size}; docs/finetuning.md)"
+    )

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import validate
 from deit_jax.data.registry import open_source
+from deit_jax.modes.initial import load_initial
 from deit_jax.modes.teacher import load_teacher
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.reporting import console
@@ -20,15 +21,17 @@ from deit_jax.training.program import build_program
 def train(config: ConfigDict, workdir: Path) -> Results:
     """Train what `config` describes in `workdir`, or go on where an earlier call stopped.
 
-    With `config.teacher.recipe` the teacher is trained first, in `workdir`/teacher. Returns the content of `results.json`. Raises
-    ConfigError, DataError or CheckpointError, each with one clear line.
+    A new run starts from config.model.weights, if given. With `config.teacher.recipe` the teacher is trained first, in
+    `workdir`/teacher. Returns the content of `results.json`. Raises ConfigError, DataError, WeightsError or CheckpointError, each
+    with one clear line.
     """
     validate(config)
+    initial = load_initial(config, workdir)
     if config.teacher.recipe is not None:
         refuse_what_cannot_be_built(config)  # rather than after the teacher's training
         console.say("first the teacher, then its student")
         train(config.teacher.recipe, workdir / "teacher")
-    return run_training(config, workdir, load_teacher(config, workdir))
+    return run_training(config, workdir, load_teacher(config, workdir), initial)
 
 
 def refuse_what_cannot_be_built(config: ConfigDict) -> None:

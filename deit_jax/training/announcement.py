@@ -8,8 +8,9 @@ import jax
 from ml_collections import ConfigDict
 
 from deit_jax.data.sources import ImageSource
+from deit_jax.training.optimizer import trained
 from deit_jax.training.plan import Plan
-from deit_jax.training.program import Program, Teacher
+from deit_jax.training.program import Initial, Program, Teacher
 from deit_jax.training.state import count_parameters
 
 
@@ -20,13 +21,19 @@ def describe(
     train_source: ImageSource,
     eval_source: ImageSource,
     teacher: Teacher | None,
+    initial: Initial | None = None,
 ) -> dict[str, str]:
-    """What is about to run: model, teacher, devices, data, recipe, length."""
+    """What is about to run: model, what it starts from, teacher, devices, data, recipe, length."""
     facts = {
         "model": f"{config.model.name}{_fields(config.model.overrides)}: "
         f"{count_parameters(program.abstract_state.variables):,} parameters, {plan.image_size} px, "
         f"{plan.num_classes} classes, {plan.compute_dtype}",
     }
+    if initial is not None:
+        facts["start"] = initial.description
+    elif config.model.weights:
+        facts["start"] = f"began from {config.model.weights}, goes on from its checkpoint"
+    facts |= _trained_part(config, program)
     distillation = config.distillation
     if teacher is not None:
         facts["teacher"] = f"{teacher.description}: {teacher.num_parameters:,} parameters, frozen"
@@ -34,6 +41,8 @@ def describe(
         if distillation.kind == "soft":
             how += f", tau {distillation.tau:g}, kl {distillation.kl}, mean over {distillation.kl_mean}"
         facts["distillation"] = how
+    elif distillation.kind == "labels":
+        facts["distillation"] = f"no teacher: labels for both heads, alpha {distillation.alpha:g}"
     kinds = Counter(device.device_kind for device in program.mesh.devices.flat)
     facts["devices"] = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     axes = ", ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())
@@ -59,9 +68,27 @@ def _recipe(config: ConfigDict, plan: Plan) -> dict[str, str]:
         f"label smoothing {augment.label_smoothing:g}",
         "optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, peak rate {plan.peak_learning_rate:.3g}, "
         f"{schedule.warmup_epochs:g} warm-up epochs, {schedule.kind} cosine schedule",
-        "regularisation": f"stochastic depth {config.model.drop_path_rate:g}, dropout {config.model.dropout_rate:g}, "
-        f"EMA {config.ema.decay:g}"
+        "regularisation": (
+            f"stochastic depth {config.model.drop_path_rate:g}, dropout {config.model.dropout_rate:g}, "
+            if config.train.train_mode
+            else "modules as in evaluation: nothing dropped, BatchNorm by its running statistics; "
+        )
+        + f"EMA {config.ema.decay:g}"
         + ("" if config.train.clip_norm is None else f", clip norm {config.train.clip_norm:g}"),
+    }
+
+
+def _trained_part(config: ConfigDict, program: Program) -> dict[str, str]:
+    """How much of the model is trained, if not all of it."""
+    params = program.abstract_state.params
+    moving = jax.tree.leaves(trained(params, config.optimizer.trainable))
+    if all(moving):
+        return {}
+    leaves = jax.tree.leaves(params)
+    count = sum(leaf.size for leaf, moves in zip(leaves, moving, strict=True) if moves)
+    patterns = ", ".join(config.optimizer.trainable)
+    return {
+        "trained": f"{count:,} parameters in {sum(moving)} of {len(leaves)} tensors ({patterns}); the rest is frozen"
     }
 
 

@@ -286,6 +286,17 @@ def _differences(stored: Any, like: TrainState) -> str:
     return "; ".join(told) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def newest_step(workdir: str | Path) -> int | None:
+    """The step of the newest sound checkpoint of a workdir, which opening `Checkpoints` there would find; None if there is none.
+
+    Nothing is changed; a run may be writing there.
+    """
+    folder = Path(workdir).absolute() / "checkpoints"
+    if not folder.is_dir():
+        return None
+    return _newest_sound(folder, _pass_over) if (folder / _FORMAT).exists() else max(_steps(folder), default=None)
+
+
 def load_state(workdir: str | Path) -> tuple[dict[str, Any], int]:
     """The newest sound checkpoint of a workdir as nested dicts of arrays on one device, named as in TrainState, and its step.
 
@@ -294,7 +305,7 @@ def load_state(workdir: str | Path) -> tuple[dict[str, Any], int]:
     folder = Path(workdir).absolute() / "checkpoints"
     if not folder.is_dir():
         raise CheckpointError(f"{workdir} holds no checkpoints: give the --workdir of a training run")
-    step = _newest_sound(folder, _pass_over) if (folder / _FORMAT).exists() else max(_steps(folder), default=None)
+    step = newest_step(workdir)
     if step is None:
         raise CheckpointError(f"{folder}: no complete checkpoint here; let the training run save one")
     logging.getLogger("absl").setLevel(logging.ERROR)

@@ -35,23 +35,24 @@ from deit_jax.reporting.pace import Pace
 from deit_jax.reporting.profile import Profile
 from deit_jax.reporting.speed import Speed
 from deit_jax.training.announcement import describe
-from deit_jax.training.checkpointing import Checkpoints
+from deit_jax.training.checkpointing import CheckpointError, Checkpoints
 from deit_jax.training.divergence import READ_EVERY, Detours, Rollback, Watch
 from deit_jax.training.interruption import Interruption
 from deit_jax.training.lock import hold
 from deit_jax.training.optimizer import parameter_names
 from deit_jax.training.plan import Plan, resolve
-from deit_jax.training.program import Program, Teacher, build_program
+from deit_jax.training.program import Initial, Program, Teacher, build_program
 from deit_jax.training.record import claim_workdir, finished_results, show_results, skipped_steps, write_results
 from deit_jax.training.state import TrainState, Variables
 
 Results = dict[str, Any]
 
 
-def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> Results:
+def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None, initial: Initial | None = None) -> Results:
     """Train the configured model in `workdir`, or go on where an earlier call stopped; returns what `results.json` holds.
 
     config: validated. teacher: the frozen network for distillation, with as many classes as the student; None without one.
+    initial: the weights of config.model.weights, from which a run starts that has no checkpoint yet; None: random ones.
     Raises ConfigError, DataError, WorkdirError or CheckpointError, each with one clear line, before anything is compiled; later
     also DivergenceError, LogError and, when a signal asks for it, Stopped.
     """
@@ -69,7 +70,9 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
         mesh = make_mesh(fsdp=config.parallel.fsdp)
         program = build_program(config, plan, mesh, teacher)
         evaluator = Evaluator(config, eval_source, mesh, image_size=plan.image_size)
-        console.announce(f"Training in {workdir}", describe(config, plan, program, train_source, eval_source, teacher))
+        console.announce(
+            f"Training in {workdir}", describe(config, plan, program, train_source, eval_source, teacher, initial)
+        )
         with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
             teacher_variables, teacher_scores = None, None
             if teacher is not None:
@@ -87,7 +90,17 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None) -> 
                 peak_flops=peak_flops(config, mesh.devices.flat[0]),
             )
             run = Run(
-                config, workdir, plan, program, evaluator, train_source, teacher_variables, checkpoints, detours, speed
+                config,
+                workdir,
+                plan,
+                program,
+                evaluator,
+                train_source,
+                teacher_variables,
+                initial,
+                checkpoints,
+                detours,
+                speed,
             )
             done = None
             while done is None:
@@ -134,6 +147,7 @@ class Run:
     evaluator: Evaluator
     train_source: ImageSource
     teacher_variables: Variables | None
+    initial: Initial | None
     checkpoints: Checkpoints
     detours: Detours
     speed: Speed
@@ -146,7 +160,12 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
     """
     config, plan, program, checkpoints = run.config, run.plan, run.program, run.checkpoints
     if checkpoints.latest_step() is None:
-        state, start = program.init(), 0
+        if config.model.weights and run.initial is None:
+            raise CheckpointError(
+                f"{run.workdir} has no checkpoint to go on from any more: run the command again, to start from "
+                f"config.model.weights={config.model.weights}"
+            )
+        state, start = program.init(None if run.initial is None else run.initial.variables), 0
     else:
         state = checkpoints.restore(program.abstract_state)
         start = int(state.step)
@@ -224,7 +243,7 @@ def host_batches(run: Run, start: int, replacements: Replacements) -> Iterator[d
         yield from train_batches(
             run.train_source,
             run.plan.order,
-            train_crop(config.data, run.plan.image_size),
+            train_crop(config.data, run.plan.image_size, config.evaluation),
             start_step=first,
             stop_step=end,
             process_index=jax.process_index(),

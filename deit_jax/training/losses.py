@@ -53,10 +53,11 @@ class DistillationLoss:
     """(1 - alpha) * cross-entropy of the class head + alpha * the teacher's term; the labels alone when kind is "none".
 
     With a distillation token the teacher's term reads that token's head (Table 3, last rows); without one it reads the class
-    head (rows "usual" and "hard distillation").
+    head (rows "usual" and "hard distillation"). "labels" is section 4's control: no teacher, the token's head learns the targets
+    that the class head learns.
     """
 
-    kind: str = "none"  # none | soft | hard
+    kind: str = "none"  # none | soft | hard | labels
     alpha: float = 0.5
     tau: float = 1.0
     kl: str = "released"
@@ -69,6 +70,12 @@ class DistillationLoss:
         class_loss = cross_entropy(outputs.class_logits, targets)
         if self.kind == "none":
             return class_loss, {"loss": class_loss, "class_loss": class_loss}
+        if self.kind == "labels":
+            if outputs.distillation_logits is None:
+                raise ValueError("distillation kind 'labels' needs a model with a distillation token")
+            token_loss = cross_entropy(outputs.distillation_logits, targets)
+            loss = (1 - self.alpha) * class_loss + self.alpha * token_loss
+            return loss, {"loss": loss, "class_loss": class_loss, "distillation_loss": token_loss}
         if teacher_logits is None:
             raise ValueError(f"distillation kind {self.kind!r} needs a teacher's logits")
         student = outputs.class_logits if outputs.distillation_logits is None else outputs.distillation_logits
@@ -78,7 +85,7 @@ class DistillationLoss:
             options = {"tau": self.tau, "kl": self.kl, "kl_mean": self.kl_mean}
             distillation_loss = soft_distillation(student, teacher_logits, **options)
         else:
-            raise ValueError(f"distillation kind {self.kind!r} is none of 'none', 'soft', 'hard'")
+            raise ValueError(f"distillation kind {self.kind!r} is none of 'none', 'soft', 'hard', 'labels'")
         loss = (1 - self.alpha) * class_loss + self.alpha * distillation_loss
         agreement = jnp.mean(jnp.argmax(student, axis=-1) == jnp.argmax(teacher_logits, axis=-1))
         return loss, {

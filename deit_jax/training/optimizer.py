@@ -30,6 +30,14 @@ def decayed(params: Any, no_decay: Sequence[str]) -> Any:
     )
 
 
+def trained(params: Any, trainable: Sequence[str]) -> Any:
+    """A tree of bools like `params`: True where a regular expression of `trainable` is found in the leaf's name."""
+    patterns = [re.compile(pattern) for pattern in trainable]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(pattern.search(parameter_name(path)) for pattern in patterns), params
+    )
+
+
 def make_optimizer(
     schedule: Schedule,
     *,
@@ -39,13 +47,15 @@ def make_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 0.05,
     no_decay: Sequence[str] = (),
+    trainable: Sequence[str] = (".*",),
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer of the recipe; its state is as large as two ("adamw") or one ("sgd") copies of the parameters.
 
     "adamw" is PyTorch's: decay times the learning rate, decoupled from the moments, epsilon outside the root. "sgd" is PyTorch's
     with Nesterov momentum: decay is added to the gradient. Gradients are first scaled to a global norm of at most `clip_norm`.
-    Raises ValueError for another name.
+    A parameter in whose name no regular expression of `trainable` is found gets no update, no decay and no memory. Raises
+    ValueError for another name.
     """
 
     def mask(params: Any) -> Any:
@@ -59,4 +69,11 @@ def make_optimizer(
         rules = [decay, optax.trace(decay=momentum, nesterov=True)]
     else:
         raise ValueError(f"optimizer {name!r} is neither 'adamw' nor 'sgd'")
-    return optax.chain(*clip, *rules, optax.scale_by_learning_rate(schedule))
+    optimizer = optax.chain(*clip, *rules, optax.scale_by_learning_rate(schedule))
+    if tuple(trainable) == (".*",):
+        return optimizer  # its state without a further level, as it always was: checkpoints are made of it
+
+    def groups(params: Any) -> Any:
+        return jax.tree.map(lambda train: "trained" if train else "frozen", trained(params, trainable))
+
+    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, groups)

@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -20,10 +21,10 @@ from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
 from deit_jax.parallel.xla_options import xla_options
 from deit_jax.reporting import console
 from deit_jax.training.losses import DistillationLoss
-from deit_jax.training.optimizer import make_optimizer
+from deit_jax.training.optimizer import make_optimizer, parameter_names, trained
 from deit_jax.training.plan import Plan
 from deit_jax.training.schedules import cosine_schedule
-from deit_jax.training.state import TrainState, Variables, count_parameters, init_state
+from deit_jax.training.state import TrainState, Variables, count_parameters, init_state, state_of
 from deit_jax.training.step import TrainStep, make_train_step
 
 
@@ -35,6 +36,14 @@ class Teacher:
     variables: Variables  # {"params", and unless there is none "batch_stats"}
     description: str  # its name and where its weights come from, for people
     num_parameters: int = 0  # of the network as trained
+
+
+@dataclasses.dataclass(frozen=True)
+class Initial:
+    """Weights that a new run starts from."""
+
+    variables: Variables  # of the student's very shapes
+    description: str  # where they come from and what was changed about them, for people
 
 
 def freeze(model: nn.Module, variables: Variables, description: str, *, compute_dtype: str) -> Teacher:
@@ -55,10 +64,22 @@ class Program:
     mesh: Mesh
     seed: int
     _init: Any
+    _start: Any
 
-    def init(self) -> TrainState:
-        """The state before the first step, every leaf born on the mesh."""
-        return self._init(self.seed)
+    def init(self, variables: Variables | None = None) -> TrainState:
+        """The state before the first step, every leaf born on the mesh: random, or of the given weights, which are only read.
+
+        variables: arrays of the student's shapes in this host's memory, the same in all processes.
+        """
+        if variables is None:
+            return self._init(self.seed)
+        like = self.abstract_state.variables
+
+        def place(leaf: jax.ShapeDtypeStruct, value: Any) -> jax.Array:
+            value = np.asarray(value, leaf.dtype)
+            return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: value[index])
+
+        return self._start(jax.tree.map(place, like, {name: variables.get(name) or {} for name in like}))
 
 
 def build_model(config: ConfigDict, *, num_classes: int, image_size: int, compute_dtype: str) -> nn.Module:
@@ -109,6 +130,11 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
         config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
     )
     model = suited_to(model, mesh)
+    if config.distillation.kind == "labels" and not getattr(model, "distilled", False):
+        raise ConfigError(
+            f"config.distillation.kind=labels teaches the distillation token, which {config.model.name} has not: take a "
+            "model with one (deit_..._distilled_...)"
+        )
     _check_attention(model, plan, mesh)
     schedule = cosine_schedule(
         peak=plan.peak_learning_rate,
@@ -121,11 +147,21 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
         per_step=config.schedule.per_step,
     )
     optimizer = make_optimizer(schedule, clip_norm=config.train.clip_norm, **config.optimizer.to_dict())
+    averaging = config.ema.decay > 0
 
     def init(seed: jax.Array | int) -> TrainState:
-        return init_state(model, optimizer, seed, plan.image_size, ema=config.ema.decay > 0)
+        return init_state(model, optimizer, seed, plan.image_size, ema=averaging)
+
+    def start(variables: Variables) -> TrainState:
+        return state_of(variables, optimizer, ema=averaging)
 
     shapes = jax.eval_shape(init, config.seed)
+    moving = trained(shapes.params, config.optimizer.trainable)
+    if not any(jax.tree.leaves(moving)):
+        raise ConfigError(
+            f"config.optimizer.trainable={tuple(config.optimizer.trainable)} is found in no parameter's name; "
+            f"there are {', '.join(parameter_names(shapes.params)[:5])} and others"
+        )
     sharding = state_sharding(mesh, shapes, config.parallel.sharding_rules, config.parallel.fsdp_min_size)
     train_step = make_train_step(
         model,
@@ -139,6 +175,8 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
         ema_decay=config.ema.decay,
         accumulation_steps=config.train.accumulation_steps,
         skip_nonfinite=config.on_nonfinite == "skip",
+        train_mode=config.train.train_mode,
+        trained=None if all(jax.tree.leaves(moving)) else moving,
     )
     return Program(
         model=model,
@@ -155,6 +193,7 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
         mesh=mesh,
         seed=config.seed,
         _init=jax.jit(init, out_shardings=sharding),
+        _start=jax.jit(start, out_shardings=sharding),
     )
 
 

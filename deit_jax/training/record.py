@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, default_config, differing_fields
+from deit_jax.config import ConfigError, default_config, differing_fields, listed_names
 from deit_jax.errors import machine_fault
 from deit_jax.evaluation.accuracy import answer_of
 from deit_jax.parallel.distributed import is_main_process
@@ -48,7 +48,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, plan: Plan, *, class_names:
         changed = [
             name
             for name in differing_fields(recorded, fields)
-            if not name.startswith(_FREE_TO_CHANGE)
+            if not _free_to_change(name, config)
             # A field that the version which wrote the workdir did not have yet was what is now the default.
             and not (_value(recorded, name) is None and _value(fields, name) == _value(defaults, name))
         ]
@@ -72,6 +72,12 @@ def claim_workdir(workdir: Path, config: ConfigDict, plan: Plan, *, class_names:
         write_json(path, record)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); mend that") from error
+
+
+def _free_to_change(name: str, config: ConfigDict) -> bool:
+    if config.data.train_crop == "center" and name in ("evaluation.protocol", "evaluation.crop_ratio"):
+        return False  # the training images are cropped so
+    return name.startswith(_FREE_TO_CHANGE)
 
 
 def _value(fields: Mapping[str, Any], name: str) -> Any:
@@ -133,12 +139,17 @@ _INCIDENTS = {
 }
 
 
+def _teacher_row(config: ConfigDict) -> str:
+    names = listed_names(config.teacher.name)
+    return f"teacher {names[0]}" if len(names) == 1 else f"teachers' mean: {', '.join(names)}"
+
+
 def show_results(config: ConfigDict, results: dict[str, Any]) -> None:
     """Print the closing table: teacher, every head of raw and EMA weights, and the configuration's published figures."""
     rows: list[tuple[str, float | None, float | None, float | None]] = []
     if results["teacher"] is not None:
         teacher = answer_of(results["teacher"], config.model.fusion)
-        rows.append((f"teacher {config.teacher.name}", teacher["top1"], teacher["top5"], teacher["loss"]))
+        rows.append((_teacher_row(config), teacher["top1"], teacher["top5"], teacher["loss"]))
     for weights, scores in results["scores"].items():
         for head, score in scores.items():
             rows.append((f"{weights} weights, {console.HEAD_NAMES[head]}", score["top1"], score["top5"], score["loss"]))

@@ -34,7 +34,11 @@ def init_state(
 ) -> TrainState:
     """The state before the first step. Jit it with out_shardings, so that every leaf is born where it belongs."""
     image = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    variables = model.init(jax.random.key(seed), image)
+    return state_of(model.init(jax.random.key(seed), image), optimizer, ema)
+
+
+def state_of(variables: Variables, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+    """The state before the first step of these weights: a fresh optimizer, and a moving average that starts as their copy."""
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),

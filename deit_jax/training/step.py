@@ -37,6 +37,8 @@ def make_train_step(
     ema_decay: float = 0.0,
     accumulation_steps: int = 1,
     skip_nonfinite: bool = False,
+    train_mode: bool = True,
+    trained: Any | None = None,
 ) -> TrainStep:
     """The pure function (state, teacher, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -45,7 +47,19 @@ def make_train_step(
     gradient's global norm before clipping, the learning rate, and for divergence.py the number of the parameter with the largest
     gradient (in the order of the tree) and of those whose gradients are not finite. With `skip_nonfinite` a step whose loss or
     gradient norm is not finite leaves all but the step's number, and the schedule's, as it was.
+
+    Without `train_mode` the student computes as in evaluation: nothing is dropped, BatchNorm normalises by its running
+    statistics, which stay as they are. `trained`, a tree of bools like the parameters, says which of them are differentiated, of
+    the others no gradient is computed; None: all.
     """
+
+    def moving_average(ema: Variables, now: Variables) -> Variables:
+        average = optax.incremental_update(now, ema, 1.0 - ema_decay)
+        if trained is not None:  # the average of what never moves is what it is, without the rounding
+            average["params"] = jax.tree.map(
+                lambda moves, new, old: new if moves else old, trained, average["params"], ema["params"]
+            )
+        return average
 
     def train_step(state: TrainState, teacher: Variables | None, batch: Batch) -> tuple[TrainState, Metrics]:
         augment_key, dropout_key = step_keys(seed, state.step)
@@ -61,10 +75,14 @@ def make_train_step(
                 teacher_logits = teacher_model.apply(teacher, images, train=False).logits
 
             def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+                if trained is not None:
+                    params = jax.tree.map(
+                        lambda moves, leaf: leaf if moves else jax.lax.stop_gradient(leaf), trained, params
+                    )
                 outputs, updates = model.apply(
                     {"params": params, "batch_stats": batch_stats},
                     images,
-                    train=True,
+                    train=train_mode,
                     positions=positions,
                     rngs={RNG_NAME: dropout_key},
                     mutable=["batch_stats"],
@@ -85,7 +103,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            ema = optax.incremental_update({"params": params, "batch_stats": batch_stats}, ema, 1.0 - ema_decay)
+            ema = moving_average(ema, {"params": params, "batch_stats": batch_stats})
         metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)} | gradient_health(grads)
         new_state = TrainState(
             step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema

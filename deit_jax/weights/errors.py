@@ -25,6 +25,19 @@ class MisfitError(WeightsError):
         self.missing, self.unexpected, self.misshapen = missing, unexpected, misshapen
 
 
+class TokenMisfitError(MisfitError):
+    """Weights of a distilled model for a plain one, or the reverse.
+
+    wanted: whether the model has the distillation token, which the weights then have not.
+    """
+
+    def __init__(
+        self, message: str, missing: list[str], unexpected: list[str], misshapen: list[str], *, wanted: bool
+    ) -> None:
+        super().__init__(message, missing, unexpected, misshapen)
+        self.wanted = wanted
+
+
 def listed(names: Iterable[str]) -> str:
     """How many and which: "3 (a, b, c)"; of a long list only the first names."""
     names = list(names)

@@ -61,12 +61,23 @@ def load_pretrained(
         does not fit.
     """
     model = create_model(name, num_classes, image_size, **overrides)
+    return model, load_weights(
+        fetch_pretrained(name, revision=revision, sha256=sha256, cache_dir=cache_dir),
+        model,
+        heads=heads,
+        distillation_token=distillation_token,
+    )
+
+
+def fetch_pretrained(
+    name: str, *, revision: str | None = None, sha256: str | None = None, cache_dir: str | Path | None = None
+) -> Path:
+    """The file of a model's published weights, as `load_pretrained` gets it. Raises WeightsError as that does."""
     if name not in _REPOSITORIES:
         raise WeightsError(
             f"no weights of {name} were published by DeiT's authors; there are {', '.join(_REPOSITORIES)}"
         )
-    path = _fetch(_REPOSITORIES[name], revision, sha256, cache_dir)
-    return model, load_weights(path, model, heads=heads, distillation_token=distillation_token)
+    return _fetch(_REPOSITORIES[name], revision, sha256, cache_dir)
 
 
 def _fetch(repository: str, revision: str | None, sha256: str | None, cache_dir: str | Path | None) -> Path:
@@ -91,7 +102,7 @@ def _check_hash(path: Path, hub: Any, repository: str, revision: str | None, sha
         found = hashlib.file_digest(file, "sha256").hexdigest()
     expected = sha256 or _declared_hash(path, hub, repository, revision)
     if expected is None:
-        warnings.warn(f"{repository}/{_FILE}: this hub declares no SHA-256, so the file is not checked", stacklevel=4)
+        warnings.warn(f"{repository}/{_FILE}: this hub declares no SHA-256, so the file is not checked", stacklevel=5)
     elif not found.startswith(expected.lower()):
         raise WeightsError(
             f"{path.resolve()} is damaged or another file: its SHA-256 is {found[:16]}..., not {expected[:16]}...; "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax.models.position_embedding import resize_position_embedding
-from deit_jax.models.stacking import stack_blocks
+from deit_jax.models.stacking import stack_blocks, unstack_blocks
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.weights import huggingface, mmpretrain, pycls, timm, torchvision
-from deit_jax.weights.errors import MisfitError, WeightsError, listed
+from deit_jax.weights.errors import MisfitError, TokenMisfitError, WeightsError, listed
 from deit_jax.weights.files import Tensors, read_file, unwrap
 from deit_jax.weights.layout import Layout, compare
 
@@ -23,6 +24,14 @@ LAYOUTS = (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT, torchvision.LAYOU
 _HEAD_NAMES = ("head.", "head_dist.")
 HEADS = ("keep", "reset", "reset_if_needed")
 DISTILLATION_TOKEN = ("keep", "adapt")
+
+
+class Fitted(NamedTuple):
+    """Variables of a model, and what of them the weights they come from did not give as it is."""
+
+    variables: dict[str, Any]  # as `load_weights` returns them
+    renewed: tuple[str, ...]  # heads that start anew: "head", "head_dist"
+    resized: str  # of the position embedding: "14x14 to 24x24"; "" if it fitted
 
 
 def load_weights(
@@ -59,15 +68,56 @@ def load_weights(
       WeightsError: the source is unreadable or in no known layout.
       MisfitError: names are missing, unexpected or of another shape; its attributes list them all. Nothing is loaded in part.
     """
+    how = {"heads": heads, "distillation_token": distillation_token, "which": which, "seed": seed}
+    return fit_weights(source, model, **how).variables
+
+
+def fit_weights(
+    source: str | Path | Mapping[str, Any],
+    model: nn.Module,
+    *,
+    heads: str = "keep",
+    distillation_token: str = "keep",
+    which: str | None = None,
+    seed: int = 0,
+) -> Fitted:
+    """`load_weights`, and what it had to change."""
+    where = "the mapping" if isinstance(source, Mapping) else str(source)
+    foreign = unwrap(source if isinstance(source, Mapping) else read_file(source), which, where)
+    return _fit(foreign, _layout_of(foreign, where), model, where, heads, distillation_token, seed)
+
+
+def fit_variables(variables: Mapping[str, Any], model: nn.Module, where: str, *, heads: str, seed: int) -> Fitted:
+    """The variables of `model` from those of another of this package, with other classes or another image size perhaps.
+
+    Args: variables: {"params", "batch_stats"}. where: what an error calls them. heads, seed: as of `load_weights`.
+
+    Raises MisfitError: they are of another model; a TokenMisfitError if one of the two is distilled.
+    """
+    ours = {"params": unstack_blocks(variables["params"]), "batch_stats": variables.get("batch_stats") or {}}
+    layout = dataclasses.replace(timm.LAYOUT, title="names as in timm")
+    return _fit(timm.from_variables(ours), layout, model, where, heads, "keep", seed)
+
+
+def count_classes(source: str | Path, which: str | None = None) -> int:
+    """How many classes the first head in a weights file tells apart. Raises WeightsError if it cannot be read or has none."""
+    foreign = unwrap(read_file(source), which, str(source))
+    tensors, _ = _layout_of(foreign, str(source)).to_timm(foreign)
+    for name in ("head.bias", "head.fc.bias"):
+        if name in tensors:
+            return len(tensors[name])
+    raise WeightsError(f"{source} has no classifier")
+
+
+def _fit(
+    foreign: Tensors, layout: Layout, model: nn.Module, where: str, heads: str, distillation_token: str, seed: int
+) -> Fitted:
     for name, value, choices in (
         ("heads", heads, HEADS),
         ("distillation_token", distillation_token, DISTILLATION_TOKEN),
     ):
         if value not in choices:
             raise WeightsError(f"{name}={value!r} is none of {', '.join(choices)}")
-    where = "the mapping" if isinstance(source, Mapping) else str(source)
-    foreign = unwrap(source if isinstance(source, Mapping) else read_file(source), which, where)
-    layout = _layout_of(foreign, where)
     _refuse_non_numbers(foreign, where)
     tensors, strangers = layout.to_timm(foreign)
 
@@ -75,14 +125,15 @@ def load_weights(
     tensors = timm.without_counters(tensors, expected)
     if distillation_token == "adapt":
         tensors = _adapt_distillation_token(tensors, expected)
-    tensors = _resize_position_embedding(tensors, model, where)
+    tensors, resized = _resize_position_embedding(tensors, model, where)
+    renewed: tuple[str, ...] = ()
     if heads != "keep":
-        tensors = _reset_heads(tensors, expected, model, seed, all_of_them=heads == "reset")
+        tensors, renewed = _reset_heads(tensors, expected, model, seed, all_of_them=heads == "reset")
     _refuse_misfits(tensors, strangers, expected, foreign, layout, where, may_adapt=distillation_token == "keep")
     variables = jax.tree.map(jnp.asarray, timm.to_variables(tensors))
     if getattr(model, "scan_blocks", False):
         variables["params"] = stack_blocks(variables["params"])
-    return variables
+    return Fitted(variables, renewed, resized)
 
 
 def _layout_of(tensors: Tensors, where: str) -> Layout:
@@ -121,23 +172,26 @@ def _adapt_distillation_token(tensors: Tensors, expected: Tensors) -> Tensors:
     return tensors
 
 
-def _resize_position_embedding(tensors: Tensors, model: nn.Module, where: str) -> Tensors:
+def _resize_position_embedding(tensors: Tensors, model: nn.Module, where: str) -> tuple[Tensors, str]:
     position = tensors.get("pos_embed")
     if not isinstance(model, VisionTransformer) or position is None or position.ndim != 3 or position.shape[0] != 1:
-        return tensors
+        return tensors, ""
     prefix = 2 if "dist_token" in tensors else 1  # the file's own
     side = model.image_size // model.patch_size
     if position.shape[1] == prefix + side * side:
-        return tensors
+        return tensors, ""
     try:
         resized = resize_position_embedding(position.astype(np.float32), (side, side), num_prefix_tokens=prefix)
     except ValueError as error:
         raise WeightsError(f"{where}: {error}") from error
-    return tensors | {"pos_embed": np.asarray(resized)}
+    before = round((position.shape[1] - prefix) ** 0.5)
+    return tensors | {"pos_embed": np.asarray(resized)}, f"{before}x{before} to {side}x{side}"
 
 
-def _reset_heads(tensors: Tensors, expected: Tensors, model: nn.Module, seed: int, *, all_of_them: bool) -> Tensors:
-    """New heads by the model's own initialisation; a head is reset whole."""
+def _reset_heads(
+    tensors: Tensors, expected: Tensors, model: nn.Module, seed: int, *, all_of_them: bool
+) -> tuple[Tensors, tuple[str, ...]]:
+    """New heads, and which, by the model's own initialisation; a head is reset whole."""
     tensors = dict(tensors)
     resetting = set()
     for name, like in expected.items():
@@ -145,7 +199,7 @@ def _reset_heads(tensors: Tensors, expected: Tensors, model: nn.Module, seed: in
         if head and (all_of_them or name not in tensors or tensors[name].shape != like.shape):
             resetting.add(head)
     if not resetting:
-        return tensors
+        return tensors, ()
     # Only the heads are computed: the compiler drops the rest of the initialisation.
     image = jnp.zeros((1, *timm.input_size(model), 3), jnp.float32)
     params = jax.jit(lambda key: {k: v for k, v in model.init(key, image)["params"].items() if k.startswith("head")})(
@@ -153,7 +207,8 @@ def _reset_heads(tensors: Tensors, expected: Tensors, model: nn.Module, seed: in
     )
     fresh = timm.from_variables({"params": params})
     tensors = {n: t for n, t in tensors.items() if n not in expected or not n.startswith(tuple(resetting))}
-    return tensors | {name: t for name, t in fresh.items() if name.startswith(tuple(resetting))}
+    tensors |= {name: t for name, t in fresh.items() if name.startswith(tuple(resetting))}
+    return tensors, tuple(sorted(head.rstrip(".") for head in resetting))
 
 
 def _refuse_misfits(
@@ -191,6 +246,8 @@ def _refuse_misfits(
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
     problems = "; ".join(f"{kind} {listed(names)}" for kind, names in kinds if names)
     message = f"{where} ({layout.title}) does not fit the model: {problems}{advice}"
+    if "dist_token" in absent + extra:
+        raise TokenMisfitError(message, missing, unexpected, misshapen, wanted="dist_token" in absent)
     raise MisfitError(message, missing, unexpected, misshapen)
 
 
