@@ -36,12 +36,12 @@ def open_extra_sets(config: ConfigDict, num_classes: Collection[int], *, strict:
                 raise DataError(f"it has {len(source.class_names)} classes, the model {max(num_classes)}")
         except DataError as error:
             fault = error
-        if not sum_over_processes(fault is not None):
+        faulty = sum_over_processes(fault is not None and not isinstance(fault, MissingDataError))
+        if not faulty and not sum_over_processes(fault is not None):
             sources[name] = source
             continue
-        if fault is None:
-            fault = MissingDataError("another process cannot use it")
-        if strict and not isinstance(fault, MissingDataError):
+        fault = fault or DataError("another process cannot use it")
+        if strict and faulty:
             raise DataError(f"config.evaluation.extra.{name}: {fault}") from fault
         console.warn(f"config.evaluation.extra.{name} is left out: {fault}")
     return sources

@@ -358,8 +358,8 @@ def load_weights_of_run(workdir: str | Path, checkpoint: str = "newest") -> tupl
     """{"raw": variables, and unless ema.decay was 0 "ema": variables} of a workdir, as `load_variables` gives them."""
     state, step = load_state(workdir, checkpoint)
     weights = {
-        name: {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}}
+        name: jax.tree.map(np.asarray, {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}})
         for name, tree in (("raw", state), ("ema", state.get("ema")))
         if tree is not None
     }
-    return jax.tree.map(np.asarray, weights), step
+    return weights, step
