@@ -76,9 +76,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         return flags.FLAGS(list(argv))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         line = _one_line(str(error))
-        if re.match(
-            r"'\w+'($| Did you mean)", line
-        ):  # ml_collections of a key that the configuration file does not define
+        if re.match(r"'\w+'($| Did you mean)", line):  # ml_collections, of a key that is not defined
             line = f"--config has no field {line}"
         raise UsageError(line) from error
 

@@ -1,6 +1,6 @@
 """The data sets of the paper by their TFDS names: what to read of each, and how to get it.
 
-Sizes are Table 6's, which TFDS's own agree with. A name that is not here is read all the same, by its `image` and `label`.
+Sizes are the published ones (Table 6). A name that is not here is read all the same, by its `image` and `label`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 from deit_jax.data.sources import DataError, Example, ImageSource, MissingDataError
 
 URL = "https://raw.githubusercontent.com/google-research/reassessed-imagenet/master/real.json"
-_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\b")
+_NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})(?!\d)")
 
 
 class RealLabels:
@@ -25,7 +25,7 @@ class RealLabels:
 
     Raises:
         MissingDataError: there is no such file.
-        DataError: it is no such list, or the source has no file names, or an image of a folder is none of the list's.
+        DataError: it is no such list, or the source has no file names; when an image is read, its name is none of the list's.
     """
 
     multi_label = True

@@ -130,7 +130,9 @@ def test_a_file_of_real_labels_goes_by_the_images_names(tfds_folder, tmp_path):
     for i in range(5):
         folder = tmp_path / "val" / f"n{9 - i:08d}"
         folder.mkdir(parents=True)
-        Image.new("RGB", (9, 8), (10 * i,) * 3).save(folder / f"ILSVRC2012_val_{i + 1:08d}.JPEG")
+        Image.new("RGB", (9, 8), (10 * i,) * 3).save(
+            folder / f"ILSVRC2012_val_{i + 1:08d}{'_n00000001' * (i % 2)}.JPEG"
+        )
     labels = write_real(tmp_path / "real.json", [[], [2, 3], [0], [], [4]])
     entry = further(source="folder", path=str(tmp_path), labels=labels)
     assert labels_of(open_further_set(entry)) == {0: (), 1: (2, 3), 2: (0,), 3: (), 4: (4,)}
