@@ -25,16 +25,17 @@ _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     ["train", "eval", "export", "preview", "compile"],
-    "train: start, or resume what --workdir holds. eval: score its newest checkpoint. export: write its newest checkpoint to "
-    "--output for another framework. preview: picture the first training images after each stage of the recipe. compile: compile "
-    "the train step for the devices of --topology, which need not be here, and tell its memory, collectives and least time.",
+    "train: start, or resume what --workdir holds. eval: score its --checkpoint, or without one config.model.weights. export: "
+    "write its --checkpoint to --output for another framework. preview: picture the first training images after each stage of "
+    "the recipe. compile: compile the train step for the devices of --topology, which need not be here, and tell its memory, "
+    "collectives and least time.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
     "preview: the picture to write. export: a folder (weights, and the files from which timm or transformers build the "
     "model), or a .safetensors or .pth file for the tensors alone. compile: a JSON file of the figures, else printed last. "
-    "Replaced if it is there.",
+    "eval: the JSON file to write, else WORKDIR/evaluation.json. Replaced if it is there.",
 )
 _LAYOUT = flags.DEFINE_enum(
     "layout",
@@ -43,6 +44,11 @@ _LAYOUT = flags.DEFINE_enum(
     "export: whose names the tensors get. hf is Hugging Face transformers.",
 )
 _WEIGHTS = flags.DEFINE_enum("weights", "raw", ["raw", "ema"], "export: the trained weights or their moving average.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    "newest",
+    "eval, export: newest, best (the one with the highest top-1 that is kept) or a step's number.",
+)
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "compile: the devices, e.g. v5e-8, v4-64, v6e-8 or h100-8 (a wrong name lists all)."
 )
@@ -69,7 +75,10 @@ def parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UsageError(_one_line(str(error))) from error
+        line = _one_line(str(error))
+        if re.match(r"'\w+'($| Did you mean)", line):  # ml_collections, of a key that is not defined
+            line = f"--config has no field {line}"
+        raise UsageError(line) from error
 
 
 def _one_line(message: str) -> str:
@@ -96,7 +105,8 @@ def _refuse_unknown_config_keys(argv: Sequence[str]) -> None:
         if match is None:
             continue
         key = re.sub(r"^(teacher\.recipe\.)+", "", match[1])
-        if key in known or re.match(r"(model|teacher)\.overrides\.|published\.", key):
+        # What the configuration file itself names is checked when it is set.
+        if key in known or re.match(r"(model|teacher)\.overrides\.|published\.|evaluation\.extra\.", key):
             continue
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
         raise UsageError(f"--config.{match[1]}: there is no such field; the nearest is --config.{near[0]}")
@@ -113,7 +123,7 @@ def config_keys(config: ConfigDict, prefix: str = "") -> list[str]:
 # What a mode cannot do without, and what is said where it lacks.
 _NEEDS = {
     "train": ("config", "workdir"),
-    "eval": ("config", "workdir"),
+    "eval": ("config",),  # and the workdir or config.model.weights
     "export": ("workdir", "output"),  # the workdir has its own configuration
     "preview": ("config", "output"),
     "compile": ("config", "topology"),
@@ -152,11 +162,14 @@ def run(argv: Sequence[str]) -> None:
         case "eval":
             from deit_jax.modes.evaluate import evaluate
 
-            evaluate(config, workdir)
+            folder, output = (Path(flag.value) if flag.value else None for flag in (_WORKDIR, _OUTPUT))
+            evaluate(config, folder, checkpoint=_CHECKPOINT.value, output=output)
         case "export":
             from deit_jax.modes.export import export
 
-            export(workdir, Path(_OUTPUT.value), layout=_LAYOUT.value, which=_WEIGHTS.value)
+            export(
+                workdir, Path(_OUTPUT.value), layout=_LAYOUT.value, which=_WEIGHTS.value, checkpoint=_CHECKPOINT.value
+            )
         case "preview":
             from deit_jax.modes.preview import preview
 

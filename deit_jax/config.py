@@ -158,8 +158,8 @@ def default_config() -> ConfigDict:
     evaluation.protocol = "deit"  # whose resize and crop: deit (with crop_ratio) | timm | mmpretrain (docs/data.md)
     evaluation.crop_ratio = 0.875  # deit: the image is resized to image_size / crop_ratio before the centre crop
     evaluation.teacher = True  # measure the teacher on the same images first
-    # further sets to score at the end, by name: ConfigDicts of source, name, path and split, as in config.data (and
-    # labels: "real", a file of ReaL's labels). One that is not there is left out with a warning
+    # further sets to score at the end, by name: ConfigDicts of source, name, path and split, as in config.data (and labels: a
+    # file of ReaL's labels, or ""). One that is not there is left out with a warning
     evaluation.extra = ConfigDict()
 
     config.checkpoint = checkpoint = ConfigDict()
@@ -277,6 +277,7 @@ def run_locally(config: ConfigDict) -> None:
     config.train.max_steps = 2
     config.augment.group_size = 4
     config.evaluation.batch_size = 48
+    config.evaluation.extra = ConfigDict()
     config.evaluation.teacher = False
     config.log.every_steps = 1
     config.published = ConfigDict()
@@ -322,7 +323,22 @@ def validate(config: ConfigDict) -> None:
     _refuse_bad_patterns("parallel.sharding_rules", [pattern for pattern, _ in config.parallel.sharding_rules])
     if config.model.weights == "pretrained" and config.model.variables == "ema":
         raise ConfigError("config.model.variables=ema: of the published weights there is no moving average, take raw")
+    _refuse_bad_extra_sets(config)
     _refuse_bad_teachers(config)
+
+
+def _refuse_bad_extra_sets(config: ConfigDict) -> None:
+    for name, entry in config.evaluation.extra.items():
+        fields = set(entry) if isinstance(entry, ConfigDict) else set()
+        if not {"source", "name", "path", "split"} <= fields <= {"source", "name", "path", "split", "labels"}:
+            raise ConfigError(
+                f"config.evaluation.extra.{name} has the fields {', '.join(sorted(fields)) or 'of no ConfigDict'}; give it "
+                "source, name, path and split, and labels if they are ReaL's"
+            )
+        if entry.source not in _CHOICES["data.source"]:
+            raise ConfigError(
+                f"config.evaluation.extra.{name}.source={entry.source!r} is none of {', '.join(_CHOICES['data.source'])}"
+            )
 
 
 def _refuse_bad_teachers(config: ConfigDict) -> None:

@@ -49,10 +49,15 @@ def tiny_teacher_config() -> ConfigDict:
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """For run.py: `student`, `teacher`, or `both` (the teacher trained first)."""
+    """For run.py: `student`, `teacher`, `both` (the teacher trained first), or `extra` (with two further evaluation sets)."""
     if argument == "teacher":
         return tiny_teacher_config()
     config = tiny_config()
+    if argument == "extra":
+        fields = {"name": "", "path": "", "split": "test", "labels": ""}
+        config.evaluation.extra = ConfigDict(
+            {"held_out": fields | {"source": "fashion_mnist_10k"}, "missing": fields | {"source": "folder"}}
+        )
     if argument == "both":
         config.teacher.weights = ""
         config.teacher.recipe = tiny_teacher_config()

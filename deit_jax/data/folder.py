@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deit_jax.data.sources import DataError, Example, UnusableError
+from deit_jax.data.sources import DataError, Example, MissingDataError, UnusableError
 
 # torchvision.datasets.folder.IMG_EXTENSIONS, so that a folder has the same files here and there.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -31,8 +31,9 @@ _SETTLED_SECONDS = 2.0
 class ImageFolderSource:
     """One folder a class, as `torchvision.datasets.ImageFolder` reads it: same classes, same files, same order.
 
-    Classes are the sorted names of the sub-folders of `root`; files are searched in them recursively. Only names are read
-    here; a file's bytes are read when it is asked for.
+    Classes are the sorted names of the sub-folders of `root`, unless all of them are numbers: those are sorted as numbers, where
+    torchvision would put 10 before 2 (ImageNet V2 names its folders by the class). Files are searched in them
+    recursively. Only names are read here; a file's bytes are read when it is asked for.
 
     Args:
         root: the split's folder, e.g. `/data/imagenet/train`.
@@ -46,7 +47,7 @@ class ImageFolderSource:
     def __init__(self, root: str | os.PathLike[str], use_index: bool = True):
         self._root = os.fspath(root)
         if not os.path.isdir(self._root):
-            raise DataError(f"{self._root}: no such folder; set data.path to the root of the splits' folders")
+            raise MissingDataError(f"{self._root}: no such folder; set data.path to the root of the splits' folders")
         self._class_names = class_folders(self._root)
         if not self._class_names:
             raise DataError(f"{self._root}: no class folders; put the images of each class in a folder of its own")
@@ -65,7 +66,7 @@ class ImageFolderSource:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The folders' names, sorted."""
+        """The folders' names, in the order of the labels."""
         return self._class_names
 
     def __len__(self) -> int:
@@ -86,11 +87,18 @@ class ImageFolderSource:
         """The file's path."""
         return os.path.join(self._root, self._listing.file(index))
 
+    def file_name(self, index: int) -> str:
+        """The file's name, without its folders."""
+        return self._listing.file(index).rpartition("/")[2]
+
 
 def class_folders(root: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The sorted names of the folders in `root`."""
+    """The names of the folders in `root`: sorted, if all are numbers then by these."""
     with os.scandir(root) as entries:
-        return tuple(sorted(entry.name for entry in entries if entry.is_dir()))
+        names = sorted(entry.name for entry in entries if entry.is_dir())
+    if all(name.isascii() and name.isdigit() for name in names):
+        names.sort(key=int)
+    return tuple(names)
 
 
 @dataclasses.dataclass(frozen=True)

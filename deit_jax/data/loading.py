@@ -22,7 +22,7 @@ from absl import flags
 from deit_jax.data.decoding import Crop, decode
 from deit_jax.data.replacements import Replacements
 from deit_jax.data.sampling import TrainOrder
-from deit_jax.data.sources import DataError, ImageSource, UnusableError
+from deit_jax.data.sources import DataError, ImageSource, UnusableError, is_multi_label
 
 _CHUNK = 64  # positions of a chunk, at most (and up to an image's further copies)
 _MAX_THREADS = 16  # by default; the interpreter's lock feeds hardly more
@@ -137,7 +137,9 @@ def eval_batches(
 
     Returns:
         An iterator over this host's rows: `image` uint8 `[B/P, S, S, 3]`, `label` int32 `[B/P]` and `mask` bool `[B/P]`,
-        which is False in the rows that pad the last batch (zeros). Close it (or drop it) to stop the readers.
+        which is False in the rows that pad the last batch (zeros). Of a source that is multi-label `label` is bool `[B/P, K]`,
+        K the number of its classes: True for each that is right, nowhere in the padding. Close it (or drop it) to stop the
+        readers.
 
     Raises:
         ValueError: `batch_size` cannot be divided among the hosts.
@@ -155,15 +157,20 @@ def eval_batches(
         read,
         steps=math.ceil(len(source) / batch_size),
         chunks=len(edges) - 1,
-        empty=lambda: {
-            "image": np.zeros((rows, crop.size, crop.size, 3), np.uint8),
-            "label": np.zeros(rows, np.int32),
-            "mask": np.zeros(rows, bool),
-        },
+        empty=lambda: empty_eval_batch(source, crop, rows),
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_batches=prefetch_batches,
     )
+
+
+def empty_eval_batch(source: ImageSource, crop: Crop, rows: int) -> Batch:
+    """A batch of `eval_batches` that is all padding."""
+    return {
+        "image": np.zeros((rows, crop.size, crop.size, 3), np.uint8),
+        "label": _no_labels(source, rows),
+        "mask": np.zeros(rows, bool),
+    }
 
 
 def _check_process(index: int, count: int) -> None:
@@ -177,12 +184,18 @@ def _edges(start: int, stop: int) -> list[int]:
     return [start + (stop - start) * i // count for i in range(count + 1)]
 
 
-def _read(source: ImageSource, index: int) -> tuple[np.ndarray, int]:
+def _no_labels(source: ImageSource, rows: int) -> np.ndarray:
+    """Labels of so many rows, to be filled in: int32 `[rows]`, or bool `[rows, K]` of a multi-label source."""
+    return np.zeros((rows, len(source.class_names)), bool) if is_multi_label(source) else np.zeros(rows, np.int32)
+
+
+def _read(source: ImageSource, index: int) -> tuple[np.ndarray, int | tuple[int, ...]]:
     example = source[index]
-    if not 0 <= example.label < len(source.class_names):
-        raise UnusableError(
-            f"{source.describe(index)}: label {example.label} is outside the {len(source.class_names)} classes; correct it"
-        )
+    for label in example.label if isinstance(example.label, tuple) else (example.label,):
+        if not 0 <= label < len(source.class_names):
+            raise UnusableError(
+                f"{source.describe(index)}: label {label} is outside the {len(source.class_names)} classes; correct it"
+            )
     try:
         return decode(example.image), example.label
     except DataError as error:
@@ -253,10 +266,14 @@ class _EvalReader:
         start = batch * self.batch_size + self.first_row
         rows = [row for row in range(self.edges[chunk], self.edges[chunk + 1]) if start + row < len(self.source)]
         images = np.empty((len(rows), self.crop.size, self.crop.size, 3), np.uint8)
-        labels = np.empty(len(rows), np.int32)
+        labels = _no_labels(self.source, len(rows))
         for i, row in enumerate(rows):
-            pixels, labels[i] = _read(self.source, start + row)
+            pixels, label = _read(self.source, start + row)
             images[i] = self.crop(pixels, None)
+            if isinstance(label, tuple):
+                labels[i, list(label)] = True
+            else:
+                labels[i] = label
         return {"row": np.asarray(rows, np.int32), "image": images, "label": labels, "mask": np.ones(len(rows), bool)}
 
 

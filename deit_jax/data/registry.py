@@ -8,7 +8,17 @@ from typing import Any
 
 from deit_jax.data.decoding import Crop, PaddedCrop, RandomResizedCrop, evaluation_crop
 from deit_jax.data.folder import ImageFolderSource, class_folders
-from deit_jax.data.sources import ArraySource, DataError, FirstImages, ImageSource, Split, TfdsSource
+from deit_jax.data.real_labels import RealLabels
+from deit_jax.data.sources import (
+    ArraySource,
+    DataError,
+    FirstImages,
+    ImageSource,
+    MissingDataError,
+    Split,
+    TfdsSource,
+    is_multi_label,
+)
 from deit_jax.data.splits import split_name, take_part
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
@@ -32,6 +42,10 @@ def open_source(data: Any, split: Split) -> ImageSource:
     if split not in ("train", "eval"):
         raise ValueError(f"split={split!r}: give 'train' or 'eval'")
     source = _open(data, split)
+    if is_multi_label(source):
+        raise DataError(
+            f"{data.name!r} has several labels an image: it can be evaluated in config.evaluation.extra, not as data.name"
+        )
     limit = data.max_eval_images if split == "eval" else None
     return source if limit is None or limit >= len(source) else FirstImages(source, limit)
 
@@ -54,11 +68,40 @@ def _open(data: Any, split: Split) -> ImageSource:
     return take_part(whole, expression)
 
 
+def open_further_set(entry: Any) -> ImageSource:
+    """Opens a further evaluation set.
+
+    Args:
+        entry: `source`, `name` and `path` as in the `data` section of a config; `split`, a split's name or a part of one, and
+            of a folder also "", for class folders in `path` itself; `labels`, if there, the file of ReaL's labels that hold
+            instead.
+
+    Raises:
+        MissingDataError: the set or its labels are not there.
+        DataError: they cannot be read.
+    """
+    source, path, expression = entry.source, entry.path, entry.split
+    labels = entry.get("labels", "")
+
+    def relabelled(images: ImageSource) -> ImageSource:
+        return RealLabels(images, labels) if labels else images
+
+    if source in ("npz", "folder") and not path:
+        raise MissingDataError(f"source={source} needs a path, which is empty: set it, or source=tfds and a name")
+    if source == "tfds":
+        return relabelled(TfdsSource(entry.name, expression, path))
+    if source == "folder":
+        folder = _split_folder(path, split_name(expression)) if expression else path
+        whole = relabelled(ImageFolderSource(folder))
+        return take_part(whole, expression) if expression else whole
+    if source in ("fashion_mnist_10k", "npz"):
+        whole = ArraySource.from_npz(EMBEDDED if source == "fashion_mnist_10k" else path, split_name(expression))
+        return take_part(relabelled(whole), expression)
+    raise DataError(f"source={source!r} is unknown; choose fashion_mnist_10k, npz, folder or tfds")
+
+
 def _open_folder(data: Any, name: str, split: Split) -> ImageFolderSource:
-    folder = os.path.join(data.path, name)
-    # "validation" is TFDS's name and the default; the usual ImageNet folders call it "val".
-    if name == "validation" and not os.path.isdir(folder) and os.path.isdir(os.path.join(data.path, "val")):
-        folder = os.path.join(data.path, "val")
+    folder = _split_folder(data.path, name)
     source = ImageFolderSource(folder)
     train = os.path.join(data.path, split_name(data.train_split))
     if split == "eval" and os.path.isdir(train):
@@ -70,6 +113,14 @@ def _open_folder(data: Any, name: str, split: Split) -> ImageFolderSource:
                 "give both splits the same class folders"
             )
     return source
+
+
+def _split_folder(root: str, name: str) -> str:
+    folder = os.path.join(root, name)
+    # "validation" is TFDS's name and the default; the usual ImageNet folders call it "val".
+    if name == "validation" and not os.path.isdir(folder) and os.path.isdir(os.path.join(root, "val")):
+        folder = os.path.join(root, "val")
+    return folder
 
 
 def train_crop(data: Any, image_size: int, evaluation: Any = None) -> Crop:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
+from deit_jax.data.known_sets import how_to_get, known_set
 from deit_jax.errors import UserError
 
 Split = Literal["train", "eval"]
@@ -19,6 +20,10 @@ Split = Literal["train", "eval"]
 
 class DataError(UserError):
     """Input data that cannot be used. The message is one line: what is wrong, in which file or index, what to do."""
+
+
+class MissingDataError(DataError):
+    """Data that is not there, or of no such name. The message says how to get it."""
 
 
 class UnusableError(DataError):
@@ -29,11 +34,11 @@ class Example(NamedTuple):
     """One labelled image.
 
     `image` is an encoded file (`bytes`) or pixels, uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]`; `label` is an index into
-    the source's `class_names`.
+    the source's `class_names`, or, of a source that is multi-label, all that are right, perhaps none.
     """
 
     image: bytes | np.ndarray
-    label: int
+    label: int | tuple[int, ...]
 
 
 @runtime_checkable
@@ -52,6 +57,11 @@ class ImageSource(Protocol):
         """Where image `index` is, for people: a file's path, or a data set's name and the index."""
 
 
+def is_multi_label(source: ImageSource) -> bool:
+    """Whether a source gives each image any number of labels; such sources have a true attribute `multi_label`."""
+    return getattr(source, "multi_label", False)
+
+
 class Subset:
     """Some images of another source, in the order given; one may be there more than once.
 
@@ -68,6 +78,11 @@ class Subset:
     def class_names(self) -> tuple[str, ...]:
         """The other source's classes, all of them."""
         return self._source.class_names
+
+    @property
+    def multi_label(self) -> bool:
+        """As the other source."""
+        return is_multi_label(self._source)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -154,7 +169,7 @@ class ArraySource:
         except DataError:
             raise
         except FileNotFoundError:
-            raise DataError(f"{path}: no such file; set data.path to a .npz file") from None
+            raise MissingDataError(f"{path}: no such file; set data.path to a .npz file") from None
         except Exception as error:  # numpy, zipfile and zlib each raise their own for a damaged file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"{path}: not a readable .npz file ({reason}); save it again with numpy.savez") from error
@@ -177,40 +192,46 @@ class ArraySource:
 
 
 class TfdsSource:
-    """A prepared TFDS data set with `image` and `label` features, read as encoded bytes without TensorFlow.
+    """A prepared TFDS data set, read as encoded bytes without TensorFlow.
+
+    It needs an `image` and a class label: the feature `label`, or what `known_sets.py` says of the name (a sequence of class
+    labels makes the source multi-label).
 
     Args:
         name: TFDS name, e.g. `imagenet2012`; a config or version may follow as TFDS writes them.
-        split: a split of the data set; slices such as `train[:10%]` work.
+        split: a split of the data set; slices such as `train[:10%]` and sums such as `train+validation` work.
         data_dir: where TFDS keeps its data; "" is TFDS's default (`$TFDS_DATA_DIR` or `~/tensorflow_datasets`).
 
     Raises:
-        DataError: the name is unknown, the data set is not prepared (or not for random access), the split is unknown, or
-            there is no `image` or `label`.
+        MissingDataError: the name is unknown or the data set is not prepared.
+        DataError: it is not prepared for random access, the split is unknown, or there is no image or label.
     """
 
     def __init__(self, name: str, split: str, data_dir: str = ""):
         import tensorflow_datasets as tfds  # here, because the other sources must work where it is not installed
 
         where = data_dir or "TFDS's default folder"
-        command = f"tfds build {name} --file_format=array_record" + (f" --data_dir={data_dir}" if data_dir else "")
-        remedy = f"`pip install tensorflow tensorflow-datasets` in another environment and run `{command}` there"
+        known, remedy = known_set(name), how_to_get(name, data_dir)
         self._name, self._split = name, split
         try:
             builder = tfds.builder(name, data_dir=data_dir or None)
         except Exception as error:  # unknown name, bad version, or the data set's own module missing a package
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(
-                f"TFDS data set {name!r} in {where}: {reason.rstrip('.')}; correct data.name, or {remedy}, "
-                "or use data.source=folder"
+            correct = "correct data.name, or " if known is None else ""
+            raise MissingDataError(
+                f"TFDS data set {name!r} in {where}: {reason.rstrip('.')}; {correct}{remedy}"
             ) from error
         if not builder.info.splits:
-            raise DataError(f"TFDS data set {name!r} is not prepared in {where}: {remedy}, or use data.source=folder")
+            raise MissingDataError(f"TFDS data set {name!r} is not prepared in {where}: {remedy}")
         features = builder.info.features
-        if not {"image", "label"} <= set(features) or not getattr(features["label"], "names", None):
+        self._label_key = "label" if known is None else known.label_key
+        label = dict(features).get(self._label_key)
+        self.multi_label = isinstance(label, tfds.features.Sequence)
+        label = label.feature if self.multi_label else label
+        if "image" not in features or not getattr(label, "names", None):
             raise DataError(
-                f"TFDS data set {name!r} has the features {', '.join(features)}; it needs `image` and a class `label`, "
-                "choose another or use data.source=folder"
+                f"TFDS data set {name!r} has the features {', '.join(features)}; it needs `image` and a class "
+                f"`{self._label_key}`, choose another or use data.source=folder"
             )
         try:
             self._records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -223,7 +244,7 @@ class TfdsSource:
                 f"TFDS data set {name!r} cannot give split {split!r} (it has {', '.join(builder.info.splits)}); set "
                 "data.train_split and data.eval_split"
             ) from error
-        self._class_names = tuple(features["label"].names)
+        self._class_names = tuple(label.names)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -239,12 +260,20 @@ class TfdsSource:
         if hasattr(image, "read"):  # TFDS without TensorFlow may hand back the open file it made
             image.seek(0)
             image = image.read()
-        label = int(record["label"])
+        image = image if isinstance(image, np.ndarray) else bytes(image)
+        if self.multi_label:
+            return Example(image, tuple(np.asarray(record[self._label_key]).astype(int).tolist()))
+        label = int(record[self._label_key])
         if label < 0:  # how TFDS marks the withheld labels of test splits, e.g. imagenet2012's
             raise DataError(
                 f"{self.describe(index)}: has no label (test split?); set data.eval_split to a labelled split"
             )
-        return Example(image if isinstance(image, np.ndarray) else bytes(image), label)
+        return Example(image, label)
+
+    def file_name(self, index: int) -> str:
+        """The name of the file that image `index` was, where the data set keeps it; "" where not."""
+        name = self._records[index].get("file_name", b"")
+        return name.decode() if isinstance(name, bytes) else str(name)
 
     def describe(self, index: int) -> str:
         """The data set's name, split and the index."""

@@ -15,7 +15,8 @@ from deit_jax.parallel.distributed import compiled_together
 
 Totals = dict[str, Any]
 EvalStep = Callable[[Totals, Any, dict[str, jax.Array]], Totals]
-Scores = dict[str, dict[str, float]]  # head -> {"top1", "top5" in percent, "loss" in nats}
+# head -> {"top1", "top5" in percent, "loss" in nats}; without the loss where an image may have several labels
+Scores = dict[str, dict[str, float]]
 
 
 def heads(output: ModelOutput) -> dict[str, jax.Array]:
@@ -59,36 +60,65 @@ def score(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, ja
     }
 
 
+def score_any(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
+    """As `score`, of images with any number of right labels: sums of those with one among the first 1 and the first 5.
+
+    logits: float32[B, K]; labels: bool[B, K'], K' <= K; mask: bool[B]. Images without a label add nothing. The rule of ReaL for
+    top-1; top-5 is its like. No loss: several labels of equal right have no agreed cross-entropy.
+    """
+    right = mask & jnp.all(jnp.isfinite(logits), axis=-1)
+    labels = jnp.pad(labels, ((0, 0), (0, logits.shape[-1] - labels.shape[-1])))
+    _, first = jax.lax.top_k(logits, min(5, logits.shape[-1]))  # of equals the lower class number first, as argmax
+    hits = jnp.take_along_axis(labels, first, axis=-1)
+    return {
+        "top1": jnp.sum(right & hits[:, 0], dtype=jnp.float32),
+        "top5": jnp.sum(right & jnp.any(hits, axis=-1), dtype=jnp.float32),
+    }
+
+
 def make_eval_step(model: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]) -> EvalStep:
     """The jitted function (totals, variables, batch) -> totals; `mean` and `std` normalise RGB in [0, 1]."""
 
     @jax.jit
     def eval_step(totals: Totals, variables: Any, batch: dict[str, jax.Array]) -> Totals:
         output = model.apply(variables, prepare_for_evaluation(batch["image"], mean, std), train=False)
-        sums = {name: score(logits, batch["label"], batch["mask"]) for name, logits in heads(output).items()}
-        sums["images"] = jnp.sum(batch["mask"], dtype=jnp.int32)
+        labels, mask = batch["label"], batch["mask"]
+        scoring = score if labels.ndim == 1 else score_any
+        sums = {name: scoring(logits, labels, mask) for name, logits in heads(output).items()}
+        sums["images"] = jnp.sum(mask, dtype=jnp.int32)
+        sums["labelled"] = (
+            sums["images"] if labels.ndim == 1 else jnp.sum(mask & jnp.any(labels, axis=-1), dtype=jnp.int32)
+        )
         return sums if not totals else jax.tree.map(jnp.add, totals, sums)
 
     return compiled_together(eval_step)
 
 
 def evaluate(eval_step: EvalStep, variables: Any, batches: Iterable[dict[str, jax.Array]], num_images: int) -> Scores:
-    """Scores of `variables` over all batches (global arrays "image", "label", "mask").
+    """Scores of `variables` over all batches (global arrays "image", "label", "mask"); see `mean_scores`."""
+    return mean_scores(sum_scores(eval_step, variables, batches), num_images)[0]
 
-    The sums stay on the device until the end. Raises RuntimeError if the batches did not hold exactly `num_images` images.
-    """
+
+def sum_scores(eval_step: EvalStep, variables: Any, batches: Iterable[dict[str, jax.Array]]) -> Totals:
+    """What `eval_step` adds up over all batches, on the host. The sums stay on the device until the end."""
     totals: Totals = {}
     for batch in batches:
         totals = eval_step(totals, variables, batch)
-    totals = jax.device_get(totals)
-    counted = int(totals.pop("images", 0))
+    return jax.device_get(totals)
+
+
+def mean_scores(totals: Totals, num_images: int) -> tuple[Scores, int]:
+    """(scores, number of images that they are the mean of: those with a label).
+
+    Raises RuntimeError if the batches did not hold exactly `num_images` images.
+    """
+    by_head = dict(totals)
+    counted, labelled = int(by_head.pop("images", 0)), int(by_head.pop("labelled", 0))
     if counted != num_images:
         raise RuntimeError(f"the evaluation counted {counted} images of {num_images}")
-    return {
-        name: {
-            "top1": 100 * float(sums["top1"]) / counted,
-            "top5": 100 * float(sums["top5"]) / counted,
-            "loss": float(sums["loss"]) / counted,
-        }
-        for name, sums in totals.items()
+    units = {"top1": 100.0, "top5": 100.0, "loss": 1.0}
+    scores = {
+        head: {name: units[name] * float(total) / max(labelled, 1) for name, total in sums.items()}
+        for head, sums in by_head.items()
     }
+    return scores, labelled

@@ -1,44 +1,176 @@
-"""--mode=eval: the newest checkpoint of a workdir on its evaluation images."""
+"""--mode=eval: a checkpoint of a workdir, or weights from elsewhere, on the evaluation images."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from deit_jax.config import validate
+from deit_jax.config import ConfigError, default_config, recorded_config, validate
 from deit_jax.data.registry import open_source
-from deit_jax.evaluation.accuracy import Scores
+from deit_jax.errors import machine_fault
+from deit_jax.evaluation.extra import open_extra_sets, score_extra_sets
+from deit_jax.evaluation.protocol import protocol_of
 from deit_jax.evaluation.run import Evaluator
+from deit_jax.models import native_image_size
+from deit_jax.models.position_embedding import resize_position_embedding
+from deit_jax.models.vit import VisionTransformer
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated
+from deit_jax.reporting import console
 from deit_jax.reporting.metrics import write_json
-from deit_jax.training.checkpointing import load_variables
+from deit_jax.training.checkpointing import CheckpointError, has_checkpoints, load_weights_of_run
+from deit_jax.training.plan import compute_dtype
 from deit_jax.training.program import build_model
 from deit_jax.training.record import read_config, show_results
+from deit_jax.training.state import Variables
+from deit_jax.weights import load_pretrained, load_weights
+from deit_jax.weights.files import is_weights
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Scores]:
-    """Score the raw and EMA weights in `workdir` on the evaluation images that `config` names, print the table and write
-    it to `evaluation.json`.
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is evaluated."""
 
-    Returns {"raw": scores, "ema": scores}. Raises ConfigError, DataError or CheckpointError, each with one clear line.
+    model: nn.Module
+    weights: dict[str, Variables]  # by "raw", "ema"
+    origin: str  # where they come from, for people
+    step: int | None  # None: of weights that this project did not train
+    image_size: int
+    trained_image_size: int | None  # None: not known
+
+
+def evaluate(
+    config: ConfigDict, workdir: Path | None, *, checkpoint: str = "newest", output: Path | None = None
+) -> dict[str, Any]:
+    """Score weights on the evaluation images that `config` names, and on those of `config.evaluation.extra` that are there.
+
+    The weights are those of `workdir` if it has checkpoints, else those that `config.model.weights` names. At another image size
+    than they were trained at (`config.image_size`) position embeddings are resized.
+
+    Args:
+      config: needs no teacher, whatever it distils from.
+      workdir: of a run; None: `config.model.weights` is evaluated.
+      checkpoint: "newest", "best" or a step's number.
+      output: the JSON file to write; None: `workdir`/evaluation.json, and without a workdir none.
+
+    Returns what is written: {"scores": {"raw": scores by head, "ema": ...}, "extra": by name, "protocol": ..., and more}. Raises
+    ConfigError, DataError, CheckpointError or WeightsError, each with one clear line.
     """
+    config = _without_teacher(config)
     validate(config)
-    resolved = read_config(workdir)["resolved"]
-    model = build_model(config, **{name: resolved[name] for name in ("num_classes", "image_size", "compute_dtype")})
+    if workdir is None and not config.model.weights:
+        raise ConfigError(
+            "there is nothing to evaluate: give the --workdir of a training run, or --config.model.weights=FILE "
+            "(or =pretrained) without one"
+        )
     source = open_source(config.data, "eval")
+    subject = load_subject(config, workdir, len(source.class_names), checkpoint)
+    if len(source.class_names) > subject.model.num_classes:
+        raise ConfigError(
+            f"the evaluation images have {len(source.class_names)} classes, the model {subject.model.num_classes}: "
+            "set config.data to images of its own"
+        )
+    extra = open_extra_sets(config, {len(source.class_names), subject.model.num_classes}, strict=True)
+    protocol = protocol_of(config, subject.image_size)
+    if subject.trained_image_size not in (None, subject.image_size):
+        resized = ", position embeddings resized (bicubic)" if isinstance(subject.model, VisionTransformer) else ""
+        console.say(f"trained at {subject.trained_image_size} pixels, evaluated at {subject.image_size}{resized}")
+
     mesh = make_mesh()
-    evaluator = Evaluator(config, source, mesh, image_size=resolved["image_size"])
-    weights, step = {}, 0
-    for which in ("raw", "ema") if config.ema.decay > 0 else ("raw",):
-        variables, step = load_variables(workdir, which)
-        weights[which] = jax.device_put(variables, replicated(mesh))
-    scores = evaluator.weights(model, weights["raw"], weights.get("ema"))
-    results = {"step": step, "eval_images": len(source), "scores": scores, "teacher": None}
-    if is_main_process():
-        write_json(workdir / "evaluation.json", results)
+    evaluator = Evaluator(config, source, mesh, image_size=subject.image_size)
+    weights = {name: jax.device_put(variables, replicated(mesh)) for name, variables in subject.weights.items()}
+    results = {
+        "model": config.model.name,
+        "weights": subject.origin,
+        "step": subject.step,
+        "image_size": subject.image_size,
+        "trained_image_size": subject.trained_image_size,
+        "protocol": protocol,
+        "eval_images": len(source),
+        "scores": {name: evaluator(subject.model, variables) for name, variables in weights.items()},
+        "teacher": None,
+        "extra": score_extra_sets(evaluator, subject.model, weights, extra, strict=True),
+    }
+    path = output or (workdir / "evaluation.json" if workdir is not None else None)
+    if path is not None and is_main_process():
+        _write(path, results)
     show_results(config, results)
-    return scores
+    return results
+
+
+def load_subject(config: ConfigDict, workdir: Path | None, num_classes: int, checkpoint: str) -> Subject:
+    """The weights that `evaluate` scores, and their model; `num_classes` are the data's, where nothing else tells."""
+    weights = config.model.weights
+    if workdir is not None and (has_checkpoints(workdir) or not weights):
+        return _of_run(config, workdir, checkpoint)
+    if weights != "pretrained" and not is_weights(Path(weights)):
+        return _of_run(config, Path(weights), checkpoint)
+    if checkpoint != "newest":
+        raise CheckpointError(
+            f"--checkpoint={checkpoint} is of a --workdir; config.model.weights={weights} has no such"
+        )
+    num_classes = config.num_classes or num_classes
+    try:
+        native = native_image_size(config.model.name)
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from error
+    size = config.image_size or native
+    model = build_model(config, num_classes=num_classes, image_size=size, compute_dtype=compute_dtype(config))
+    if weights == "pretrained":
+        origin, trained = "published weights", native
+        overrides = dict(config.model.overrides)
+        model, variables = load_pretrained(config.model.name, num_classes, size, dtype=model.dtype, **overrides)
+        which = "raw"
+    else:
+        origin, trained, which = f"weights of {weights}", None, config.model.variables
+        variables = load_weights(weights, model, which="ema" if which == "ema" else None)
+    return Subject(model, {which: variables}, origin, None, size, trained)
+
+
+def _of_run(config: ConfigDict, folder: Path, checkpoint: str) -> Subject:
+    record = read_config(folder)
+    resolved, trained = record["resolved"], recorded_config(record)
+    if trained.model.name != config.model.name:
+        raise ConfigError(f"config.model.name={config.model.name!r}, but {folder} holds {trained.model.name!r}")
+    size = config.image_size or resolved["image_size"]
+    model = build_model(
+        trained, num_classes=resolved["num_classes"], image_size=size, compute_dtype=resolved["compute_dtype"]
+    )
+    weights, step = load_weights_of_run(folder, checkpoint)
+    weights = {name: _at_image_size(model, variables) for name, variables in weights.items()}
+    return Subject(model, weights, f"{folder} after step {step}", step, size, resolved["image_size"])
+
+
+def _at_image_size(model: nn.Module, variables: Variables) -> Variables:
+    """Variables with the position embedding of the model's image size."""
+    if not isinstance(model, VisionTransformer):
+        return variables
+    side = model.image_size // model.patch_size
+    resized = resize_position_embedding(
+        jnp.asarray(variables["params"]["pos_embed"]), (side, side), num_prefix_tokens=1 + model.distilled
+    )
+    return variables | {"params": variables["params"] | {"pos_embed": np.asarray(resized)}}
+
+
+def _without_teacher(config: ConfigDict) -> ConfigDict:
+    """A configuration that distils from none: a finished student needs no teacher's weights."""
+    config = config.copy_and_resolve_references()
+    for section in ("distillation", "teacher"):
+        config[section] = default_config()[section]
+    return config
+
+
+def _write(path: Path, results: dict[str, Any]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, results)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); mend that") from error

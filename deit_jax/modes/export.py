@@ -1,4 +1,4 @@
-"""--mode=export: the newest checkpoint of a workdir as a file that other frameworks open."""
+"""--mode=export: a checkpoint of a workdir, the newest if no other is asked for, as a file that other frameworks open."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from deit_jax.training.record import read_config
 from deit_jax.weights import Preprocessing, save_weights
 
 
-def export(workdir: Path, output: Path, *, layout: str, which: str) -> Path:
+def export(workdir: Path, output: Path, *, layout: str, which: str, checkpoint: str = "newest") -> Path:
     """Write the "raw" or "ema" weights of a training run to `output` (see `save_weights`); returns the path of the weights file.
 
-    Model, image size, preprocessing and class names are those of the run. Raises ConfigError, CheckpointError or WeightsError,
-    each with one clear line.
+    checkpoint: "newest", "best" or a step's number. Model, image size, preprocessing and class names are those of the run. Raises
+    ConfigError, CheckpointError or WeightsError, each with one clear line.
     """
     record = read_config(workdir)
     trained, resolved = recorded_config(record), record["resolved"]
     model = build_recorded_model(record)
-    variables, step = load_variables(workdir, which)
+    variables, step = load_variables(workdir, which, checkpoint)
     preprocessing = Preprocessing(
         image_size=resolved["image_size"],
         crop_ratio=evaluation_crop(trained.evaluation, resolved["image_size"]).crop_ratio,

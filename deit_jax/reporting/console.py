@@ -18,6 +18,9 @@ HEAD_NAMES = {
     "fused_softmax": "both, mean of softmax",
 }
 
+Row = tuple[
+    str, float | None, float | None, float | None
+]  # of `summary`: what, top-1 %, top-5 %, loss; None is left blank
 
 _muted = False
 
@@ -88,13 +91,27 @@ def scores_line(step: int, scores: Mapping[str, Mapping[str, Mapping[str, float]
     say(f"evaluation at step {step}, top-1 %:  " + ";  ".join(parts))
 
 
-def summary(title: str, rows: Iterable[tuple[str, float | None, float | None, float | None]]) -> None:
-    """The closing table: (what, top-1 %, top-5 %, loss); None is left blank."""
+def summary(
+    title: str,
+    rows: Iterable[Row],
+    further: Mapping[str, Iterable[Row]] | None = None,
+    *,
+    notes: Iterable[str] = (),
+) -> None:
+    """The closing table; `further` rows stand under headings of their own, the notes below all, a line each."""
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("model")
     for column in ("top-1 %", "top-5 %", "loss"):
         table.add_column(column, justify="right")
-    for name, top1, top5, loss in rows:
-        cells = ["" if value is None else f"{value:.{digits}f}" for value, digits in ((top1, 2), (top5, 2), (loss, 4))]
-        table.add_row(name, *cells)
+    for heading, group in {"": rows, **(further or {})}.items():
+        if heading:
+            table.add_section()
+            table.add_row(Text(heading, style="bold"))
+        for name, *values in group:
+            cells = [
+                "" if value is None else f"{value:.{digits}f}" for value, digits in zip(values, (2, 2, 4), strict=True)
+            ]
+            table.add_row(name, *cells)
     _console().print(table)
+    for note in notes:
+        _console().print(Text(note), soft_wrap=True)  # the table's width is no matter of theirs

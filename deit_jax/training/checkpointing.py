@@ -297,17 +297,52 @@ def newest_step(workdir: str | Path) -> int | None:
     return _newest_sound(folder, _pass_over) if (folder / _FORMAT).exists() else max(_steps(folder), default=None)
 
 
-def load_state(workdir: str | Path) -> tuple[dict[str, Any], int]:
-    """The newest sound checkpoint of a workdir as nested dicts of arrays on one device, named as in TrainState, and its step.
+def has_checkpoints(workdir: str | Path) -> bool:
+    """Whether a training run has saved anything in a workdir."""
+    folder = Path(workdir) / "checkpoints"
+    return folder.is_dir() and bool(_steps(folder))
+
+
+def _find(folder: Path, which: str) -> int:
+    """The step that "newest", "best" or a number means in a folder of checkpoints; its files have been checked."""
+    with_manifests = (folder / _FORMAT).exists()
+    if which == "newest":
+        step = newest_step(folder.parent)
+        if step is None:
+            raise CheckpointError(f"{folder}: no complete checkpoint here; let the training run save one")
+        return step
+    there = [step for step in _steps(folder) if manifest.is_sealed(folder / str(step)) or not with_manifests]
+    if which == "best":
+        scored = [(top1, step) for step in there if (top1 := _top1(folder / str(step))) is not None]
+        if not scored:
+            raise CheckpointError(f"{folder}: no checkpoint here was evaluated, so none is the best; take the newest")
+        step = max(scored)[1]
+    elif which.isascii() and which.isdigit():
+        step = int(which)
+    else:
+        raise CheckpointError(f"checkpoint {which!r} is none of newest, best and a step's number")
+    if step not in there:
+        steps = ", ".join(map(str, there)) or "none"
+        raise CheckpointError(f"{folder}: no complete checkpoint of step {step} here (there are: {steps})")
+    if with_manifests:
+        try:
+            manifest.check(folder / str(step))
+        except manifest.DamageError as error:
+            raise CheckpointError(f"checkpoint {step} is DAMAGED: {error}; take another") from error
+    return step
+
+
+def load_state(workdir: str | Path, checkpoint: str = "newest") -> tuple[dict[str, Any], int]:
+    """A checkpoint of a workdir as nested dicts of arrays on one device, named as in TrainState, and its step.
+
+    checkpoint: "newest" (that is sound), "best" (the highest top-1 of an evaluation) or a step's number.
 
     Nothing is changed; a run may be writing there. Raises CheckpointError if there is none.
     """
     folder = Path(workdir).absolute() / "checkpoints"
     if not folder.is_dir():
         raise CheckpointError(f"{workdir} holds no checkpoints: give the --workdir of a training run")
-    step = newest_step(workdir)
-    if step is None:
-        raise CheckpointError(f"{folder}: no complete checkpoint here; let the training run save one")
+    step = _find(folder, checkpoint)
     logging.getLogger("absl").setLevel(logging.ERROR)
     path = folder / str(step) / _STATE
     with ocp.StandardCheckpointer() as checkpointer:
@@ -319,14 +354,23 @@ def load_state(workdir: str | Path) -> tuple[dict[str, Any], int]:
         return checkpointer.restore(path, like), step
 
 
-def load_variables(workdir: str | Path, which: str = "raw") -> tuple[Variables, int]:
+def load_variables(workdir: str | Path, which: str = "raw", checkpoint: str = "newest") -> tuple[Variables, int]:
     """The trained weights of a workdir, as numpy arrays for model.apply, and their step.
 
-    which: "raw" or "ema". Raises CheckpointError if there is no checkpoint, or no EMA in it.
+    which: "raw" or "ema"; checkpoint as of `load_state`. Raises CheckpointError if there is no checkpoint, or no EMA in it.
     """
-    state, step = load_state(workdir)
-    variables = state if which == "raw" else state.get("ema")
-    if variables is None:
+    weights, step = load_weights_of_run(workdir, checkpoint)
+    if which not in weights:
         raise CheckpointError(f"{workdir}, step {step}, holds no moving average (ema.decay was 0): ask for raw weights")
-    variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats") or {}}
-    return jax.tree.map(np.asarray, variables), step
+    return weights[which], step
+
+
+def load_weights_of_run(workdir: str | Path, checkpoint: str = "newest") -> tuple[dict[str, Variables], int]:
+    """{"raw": variables, and unless ema.decay was 0 "ema": variables} of a workdir, as `load_variables` gives them."""
+    state, step = load_state(workdir, checkpoint)
+    weights = {
+        name: jax.tree.map(np.asarray, {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}})
+        for name, tree in (("raw", state), ("ema", state.get("ema")))
+        if tree is not None
+    }
+    return weights, step

@@ -17,6 +17,8 @@ from deit_jax.data.replacements import Replacements
 from deit_jax.data.sources import ImageSource
 from deit_jax.errors import Stopped
 from deit_jax.evaluation.accuracy import best_top1
+from deit_jax.evaluation.extra import open_extra_sets, score_extra_sets
+from deit_jax.evaluation.protocol import protocol_of
 from deit_jax.evaluation.run import Evaluator
 from deit_jax.models.flops import train_flops
 from deit_jax.parallel.distributed import (
@@ -70,6 +72,8 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None, ini
         mesh = make_mesh(fsdp=config.parallel.fsdp)
         program = build_program(config, plan, mesh, teacher)
         evaluator = Evaluator(config, eval_source, mesh, image_size=plan.image_size)
+        # Now, so that a set that is missing is known before the training and not after it.
+        extra_sources = open_extra_sets(config, {plan.num_classes, len(eval_source.class_names)}, strict=False)
         console.announce(
             f"Training in {workdir}", describe(config, plan, program, train_source, eval_source, teacher, initial)
         )
@@ -118,11 +122,15 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None, ini
             if scores is None:  # stopped between the last save and the results
                 scores = evaluator.weights(program.model, state.variables, state.ema)
             checkpoints.wait()  # a run with results is finished: its last checkpoint is there
+        weights = {"raw": state.variables, "ema": state.ema}
+        extra = score_extra_sets(evaluator, program.model, weights, extra_sources, strict=False)
         seconds = pace.seconds_per_step()
         results = {
             "step": plan.total_steps,
             "eval_images": len(eval_source),
             "scores": scores,
+            "extra": extra,
+            "protocol": protocol_of(config, plan.image_size),
             "teacher": teacher_scores,
             "images_per_second": None if seconds is None else config.train.batch_size / seconds,
             "replaced_images": replaced,

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, default_config, differing_fields, listed_names
 from deit_jax.errors import machine_fault
-from deit_jax.evaluation.accuracy import answer_of
+from deit_jax.evaluation.accuracy import Scores, answer_of
+from deit_jax.evaluation.protocol import protocol_line
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import LogError, read_rows, write_json
@@ -57,6 +58,9 @@ def claim_workdir(workdir: Path, config: ConfigDict, plan: Plan, *, class_names:
                 f"{workdir} holds a run of another configuration, which differs in {', '.join(changed[:5])}"
                 f"{' and more' if len(changed) > 5 else ''}; use another --workdir, or the values in {path}"
             )
+        names = record["resolved"].get("class_names", [])
+        if names != list(class_names) and sorted(names) == sorted(class_names):
+            raise ConfigError(f"{workdir} was trained with the same classes in another order: use another --workdir")
     if not is_main_process():
         return
     resolved = {
@@ -145,16 +149,32 @@ def _teacher_row(config: ConfigDict) -> str:
 
 
 def show_results(config: ConfigDict, results: dict[str, Any]) -> None:
-    """Print the closing table: teacher, every head of raw and EMA weights, and the configuration's published figures."""
-    rows: list[tuple[str, float | None, float | None, float | None]] = []
+    """Print the closing table: teacher, every head of raw and EMA weights, the configuration's published figures, and so for each
+    further evaluation set; below it the protocol, which an accuracy belongs to."""
+    rows: list[console.Row] = []
     if results["teacher"] is not None:
         teacher = answer_of(results["teacher"], config.model.fusion)
         rows.append((_teacher_row(config), teacher["top1"], teacher["top5"], teacher["loss"]))
-    for weights, scores in results["scores"].items():
-        for head, score in scores.items():
-            rows.append((f"{weights} weights, {console.HEAD_NAMES[head]}", score["top1"], score["top5"], score["loss"]))
-    rows += [(name, top1, None, None) for name, top1 in config.published.items()]
+    rows += _rows(results["scores"]) + [(name, top1, None, None) for name, top1 in config.published.items()]
+    further = {
+        f"{name}, {extra['images']:,} images": _rows(extra["scores"])
+        for name, extra in results.get("extra", {}).items()
+    }
     for name, what in _INCIDENTS.items():
         if results.get(name):
             console.say(f"{results[name]:,} {what}")
-    console.summary(f"{config.model.name} on {results['eval_images']:,} images after {results['step']:,} steps", rows)
+    title = f"{config.model.name} on {results['eval_images']:,} images"
+    notes = [f"protocol {protocol_line(results['protocol'])}"] if "protocol" in results else []
+    if results["step"] is None:
+        notes.insert(0, results["weights"])
+    else:
+        title += f" after {results['step']:,} steps"
+    console.summary(title, rows, further, notes=notes)
+
+
+def _rows(scores: Mapping[str, Scores]) -> list[console.Row]:
+    return [
+        (f"{weights} weights, {console.HEAD_NAMES[head]}", score["top1"], score["top5"], score.get("loss"))
+        for weights, by_head in scores.items()
+        for head, score in by_head.items()
+    ]

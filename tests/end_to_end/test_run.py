@@ -75,6 +75,19 @@ def test_eval_repeats_the_runs_own_scores(one_device):
     assert f"{results['scores']['raw']['class']['loss']:.4f}" in done.stdout
 
 
+def test_further_sets_are_scored_and_named_on_the_command_line(one_device, tmp_path):
+    workdir, _ = one_device
+    scored = "--config.evaluation.extra.held_out.split=test[:30]", "--checkpoint=best", f"--output={tmp_path}/e.json"
+    done = succeed(TINY + ":extra", f"--workdir={workdir}", "--mode=eval", *scored)
+    assert "held_out, 30 images" in done.stdout
+    assert "config.evaluation.extra.missing is left out: source=folder needs a path" in done.stdout
+    assert json.loads((tmp_path / "e.json").read_text())["extra"]["held_out"]["images"] == 30
+    for argument, name in ((":extra", "hold_out"), ("", "held_out")):
+        line = refused(TINY + argument, "--mode=eval", f"--config.evaluation.extra.{name}.split=test")
+        assert f"--config has no field '{name}'" in line
+    assert "there is nothing to evaluate" in refused(TINY, "--mode=eval")
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     # Most of an epoch (312 steps), so that the kill falls well before the end and in mid-epoch.
     changes = ["--config.train.max_steps=300", "--config.checkpoint.every_steps=10", "--config.log.every_steps=5"]

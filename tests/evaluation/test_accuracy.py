@@ -2,7 +2,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax.evaluation.accuracy import answer_of, evaluate, heads, make_eval_step, score
+from deit_jax.evaluation.accuracy import (
+    answer_of,
+    evaluate,
+    heads,
+    make_eval_step,
+    mean_scores,
+    score,
+    score_any,
+    sum_scores,
+)
 from deit_jax.models import ModelOutput
 
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
@@ -70,3 +79,28 @@ def test_the_answer_of_a_model_is_its_fusion_or_its_only_head():
     assert answer_of(distilled, "logits")["top1"] == 2.0
     assert answer_of(distilled, "softmax")["top1"] == 3.0
     assert answer_of({"class": {"top1": 1.0}}, "logits")["top1"] == 1.0
+
+
+def test_of_several_labels_any_is_right_and_images_without_one_are_left_out():
+    logits = jnp.asarray([[5.0, 4, 3, 2, 1, 0]] * 5 + [[1.0] * 6, [float("nan")] * 6])
+    right = [[0, 5], [3], [5], [], [0], [1], [0]]  # the last but two: masked; then a tie, then a broken model
+    labels = np.zeros((7, 5), bool)  # of five classes; the model has one more, which is never right
+    for row, classes in enumerate(right):
+        labels[row, [c for c in classes if c < 5]] = True
+    mask = jnp.asarray([True, True, True, True, False, True, True])
+    sums = score_any(logits, jnp.asarray(labels), mask)
+    assert set(sums) == {"top1", "top5"}
+    assert float(sums["top1"]) == 1  # the first
+    assert float(sums["top5"]) == 3  # and 3, and 1 of the tied
+
+
+def test_several_labels_are_scored_over_the_images_that_have_any():
+    labels = np.zeros((4, 10), bool)
+    labels[0, [1, 2]] = labels[1, 7] = labels[3, 0] = True  # the third has none; the fourth is padding
+    image = batch([2, 2, 2, 0], [0, 0, 0], 4)
+    totals = sum_scores(make_eval_step(Lookup(), mean=MEAN, std=STD), jnp.float32(5), [image | {"label": labels}] * 2)
+    scores, images = mean_scores(totals, 6)
+    assert images == 4
+    assert scores["class"] == {"top1": 50.0, "top5": 50.0}  # of the tied behind 2 the first four are 0, 1, 3 and 4
+    with pytest.raises(RuntimeError, match="counted 6 images of 7"):
+        mean_scores(totals, 7)

@@ -3,7 +3,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax.training.checkpointing import CheckpointError, Checkpoints, load_state, load_variables
+from deit_jax.training.checkpointing import (
+    CheckpointError,
+    Checkpoints,
+    has_checkpoints,
+    load_state,
+    load_variables,
+)
 from deit_jax.training.state import TrainState
 
 
@@ -67,3 +73,30 @@ def test_what_is_not_there_or_does_not_fit_is_told(tmp_path):
         pytest.raises(CheckpointError, match="does not hold this configuration's state"),
     ):
         checkpoints.restore(jax.eval_shape(lambda: make_state(0, width=5)))
+
+
+def test_the_best_or_a_given_checkpoint_is_read_besides_the_newest(tmp_path):
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, top1 in ((1, 20.0), (2, 50.0), (3, None), (4, 30.0)):
+            checkpoints.save(make_state(step), top1)
+    assert load_state(tmp_path)[1] == 4
+    state, step = load_state(tmp_path, "best")
+    assert step == 2 and int(state["step"]) == 2
+    assert load_variables(tmp_path, "ema", "3")[0]["params"]["head"]["kernel"][0, 0] == 103
+    for wrong, message in (("1", r"of step 1 here \(there are: 2, 3, 4\)"), ("last", "is none of newest, best")):
+        with pytest.raises(CheckpointError, match=message):
+            load_state(tmp_path, wrong)
+    # Another is not taken instead: the user asked for this one.
+    kernel = max((tmp_path / "checkpoints" / "2").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    kernel.write_bytes(kernel.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 is DAMAGED: .*; take another"):
+        load_state(tmp_path, "best")
+
+
+def test_without_an_evaluation_none_is_the_best(tmp_path):
+    assert not has_checkpoints(tmp_path)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(1))
+    assert has_checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match="none is the best; take the newest"):
+        load_state(tmp_path, "best")

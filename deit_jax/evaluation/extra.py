@@ -1,0 +1,62 @@
+"""The further evaluation sets of a configuration (`config.evaluation.extra`): scored if they are there."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from deit_jax.data.registry import open_further_set
+from deit_jax.data.sources import DataError, ImageSource, MissingDataError
+from deit_jax.evaluation.run import Evaluator, Weights
+from deit_jax.parallel.distributed import sum_over_processes
+from deit_jax.reporting import console
+
+Sources = dict[str, ImageSource]
+
+
+def open_extra_sets(config: ConfigDict, num_classes: Collection[int], *, strict: bool) -> Sources:
+    """The sets that are there, by name; a warning says of each of the others how to get it.
+
+    Args:
+      config: validated.
+      num_classes: that a set may have: the model's, and the evaluation images' if the model has more.
+      strict: one that is there and faulty (damaged, or of other classes) is an error; else a warning, too.
+
+    Raises DataError for a faulty set. Of several processes all give the same sets.
+    """
+    sources: Sources = {}
+    for name, entry in sorted(config.evaluation.extra.items()):
+        fault: DataError | None = None
+        try:
+            source = open_further_set(entry)
+            if len(source.class_names) not in num_classes:
+                raise DataError(f"it has {len(source.class_names)} classes, the model {max(num_classes)}")
+        except DataError as error:
+            fault = error
+        faulty = sum_over_processes(fault is not None and not isinstance(fault, MissingDataError))
+        if not faulty and not sum_over_processes(fault is not None):
+            sources[name] = source
+            continue
+        fault = fault or DataError("another process cannot use it")
+        if strict and faulty:
+            raise DataError(f"config.evaluation.extra.{name}: {fault}") from fault
+        console.warn(f"config.evaluation.extra.{name} is left out: {fault}")
+    return sources
+
+
+def score_extra_sets(
+    evaluator: Evaluator, model: nn.Module, weights: Weights, sources: Mapping[str, ImageSource], *, strict: bool
+) -> dict[str, Any]:
+    """By name what `Evaluator.further` gives; without `strict` a set that cannot be read is left out with a warning."""
+    results = {}
+    for name, source in sources.items():
+        try:
+            results[name] = evaluator.further(model, weights, source)
+        except DataError as error:
+            if strict:
+                raise DataError(f"config.evaluation.extra.{name}: {error}") from error
+            console.warn(f"config.evaluation.extra.{name} is left out: {error}")
+    return results
