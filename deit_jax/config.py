@@ -345,7 +345,7 @@ def _refuse_bad_teachers(config: ConfigDict) -> None:
     kind, teacher = config.distillation.kind, config.teacher
     names, weights = listed_names(teacher.name), listed_names(teacher.weights)
     if not needs_teacher(config):
-        if teacher.weights or teacher.recipe is not None:
+        if teacher.weights or any(teacher[field] is not None for field in ("recipe", "mean", "std", "classes")):
             raise ConfigError(f"config.teacher is given but config.distillation.kind is {kind}: set it to soft or hard")
     elif teacher.recipe is not None:
         if teacher.weights:

@@ -101,7 +101,7 @@ def warn_of_another_normalisation(config: ConfigDict, trained: ConfigDict, what:
         gets = tuple(given[field] or config.augment[field])
         if tuple(trained.augment[field]) != gets:
             expected = tuple(trained.augment[field])
-            console.warn(f"{what} were trained with {field} {expected}, and get {gets}: see {section}.{field}")
+            console.warn(f"{what}: trained with {field} {expected}, given {gets}; see {section}.{field}")
 
 
 def _warn_of_a_random_start(config: ConfigDict) -> None:

@@ -92,6 +92,8 @@ def _abstract_model(config: ConfigDict, name: str, weights: str, num_classes: in
     if (Path(weights or ".") / "config.json").is_file():
         model = build_recorded_model(read_config(Path(weights)))
         _check_image_size(model, weights, image_size)
+        if config.teacher.classes is not None:
+            _check_classes(config, model.num_classes, num_classes, weights)
         return model
     return _create(config, name, _untold_classes(config, weights, num_classes), image_size)
 

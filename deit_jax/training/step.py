@@ -59,6 +59,8 @@ def make_train_step(
             average["params"] = jax.tree.map(
                 lambda moves, new, old: new if moves else old, trained, average["params"], ema["params"]
             )
+        if not train_mode:  # so are BatchNorm's statistics
+            average["batch_stats"] = ema["batch_stats"]
         return average
 
     def train_step(state: TrainState, teacher: Variables | None, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -235,7 +235,8 @@ def _refuse_misfits(
         for name, like in needed.items()
         if name in foreign and foreign[name].shape != like.shape
     ]
-    if may_adapt and "dist_token" in absent + extra:
+    token_differs = "dist_token" in absent + extra and "cls_token" in tensors  # both are transformers
+    if may_adapt and token_differs:
         advice = "; distillation_token='adapt' takes what both have"
     elif not strangers and not extra and all(name.startswith(_HEAD_NAMES) for name in absent + other):
         advice = (
@@ -246,7 +247,7 @@ def _refuse_misfits(
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
     problems = "; ".join(f"{kind} {listed(names)}" for kind, names in kinds if names)
     message = f"{where} ({layout.title}) does not fit the model: {problems}{advice}"
-    if "dist_token" in absent + extra:
+    if token_differs:
         raise TokenMisfitError(message, missing, unexpected, misshapen, wanted="dist_token" in absent)
     raise MisfitError(message, missing, unexpected, misshapen)
 

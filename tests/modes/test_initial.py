@@ -113,6 +113,10 @@ def test_weights_that_do_not_fit_are_refused(trained_student, trained_teacher, f
         load_initial(tiny_config(model__weights=files["plain"]), tmp_path)
     with pytest.raises(ConfigError, match=r"holds regnety_002, no model like config\.model\.name=deit_tiny_dist"):
         load_initial(tiny_config(model__weights=str(trained_teacher)), tmp_path)
+    foreign = tmp_path / "convnet.safetensors"
+    safetensors.numpy.save_file({"s1.b1.conv1.conv.weight": np.zeros((8, 8, 1, 1), np.float32)}, foreign)
+    with pytest.raises(MisfitError, match=r"missing 31 .*blocks\.0\..*unexpected 1"):
+        load_initial(tiny_config(model__weights=str(foreign)), tmp_path)
     deeper = tiny_config(model__weights=str(trained_student), model__overrides__depth=3)
     with pytest.raises(MisfitError, match=r"after step 1 \(names as in timm\) does not fit.*missing 12 .*blocks\.2"):
         load_initial(deeper, tmp_path)
@@ -156,6 +160,7 @@ def test_fine_tuning_at_a_larger_size_with_a_teacher_at_that_size(trained_studen
         train__max_steps=1,
         schedule__warmup_learning_rate=0.0,
         optimizer__weight_decay=0.0,
+        optimizer__trainable=("^head", "^blocks_1/"),
     )
     workdir = tmp_path / "fine_tuned"
     try:

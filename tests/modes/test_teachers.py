@@ -82,6 +82,10 @@ def test_random_teachers_of_one_name_differ(tmp_path):
         ({"teacher__name": "regnety_002,", "teacher__weights": "a,"}, "nothing between two commas"),
         ({"teacher__std": (0.5, 0.5)}, "config.teacher.std=.*three numbers"),
         ({"teacher__std": (0.5, 0.5, 0.0)}, "std above 0"),
+        (
+            {"distillation__kind": "none", "teacher__weights": "", "teacher__classes": (1, 2)},
+            r"config\.teacher is given",
+        ),
         ({"distillation__kind": "labels"}, "config.distillation.kind is labels"),
         ({"model__weights": "pretrained", "model__variables": "ema"}, "config.model.variables=ema"),
     ],

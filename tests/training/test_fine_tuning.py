@@ -88,6 +88,7 @@ def test_without_train_mode_a_convnet_computes_as_in_evaluation():
     np.testing.assert_allclose(
         history[0]["loss"], expected_loss(config, program, plan, batches[0], given)[0], rtol=1e-4
     )
+    assert jax.tree.all(jax.tree.map(np.array_equal, before.batch_stats, after.ema["batch_stats"]))
     moved = {name: np.abs(leaf - leaves(before.params)[name]).max() for name, leaf in leaves(after.params).items()}
     assert min(moved.values()) > 0  # still differentiated, BatchNorm's scale and bias too
 
