@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ def answers(output: ModelOutput) -> dict[str, jax.Array]:
     return {"class": output.class_logits, "distillation": output.distillation_logits, "both": output.logits}
 
 
+@functools.cache  # networks of one kind share the compiled function
 def make_decide_step(model: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]) -> DecideStep:
     """The jitted function (variables, uint8[B, H, W, 3]) -> int32[B] by head: argmax, of equal logits the lower class."""
 

@@ -13,16 +13,19 @@ import jax
 from deit_jax.errors import UserError
 
 RUNS = 30  # the paper's
-GROWTH = 1.03  # a doubled batch that is not faster by this factor ends the search where memory does not
+GROWTH = 1.03  # two doublings in a row that are not faster by this factor end the search where memory does not
 _DOUBLINGS = 24
 
 
-def time_runs(run: Callable[[], Any], *, runs: int = RUNS, warmup: int = 3) -> list[float]:
-    """Seconds of each of `runs` calls, each until its result is there; `warmup` calls before them are not counted."""
+def time_runs(run: Callable[[], Any], *, runs: int = RUNS, warmup: int = 3, at_least: float = 0.0) -> list[float]:
+    """Seconds of each of `runs` calls, each until its result is there; `warmup` calls before them are not counted.
+
+    at_least: seconds that the calls take together; there are more of them if `runs` are too few for it.
+    """
     for _ in range(warmup):
         jax.block_until_ready(run())
-    seconds = []
-    for _ in range(runs):
+    seconds: list[float] = []
+    while len(seconds) < runs or sum(seconds) < at_least:
         start = time.perf_counter()
         jax.block_until_ready(run())
         seconds.append(time.perf_counter() - start)
@@ -60,7 +63,7 @@ def search_batch(measure: Callable[[int], float | None], *, start: int, until_fu
     """The batch size to measure: `start` doubled again and again.
 
     measure: images/s of a batch size, None if it does not fit in memory. until_full: the largest that fits is taken, as the paper
-    does; else (a CPU, whose memory says nothing) the fastest, and the search ends when doubling gains no more than 3 %.
+    does; else (a CPU, whose memory says nothing) the fastest, and two doublings in a row that gain 3 % at most end the search.
     Raises UserError if not even `start` fits.
     """
     tried: list[tuple[int, float | None]] = []
@@ -75,8 +78,9 @@ def search_batch(measure: Callable[[int], float | None], *, start: int, until_fu
                     f"a batch of {start} images does not fit into memory: give a smaller one (--batch_size)"
                 )
             return BatchSearch(fitting[-1][1], f"the largest that fits of {start} and its doublings", tried)
-        if not until_full and len(fitting) > 1 and fitting[-1][0] <= GROWTH * fitting[-2][0]:
-            rule = f"the fastest of {start} and its doublings, which ended when doubling gained no more than 3 %"
+        before = max(fitting[:-2], default=None)
+        if not until_full and before is not None and max(fitting[-2:])[0] <= GROWTH * before[0]:
+            rule = f"the fastest of {start} and its doublings, which ended when two of them gained no more than 3 %"
             return BatchSearch(max(fitting)[1], rule, tried)
     return BatchSearch(fitting[-1][1], f"{start} doubled {_DOUBLINGS - 1} times: it still fits", tried)
 

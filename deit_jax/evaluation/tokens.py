@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,16 +40,10 @@ def token_cosines(
     """
     if not (isinstance(model, VisionTransformer) and model.distilled):
         raise ValueError("the model has no distillation token to compare its class token with")
-
-    @jax.jit
-    def sums(variables: Any, images: jax.Array, mask: jax.Array) -> jax.Array:
-        inside = inspect(model, variables, prepare_for_evaluation(images, mean, std))
-        by_layer = jnp.stack([cosine(x[:, 0], x[:, 1]) for x in (*inside.tokens, inside.normed)])
-        return jnp.sum(jnp.where(mask, by_layer, 0.0), axis=1)
-
     total, count = np.zeros(model.depth + 2), 0
     for batch in batches:
-        total += np.asarray(sums(variables, batch["image"], batch["mask"]), np.float64)
+        images = _normalize(batch["image"], tuple(mean), tuple(std))
+        total += np.asarray(_cosine_sums(model, variables, images, batch["mask"]), np.float64)
         count += int(np.sum(jax.device_get(batch["mask"])))
     means = [float(value) for value in total / count]
     params = variables["params"]
@@ -59,6 +54,17 @@ def token_cosines(
         "after_norm": means[-1],
         "images": count,
     }
+
+
+_normalize = functools.partial(jax.jit, static_argnums=(1, 2))(prepare_for_evaluation)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _cosine_sums(model: VisionTransformer, variables: Any, images: jax.Array, mask: jax.Array) -> jax.Array:
+    """Float32[2 + blocks], summed over the images where `mask` holds."""
+    inside = inspect(model, variables, images)
+    by_layer = jnp.stack([cosine(x[:, 0], x[:, 1]) for x in (*inside.tokens, inside.normed)])
+    return jnp.sum(jnp.where(mask, by_layer, 0.0), axis=1)
 
 
 def position_norms(model: VisionTransformer, variables: Any) -> np.ndarray:

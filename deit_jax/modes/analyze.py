@@ -189,11 +189,12 @@ def _position_embedding(
     for method in ("bicubic", "bilinear"):
         label = f"{method}, {image_size} px"
         versions[label] = at_resolution(classifier.model, classifier.variables, image_size, method=method)
-    table, norms = {}, {}
+    table, norms, steps = {}, {}, {}
     for label, (model, variables) in versions.items():
-        step = make_eval_step(model, mean=classifier.mean, std=classifier.std)
+        if model not in steps:  # the two at the other size are compiled once
+            steps[model] = make_eval_step(model, mean=classifier.mean, std=classifier.std)
         on_mesh = jax.device_put(variables, replicated(images.mesh))
-        scores = evaluate(step, on_mesh, images.batches(model.image_size), len(images.source))
+        scores = evaluate(steps[model], on_mesh, images.batches(model.image_size), len(images.source))
         norms[label] = position_norms(model, variables)
         table[label] = {
             "image_size": model.image_size,

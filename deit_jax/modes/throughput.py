@@ -34,7 +34,7 @@ from deit_jax.training.program import build_model, build_program
 from deit_jax.training.state import count_parameters
 
 MEASURES = ("inference", "training")
-_SEARCH_RUNS = 3  # of each batch size that is only tried
+_SEARCH_RUNS, _SEARCH_SECONDS = 3, 0.5  # at least, of each batch size that is only tried
 
 
 def throughput(
@@ -93,8 +93,8 @@ def measure(
 
         def attempt(size: int) -> float | None:
             console.say(f"{what}: trying a batch of {size}")
-            seconds = fits(lambda: Timing(size, time_runs(prepare(size), runs=_SEARCH_RUNS, warmup=2)).median)
-            return seconds
+            how = {"runs": _SEARCH_RUNS, "warmup": 2, "at_least": _SEARCH_SECONDS}
+            return fits(lambda: Timing(size, time_runs(prepare(size), **how)).median)
 
         until_full = bench.platform != "cpu"
         search = search_batch(attempt, start=unit, until_full=until_full)

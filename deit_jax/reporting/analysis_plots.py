@@ -32,7 +32,7 @@ def save(figure: Figure, path: Path) -> None:
 def disagreement(path: Path, names: Sequence[str], matrix: np.ndarray, *, title: str) -> None:
     """The matrix [n, n] of shares in 0..1 as coloured cells with their numbers."""
     count = len(names)
-    wrapped = ["\n".join(textwrap.wrap(name, 22)) for name in names]
+    wrapped = ["\n".join(line for part in name.split(", ") for line in textwrap.wrap(part, 30)) for name in names]
     figure = new_figure(0.85 * count + 3.2, 0.65 * count + 2.2)
     axis = figure.subplots()
     top = max(float(matrix.max()), 1e-9)
@@ -133,5 +133,6 @@ def _overlay(axis: Any, image: np.ndarray, values: np.ndarray) -> None:
     height, width = image.shape[:2]
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     # A pale image: its own light and dark would be taken for the map's.
-    axis.imshow(image.mean(axis=-1), cmap="gray", vmin=-500, vmax=255, extent=extent)
-    axis.imshow(values, cmap="inferno", alpha=0.75, extent=extent, interpolation="nearest", vmin=0)
+    axis.imshow(image.mean(axis=-1), cmap="gray", vmin=-300, vmax=255, extent=extent)
+    share = values / max(float(values.max()), 1e-12)
+    axis.imshow(values, cmap="Reds", alpha=0.15 + 0.75 * share, extent=extent, interpolation="nearest", vmin=0)

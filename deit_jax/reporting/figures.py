@@ -40,7 +40,8 @@ _PLACES = {
     "DeiT": ((-5, -12), "right"),
     "DeiT distilled, 1000 epochs": ((0, 7), "center"),
 }
-_PLACE_OF = {"DeiT-Ti": _RIGHT, "RegNetY-4GF": _RIGHT}
+_PLACE_OF = {("DeiT", "DeiT-B 384"): _BELOW, ("RegNetY", "RegNetY-4GF"): _RIGHT}
+_PLACE_OF |= {(family, "DeiT-Ti"): _RIGHT for family in _PLACES}
 _COLORS = ("tab:purple", "tab:green", "black", "tab:cyan", "tab:pink", "tab:olive")
 _SPEED = "throughput of inference, images/s"
 
@@ -58,7 +59,7 @@ def throughput_against_top1(path: Path, own: Sequence[OwnResult] = ()) -> None:
             if family not in _PLACES:
                 continue  # between curves of the same models
             name = row.label.replace(" distilled", "")
-            offset, align = _PLACE_OF.get(name, _PLACES[family])
+            offset, align = _PLACE_OF.get((family, name), _PLACES[family])
             name = name.removeprefix("RegNetY-")
             _annotate(axis, name, row.images_per_second, row.imagenet, offset, align, color)
     for result, color in zip(own, _cycle(len(own)), strict=True):
@@ -75,6 +76,9 @@ def throughput_against_top1(path: Path, own: Sequence[OwnResult] = ()) -> None:
     for one in {axis, beside}:
         one.set_xscale("log")
         one.margins(0.12)
+    if beside is not axis:  # near speeds alone would be ticked in too many digits
+        speeds = [result.images_per_second for result in own]
+        beside.set_xlim(min(speeds) / 3, max(speeds) * 3)
     _finish(
         path, figure, axis, beside, x=_SPEED,
         title=f"Throughput against accuracy: {published.SOURCE}, Table 5\n(one V100 16 GB, float32; ImageNet)",
