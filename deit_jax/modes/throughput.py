@@ -22,6 +22,7 @@ from deit_jax.models.flops import TrainFlops, forward_flops, train_flops
 from deit_jax.models.grouped_conv import suited_to
 from deit_jax.modes.compile import training_data, without_weights
 from deit_jax.modes.teacher import abstract_teacher
+from deit_jax.parallel.distributed import is_main_process
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated, split_rows
 from deit_jax.reporting import console
@@ -63,13 +64,15 @@ def throughput(
     validate(config)
     if runs < 1 or (batch_size is not None and batch_size < 1):
         raise ConfigError(f"--runs={runs}, --batch_size={batch_size}: neither may be below 1")
+    if batch_size is None and jax.process_count() > 1:  # each would go by its own clock and memory
+        raise ConfigError("several processes do not search for a batch: give --batch_size")
     bench = Bench(config, make_mesh(fsdp=config.parallel.fsdp), *training_data(config))
     report = bench.facts() | {"runs": runs}
     for what in measures:
         unit, prepare = bench.inference() if what == "inference" else bench.training()
         report[what] = measure(bench, what, unit, prepare, batch_size=batch_size, runs=runs)
     show(report)
-    if output is not None:
+    if output is not None and is_main_process():
         try:
             output.parent.mkdir(parents=True, exist_ok=True)
             write_json(output, report)
@@ -155,7 +158,7 @@ class Bench:
         shape = self._shape()
         model = build_model(self.config, **shape)
         image = jax.ShapeDtypeStruct((1, shape["image_size"], shape["image_size"], 3), jnp.float32)
-        distils = self.config.distillation.kind != "none"
+        distils = self.config.distillation.kind in ("soft", "hard")
         return {
             "model": self.config.model.name,
             "overrides": self.config.model.overrides.to_dict(),

@@ -35,6 +35,7 @@ def test_the_figures_belong_together(measured):
     assert report["training"]["gflops_per_image"] > 3 * report["inference"]["gflops_per_image"]  # and the teacher's
 
 
+@pytest.mark.long
 def test_the_batch_is_searched_where_none_is_given(capsys):
     report = throughput(tiny_config(), measures=("inference",), runs=1)
     found = report["inference"]
