@@ -24,18 +24,22 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval", "export", "preview", "compile"],
+    ["train", "eval", "export", "preview", "compile", "analyze", "throughput", "models", "figures"],
     "train: start, or resume what --workdir holds. eval: score its --checkpoint, or without one config.model.weights. export: "
     "write its --checkpoint to --output for another framework. preview: picture the first training images after each stage of "
     "the recipe. compile: compile the train step for the devices of --topology, which need not be here, and tell its memory, "
-    "collectives and least time.",
+    "collectives and least time. "
+    "analyze: compare the network of --workdir, its teacher and --compare, and look into its tokens and attention. throughput: "
+    "images/s of inference and training here, with random weights. models: parameters and multiply-adds of every model. "
+    "figures: the paper's Figure 1 or 3, with the finished runs of --results.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
     "preview: the picture to write. export: a folder (weights, and the files from which timm or transformers build the "
     "model), or a .safetensors or .pth file for the tensors alone. compile: a JSON file of the figures, else printed last. "
-    "eval: the JSON file to write, else WORKDIR/evaluation.json. Replaced if it is there.",
+    "eval: a JSON file, else WORKDIR/evaluation.json. analyze: a folder, else WORKDIR/analysis. throughput, models: a "
+    "JSON file. figures: the picture. Replaced if it is there.",
 )
 _LAYOUT = flags.DEFINE_enum(
     "layout",
@@ -43,7 +47,9 @@ _LAYOUT = flags.DEFINE_enum(
     ["timm", "hf", "mmpretrain"],
     "export: whose names the tensors get. hf is Hugging Face transformers.",
 )
-_WEIGHTS = flags.DEFINE_enum("weights", "raw", ["raw", "ema"], "export: the trained weights or their moving average.")
+_WEIGHTS = flags.DEFINE_enum(
+    "weights", "raw", ["raw", "ema"], "export, analyze, figures: the trained weights or their moving average."
+)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     "newest",
@@ -55,6 +61,24 @@ _TOPOLOGY = flags.DEFINE_string(
 _SEARCH_BATCH = flags.DEFINE_boolean(
     "search_batch", False, "compile: look for the largest batch that fits; several compilations."
 )
+_COMPARE = flags.DEFINE_list(
+    "compare",
+    [],
+    "analyze: further networks: workdirs, weights files of the same model, MODEL:FILE, MODEL:pretrained; by commas.",
+)
+_IMAGES = flags.DEFINE_list("images", [], "analyze: image files whose attention is pictured; else the first evaluated.")
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", None, "analyze: pixels at which position embeddings are compared; else 384/224 of the network's own."
+)
+_MEASURE = flags.DEFINE_multi_enum(
+    "measure", ["inference", "training"], ["inference", "training"], "throughput: what; give it twice for both."
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "throughput: images over all devices; else the largest batch that fits (CPU: the fastest)."
+)
+_RUNS = flags.DEFINE_integer("runs", 30, "throughput: timed runs.")
+_FIGURE = flags.DEFINE_enum("figure", None, ["1", "3"], "figures: which of the paper's.")
+_RESULTS = flags.DEFINE_list("results", [], "figures: workdirs of finished runs; by commas.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -127,12 +151,17 @@ _NEEDS = {
     "export": ("workdir", "output"),  # the workdir has its own configuration
     "preview": ("config", "output"),
     "compile": ("config", "topology"),
+    "analyze": ("workdir",),  # whose own configuration holds where --config is not given
+    "throughput": ("config",),
+    "models": (),
+    "figures": ("figure", "output"),
 }
 _MISSING = {
     "config": "--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)",
     "workdir": "--workdir is missing: the folder for checkpoints, metrics and results",
     "output": "--output is missing: the file or folder to write to",
     "topology": "--topology is missing: the devices to compile for, e.g. --topology=v5e-8",
+    "figure": "--figure is missing: 1 (throughput against top-1) or 3 (epochs against top-1)",
 }
 
 
@@ -151,7 +180,10 @@ def run(argv: Sequence[str]) -> None:
     look_for_nothing_that_is_not_here()
     if _CONFIG.value is not None and mode != "compile":  # which touches no device
         _prepare_process(_CONFIG.value)
+    elif mode == "analyze":
+        _prepare_process(default_config())
     config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
+    output = Path(_OUTPUT.value) if _OUTPUT.value else None
     match mode:
         case "train":
             from deit_jax.modes.train import train
@@ -162,23 +194,39 @@ def run(argv: Sequence[str]) -> None:
         case "eval":
             from deit_jax.modes.evaluate import evaluate
 
-            folder, output = (Path(flag.value) if flag.value else None for flag in (_WORKDIR, _OUTPUT))
-            evaluate(config, folder, checkpoint=_CHECKPOINT.value, output=output)
+            evaluate(config, workdir if _WORKDIR.value else None, checkpoint=_CHECKPOINT.value, output=output)
         case "export":
             from deit_jax.modes.export import export
 
-            export(
-                workdir, Path(_OUTPUT.value), layout=_LAYOUT.value, which=_WEIGHTS.value, checkpoint=_CHECKPOINT.value
-            )
+            export(workdir, output, layout=_LAYOUT.value, which=_WEIGHTS.value, checkpoint=_CHECKPOINT.value)
         case "preview":
             from deit_jax.modes.preview import preview
 
-            preview(config, Path(_OUTPUT.value))
+            preview(config, output)
         case "compile":
             from deit_jax.modes.compile import compile_step
 
-            output = Path(_OUTPUT.value) if _OUTPUT.value else None
             compile_step(config, _TOPOLOGY.value, output=output, search_batch=_SEARCH_BATCH.value)
+        case "analyze":
+            from deit_jax.modes.analyze import analyze
+
+            analyze(
+                workdir, config=config, others=_COMPARE.value, which=_WEIGHTS.value, image_files=_IMAGES.value,
+                image_size=_IMAGE_SIZE.value, output=output,
+            )  # fmt: skip
+        case "throughput":
+            from deit_jax.modes.throughput import throughput
+
+            measures = tuple(dict.fromkeys(_MEASURE.value))
+            throughput(config, measures=measures, batch_size=_BATCH_SIZE.value, runs=_RUNS.value, output=output)
+        case "models":
+            from deit_jax.modes.models import show_models
+
+            show_models(output=output)
+        case "figures":
+            from deit_jax.modes.figures import draw
+
+            draw(_FIGURE.value, output, workdirs=[Path(name) for name in _RESULTS.value], which=_WEIGHTS.value)
 
 
 def _prepare_process(config: ConfigDict) -> None:

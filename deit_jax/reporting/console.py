@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -89,6 +89,16 @@ def scores_line(step: int, scores: Mapping[str, Mapping[str, Mapping[str, float]
         tops = ", ".join(f"{HEAD_NAMES[head]} {score['top1']:.2f}" for head, score in by_head.items())
         parts.append(f"{weights}: {tops}")
     say(f"evaluation at step {step}, top-1 %:  " + ";  ".join(parts))
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table of texts; all columns but the first stand flush right."""
+    shown = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        shown.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        shown.add_row(*(Text(cell) for cell in row))
+    _console().print(shown)
 
 
 def summary(

@@ -1,0 +1,229 @@
+"""--mode=analyze: what trained networks agree on, what their tokens become, and where they look."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from deit_jax.augment.recipe import prepare_for_evaluation
+from deit_jax.config import ConfigError, recorded_config, validate
+from deit_jax.data.decoding import decode, evaluation_crop
+from deit_jax.data.loading import eval_batches
+from deit_jax.data.registry import open_source
+from deit_jax.data.sources import DataError, ImageSource
+from deit_jax.errors import machine_fault
+from deit_jax.evaluation.accuracy import answer_of, evaluate, make_eval_step
+from deit_jax.evaluation.agreement import decide, disagreement, make_decide_step
+from deit_jax.evaluation.attention import attention_maps
+from deit_jax.evaluation.tokens import at_resolution, position_norms, token_cosines
+from deit_jax.models.grouped_conv import suited_to
+from deit_jax.models.vit import VisionTransformer
+from deit_jax.modes.classifiers import Classifier, load_classifiers
+from deit_jax.parallel.mesh import make_mesh
+from deit_jax.parallel.sharding import put_batch, replicated
+from deit_jax.reporting import analysis, console
+from deit_jax.training.record import read_config
+
+GROUND_TRUTH = "ground truth"
+FIRST_IMAGES = 4  # whose attention is pictured where no files are given
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationImages:
+    """The evaluation images of a configuration, in one order, at any size."""
+
+    config: ConfigDict
+    source: ImageSource
+    mesh: Mesh
+
+    def batches(self, image_size: int) -> Iterator[dict[str, jax.Array]]:
+        """All of them once, as `eval_batches` gives them, on the mesh."""
+        config = self.config
+        crop, threads = evaluation_crop(config.evaluation, image_size), config.data.num_threads
+        for batch in eval_batches(self.source, crop, config.evaluation.batch_size, num_threads=threads):
+            yield put_batch(self.mesh, batch)
+
+
+def analyze(
+    workdir: Path,
+    *,
+    config: ConfigDict | None = None,
+    others: Sequence[str] = (),
+    which: str = "raw",
+    image_files: Sequence[str] = (),
+    image_size: int | None = None,
+    output: Path | None = None,
+) -> dict[str, Any]:
+    """Compare the network of `workdir`, its teacher and `others`, look into it, and write tables and pictures.
+
+    Args:
+      workdir: of a training run.
+      config: whose evaluation images; None: the run's own configuration.
+      others: workdirs or weights files, as `load_classifier` takes them.
+      which: "raw" or "ema" weights of workdirs.
+      image_files: images whose attention is pictured; none: the first evaluation images.
+      image_size: pixels, where position embeddings are compared; None: 384/224 of the network's own, the paper's step.
+      output: the folder to write to; None: WORKDIR/analysis. Files of the same names are replaced.
+
+    Returns {"disagreement", "tokens", "position_embedding"}, as in the JSON files; None what the network cannot tell. Raises
+    ConfigError, DataError, CheckpointError or WeightsError, each with one clear line.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError("--mode=analyze is for one process: start it without --num_processes")
+    if config is None:
+        config = recorded_config(read_config(workdir))
+    else:
+        validate(config)
+    folder = workdir / "analysis" if output is None else output
+    mesh = make_mesh()
+    if config.evaluation.batch_size % mesh.size:
+        raise ConfigError(
+            f"config.evaluation.batch_size={config.evaluation.batch_size} must be a multiple of the {mesh.size} devices"
+        )
+    classifiers = load_classifiers(workdir, others, which=which)
+    first = classifiers[0]
+    other_size = _other_size(first, image_size)
+    files = [(Path(file).stem, _read_image(Path(file))) for file in image_files]  # before anything takes long
+    images = EvaluationImages(config, open_source(config.data, "eval"), mesh)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be made ({machine_fault(error) or error.strerror}): give another --output"
+        ) from error
+    report = analysis.Report(folder, facts=_facts(config, images, classifiers))
+
+    found = {"disagreement": _compare(images, classifiers, report), "tokens": _tokens(images, classifiers, report)}
+    found["position_embedding"] = None
+    if isinstance(first.model, VisionTransformer):
+        found["position_embedding"] = _position_embedding(images, first, other_size, report)
+        if not files:
+            files = [
+                (f"eval_{i}", decode(images.source[i].image)) for i in range(min(FIRST_IMAGES, len(images.source)))
+            ]
+        _attention(config, first, files, report)
+    else:
+        console.say(f"{first.label} is no transformer: it has no position embedding and no attention to look at")
+    console.say(f"tables and pictures are in {folder}")
+    return found
+
+
+def _facts(config: ConfigDict, images: EvaluationImages, classifiers: Sequence[Classifier]) -> dict[str, Any]:
+    where = config.data.name if config.data.source == "tfds" else config.data.path or config.data.source
+    return {
+        "data": f"{where}, {config.data.eval_split}",
+        "images": len(images.source),
+        "protocol": str(evaluation_crop(config.evaluation, classifiers[0].image_size)),
+        "classifiers": {classifier.label: classifier.description for classifier in classifiers},
+    }
+
+
+def _on_mesh(classifier: Classifier, mesh: Mesh) -> tuple[nn.Module, Any]:
+    return suited_to(classifier.model, mesh), jax.device_put(classifier.variables, replicated(mesh))
+
+
+def _compare(images: EvaluationImages, classifiers: Sequence[Classifier], report: analysis.Report) -> dict[str, Any]:
+    """Table 4 of these classifiers."""
+    columns: dict[str, np.ndarray] = {}
+    for classifier in classifiers:
+        model, variables = _on_mesh(classifier, images.mesh)
+        step = make_decide_step(model, mean=classifier.mean, std=classifier.std)
+        by_head, labels = decide(step, variables, images.batches(classifier.image_size))
+        columns[GROUND_TRUTH] = labels
+        for head, classes in by_head.items():
+            columns[classifier.label if len(by_head) == 1 else f"{classifier.label}, {head}"] = classes
+    return report.disagreement(list(columns), disagreement(columns))
+
+
+def _tokens(
+    images: EvaluationImages, classifiers: Sequence[Classifier], report: analysis.Report
+) -> dict[str, Any] | None:
+    """The two tokens' cosines in every distilled transformer."""
+    curves = {}
+    for classifier in classifiers:
+        if not getattr(classifier.model, "distilled", False):
+            continue
+        _, variables = _on_mesh(classifier, images.mesh)
+        batches = images.batches(classifier.image_size)
+        curves[classifier.label] = token_cosines(
+            classifier.model, variables, batches, mean=classifier.mean, std=classifier.std
+        )
+    if not curves:
+        console.say("no network here has a distillation token: there is no cosine to its class token")
+        return None
+    return report.tokens(curves)
+
+
+def _other_size(classifier: Classifier, image_size: int | None) -> int:
+    """The size at which position embeddings are compared: a multiple of the patch. Raises ConfigError for one that is none."""
+    model = classifier.model
+    if not isinstance(model, VisionTransformer):
+        if image_size is not None:
+            raise ConfigError(f"--image_size={image_size}: {classifier.label} has no position embedding to resize")
+        return classifier.image_size
+    if image_size is None:
+        side = model.image_size // model.patch_size
+        return max(round(side * 384 / 224), side + 1) * model.patch_size
+    if image_size < 1 or image_size % model.patch_size:
+        raise ConfigError(
+            f"--image_size={image_size} is no multiple of {classifier.label}'s patches of {model.patch_size} pixels"
+        )
+    return image_size
+
+
+def _position_embedding(
+    images: EvaluationImages, classifier: Classifier, image_size: int, report: analysis.Report
+) -> dict[str, Any]:
+    """Norms and accuracy as trained, and at another size without training, by either interpolation."""
+    native = f"as trained, {classifier.image_size} px"
+    versions = {native: (classifier.model, classifier.variables)}
+    for method in ("bicubic", "bilinear"):
+        label = f"{method}, {image_size} px"
+        versions[label] = at_resolution(classifier.model, classifier.variables, image_size, method=method)
+    table, norms, steps = {}, {}, {}
+    for label, (model, variables) in versions.items():
+        if model not in steps:  # the two at the other size are compiled once
+            steps[model] = make_eval_step(model, mean=classifier.mean, std=classifier.std)
+        on_mesh = jax.device_put(variables, replicated(images.mesh))
+        scores = evaluate(steps[model], on_mesh, images.batches(model.image_size), len(images.source))
+        norms[label] = position_norms(model, variables)
+        table[label] = {
+            "image_size": model.image_size,
+            "norm_mean": float(norms[label].mean()),
+            "norm_min": float(norms[label].min()),
+            "norm_max": float(norms[label].max()),
+            "top1": answer_of(scores, model.fusion)["top1"],
+            "scores": scores,
+        }
+    return report.position_embedding(table, norms)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        return decode(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"--images: {path} cannot be read ({error.strerror})") from error
+    except DataError as error:
+        raise DataError(f"--images: {path}: {error}") from error
+
+
+def _attention(
+    config: ConfigDict, classifier: Classifier, pictures: Sequence[tuple[str, np.ndarray]], report: analysis.Report
+) -> None:
+    """Maps of the two tokens on each picture, cropped as in evaluation."""
+    crop = evaluation_crop(config.evaluation, classifier.image_size)
+    cropped = np.stack([crop(pixels, None) for _, pixels in pictures])
+    found = attention_maps(
+        classifier.model, classifier.variables, prepare_for_evaluation(cropped, classifier.mean, classifier.std)
+    )
+    names = [f"{i}_{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}" for i, (name, _) in enumerate(pictures)]
+    report.attention(names, cropped, np.asarray(found.maps), np.asarray(found.rollout))

@@ -1,0 +1,89 @@
+"""--mode=figures: the paper's Figures 1 and 3 as pictures, with results of one's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deit_jax.config import ConfigError, recorded_config
+from deit_jax.evaluation.accuracy import answer_of
+from deit_jax.models import native_image_size
+from deit_jax.reporting import console
+from deit_jax.reporting.figures import OwnResult, epochs_against_top1, throughput_against_top1
+from deit_jax.training.record import read_config
+
+FIGURES = {"1": throughput_against_top1, "3": epochs_against_top1}
+SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
+
+
+def draw(figure: str, output: Path, *, workdirs: Sequence[Path] = (), which: str = "raw") -> Path:
+    """Write a figure of FIGURES to `output`: the published points, and those of finished runs in `workdirs`.
+
+    which: "raw" or "ema": whose accuracy. Figure 1 also needs WORKDIR/throughput.json, which --mode=throughput writes.
+    Raises ConfigError, with one clear line, for another suffix and for a workdir that lacks what the figure shows.
+    """
+    if output.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--output={output} is no picture: end it in {', '.join(SUFFIXES)}")
+    own = [read_result(workdir, which, with_throughput=figure == "1") for workdir in workdirs]
+    try:
+        FIGURES[figure](output, own)
+    except OSError as error:
+        raise ConfigError(f"--output={output} cannot be written ({error.strerror})") from error
+    console.say(f"figure {figure} with {len(own)} result(s) of your own is in {output}")
+    return output
+
+
+def read_result(workdir: Path, which: str, *, with_throughput: bool) -> OwnResult:
+    """What a finished run tells of itself: results.json, config.json and, if asked for, throughput.json.
+
+    The accuracy is the model's own answer. Raises ConfigError for a file that is not there or says something else.
+    """
+    record = read_config(workdir)
+    config = recorded_config(record)
+    results = _read(workdir / "results.json", "the run is not finished")
+    if which not in results.get("scores", {}):
+        raise ConfigError(f"{workdir}/results.json has no scores of {which} weights: give another --weights")
+    speed: dict[str, Any] = {}
+    if with_throughput:
+        speed = _read(
+            workdir / "throughput.json",
+            f"run.py --mode=throughput --config=THE_SAME --output={workdir / 'throughput.json'} writes it",
+        )
+        if "inference" not in speed:
+            raise ConfigError(f"{workdir}/throughput.json has no inference in it: measure it (--measure=inference)")
+        resolved = record["resolved"]
+        wanted = config.model.name, resolved["image_size"], config.model.overrides.to_dict()
+        if (speed["model"], speed["image_size"], speed["overrides"]) != wanted:
+            raise ConfigError(
+                f"{workdir}/throughput.json is of another model ({speed['model']}, {speed['image_size']} px) than the run's"
+            )
+    return OwnResult(
+        label=workdir.name,
+        data=config.data.name if config.data.source == "tfds" else Path(config.data.path or config.data.source).name,
+        kind=_kind(config, record["resolved"]["image_size"]),
+        epochs=results["step"] / record["resolved"]["steps_per_epoch"],
+        top1=answer_of(results["scores"][which], config.model.fusion)["top1"],
+        images_per_second=speed["inference"]["images_per_second"] if speed else None,
+        device=f"{speed['devices']} x {speed['device']}, {speed['compute_dtype']}" if speed else "",
+    )
+
+
+def _kind(config: Any, image_size: int) -> str:
+    """The kind of distillation, named as the published curves are."""
+    kind = config.distillation.kind
+    if kind == "none":
+        return "no distillation"
+    token = ", token" if "_distilled_" in config.model.name else ""
+    resized = f", {image_size}" if image_size != native_image_size(config.model.name) or image_size == 384 else ""
+    return f"{kind} distillation{token}{resized}"
+
+
+def _read(path: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist: {otherwise}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error})") from error

@@ -1,0 +1,59 @@
+"""--mode=models: every registered model, its size and its arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from deit_jax.config import ConfigError
+from deit_jax.errors import machine_fault
+from deit_jax.models import create_model, list_models, native_image_size
+from deit_jax.models.flops import forward_flops_by_kind
+from deit_jax.reporting import console
+from deit_jax.reporting.metrics import write_json
+from deit_jax.training.state import count_parameters
+
+
+class ModelSize(NamedTuple):
+    """A model with 1000 classes at the image size it is trained at. MACs are multiply-adds of one image's forward pass."""
+
+    name: str
+    image_size: int  # pixels
+    parameters: int
+    linear_macs: int  # of linear layers and convolutions
+    macs: int  # with the two products of attention
+
+
+def model_size(name: str) -> ModelSize:
+    """The size of a registered model, from shapes alone. Raises ValueError for an unknown name."""
+    model, size = create_model(name), native_image_size(name)
+    image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    parameters = count_parameters(jax.eval_shape(model.init, jax.random.key(0), image))
+    flops = forward_flops_by_kind(model, size)
+    return ModelSize(name, size, parameters, (flops["convolution"] + flops["dense"]) // 2, sum(flops.values()) // 2)
+
+
+def show_models(names: Sequence[str] | None = None, output: Path | None = None) -> list[ModelSize]:
+    """Print the sizes of the named models (None: all) and write them to `output` as JSON if one is given.
+
+    Raises ConfigError if the file cannot be written.
+    """
+    sizes = [model_size(name) for name in names or list_models()]
+    rows = [
+        (it.name, str(it.image_size), f"{it.parameters:,}", f"{it.linear_macs / 1e9:.3f}", f"{it.macs / 1e9:.3f}")
+        for it in sizes
+    ]
+    columns = ("model", "px", "parameters", "GMACs, linear + convolution", "with attention products")
+    console.table("Models with 1000 classes; a MAC is a multiply-add: two FLOPs", columns, rows)
+    if output is not None:
+        try:
+            write_json(output, [it._asdict() for it in sizes])
+        except OSError as error:
+            raise ConfigError(
+                f"--output={output} cannot be written ({machine_fault(error) or error.strerror})"
+            ) from error
+    return sizes

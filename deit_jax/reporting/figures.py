@@ -1,0 +1,155 @@
+"""The paper's Figures 1 and 3 from its tables, and from results of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from deit_jax.reporting import published
+from deit_jax.reporting.analysis_plots import new_figure, save
+
+
+class OwnResult(NamedTuple):
+    """A finished run, as its workdir tells."""
+
+    label: str
+    data: str  # the data set it was evaluated on
+    kind: str  # "no distillation", or a kind of distillation as in published.FIGURE_3
+    epochs: float
+    top1: float  # percent
+    images_per_second: float | None = None  # of inference
+    device: str = ""  # on which that was measured
+
+
+_FAMILIES = (
+    # label, marker, colour, whether a row of Table 5 belongs to it
+    ("RegNetY", "s", "dimgray", lambda row: row.model.startswith("regnety")),
+    ("ViT-B/16", "^", "tab:brown", lambda row: not row.model),
+    ("DeiT", "o", "tab:blue", lambda row: row.model.startswith("deit") and "distilled" not in row.model),
+    ("DeiT distilled, 300 epochs", "D", "tab:orange", lambda row: "distilled" in row.model and row.epochs == 300),
+    ("DeiT distilled, 1000 epochs", "P", "tab:red", lambda row: "distilled" in row.model and row.epochs == 1000),
+)
+# (offset in points, alignment) of a point's name, where nothing else is: above the upper curve, below the lower ones.
+_BELOW, _RIGHT = ((0, -13), "center"), ((8, -3), "left")
+_PLACES = {
+    "RegNetY": _BELOW,
+    "ViT-B/16": _BELOW,
+    "DeiT": ((-5, -12), "right"),
+    "DeiT distilled, 1000 epochs": ((0, 7), "center"),
+}
+_PLACE_OF = {("DeiT", "DeiT-B 384"): _BELOW, ("RegNetY", "RegNetY-4GF"): _RIGHT}
+_PLACE_OF |= {(family, "DeiT-Ti"): _RIGHT for family in _PLACES}
+_COLORS = ("tab:purple", "tab:green", "black", "tab:cyan", "tab:pink", "tab:olive")
+_SPEED = "throughput of inference, images/s"
+
+
+def throughput_against_top1(path: Path, own: Sequence[OwnResult] = ()) -> None:
+    """Figure 1: images/s of inference (logarithmic) against top-1: Table 5's rows, and results of one's own that have both."""
+    figure, axis, beside = _panels(own)
+    for family, marker, color, belongs in _FAMILIES:
+        rows = [row for row in published.TABLE_5 if belongs(row) and row.images_per_second is not None]
+        rows.sort(key=lambda row: row.images_per_second)
+        points = [row.images_per_second for row in rows], [row.imagenet for row in rows]
+        style = "-" if len(rows) > 1 else "none"
+        axis.plot(*points, marker=marker, linestyle=style, color=color, label=f"published, V100: {family}")
+        for row in rows:
+            if family not in _PLACES:
+                continue  # between curves of the same models
+            name = row.label.replace(" distilled", "")
+            offset, align = _PLACE_OF.get((family, name), _PLACES[family])
+            name = name.removeprefix("RegNetY-")
+            _annotate(axis, name, row.images_per_second, row.imagenet, offset, align, color)
+    for result, color in zip(own, _cycle(len(own)), strict=True):
+        label = f"own: {result.label}, {result.data}, {result.device}"
+        beside.plot(
+            [result.images_per_second],
+            [result.top1],
+            marker="*",
+            markersize=13,
+            linestyle="none",
+            color=color,
+            label=label,
+        )
+    for one in {axis, beside}:
+        one.set_xscale("log")
+        one.margins(0.12)
+    if beside is not axis:  # near speeds alone would be ticked in too many digits
+        speeds = [result.images_per_second for result in own]
+        beside.set_xlim(min(speeds) / 3, max(speeds) * 3)
+    _finish(
+        path, figure, axis, beside, x=_SPEED,
+        title=f"Throughput against accuracy: {published.SOURCE}, Table 5\n(one V100 16 GB, float32; ImageNet)",
+    )  # fmt: skip
+
+
+_CURVES = {
+    "soft distillation": ("v", "dimgray"),
+    "hard distillation": ("s", "tab:blue"),
+    "hard distillation, token": ("D", "tab:orange"),
+    "hard distillation, token, 384": ("P", "tab:red"),
+}
+
+
+def epochs_against_top1(path: Path, own: Sequence[OwnResult] = ()) -> None:
+    """Figure 3: epochs against top-1 by kind of distillation; what the paper prints as numbers is filled, the rest read off."""
+    figure, axis, beside = _panels(own)
+    for kind, values in published.FIGURE_3.items():
+        marker, color = _CURVES[kind]
+        points = list(zip(published.FIGURE_3_EPOCHS, values, strict=True))
+        axis.plot(*zip(*points, strict=True), color=color, marker=marker, mfc="white", label=f"published: {kind}")
+        printed = [point for point in points if point[0] in published.FIGURE_3_EXACT[kind]]
+        axis.plot(*zip(*printed, strict=True), linestyle="none", marker=marker, color=color)
+    axis.axhline(
+        published.FIGURE_3_NO_DISTILLATION, color="black", linestyle=":", linewidth=1,
+        label=f"published: no distillation, saturated after about 400 epochs (~{published.FIGURE_3_NO_DISTILLATION})",
+    )  # fmt: skip
+    kinds = list(dict.fromkeys((result.kind, result.data) for result in own))
+    for (kind, data), color in zip(kinds, _cycle(len(kinds)), strict=True):
+        results = sorted((r for r in own if (r.kind, r.data) == (kind, data)), key=lambda r: r.epochs)
+        style = "-" if len({r.epochs for r in results}) == len(results) > 1 else "none"
+        points = [r.epochs for r in results], [r.top1 for r in results]
+        beside.plot(*points, marker="*", markersize=12, color=color, linestyle=style, label=f"own: {kind}, {data}")
+        for r in results:
+            _annotate(beside, r.label, r.epochs, r.top1, *_RIGHT, color)
+    beside.margins(0.12)
+    _finish(
+        path, figure, axis, beside, x="epochs",
+        title=f"Epochs against accuracy: {published.SOURCE}, Figure 3\n"
+        "(DeiT-B, ImageNet; filled: printed in a table, hollow: read off the plot)",
+    )  # fmt: skip
+
+
+def _panels(own: Sequence[OwnResult]) -> tuple[Figure, Any, Any]:
+    """A figure, the axes of the published points and those of one's own: others where they are of another data set."""
+    if all("imagenet" in result.data.lower() for result in own):
+        figure = new_figure(8.0, 5.4)
+        axis = figure.subplots()
+        return figure, axis, axis
+    figure = new_figure(12.5, 5.6)
+    axis, beside = figure.subplots(1, 2, width_ratios=(1.5, 1))
+    return figure, axis, beside
+
+
+def _cycle(count: int) -> list[str]:
+    return [_COLORS[i % len(_COLORS)] for i in range(count)]
+
+
+def _annotate(axis: Any, text: str, x: float, y: float, offset: tuple[int, int], align: str, color: str) -> None:
+    axis.annotate(text, (x, y), offset, textcoords="offset points", fontsize=7.5, color=color, ha=align)
+
+
+def _finish(path: Path, figure: Figure, axis: Any, beside: Any, *, x: str, title: str) -> None:
+    axis.set_title(title, fontsize=9)
+    if beside is not axis:
+        beside.set_title("own results, on the data named", fontsize=9)
+    for one in {axis, beside}:
+        one.set_xlabel(x)
+        one.set_ylabel("top-1, %")
+        one.grid(alpha=0.3, which="both")
+        one.legend(
+            fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2 if one is axis else 1, frameon=False
+        )
+    save(figure, path)
