@@ -49,6 +49,12 @@ _TOPOLOGY = flags.DEFINE_string(
 _SEARCH_BATCH = flags.DEFINE_boolean(
     "search_batch", False, "compile: look for the largest batch that fits; several compilations."
 )
+_LIST = flags.DEFINE_string(
+    "list",
+    None,
+    "Print the rows of the paper as commands, with the published figure and the expected cost, and end. --list=table8, "
+    "--list=figure3 or --list=ablation: those alone. With --output=F.md they are written as Markdown.",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -64,6 +70,9 @@ class UsageError(UserError):
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Parse flags; raises UsageError with one line instead of absl's and ml_collections' own messages and tracebacks."""
+    argv = [
+        "--list=all" if argument in ("--list", "-list") else argument for argument in argv
+    ]  # its value may be left out
     _refuse_missing_files(argv)
     _refuse_unknown_config_keys(argv)
     try:
@@ -96,7 +105,7 @@ def _refuse_unknown_config_keys(argv: Sequence[str]) -> None:
         if match is None:
             continue
         key = re.sub(r"^(teacher\.recipe\.)+", "", match[1])
-        if key in known or re.match(r"(model|teacher)\.overrides\.|published\.", key):
+        if key in known or re.match(r"(model|teacher)\.overrides\.|evaluation\.extra\.|published\.", key):
             continue
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
         raise UsageError(f"--config.{match[1]}: there is no such field; the nearest is --config.{near[0]}")
@@ -130,6 +139,11 @@ def run(argv: Sequence[str]) -> None:
     """What happens after the flags are parsed."""
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
+    if _LIST.value is not None:
+        from deit_jax.modes.recipes import list_recipes
+
+        list_recipes(_LIST.value, Path(_OUTPUT.value) if _OUTPUT.value else None)
+        return
     mode = _MODE.value
     for flag in _NEEDS[mode]:
         if not flags.FLAGS[flag].value:

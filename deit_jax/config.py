@@ -20,6 +20,9 @@ from deit_jax.errors import UserError
 # code exempts cls_token and pos_embed, not dist_token (its authors confirm that dist_token is meant to decay).
 RELEASED_NO_DECAY = (r"(^|/)(bias|scale)$", r"^(cls_token|pos_embed)$")
 
+# model.weights of a configuration that continues from a trained model, until its user says which.
+MUST_BE_GIVEN = "???"
+
 
 class ConfigError(UserError):
     """A configuration that cannot be run. The message is one line: which field, what is wrong, what to do."""
@@ -271,6 +274,7 @@ def recorded_config(record: Mapping[str, Any]) -> ConfigDict:
 def run_locally(config: ConfigDict) -> None:
     """Shrink data and steps, never modules or recipe: two steps on embedded images, to see whether a configuration runs here."""
     config.data.source = "fashion_mnist_10k"
+    config.data.train_split, config.data.eval_split = "train", "test"
     config.data.max_eval_images = 100
     config.train.batch_size = 16
     config.train.max_steps = 2
@@ -278,7 +282,9 @@ def run_locally(config: ConfigDict) -> None:
     config.evaluation.batch_size = 48
     config.evaluation.teacher = False
     config.log.every_steps = 1
+    config.evaluation.extra = ConfigDict()
     config.published = ConfigDict()
+    config.model.weights = ""
     if config.distillation.kind != "none":
         config.teacher.weights = "random"
 
@@ -288,6 +294,11 @@ def validate(config: ConfigDict) -> None:
 
     Raises ConfigError: a value outside its choices or bounds, or values that do not go together.
     """
+    if config.model.weights == MUST_BE_GIVEN:
+        raise ConfigError(
+            "this configuration continues from a trained model: set config.model.weights to its --workdir, a weights file, or "
+            "'pretrained'"
+        )
     for name, choices in _CHOICES.items():
         value = _get(config, name)
         if value not in choices:

@@ -43,6 +43,11 @@ def announce(title: str, facts: Mapping[str, str]) -> None:
     _console().print(table)
 
 
+def show_table(table: Table) -> None:
+    """A table that has its columns and rows."""
+    _console().print(table)
+
+
 def say(text: str) -> None:
     """A line."""
     _console().print(Text(text))
