@@ -11,9 +11,9 @@ no_stochastic_depth | no_repeated_augmentation | dropout | ema.
 
 Published top-1 at 224 / 384 pixels: 81.8 / 83.1 by default; no row is better but for EMA (81.9 / 83.1), and without erasing or
 stochastic depth the authors' runs did not train. The paper names neither SGD's settings (rate 0.1 for 512 images and decay 1e-4
-here; fine-tuning as in configs/finetune.py:sgd), nor the dropout rate (0.1 here, ViT's), nor AutoAugment's variant (timm's "original"
-here), nor whether the fine-tuning leaves out what the training did (here it does). Hardware as for configs/deit.py: 13 trainings.
-Not yet run on ImageNet.
+here; fine-tuning as in configs/finetune.py:384px,sgd), nor the dropout rate (0.1 here, ViT's), nor AutoAugment's variant (timm's
+"original" here), nor whether the fine-tuning leaves out what the training did (here it does). Hardware as for configs/deit.py, a
+training each. Not yet run on ImageNet.
 """
 
 from ml_collections import ConfigDict

@@ -6,21 +6,22 @@
 Argument: tiny | small | base, then any of
     distilled   the distillation token, taught by the hard decisions of RegNetY-16GF (Table 3, last rows)
     soft        the same token, taught by soft distillation, alpha 0.1 and tau 3 (section 4)
-    500 | 800 | 1000                instead of 300 epochs (Figure 3; Table 5, last rows)
-    160px | 320px | 384px           trained at that size from the start (no row of the paper; configs/finetune.py is the paper's way)
+    500 | 800 | 1000        instead of 300 epochs (Figure 3; Table 5, last rows)
+    160px | 320px | 384px   trained at that size from the start: no row of the paper, which fine-tunes (configs/finetune.py)
     runlocal    the same modules and recipe on the embedded images, two steps of sixteen: does it run here?
 or vit_base: Table 9's other column, what the first vision transformer trained with on ImageNet alone.
 
 ImageNet comes from TFDS (data.source=tfds) or from folders:
     --config.data.source=folder --config.data.path=FOLDER_WITH_train_AND_val
 
-Published top-1 of the authors' runs: tiny 72.2, small 79.8, base 81.8; distilled 74.5, 81.2, 83.4; distilled for 1000 epochs 76.6,
-82.6, 84.2. Base took them 37 hours on 16 V100 (Ti and S less than three days on four). This code has not yet been run on ImageNet.
+Published top-1 of the authors' runs: tiny 72.2, small 79.8, base 81.8; distilled 74.5, 81.2, 83.4; distilled for 1000 epochs
+76.6, 82.6, 84.2. Base took them 37 hours on 16 V100 (Ti and S less than three days on four). This code has not yet been run on
+ImageNet.
 """
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import run_locally
+from deit_jax.config import ConfigError, run_locally
 from deit_jax.recipes.imagenet import EPOCHS, SIZES, TRAIN_SIZES, deit, distil, pixels
 from deit_jax.recipes.rows import Row, publish
 from deit_jax.recipes.words import pick
@@ -38,10 +39,9 @@ def get_config(argument: str = "small") -> ConfigDict:
         where=("runlocal",),
     )
     size = words["size"] or "small"
-    if size == "vit_base":
-        config = vit_base()
-    else:
-        config = deit(size, distilled=bool(words["teaching"]))
+    if size == "vit_base" and words["teaching"]:
+        raise ConfigError(f"configs/deit.py:{argument}: vit_base has no distillation token")
+    config = vit_base() if size == "vit_base" else deit(size, distilled=bool(words["teaching"]))
     if words["teaching"]:
         distil(config, "soft" if words["teaching"] == "soft" else "hard")
     if words["epochs"]:

@@ -18,8 +18,8 @@ Argument: a kind, a student, and any of the rest.
     runlocal       the same modules and recipe on the embedded images, two steps
 
 Published, base: soft 81.8, hard 83.0, token 83.4 (Table 3; at 384 pixels 83.2, 84.0, 84.5). Table 2 prints 83.1 and 84.2 for what
-Table 3 prints 83.4 and 84.5. The released code trains no student without the token, nor fine-tunes with a teacher. Hardware as for
-configs/deit.py. This code has not yet been run on ImageNet.
+Table 3 prints 83.4 and 84.5. The released code trains no student without the token, nor fine-tunes with a teacher. Hardware as
+for configs/deit.py. This code has not yet been run on ImageNet.
 """
 
 from ml_collections import ConfigDict

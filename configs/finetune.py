@@ -9,12 +9,12 @@ authors' model at 224 pixels. TEACHER_384: the workdir of configs/teacher.py:reg
     160px | 224px | 320px | 384px
     tiny | small           instead of base
     distilled              with the token and its teacher, which sees the same resolution
-    sgd                    instead of AdamW (Table 8); the authors' settings are unknown, rate 0.01 for 512 images and decay 1e-4 ours
+    sgd                    instead of AdamW (Table 8), at rate 0.01 for 512 images and decay 1e-4: the authors' are unknown
     train_mode             with stochastic depth, as the README's command does today; the released models had none
     runlocal               the same modules and recipe on the embedded images, two steps, from a random start
 
-Published top-1, base: 79.9, 81.8 (as trained), 82.7, 83.1; distilled 84.5, after 1000 epochs at 224 pixels 85.2. At 384 pixels the
-authors took 20 hours on 8 GPUs for 25 epochs; README, and with it this file, says 30. Not yet run on ImageNet.
+Published top-1, base: 79.9, 81.8 (as trained), 82.7, 83.1; distilled 84.5, after 1000 epochs at 224 pixels 85.2. At 384 pixels
+the authors took 20 hours on 8 GPUs for 25 epochs; their README, and with it this file, says 30. Not yet run on ImageNet.
 """
 
 from ml_collections import ConfigDict

@@ -9,13 +9,13 @@ Argument: regnety_040 | regnety_080 | regnety_120 | regnety_160 (Table 2) or any
 The student takes it with --config.teacher.weights=TEACHER_WORKDIR. DeiT-B, Table 2's other teacher, is configs/deit.py:base.
 
 Published top-1: 80.0, 81.7, 82.4, 82.9; RegNetY-16GF took 20 % longer than DeiT-B (37 hours on 16 V100). The authors did not
-publish their teachers' optimizer settings. Those below are of the usual kind for a RegNet (Nesterov momentum 0.9, rate 0.2 for 512
-images, weight decay 5e-5, cosine, 5 epochs of warm-up, 100 epochs); not yet run on ImageNet.
+publish their teachers' optimizer settings. Those below are of the usual kind for a RegNet (Nesterov momentum 0.9, rate 0.2 for
+512 images, weight decay 5e-5, cosine, 5 epochs of warm-up, 100 epochs); not yet run on ImageNet.
 
-How the authors' teachers saw 384 pixels is not published either. A network trained on random crops sees objects smaller when it is
-tested, and larger images mend that; what then is off are the statistics before the classifier. So only the classifier and the last
-stage's BatchNorm learn, on centre crops as in evaluation, while all running statistics follow. Rate, decay and length are chosen
-here and not yet run.
+How the authors' teachers saw 384 pixels is not published either. A network trained on random crops sees objects smaller when it
+is tested, and larger images mend that; what then is off are the statistics before the classifier. So only the classifier and the
+last stage's BatchNorm learn, on centre crops as in evaluation, flipped and nothing else, while all running statistics follow.
+Rate, decay and length are chosen here and not yet run.
 """
 
 from ml_collections import ConfigDict

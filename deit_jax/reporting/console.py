@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
 
@@ -29,8 +30,10 @@ def mute(muted: bool) -> None:
 
 
 def _console() -> Console:
-    # A file or a pipe has no width; rich would fold lines at 80. Asked anew each time: sys.stdout may have been redirected.
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, quiet=_muted)
+    # A file or a pipe has no width but what COLUMNS says; rich would fold lines at 80. Asked anew each time: sys.stdout may have
+    # been redirected.
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if known else 140, highlight=False, quiet=_muted)
 
 
 def announce(title: str, facts: Mapping[str, str]) -> None:

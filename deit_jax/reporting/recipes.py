@@ -51,7 +51,7 @@ def show(lines: Iterable[Line], assumption: str) -> None:
         # Folding a command would spoil it for copying.
         table.add_column("--config=", no_wrap=True)
         table.add_column("what", overflow="fold")
-        table.add_column("published, top-1 %", overflow="fold")
+        table.add_column("published", overflow="fold")
         table.add_column("EFLOP", justify="right", no_wrap=True)
         table.add_column("hours", justify="right", no_wrap=True)
         for line in group:
@@ -72,13 +72,13 @@ def markdown(lines: Iterable[Line], assumption: str, command: str) -> str:
         f"Every DeiT and RegNetY row of {SOURCE}. The page is written by `{command}`; `python run.py --list` prints the same, "
         "`python run.py --list=table8` one table of it. A command is\n",
         "    python run.py --config=CONFIG --workdir=WORKDIR\n",
-        "with `--config.model.weights=` the workdir of what stands behind *from*, and `--config.teacher.weights=` that of what stands "
-        "behind *teacher*; a file of another framework or `pretrained` will do, too.\n",
+        "with `--config.model.weights=` the workdir of what stands behind *from*, and `--config.teacher.weights=` that of what "
+        "stands behind *teacher*; a file of another framework or `pretrained` will do, too.\n",
     ]
     parts += [f"{sentence}\n" for sentence in _notes(assumption)]
     for where, group in _by_place(lines):
         parts.append(f"## {where}: {TITLES[where]}\n")
-        rows = ["| `--config=` | what | published, top-1 % | EFLOP | hours | this code |", "|---|---|---|---|---|---|"]
+        rows = ["| `--config=` | what | published | EFLOP | hours | this code |", "|---|---|---|---|---|---|"]
         for line in group:
             command_cell = "<br>".join([f"`{line.command}`", *line.inputs])
             cells = (command_cell, line.what, line.published, f"{line.exaflop:.3g}", _hours(line.hours), line.status)
@@ -98,8 +98,8 @@ def _hours(hours: float) -> str:
 
 def _notes(assumption: str) -> list[str]:
     return [
-        "Published figures are the paper's; nothing here has been obtained by this code.",
-        "EFLOP: 10^18 operations of one training, its own stage alone: images x epochs x (three forward passes of the student and "
-        "one of the teacher), whatever is frozen.",
+        "Published figures are the paper's, top-1 in percent where nothing else is said; none has been obtained by this code.",
+        "EFLOP: 10^18 operations of one training, its own stage alone: images x epochs x (three forward passes of the student "
+        "and one of the teacher), whatever is frozen.",
         f"Hours: an estimate, these operations on {assumption}; not measured, and convnets usually reach less.",
     ]
