@@ -27,10 +27,15 @@ def distinct(names):
     return {members[0]: members for members in programs.values()}
 
 
-# By the trainer itself: evaluation and checkpoints, too. One of each family.
+# By the trainer itself: data, evaluation and checkpoints, too.
 @pytest.mark.parametrize(
     "name",
-    ["deit:base,distilled", "teacher:regnety_160,384px", "finetune:384px,distilled", "distillation:token_labels,base"],
+    [
+        "finetune:384px,distilled",
+        "distillation:token_labels,base",
+        pytest.param("teacher:regnety_160,384px", marks=pytest.mark.long),
+        pytest.param("deit:vit_base", marks=pytest.mark.long),
+    ],
 )
 def test_two_steps_of_a_run(name, tmp_path):
     results = train(shrink(get_config(name)), tmp_path)
