@@ -69,7 +69,7 @@ def quick_to_trace(config: ConfigDict) -> ConfigDict:
     config = without_user(config)
     config.model.scan_blocks = True
     with config.unlocked():
-        for network, small in ((config.model, CONVNET), (config.teacher, TEACHER)):
+        for network in (config.model, config.teacher):
             if network.name.startswith("regnety"):
                 network.overrides.grouped_conv = "native"
     return config
@@ -92,7 +92,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
         0.0,
         1e-3,
     )  # so that the first steps do something
-    for network in (config.model, config.teacher):
+    for network, small in ((config.model, CONVNET), (config.teacher, TEACHER)):
         convnet = network.name.startswith("regnety")
         distilled = "_distilled" if "_distilled_" in network.name else ""
         network.name = "regnety_002" if convnet else f"deit_tiny{distilled}_patch16_224"
