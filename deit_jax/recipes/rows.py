@@ -24,9 +24,8 @@ class Row:
     where: str  # "Table 8", "Figure 3", "Section 4"
     argument: str  # what stands after the file's colon
     what: str  # in words
-    published: Mapping[str, float] = dataclasses.field(
-        default_factory=dict
-    )  # top-1 in percent, by what it was measured on
+    # top-1 in percent, by what it was measured on
+    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
     note: str = ""
     start: str = ""  # the file:argument whose workdir --config.model.weights takes
     teacher: str = ""  # the file:argument whose workdir --config.teacher.weights takes
