@@ -20,7 +20,8 @@ from deit_jax.errors import UserError
 # code exempts cls_token and pos_embed, not dist_token (its authors confirm that dist_token is meant to decay).
 RELEASED_NO_DECAY = (r"(^|/)(bias|scale)$", r"^(cls_token|pos_embed)$")
 
-# model.weights of a configuration that continues from a trained model, until its user says which.
+# model.weights of a configuration that continues from a trained model, until its user says which; training is refused, what needs
+# no weights (compile, preview, eval of a workdir) is not.
 MUST_BE_GIVEN = "???"
 
 
@@ -294,11 +295,6 @@ def validate(config: ConfigDict) -> None:
 
     Raises ConfigError: a value outside its choices or bounds, or values that do not go together.
     """
-    if config.model.weights == MUST_BE_GIVEN:
-        raise ConfigError(
-            "this configuration continues from a trained model: set config.model.weights to its --workdir, a weights file, or "
-            "'pretrained'"
-        )
     for name, choices in _CHOICES.items():
         value = _get(config, name)
         if value not in choices:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from deit_jax.config import MUST_BE_GIVEN, ConfigError, validate
+from deit_jax.config import ConfigError, validate
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
 from deit_jax.models.flops import TrainFlops, train_flops
@@ -98,10 +98,8 @@ def compile_step(
 
 
 def without_weights(config: ConfigDict) -> ConfigDict:
-    """A copy in which weights of which only the shape is known count as given."""
+    """A copy in which a teacher of which only the shape is known counts as given."""
     config = copy.deepcopy(config)
-    if config.model.weights == MUST_BE_GIVEN:
-        config.model.weights = ""
     teacher = config.teacher
     if config.distillation.kind != "none" and teacher.recipe is None and not teacher.weights:
         teacher.weights = "random"

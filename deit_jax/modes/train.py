@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import validate
+from deit_jax.config import MUST_BE_GIVEN, ConfigError, validate
 from deit_jax.data.registry import open_source
 from deit_jax.modes.teacher import load_teacher
 from deit_jax.parallel.mesh import make_mesh
@@ -24,6 +24,11 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     ConfigError, DataError or CheckpointError, each with one clear line.
     """
     validate(config)
+    if config.model.weights == MUST_BE_GIVEN:
+        raise ConfigError(
+            "this configuration continues from a trained model: set config.model.weights to its --workdir, a weights file, or "
+            "'pretrained'"
+        )
     if config.teacher.recipe is not None:
         refuse_what_cannot_be_built(config)  # rather than after the teacher's training
         console.say("first the teacher, then its student")

@@ -6,6 +6,7 @@ import pytest
 
 from deit_jax.config import MUST_BE_GIVEN, ConfigError, validate
 from deit_jax.data.sampling import TrainOrder
+from deit_jax.modes.train import train
 from deit_jax.recipes.cost import TRAIN_IMAGES
 from deit_jax.training.optimizer import parameter_names
 
@@ -23,7 +24,7 @@ def tracer():
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_every_argument_is_valid_with_the_weights_that_its_command_gives(name):
+def test_every_argument_is_valid_with_the_weights_that_its_command_gives(name, tmp_path):
     config = get_config(name)
     needs_teacher = config.distillation.kind in ("soft", "hard")
     file, words = name.split(":")
@@ -32,9 +33,14 @@ def test_every_argument_is_valid_with_the_weights_that_its_command_gives(name):
     )
     assert (config.model.weights == MUST_BE_GIVEN) == continues
     validate(without_user(config))
-    if needs_teacher or config.model.weights == MUST_BE_GIVEN:
-        with pytest.raises(ConfigError, match=r"set config\.(teacher|model)\.weights"):
+    if needs_teacher:
+        with pytest.raises(ConfigError, match=r"set config\.teacher\.weights"):
             validate(config)
+        config.teacher.weights = "random"
+    if continues:
+        with pytest.raises(ConfigError, match=r"set config\.model\.weights"):
+            train(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
     assert config.num_classes == TABLE_6_CLASSES[config.data.name]
     validate(get_config(f"{name},runlocal"))
     # its own data set is large enough for its batches
