@@ -79,6 +79,12 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _RUNS = flags.DEFINE_integer("runs", 30, "throughput: timed runs.")
 _FIGURE = flags.DEFINE_enum("figure", None, ["1", "3"], "figures: which of the paper's.")
 _RESULTS = flags.DEFINE_list("results", [], "figures: workdirs of finished runs; by commas.")
+_LIST = flags.DEFINE_string(
+    "list",
+    None,
+    "Print the rows of the paper as commands, with the published figure and the expected cost, and end. --list=table8, "
+    "--list=figure3 or --list=ablation: those alone. With --output=F.md they are written as Markdown.",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -94,6 +100,9 @@ class UsageError(UserError):
 
 def parse(argv: Sequence[str]) -> list[str]:
     """Parse flags; raises UsageError with one line instead of absl's and ml_collections' own messages and tracebacks."""
+    argv = [
+        "--list=all" if argument in ("--list", "-list") else argument for argument in argv
+    ]  # its value may be left out
     _refuse_missing_files(argv)
     _refuse_unknown_config_keys(argv)
     try:
@@ -169,6 +178,11 @@ def run(argv: Sequence[str]) -> None:
     """What happens after the flags are parsed."""
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
+    if _LIST.value is not None:
+        from deit_jax.modes.recipes import list_recipes
+
+        list_recipes(_LIST.value, Path(_OUTPUT.value) if _OUTPUT.value else None)
+        return
     mode = _MODE.value
     for flag in _NEEDS[mode]:
         if not flags.FLAGS[flag].value:

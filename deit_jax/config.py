@@ -21,6 +21,10 @@ from deit_jax.errors import UserError
 # code exempts cls_token and pos_embed, not dist_token (its authors confirm that dist_token is meant to decay).
 RELEASED_NO_DECAY = (r"(^|/)(bias|scale)$", r"^(cls_token|pos_embed)$")
 
+# model.weights of a configuration that continues from a trained model, until its user says which; training is refused, what needs
+# no weights (compile, preview, eval of a workdir) is not.
+MUST_BE_GIVEN = "???"
+
 
 class ConfigError(UserError):
     """A configuration that cannot be run. The message is one line: which field, what is wrong, what to do."""
@@ -272,6 +276,7 @@ def recorded_config(record: Mapping[str, Any]) -> ConfigDict:
 def run_locally(config: ConfigDict) -> None:
     """Shrink data and steps, never modules or recipe: two steps on embedded images, to see whether a configuration runs here."""
     config.data.source = "fashion_mnist_10k"
+    config.data.train_split, config.data.eval_split = "train", "test"
     config.data.max_eval_images = 100
     config.train.batch_size = 16
     config.train.max_steps = 2

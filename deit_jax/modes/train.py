@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import validate
+from deit_jax.config import MUST_BE_GIVEN, ConfigError, validate
 from deit_jax.data.registry import open_source
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.teacher import load_teacher
@@ -26,6 +26,11 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     with one clear line.
     """
     validate(config)
+    if config.model.weights == MUST_BE_GIVEN:
+        raise ConfigError(
+            "this configuration continues from a trained model: set config.model.weights to its --workdir, a weights file, or "
+            "'pretrained'"
+        )
     initial = load_initial(config, workdir)
     if config.teacher.recipe is not None:
         refuse_what_cannot_be_built(config)  # rather than after the teacher's training

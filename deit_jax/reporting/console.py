@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -32,8 +33,10 @@ def mute(muted: bool) -> None:
 
 
 def _console() -> Console:
-    # A file or a pipe has no width; rich would fold lines at 80. Asked anew each time: sys.stdout may have been redirected.
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False, quiet=_muted)
+    # A file or a pipe has no width but what COLUMNS says; rich would fold lines at 80. Asked anew each time: sys.stdout may have
+    # been redirected.
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if known else 140, highlight=False, quiet=_muted)
 
 
 def announce(title: str, facts: Mapping[str, str]) -> None:
@@ -43,6 +46,11 @@ def announce(title: str, facts: Mapping[str, str]) -> None:
     table.add_column(overflow="fold")
     for name, fact in facts.items():
         table.add_row(name, Text(fact))
+    _console().print(table)
+
+
+def show_table(table: Table) -> None:
+    """A table that has its columns and rows."""
     _console().print(table)
 
 

@@ -1,0 +1,73 @@
+"""What a configuration's training will cost, from its definition alone."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from deit_jax.data.sampling import TrainOrder
+from deit_jax.models import create_model, native_image_size
+from deit_jax.models.flops import forward_flops
+from deit_jax.reporting.published import TABLE_6
+
+# By `data.name`: Table 6's training images.
+TRAIN_IMAGES = {
+    "imagenet2012": TABLE_6["ImageNet"].train_images,
+    "i_naturalist2018": TABLE_6["iNaturalist 2018"].train_images,
+    "i_naturalist2019": TABLE_6["iNaturalist 2019"].train_images,
+    "oxford_flowers102": TABLE_6["Flowers-102"].train_images,
+    "cars196": TABLE_6["Stanford Cars"].train_images,
+    "cifar100": TABLE_6["CIFAR-100"].train_images,
+    "cifar10": TABLE_6["CIFAR-10"].train_images,
+}
+
+# The hours' machine: an assumption, nothing measured.
+DEVICES, PEAK_FLOPS, UTILISATION = 8, 312e12, 0.4
+ASSUMPTION = "8 A100 at 40 % of their bfloat16 peak of 312 TFLOP/s"
+
+
+class Cost(NamedTuple):
+    """Of one training."""
+
+    images: int  # that pass through the network, repeats and epochs counted
+    student_flops: int  # of an image, forwards and backwards
+    teacher_flops: int  # of an image, forwards; 0 without a teacher
+
+    @property
+    def exaflop(self) -> float:
+        """10^18 floating-point operations in all."""
+        return self.images * (self.student_flops + self.teacher_flops) / 1e18
+
+    @property
+    def hours(self) -> float:
+        """On the machine of ASSUMPTION."""
+        return self.exaflop * 1e18 / (DEVICES * PEAK_FLOPS * UTILISATION) / 3600
+
+
+def training_cost(config: ConfigDict) -> Cost:
+    """The cost of a configuration on one of TRAIN_IMAGES: model FLOPs (models/flops.py) of student and teacher.
+
+    The backward pass counts as two forward passes whatever is frozen; augmentation, optimizer and evaluation do not count.
+    """
+    order = TrainOrder(
+        num_examples=TRAIN_IMAGES[config.data.name],
+        batch_size=config.train.batch_size,
+        repeats=config.data.repeats,
+        group_size=config.augment.group_size,
+        groups_per_block=config.augment.groups_per_block,
+        seed=config.seed,
+    )
+    image_size = config.image_size or native_image_size(config.model.name)
+    teachers = config.teacher.name.split(",") if config.distillation.kind in ("soft", "hard") else []
+    return Cost(
+        images=config.train.epochs * order.steps_per_epoch * order.batch_size,
+        student_flops=3 * _forward_flops(config.model.name, config.num_classes, image_size),
+        teacher_flops=sum(_forward_flops(name, config.num_classes, image_size) for name in teachers),
+    )
+
+
+@functools.cache
+def _forward_flops(name: str, num_classes: int, image_size: int) -> int:
+    return forward_flops(create_model(name, num_classes, image_size), image_size)

@@ -1,0 +1,141 @@
+"""Every argument of every configuration of the paper builds, validates, and traces its train step at full size."""
+
+import jax
+import numpy as np
+import pytest
+
+from deit_jax.config import MUST_BE_GIVEN, ConfigError, validate
+from deit_jax.data.sampling import TrainOrder
+from deit_jax.modes.train import train
+from deit_jax.recipes.cost import TRAIN_IMAGES
+from deit_jax.training.optimizer import parameter_names
+
+from .programs import ARGUMENTS, CONFIGS, Tracer, get_config, quick_to_trace, without_user
+
+TABLE_6_CLASSES = {
+    "imagenet2012": 1000, "i_naturalist2018": 8142, "i_naturalist2019": 1010, "oxford_flowers102": 102, "cars196": 196,
+    "cifar100": 100, "cifar10": 10,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tracer():
+    return Tracer()
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_every_argument_is_valid_with_the_weights_that_its_command_gives(name, tmp_path):
+    config = get_config(name)
+    needs_teacher = config.distillation.kind in ("soft", "hard")
+    file, words = name.split(":")
+    continues = (
+        (file == "transfer" and "scratch" not in words) or file == "finetune" or ("384px" in words and file != "deit")
+    )
+    assert (config.model.weights == MUST_BE_GIVEN) == continues
+    validate(without_user(config))
+    if needs_teacher:
+        with pytest.raises(ConfigError, match=r"set config\.teacher\.weights"):
+            validate(config)
+        config.teacher.weights = "random"
+    if continues:
+        with pytest.raises(ConfigError, match=r"set config\.model\.weights"):
+            train(config, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    assert config.num_classes == TABLE_6_CLASSES[config.data.name]
+    validate(get_config(f"{name},runlocal"))
+    # its own data set is large enough for its batches
+    order = [config.train.batch_size, config.data.repeats, config.augment.group_size, config.augment.groups_per_block]
+    assert TrainOrder(TRAIN_IMAGES[config.data.name], *order, 0).steps_per_epoch > 0
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_every_argument_traces_its_full_size_step(tracer, name):
+    config = quick_to_trace(get_config(name))
+    program, state, metrics = tracer.trace(config)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), program.abstract_state
+    )
+    assert metrics["loss"].shape == () and metrics["loss"].dtype == np.float32
+    assert ("distillation_loss" in metrics) == (config.distillation.kind != "none")
+    heads = [leaf for name, leaf in zip(parameter_names(state.params), jax.tree.leaves(state.params), strict=True)
+             if name.startswith("head") and name.endswith("bias")]  # fmt: skip
+    assert {head.shape for head in heads} == {(program.model.num_classes,)}
+    assert len(heads) == 1 + ("distilled" in config.model.name)
+
+
+@pytest.mark.parametrize("name", ["deit:tiny", "finetune:384px,distilled"])
+def test_it_traces_as_it_is_written_too(tracer, name):
+    program, state, _ = tracer.trace(without_user(get_config(name)))
+    assert jax.tree.structure(state) == jax.tree.structure(program.abstract_state)
+
+
+@pytest.mark.parametrize("file", CONFIGS)
+def test_the_default_argument_is_valid_and_a_wrong_one_is_named(file):
+    module = CONFIGS[file]
+    validate(without_user(module.get_config()))
+    with pytest.raises(
+        ConfigError, match=rf"configs/{file}\.py:runlokal: 'runlokal' is not known, the nearest is 'runlocal'"
+    ):
+        module.get_config("runlokal")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("deit:tiny,small", "'tiny' and 'small' exclude each other"),
+        ("deit:vit_base,distilled", "vit_base has no distillation token"),
+        ("distillation:token_labels,base,regnety_160", "token_labels has no teacher"),
+        ("distillation:token,base,384px,500", "the epochs are of the training at 224 pixels"),
+        ("transfer:cars,base,scratch", "scratch is for cifar10"),
+        ("transfer:cifar10,regnety_160", "a RegNetY is trained by cifar10,regnety_160,scratch alone"),
+    ],
+)
+def test_words_that_do_not_go_together_are_refused(name, message):
+    with pytest.raises(ConfigError, match=message):
+        get_config(name)
+
+
+def test_table_9s_other_column():
+    config = get_config("deit:vit_base")
+    assert (config.train.epochs, config.train.batch_size, config.train.clip_norm) == (300, 4096, 1.0)
+    assert config.schedule.base_learning_rate * config.train.batch_size / config.schedule.base_batch_size == 3e-3
+    assert (config.optimizer.name, config.optimizer.weight_decay, config.schedule.warmup_epochs) == ("adamw", 0.3, 3.4)
+    assert (config.model.dropout_rate, config.model.drop_path_rate, config.data.repeats) == (0.1, 0.0, 1)
+    off = ("rand_augment", "mixup_alpha", "cutmix_alpha", "erase_probability", "label_smoothing")
+    assert not any(config.augment[name] for name in off)
+
+
+def test_fine_tuning_is_the_released_readmes():
+    config = get_config("finetune:384px,distilled")
+    assert (config.image_size, config.train.batch_size, config.train.epochs, config.train.train_mode) == (
+        384,
+        512,
+        30,
+        False,
+    )
+    assert config.schedule.base_learning_rate == config.schedule.min_learning_rate == 5e-6
+    assert config.optimizer.weight_decay == 1e-8 and config.augment.group_size == 32
+    assert config.augment.rand_augment and config.data.repeats == 3  # as in pre-training
+    assert get_config("finetune:384px,distilled,train_mode").train.train_mode
+
+
+def test_what_a_row_of_table_8_changes():
+    default = get_config("ablation:default").to_dict()
+    changed = {name: get_config(f"ablation:{name}").to_dict() for name in CONFIGS["ablation"].CHANGES}
+    assert changed["no_mixup"]["augment"] == default["augment"] | {"mixup_alpha": 0.0}
+    assert changed["no_repeated_augmentation"]["data"] == default["data"] | {"repeats": 1}
+    assert changed["sgd_finetuning"]["optimizer"] == default["optimizer"]
+    assert get_config("ablation:sgd_finetuning,384px").optimizer.name == "sgd"
+    assert get_config("ablation:sgd,384px").optimizer.name == "adamw"
+    assert get_config("ablation:no_mixup,384px").augment.mixup_alpha == 0.0
+    assert get_config("ablation:ema,384px").model.variables == "ema"
+
+
+def test_a_run_shows_its_published_figures():
+    shown = dict(get_config("deit:distilled,base").published)  # in any order
+    assert shown == {
+        "published: DeiT-B distilled, ImageNet (Table 5)": 83.4,
+        "published: DeiT-B distilled, ReaL (Table 5)": 88.3,
+        "published: DeiT-B distilled, V2 (Table 5)": 73.2,
+    }
+    assert not get_config("deit:base,runlocal").published

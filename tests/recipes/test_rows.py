@@ -1,0 +1,146 @@
+"""The paper's rows as commands: complete, printed, and written down."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deit_jax.errors import UserError
+from deit_jax.models.flops import train_flops
+from deit_jax.models.registry import create_model
+from deit_jax.modes.recipes import PAGE_COMMAND, list_recipes, to_line
+from deit_jax.recipes import rows as recipes
+from deit_jax.recipes.cost import training_cost
+from deit_jax.reporting import published
+from deit_jax.reporting.recipes import TITLES
+
+from .programs import CONFIGS, get_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def commands():
+    return recipes.load_commands(ROOT / "configs")
+
+
+def figures(commands, where):
+    """{"file:argument what": figures} of a table."""
+    found = [command for command in commands if command.row.where == where]
+    return {f"{command.file}:{command.row.argument} {command.row.what}": command.row.published for command in found}
+
+
+def test_every_table_and_figure_has_its_rows_in_the_papers_order(commands):
+    places = list(dict.fromkeys(command.row.where for command in commands))
+    assert places == list(TITLES)
+    tables = {f"Table {number}" for number in range(1, 11)} | {"Figure 3"}
+    assert tables <= set(places)
+
+
+def test_every_published_figure_is_some_rows(commands):
+    def values(where):
+        return sorted(value for row in figures(commands, where).values() for value in row.values())
+
+    assert values("Table 8") == sorted(value for row in published.TABLE_8 for value in (row.top1, row.top1_384))
+    assert values("Table 7") == sorted(
+        [*published.CIFAR10_FROM_SCRATCH.values(), *(value for row in published.TABLE_7 for value in row[1:])]
+    )
+    assert values("Table 3") == sorted(value for row in published.TABLE_3 for value in row[3:])
+    assert values("Table 10") == sorted(value for row in published.TABLE_10 for value in row[2:])
+    assert values("Table 2") == sorted(value for row in published.TABLE_2 for value in row[1:])
+    table_5 = [row for row in published.TABLE_5 if row.model]  # ViT-B/16 is Table 9's other recipe
+    assert values("Table 5") == sorted(value for row in table_5 for value in (row.imagenet, row.real, row.v2))
+    curves = [value for values in published.FIGURE_3.values() for value in values]
+    no_teacher = [published.TABLE_3[0].base] + [published.FIGURE_3_NO_DISTILLATION] * 3
+    assert values("Figure 3") == sorted(curves + no_teacher)
+
+
+def test_the_rows_that_a_row_builds_on_are_there(commands):
+    known = {f"{command.file}.py:{command.row.argument}" for command in commands}
+    for command in commands:
+        config = command.config()
+        for needed in filter(None, (command.row.start, command.row.teacher)):
+            file, argument = needed.split(".py:")
+            assert {*argument.split(",")} in [
+                {*name.split(":")[1].split(",")} for name in known if name.startswith(file)
+            ], needed
+        assert bool(command.row.start) == (config.model.weights != "")
+        assert bool(command.row.teacher) == (config.distillation.kind in ("soft", "hard"))
+        if command.row.teacher:
+            teacher = get_config(command.row.teacher.replace(".py", ""))
+            assert teacher.model.name == config.teacher.name
+            assert (teacher.image_size or 224) == (
+                config.image_size or 224
+            ) and teacher.num_classes == config.num_classes
+        if command.row.start:
+            start = get_config(command.row.start.replace(".py", ""))
+            assert start.model.name.rsplit("_", 1)[0] == config.model.name.rsplit("_", 1)[0]
+
+
+def test_cost_is_model_flops_times_images():
+    config = get_config("deit:base,distilled")
+    student, teacher = create_model("deit_base_distilled_patch16_224"), create_model("regnety_160")
+    cost = training_cost(config)
+    assert cost.images == 300 * 1251 * 1024
+    assert cost[1:] == train_flops(student, teacher, 224)
+    assert cost.exaflop == pytest.approx(cost.images * (3 * 17.657 + 15.912) * 2e9 / 1e18, rel=1e-3)
+    assert cost.hours == pytest.approx(cost.exaflop * 1e18 / (8 * 0.4 * 312e12) / 3600)
+    assert training_cost(get_config("distillation:token_labels,base")).teacher_flops == 0
+
+
+def test_tables_are_found_by_name_and_a_wrong_one_is_one_line(commands):
+    assert {command.row.where for command in recipes.select(commands, "table8")} == {"Table 8"}
+    assert {command.row.where for command in recipes.select(commands, "Figure 3")} == {"Figure 3"}
+    assert {command.file for command in recipes.select(commands, "finetune")} == {"finetune"}
+    assert recipes.select(commands, "all") == commands
+    with pytest.raises(UserError, match=r"--list=table12: give one of table1, .*figure3, .*ablation"):
+        recipes.select(commands, "table12")
+
+
+def test_the_page_is_what_the_command_writes(tmp_path):
+    page = tmp_path / "recipes.md"
+    list_recipes(output=page)
+    assert page.read_text() == (ROOT / "docs/recipes.md").read_text(), f"out of date: {PAGE_COMMAND}"
+    row = next(line for line in page.read_text().splitlines() if "`configs/ablation.py:no_mixup`" in line)
+    assert "ImageNet 78.7" in row and row.endswith("| not yet run on ImageNet |")
+
+
+def test_the_page_and_the_list_say_the_same(commands, capsys):
+    list_recipes("table8")
+    printed = capsys.readouterr().out
+    for command in recipes.select(commands, "table8"):
+        line = to_line(command)
+        assert line.command in printed and f"{line.exaflop:.3g}" in printed
+    assert "not yet run on ImageNet" in printed and "an estimate" in printed
+
+
+@pytest.mark.parametrize(("columns", "wanted", "files"), [(100, "all", CONFIGS), (200, "ablation", ["ablation"])])
+def test_a_narrow_terminal_folds_no_command(columns, wanted, files):
+    done = run("--list" if wanted == "all" else f"--list={wanted}", columns=columns)
+    assert done.returncode == 0 and not done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= columns
+    for file in files:
+        for row in CONFIGS[file].ROWS:
+            assert any(line.startswith(f"configs/{file}.py:{row.argument} ") for line in lines)
+
+
+def test_it_needs_no_other_flag_and_says_what_is_wrong(tmp_path):
+    started = time.monotonic()
+    assert "configs/ablation.py:no_mixup" in run("--list=table8", cwd=tmp_path).stdout  # the configs beside run.py
+    assert time.monotonic() - started < 60
+    done = run("--list=table11")
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: --list=table11: give one of")
+        and done.stderr.count("\n") == 1
+    )
+
+
+def run(*arguments, columns=100, cwd=ROOT):
+    environment = os.environ | {"COLUMNS": str(columns), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)

@@ -1,0 +1,78 @@
+"""The programs of the paper's configurations, made small, run."""
+
+import json
+import tempfile
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.modes.teacher import load_teacher
+from deit_jax.modes.train import train
+from deit_jax.parallel.mesh import make_mesh
+from deit_jax.training.optimizer import parameter_names
+from deit_jax.training.plan import resolve
+from deit_jax.training.program import build_program
+
+from .programs import ARGUMENTS, get_config, program_key, shrink
+
+
+def distinct(names):
+    """One argument of each program, and the arguments that share it."""
+    programs = {}
+    for name in names:
+        programs.setdefault(program_key(shrink(get_config(name))), []).append(name)
+    return {members[0]: members for members in programs.values()}
+
+
+# By the trainer itself: data, evaluation and checkpoints, too.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "finetune:384px,distilled",
+        "distillation:token_labels,base",
+        pytest.param("teacher:regnety_160,384px", marks=pytest.mark.long),
+        pytest.param("deit:vit_base", marks=pytest.mark.long),
+    ],
+)
+def test_two_steps_of_a_run(name, tmp_path):
+    results = train(shrink(get_config(name)), tmp_path)
+    assert results["step"] == 2
+    losses = [json.loads(line)["train/loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+              if "train/loss" in line]  # fmt: skip
+    assert len(losses) == 2 and np.isfinite(losses).all()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", distinct(ARGUMENTS))
+def test_two_steps_of_every_distinct_program(name):
+    config = shrink(get_config(name))
+    mesh = make_mesh(jax.devices()[:1])
+    plan = resolve(config, num_images=10_000, data_classes=10)
+    teacher = load_teacher(config, Path(tempfile.gettempdir()))  # random weights: nothing is read
+    program = build_program(config, plan, mesh, teacher)
+    state = program.init()
+    before = jax.tree.map(np.asarray, state.params)
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        batch = {
+            "image": jnp.asarray(rng.integers(0, 256, (16, 28, 28, 3), np.uint8)),
+            "label": jnp.asarray(rng.integers(0, 10, 16), jnp.int32),
+        }
+        state, metrics = program.train_step(state, None if teacher is None else teacher.variables, batch)
+        assert np.isfinite(metrics["loss"])
+    assert int(state.step) == 2
+    moved = {
+        parameter
+        for parameter, old, new in zip(
+            parameter_names(before), jax.tree.leaves(before), jax.tree.leaves(state.params), strict=True
+        )
+        if (old != np.asarray(new)).any()
+    }
+    assert any(parameter.startswith("head") for parameter in moved)
+    if config.optimizer.trainable == (".*",):
+        assert any("patch_embed" in parameter or "stem" in parameter for parameter in moved)
+    else:
+        assert all(parameter.startswith(("head/", "s4/")) for parameter in moved)
