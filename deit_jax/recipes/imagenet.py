@@ -8,6 +8,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from deit_jax.config import MUST_BE_GIVEN, default_config
+from deit_jax.data.known_sets import imagenet_extra_sets
 
 SIZES = ("tiny", "small", "base")
 EPOCHS = ("300", "500", "800", "1000")  # Figure 3
@@ -71,12 +72,8 @@ def fine_tune(config: ConfigDict, image_size: int, optimizer: str = "adamw") -> 
 
 def score_real_and_v2(config: ConfigDict) -> None:
     """Add Table 5's further evaluation sets, ImageNet ReaL and V2 (matched frequency), from TFDS."""
-    sets = {
-        "real": {"source": "tfds", "name": "imagenet2012_real", "path": "", "split": "validation"},
-        "v2": {"source": "tfds", "name": "imagenet_v2/matched-frequency", "path": "", "split": "test"},
-    }
     with config.unlocked():
-        config.evaluation.extra = ConfigDict(sets)
+        config.evaluation.extra = imagenet_extra_sets()
 
 
 def pixels(word: str) -> int:

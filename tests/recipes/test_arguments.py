@@ -56,7 +56,7 @@ def test_every_argument_traces_its_full_size_step(tracer, name):
         lambda leaf: (leaf.shape, leaf.dtype), program.abstract_state
     )
     assert metrics["loss"].shape == () and metrics["loss"].dtype == np.float32
-    assert ("distillation_loss" in metrics) == (config.distillation.kind != "none")
+    assert ("distillation_loss" in metrics) == (config.distillation.kind != "none")  # labels: of the second token
     heads = [leaf for name, leaf in zip(parameter_names(state.params), jax.tree.leaves(state.params), strict=True)
              if name.startswith("head") and name.endswith("bias")]  # fmt: skip
     assert {head.shape for head in heads} == {(program.model.num_classes,)}
