@@ -31,8 +31,9 @@ def distinct(names):
 @pytest.mark.parametrize(
     "name",
     [
-        "finetune:384px,distilled",
+        "finetune:384px,sgd",
         "distillation:token_labels,base",
+        pytest.param("finetune:384px,distilled", marks=pytest.mark.long),
         pytest.param("teacher:regnety_160,384px", marks=pytest.mark.long),
         pytest.param("deit:vit_base", marks=pytest.mark.long),
     ],
