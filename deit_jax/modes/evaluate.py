@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, default_config, recorded_config, validate
+from deit_jax.config import MUST_BE_GIVEN, ConfigError, default_config, recorded_config, validate
 from deit_jax.data.registry import open_source
 from deit_jax.errors import machine_fault
 from deit_jax.evaluation.extra import open_extra_sets, score_extra_sets
@@ -161,8 +161,10 @@ def _at_image_size(model: nn.Module, variables: Variables) -> Variables:
 
 
 def _without_teacher(config: ConfigDict) -> ConfigDict:
-    """A configuration that distils from none: a finished student needs no teacher's weights."""
+    """A configuration that distils from none: a finished student needs no teacher's weights, nor those it began with."""
     config = config.copy_and_resolve_references()
+    if config.model.weights == MUST_BE_GIVEN:
+        config.model.weights = ""
     for section in ("distillation", "teacher"):
         config[section] = default_config()[section]
     return config

@@ -7,21 +7,10 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from deit_jax.data.known_sets import KNOWN_SETS
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.models import create_model, native_image_size
 from deit_jax.models.flops import forward_flops
-from deit_jax.reporting.published import TABLE_6
-
-# By `data.name`: Table 6's training images.
-TRAIN_IMAGES = {
-    "imagenet2012": TABLE_6["ImageNet"].train_images,
-    "i_naturalist2018": TABLE_6["iNaturalist 2018"].train_images,
-    "i_naturalist2019": TABLE_6["iNaturalist 2019"].train_images,
-    "oxford_flowers102": TABLE_6["Flowers-102"].train_images,
-    "cars196": TABLE_6["Stanford Cars"].train_images,
-    "cifar100": TABLE_6["CIFAR-100"].train_images,
-    "cifar10": TABLE_6["CIFAR-10"].train_images,
-}
 
 # The hours' machine: an assumption, nothing measured.
 DEVICES, PEAK_FLOPS, UTILISATION = 8, 312e12, 0.4
@@ -47,12 +36,12 @@ class Cost(NamedTuple):
 
 
 def training_cost(config: ConfigDict) -> Cost:
-    """The cost of a configuration on one of TRAIN_IMAGES: model FLOPs (models/flops.py) of student and teacher.
+    """The cost of a configuration on one of KNOWN_SETS: model FLOPs (models/flops.py) of student and teacher.
 
     The backward pass counts as two forward passes whatever is frozen; augmentation, optimizer and evaluation do not count.
     """
     order = TrainOrder(
-        num_examples=TRAIN_IMAGES[config.data.name],
+        num_examples=KNOWN_SETS[config.data.name].train_images,
         batch_size=config.train.batch_size,
         repeats=config.data.repeats,
         group_size=config.augment.group_size,

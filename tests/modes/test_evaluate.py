@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from deit_jax.config import ConfigError
+from deit_jax.config import MUST_BE_GIVEN, ConfigError, default_config
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
 from deit_jax.modes.evaluate import evaluate
@@ -202,3 +202,10 @@ def make_weights(path, num_classes):
     model = create_model("deit_tiny_distilled_patch16_224", num_classes, 28, **STUDENT)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 28, 28, 3)))
     save_weights(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), model, path)
+
+
+def test_what_must_be_given_to_train_is_asked_for():
+    config = default_config()
+    config.model.weights = MUST_BE_GIVEN
+    with pytest.raises(ConfigError, match="nothing to evaluate: give the --workdir of a training run"):
+        evaluate(config, None)

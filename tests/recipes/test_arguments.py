@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from deit_jax.config import MUST_BE_GIVEN, ConfigError, validate
+from deit_jax.data.known_sets import KNOWN_SETS
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.modes.train import train
-from deit_jax.recipes.cost import TRAIN_IMAGES
 from deit_jax.training.optimizer import parameter_names
 
 from .programs import ARGUMENTS, CONFIGS, Tracer, get_config, quick_to_trace, without_user
@@ -45,7 +45,7 @@ def test_every_argument_is_valid_with_the_weights_that_its_command_gives(name, t
     validate(get_config(f"{name},runlocal"))
     # its own data set is large enough for its batches
     order = [config.train.batch_size, config.data.repeats, config.augment.group_size, config.augment.groups_per_block]
-    assert TrainOrder(TRAIN_IMAGES[config.data.name], *order, 0).steps_per_epoch > 0
+    assert TrainOrder(KNOWN_SETS[config.data.name].train_images, *order, 0).steps_per_epoch > 0
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
