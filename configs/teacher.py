@@ -14,8 +14,8 @@ publish their teachers' optimizer settings. Those below are of the usual kind fo
 
 How the authors' teachers saw 384 pixels is not published either. A network trained on random crops sees objects smaller when it
 is tested, and larger images mend that; what then is off are the statistics before the classifier. So only the classifier and the
-last stage's BatchNorm learn, on centre crops as in evaluation, flipped and nothing else, while all running statistics follow.
-Rate, decay and length are chosen here and not yet run.
+closing BatchNorms of the last stage learn, on centre crops as in evaluation, flipped and nothing else, and all modules run as in
+evaluation (docs/finetuning.md). Rate, decay and length are chosen here and not yet run.
 """
 
 from ml_collections import ConfigDict
@@ -63,7 +63,8 @@ def fix_resolution(config: ConfigDict) -> None:
     config.train.batch_size = 512
     config.augment.group_size = 32
     config.train.epochs = 20
-    config.optimizer.trainable = (r"^head/", r"^s4/.*/bn/")
+    config.train.train_mode = False
+    config.optimizer.trainable = (r"^head/", r"^s4/b\d+/(conv3|downsample)/bn/")
     config.optimizer.weight_decay = 1e-4
     config.schedule.base_learning_rate = 1e-3
     config.schedule.warmup_epochs = 0.0
