@@ -32,10 +32,9 @@ def mute(muted: bool) -> None:
     _muted = muted
 
 
-def _console() -> Console:
-    # A file or a pipe has no width but what COLUMNS says; rich would fold lines at 80. Asked anew each time: sys.stdout may have
-    # been redirected.
-    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+def _console(*, heed_columns: bool = False) -> Console:
+    # A file or a pipe has no width; rich would fold its lines at 80. Asked anew each time: sys.stdout may have been redirected.
+    known = sys.stdout.isatty() or (heed_columns and "COLUMNS" in os.environ)
     return Console(width=None if known else 140, highlight=False, quiet=_muted)
 
 
@@ -49,19 +48,19 @@ def announce(title: str, facts: Mapping[str, str]) -> None:
     _console().print(table)
 
 
-def show_table(table: Table) -> None:
-    """A table that has its columns and rows."""
-    _console().print(table)
+def show(what: Table | str) -> None:
+    """A table that has its columns and rows, or a paragraph: in a pipe, too, no wider than COLUMNS says."""
+    _console(heed_columns=True).print(Text(what) if isinstance(what, str) else what)
 
 
 def say(text: str) -> None:
     """A line."""
-    _console().print(Text(text))
+    _console().print(Text(text), soft_wrap=True)  # a terminal folds it, a file keeps it a line
 
 
 def warn(text: str) -> None:
     """A line that should be noticed."""
-    _console().print(Text("warning: " + text, style="yellow"))
+    _console().print(Text("warning: " + text, style="yellow"), soft_wrap=True)
 
 
 def progress(

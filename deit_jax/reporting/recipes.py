@@ -59,10 +59,10 @@ def show(lines: Iterable[Line], assumption: str) -> None:
             for extra in line.inputs:
                 command.append(f"\n  {extra}", style="dim")
             table.add_row(command, Text(line.what), Text(line.published), f"{line.exaflop:.3g}", _hours(line.hours))
-        console.show_table(table)
-        console.say("")
+        console.show(table)
+        console.show("")
     for sentence in _notes(assumption):
-        console.say(sentence)
+        console.show(sentence)
 
 
 def markdown(lines: Iterable[Line], assumption: str, command: str) -> str:

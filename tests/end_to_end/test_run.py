@@ -169,7 +169,7 @@ def test_the_papers_configuration_runs_here(tmp_path):
         (["--config=configs/quickstart.py", "--config.distillation.kind=firm"], ["'firm'", "soft", "hard"]),
         (["--config=configs/quickstart.py", "--config.train.batch_size=50"], ["batch_size", "group_size"]),
         (["--config=configs/deit.py:small,distilled"], ["config.teacher.weights"]),
-        (["--config=configs/deit.py:huge"], ["'huge'", "tiny, small or base"]),
+        (["--config=configs/deit.py:huge"], ["'huge'", "tiny | small | base"]),
         (["--config=configs/nothing.py"], ["configs/nothing.py"]),
         ([TINY, "--config.teacher.weights=/nowhere"], ["/nowhere"]),
         ([TINY, "--config.data.source=npz"], ["data.path"]),
