@@ -23,7 +23,7 @@ def read_image(image: Any, what: str = "the image") -> np.ndarray:
         image = _read_file(Path(os.path.expanduser(image)))
     elif not isinstance(image, Image.Image | np.ndarray):
         raise DataError(
-            f"{what} is a {type(image).__name__}: give a path, a PIL image or a uint8 array [height, width, 3]"
+            f"{what} is of type {type(image).__name__}: give a path, a PIL image or a uint8 array [height, width, 3]"
         )
     try:
         pixels = decode_opened(image) if isinstance(image, Image.Image) else decode(image)

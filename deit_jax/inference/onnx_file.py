@@ -24,9 +24,9 @@ def export_onnx(classifier: Classifier, path: str | Path) -> Path:
     """Write one .onnx file with weights and preprocessing; returns its path. Needs jax2onnx (pip install 'deit_jax[onnx]').
 
     Input `images`: uint8[B, size, size, 3], cropped RGB, any B; outputs `logits` and `probabilities`, float32[B, K], as of
-    `portable_answer`. What else preprocessing.json has is JSON in the file's metadata, under "preprocessing". A file of this name
-    is replaced. Raises PortableError: jax2onnx is missing, or the path has another suffix; WeightsError: the disk does not take
-    it.
+    `portable_answer`. What preprocessing.json says is JSON in the file's metadata, under "preprocessing". A file of this name is
+    replaced. Raises PortableError: jax2onnx is missing, the path has another suffix, or the model is too large; WeightsError: the
+    disk does not take it.
     """
     path = Path(os.path.expanduser(path))
     if path.suffix.lower() != ".onnx":

@@ -82,7 +82,7 @@ def _of_config(config: ConfigDict, which: str, checkpoint: str) -> Classifier:
     num_classes = num_classes or (known.num_classes if known else 1000)
     model = build_model(config, num_classes=num_classes, image_size=size, compute_dtype=compute_dtype(config))
     if weights == "pretrained":
-        model, variables = load_pretrained(name, image_size=size, dtype=model.dtype, **dict(config.model.overrides))
+        _, variables = load_pretrained(name, image_size=size, dtype=model.dtype, **dict(config.model.overrides))
     else:
         variables = load_weights(weights, model, which="ema" if config.model.variables == "ema" else None)
     return Classifier(

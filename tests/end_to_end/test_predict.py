@@ -12,7 +12,7 @@ def test_files_are_named_by_a_command(tmp_path):
     assert "2 images" in done.stdout
 
 
-def test_a_command_without_files_or_network_is_refused():
+def test_a_command_that_lacks_files_or_weights_is_refused():
     assert "no image is given" in refused("--mode=predict", TINY)
     assert "either --workdir" in refused("--mode=predict", CHINA)
     assert "unexpected argument" in refused("--mode=eval", TINY, CHINA)

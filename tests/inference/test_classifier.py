@@ -72,8 +72,8 @@ def test_a_regnet_has_one_head(regnet):
         (np.zeros((8, 8, 3), np.float32), r"^image 0: an image array is float32\[8, 8, 3\]; give uint8"),
         (np.zeros((8, 8, 4), np.uint8), r"^image 0: an image array is uint8\[8, 8, 4\]; give uint8"),
         (np.zeros((0, 8, 3), np.uint8), "^image 0 has no pixels"),
-        (7, "^image 0 is a int: give a path, a PIL image or a uint8 array"),
-        ([CHINA, None], "^image 1 is a NoneType"),
+        (7, "^image 0 is of type int: give a path, a PIL image or a uint8 array"),
+        ([CHINA, None], "^image 1 is of type NoneType"),
     ],
 )
 def test_what_is_no_image_is_refused_in_one_line(vit, image, message):
