@@ -1,10 +1,18 @@
 """DeiT in JAX/Flax: vision transformers with a distillation token."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from deit_jax.models import ModelOutput, create_model, list_models
 from deit_jax.version import __version__
 from deit_jax.weights import Preprocessing, WeightsError, list_pretrained, load_pretrained, load_weights, save_weights
 
+if TYPE_CHECKING:
+    from deit_jax.inference.classifier import Classifier
+
 __all__ = [
+    "Classifier",
     "ModelOutput",
     "Preprocessing",
     "WeightsError",
@@ -16,3 +24,16 @@ __all__ = [
     "load_weights",
     "save_weights",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`Classifier` on first use: it brings training's modules, which take long to import."""
+    if name == "Classifier":
+        from deit_jax.inference.classifier import Classifier
+
+        return Classifier
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

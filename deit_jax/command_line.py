@@ -24,12 +24,13 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval", "export", "preview", "compile", "analyze", "throughput", "models", "figures"],
+    ["train", "eval", "export", "preview", "compile", "analyze", "predict", "throughput", "models", "figures"],
     "train: start, or resume what --workdir holds. eval: score its --checkpoint, or without one config.model.weights. export: "
     "write its --checkpoint to --output for another framework. preview: picture the first training images after each stage of "
     "the recipe. compile: compile the train step for the devices of --topology, which need not be here, and tell its memory, "
     "collectives and least time. "
-    "analyze: compare the network of --workdir, its teacher and --compare, and look into its tokens and attention. throughput: "
+    "analyze: compare the network of --workdir, its teacher and --compare, and look into its tokens and attention. predict: name "
+    "the classes of image files, given without a flag, by --workdir or config.model.weights. throughput: "
     "images/s of inference and training here, with random weights. models: parameters and multiply-adds of every model. "
     "figures: the paper's Figure 1 or 3, with the finished runs of --results.",
 )
@@ -37,23 +38,25 @@ _OUTPUT = flags.DEFINE_string(
     "output",
     None,
     "preview: the picture to write. export: a folder (weights, and the files from which timm or transformers build the "
-    "model), or a .safetensors or .pth file for the tensors alone. compile: a JSON file of the figures, else printed last. "
+    "model; layout=jax: program and preprocessing), or a .safetensors or .pth file for the tensors alone, or of layout=onnx an "
+    ".onnx file. predict: a .json or .csv file. compile: a JSON file of the figures, else printed last. "
     "eval: a JSON file, else WORKDIR/evaluation.json. analyze: a folder, else WORKDIR/analysis. throughput, models: a "
     "JSON file. figures: the picture. Replaced if it is there.",
 )
 _LAYOUT = flags.DEFINE_enum(
     "layout",
     "timm",
-    ["timm", "hf", "mmpretrain"],
-    "export: whose names the tensors get. hf is Hugging Face transformers.",
+    ["timm", "hf", "mmpretrain", "jax", "onnx"],
+    "export: whose names the tensors get. hf is Hugging Face transformers. jax, onnx: a program with its weights instead, which "
+    "runs without this package.",
 )
 _WEIGHTS = flags.DEFINE_enum(
-    "weights", "raw", ["raw", "ema"], "export, analyze, figures: the trained weights or their moving average."
+    "weights", "raw", ["raw", "ema"], "export, analyze, predict, figures: the trained weights or their moving average."
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     "newest",
-    "eval, export: newest, best (the one with the highest top-1 that is kept) or a step's number.",
+    "eval, export, predict: newest, best (the one with the highest top-1 that is kept) or a step's number.",
 )
 _TOPOLOGY = flags.DEFINE_string(
     "topology", None, "compile: the devices, e.g. v5e-8, v4-64, v6e-8 or h100-8 (a wrong name lists all)."
@@ -105,6 +108,7 @@ def parse(argv: Sequence[str]) -> list[str]:
     ]  # its value may be left out
     _refuse_missing_files(argv)
     _refuse_unknown_config_keys(argv)
+    flags.FLAGS.set_gnu_getopt(True)  # files and flags in any order
     try:
         return flags.FLAGS(list(argv))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -161,6 +165,7 @@ _NEEDS = {
     "preview": ("config", "output"),
     "compile": ("config", "topology"),
     "analyze": ("workdir",),  # whose own configuration holds where --config is not given
+    "predict": (),  # the workdir, or a config whose model.weights are given
     "throughput": ("config",),
     "models": (),
     "figures": ("figure", "output"),
@@ -176,7 +181,7 @@ _MISSING = {
 
 def run(argv: Sequence[str]) -> None:
     """What happens after the flags are parsed."""
-    if len(argv) > 1:
+    if len(argv) > 1 and (_MODE.value != "predict" or _LIST.value is not None):
         raise UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
     if _LIST.value is not None:
         from deit_jax.modes.recipes import list_recipes
@@ -187,6 +192,8 @@ def run(argv: Sequence[str]) -> None:
     for flag in _NEEDS[mode]:
         if not flags.FLAGS[flag].value:
             raise UsageError(_MISSING[flag])
+    if mode == "predict":
+        _check_predict(argv[1:])
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
     # What takes long to import is imported late, so that --help and mistakes in flags answer at once.
     from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here
@@ -194,7 +201,7 @@ def run(argv: Sequence[str]) -> None:
     look_for_nothing_that_is_not_here()
     if _CONFIG.value is not None and mode != "compile":  # which touches no device
         _prepare_process(_CONFIG.value)
-    elif mode == "analyze":
+    elif mode in ("analyze", "predict"):
         _prepare_process(default_config())
     config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
@@ -228,6 +235,13 @@ def run(argv: Sequence[str]) -> None:
                 workdir, config=config, others=_COMPARE.value, which=_WEIGHTS.value, image_files=_IMAGES.value,
                 image_size=_IMAGE_SIZE.value, output=output,
             )  # fmt: skip
+        case "predict":
+            from deit_jax.modes.predict import predict
+
+            predict(
+                argv[1:], workdir=workdir if _WORKDIR.value else None, config=config, which=_WEIGHTS.value,
+                checkpoint=_CHECKPOINT.value, output=output,
+            )  # fmt: skip
         case "throughput":
             from deit_jax.modes.throughput import throughput
 
@@ -241,6 +255,13 @@ def run(argv: Sequence[str]) -> None:
             from deit_jax.modes.figures import draw
 
             draw(_FIGURE.value, output, workdirs=[Path(name) for name in _RESULTS.value], which=_WEIGHTS.value)
+
+
+def _check_predict(files: Sequence[str]) -> None:
+    if not files:
+        raise UsageError("no image is given: run.py --mode=predict --workdir=WORKDIR images/*.jpg")
+    if (_WORKDIR.value is None) == (_CONFIG.value is None):
+        raise UsageError("predict takes either --workdir, of a training run, or --config with --config.model.weights")
 
 
 def _prepare_process(config: ConfigDict) -> None:

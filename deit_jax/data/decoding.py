@@ -64,14 +64,19 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
             except ValueError:
                 pass  # perhaps a harmless irregularity that simplejpeg is strict about: Pillow decides
         with Image.open(io.BytesIO(image)) as opened:
-            if opened.mode.startswith("I"):  # Pillow's own conversion would clip 16-bit values to 255
-                grey = np.clip(np.asarray(opened), 0, 65535).astype(np.uint32)
-                return _as_rgb(((grey + 128) // 257).astype(np.uint8))
-            return np.asarray(opened.convert("RGB"))
+            return decode_opened(opened)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more for damaged files
         raise DataError(
             f"an image of {len(image)} bytes cannot be decoded ({_reason(image, error)}); replace or remove the image"
         ) from error
+
+
+def decode_opened(image: Image.Image) -> np.ndarray:
+    """As `decode`, of an image that Pillow has opened: uint8 `[H, W, 3]`. Raises what Pillow does for a damaged file."""
+    if image.mode.startswith("I"):  # Pillow's own conversion would clip 16-bit values to 255
+        grey = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        return _as_rgb(((grey + 128) // 257).astype(np.uint8))
+    return np.asarray(image.convert("RGB"))
 
 
 def _reason(image: bytes, error: Exception) -> str:

@@ -1,24 +1,32 @@
-"""--mode=export: a checkpoint of a workdir, the newest if no other is asked for, as a file that other frameworks open."""
+"""--mode=export: a checkpoint of a workdir, the newest if no other is asked for, as files that others open."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from deit_jax.config import recorded_config
+from deit_jax.config import ConfigError, recorded_config
 from deit_jax.data.decoding import evaluation_crop
+from deit_jax.inference.classifier import Classifier
+from deit_jax.inference.onnx_file import export_onnx
+from deit_jax.inference.portable import export_jax
 from deit_jax.reporting import console
 from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
 from deit_jax.weights import Preprocessing, save_weights
 
+PROGRAMS = ("jax", "onnx")
+
 
 def export(workdir: Path, output: Path, *, layout: str, which: str, checkpoint: str = "newest") -> Path:
     """Write the "raw" or "ema" weights of a training run to `output` (see `save_weights`); returns the path of the weights file.
 
     checkpoint: "newest", "best" or a step's number. Model, image size, preprocessing and class names are those of the run. Raises
-    ConfigError, CheckpointError or WeightsError, each with one clear line.
+    ConfigError, CheckpointError or WeightsError, each with one clear line. layout: "jax" and "onnx" are programs that hold their
+    weights and need no such model elsewhere (see inference/), the others tensors by another framework's names.
     """
+    if layout in PROGRAMS:
+        return _export_program(workdir, output, layout=layout, which=which, checkpoint=checkpoint)
     record = read_config(workdir)
     trained, resolved = recorded_config(record), record["resolved"]
     model = build_recorded_model(record)
@@ -38,4 +46,13 @@ def export(workdir: Path, output: Path, *, layout: str, which: str, checkpoint: 
             "the model fuses its heads by softmax, the layout's framework will by logits: read the two heads there"
         )
     console.say(f"{which} weights of {trained.model.name} after step {step:,}, {layout} layout: {path}")
+    return path
+
+
+def _export_program(workdir: Path, output: Path, *, layout: str, which: str, checkpoint: str) -> Path:
+    if (output / "checkpoints").exists():
+        raise ConfigError(f"{output} is the --workdir of a training run: give another folder")
+    classifier = Classifier.from_workdir(workdir, which, checkpoint)
+    path = (export_jax if layout == "jax" else export_onnx)(classifier, output)
+    console.say(f"{classifier.description}, {layout} program: {path}")
     return path

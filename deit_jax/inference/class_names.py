@@ -1,0 +1,54 @@
+"""Names of classes that a person understands."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+# Files of TFDS, a dependency of this package: the 1,000 names, and the WordNet numbers in the same order.
+_NAMES, _NUMBERS = "datasets/siscore/labels.py", "datasets/imagenet2012/labels.txt"
+_IMAGENET_CLASSES = 1000
+
+
+@functools.cache
+def imagenet_class_names() -> tuple[str, ...] | None:
+    """The names of ImageNet's 1,000 classes in their order; None where the installed TFDS does not have them."""
+    folder = _tfds_folder()
+    try:
+        # The file holds dictionaries and a list; TFDS itself, which takes long to import, is not imported for it.
+        spec = importlib.util.spec_from_file_location("imagenet_labels", folder / _NAMES) if folder else None
+        if spec is None or spec.loader is None:
+            return None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        names = tuple(str(name) for name in module.IMAGENET_LABELS_LIST)
+    except (OSError, AttributeError):
+        return None
+    return names if len(names) == _IMAGENET_CLASSES else None
+
+
+def readable(class_names: Sequence[str]) -> tuple[str, ...]:
+    """The names, ImageNet's WordNet numbers ("n02123045") replaced by its names ("tabby, tabby cat") where all are such."""
+    known = _names_by_number()
+    if class_names and all(name in known for name in class_names):
+        return tuple(known[name] for name in class_names)
+    return tuple(class_names)
+
+
+@functools.cache
+def _names_by_number() -> dict[str, str]:
+    names, folder = imagenet_class_names(), _tfds_folder()
+    if names is None or folder is None:
+        return {}
+    try:
+        numbers = (folder / _NUMBERS).read_text().split()
+    except OSError:
+        return {}
+    return dict(zip(numbers, names, strict=True)) if len(numbers) == len(names) else {}
+
+
+def _tfds_folder() -> Path | None:
+    spec = importlib.util.find_spec("tensorflow_datasets")
+    return Path(spec.origin).parent if spec and spec.origin else None

@@ -1,0 +1,235 @@
+"""From images to class names: the public `Classifier`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from PIL import Image
+
+from deit_jax.augment.recipe import prepare_for_evaluation
+from deit_jax.config import recorded_config
+from deit_jax.data.decoding import CenterCrop, Squash, evaluation_crop
+from deit_jax.data.given_images import read_image
+from deit_jax.errors import UserError
+from deit_jax.evaluation.accuracy import heads
+from deit_jax.inference.class_names import imagenet_class_names, readable
+from deit_jax.models import create_model, native_image_size
+from deit_jax.training.checkpointing import load_variables
+from deit_jax.training.program import build_recorded_model
+from deit_jax.training.record import read_config
+from deit_jax.weights import load_pretrained, load_weights
+from deit_jax.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+
+
+class Prediction(NamedTuple):
+    """One class of an image's answer."""
+
+    label: str  # the class's name; its number where it has none
+    index: int  # the class's number, from 0
+    probability: float  # in [0, 1]
+
+
+class PredictionError(UserError):
+    """A question that the classifier cannot answer. The message is one line."""
+
+
+class Classifier:
+    """Images in, class names and probabilities out: reads, crops, normalises and batches as the model's evaluation does.
+
+        classifier = deit_jax.Classifier.from_workdir("runs/flowers")
+        classifier("rose.jpg")                          # [Prediction(label="rose", index=3, probability=0.97), ...]
+        classifier(["rose.jpg", pil_image, array])      # a list of such lists
+        classifier.probabilities("rose.jpg")            # float32[1, K]
+
+    An image is a path, a PIL image, or a uint8 array [H, W, 3] of RGB; a tuple, list or other iterable of such is many, and so
+    is a uint8 array [N, H, W, 3]. Images may differ in size. Computes on JAX's default device; batches are padded to
+    `batch_size`, so that one program is compiled for any number of images.
+
+    Attributes: model, variables, crop (of data/decoding.py), mean, std, class_names (None: classes are called by number),
+    description (name and origin of the weights), batch_size, heads (the names that `head` takes).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        variables: Any,
+        *,
+        crop: CenterCrop | Squash,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        class_names: Sequence[str] | None = None,
+        description: str = "",
+        batch_size: int = 8,
+    ) -> None:
+        """`from_workdir`, `from_pretrained` and `from_weights` know the arguments themselves.
+
+        Raises PredictionError for more names than classes, or a batch of less than one image.
+        """
+        if batch_size < 1:
+            raise PredictionError(f"batch_size={batch_size}: give 1 or more images")
+        if class_names is not None and len(class_names) > model.num_classes:
+            raise PredictionError(f"{len(class_names)} class names for a model of {model.num_classes} classes")
+        self.model = model
+        self.variables = jax.device_put(variables)
+        self.crop = crop
+        self.mean = tuple(float(value) for value in mean)
+        self.std = tuple(float(value) for value in std)
+        self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
+        self.description = description
+        self.batch_size = batch_size
+        distilled = getattr(model, "distilled", False)
+        self.heads = ("class", "distillation", "fused_logits", "fused_softmax") if distilled else ("class",)
+
+        @jax.jit
+        def answer(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+            output = model.apply(variables, prepare_for_evaluation(images, self.mean, self.std), train=False)
+            return {name: jax.nn.softmax(logits) for name, logits in heads(output).items()}
+
+        self._answer = answer
+
+    @classmethod
+    def from_workdir(
+        cls, workdir: str | Path, variables: str = "raw", checkpoint: str | int = "newest", *, batch_size: int = 8
+    ) -> Classifier:
+        """The network of a training run, with the run's own crop, normalisation, fusion of heads and class names.
+
+        variables: "raw" or "ema", their moving average. checkpoint: "newest", "best" or a step. Raises ConfigError if this is no
+        workdir, CheckpointError if it holds no such weights.
+        """
+        workdir = Path(os.path.expanduser(workdir))
+        record = read_config(workdir)
+        config, resolved = recorded_config(record), record["resolved"]
+        model = build_recorded_model(record)
+        weights, step = load_variables(workdir, variables, str(checkpoint))
+        return cls(
+            model,
+            weights,
+            crop=evaluation_crop(config.evaluation, resolved["image_size"]),
+            mean=config.augment.mean,
+            std=config.augment.std,
+            class_names=readable(resolved["class_names"]) if resolved.get("class_names") else None,
+            description=f"{config.model.name}, {variables} weights of {workdir} after step {step:,}",
+            batch_size=batch_size,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        image_size: int | None = None,
+        crop_ratio: float = 0.875,
+        batch_size: int = 8,
+        **overrides: Any,
+    ) -> Classifier:
+        """A model and its published ImageNet weights, by the names of `deit_jax.list_pretrained()`; needs huggingface_hub.
+
+        image_size: pixels; None is the model's own. crop_ratio: the released code's by default. **overrides: as of
+        `create_model`. Raises as `load_pretrained`.
+        """
+        model, variables = load_pretrained(name, image_size=image_size, **overrides)
+        return cls(
+            model,
+            variables,
+            crop=CenterCrop(image_size or native_image_size(name), crop_ratio),
+            class_names=imagenet_class_names(),
+            description=f"{name}, published weights",
+            batch_size=batch_size,
+        )
+
+    @classmethod
+    def from_weights(
+        cls,
+        path: str | Path,
+        name: str,
+        *,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
+        image_size: int | None = None,
+        crop_ratio: float = 0.875,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        batch_size: int = 8,
+        **overrides: Any,
+    ) -> Classifier:
+        """Weights of a file that `deit_jax.load_weights` reads, of the model `name`.
+
+        num_classes: None is the number of names, without names 1,000. **overrides: as of `create_model`. Raises WeightsError if
+        the file cannot be read or does not fit, ValueError for an unknown model.
+        """
+        num_classes = num_classes or (1000 if class_names is None else len(class_names))
+        model = create_model(name, num_classes, image_size, **overrides)
+        return cls(
+            model,
+            load_weights(path, model),
+            crop=CenterCrop(image_size or native_image_size(name), crop_ratio),
+            mean=mean,
+            std=std,
+            class_names=class_names,
+            description=f"{name}, weights of {path}",
+            batch_size=batch_size,
+        )
+
+    def __call__(
+        self, images: ImageLike | Iterable[ImageLike], top_k: int = 5, *, head: str | None = None
+    ) -> list[Prediction] | list[list[Prediction]]:
+        """The `top_k` most probable classes, best first: a list for one image, a list of lists for many.
+
+        head: as of `probabilities`. Raises DataError for what is no image, PredictionError for an unknown head or top_k below 1.
+        """
+        if top_k < 1:
+            raise PredictionError(f"top_k={top_k}: give 1 or more classes")
+        answers = [self._best(row, top_k) for row in self.probabilities(images, head=head)]
+        return answers[0] if _is_one(images) else answers
+
+    def probabilities(self, images: ImageLike | Iterable[ImageLike], *, head: str | None = None) -> np.ndarray:
+        """float32[N, K], the probabilities of all classes.
+
+        head: whose; None is the model's own answer (of a distilled model its heads fused as `model.fusion` says), else one of
+        `self.heads`: "class", "distillation", "fused_logits" (mean of the logits) and "fused_softmax". Raises as `__call__`.
+        """
+        own = f"fused_{self.model.fusion}" if len(self.heads) > 1 else "class"
+        if head is not None and head not in self.heads:
+            raise PredictionError(f"head={head!r} is none of this model's: {', '.join(self.heads)}")
+        found = [
+            np.asarray(self._answer(self.variables, batch)[head or own])[:count]
+            for batch, count in self._batches([images] if _is_one(images) else images)
+        ]
+        return np.concatenate(found) if found else np.zeros((0, self.model.num_classes), np.float32)
+
+    def prepare(self, image: ImageLike) -> np.ndarray:
+        """The pixels that the model is given before they are normalised, uint8[size, size, 3]. Raises DataError."""
+        return self.crop(read_image(image))
+
+    def label(self, index: int) -> str:
+        """The name of class `index`; its number where it has none."""
+        return self.class_names[index] if self.class_names and index < len(self.class_names) else str(index)
+
+    def _best(self, probabilities: np.ndarray, top_k: int) -> list[Prediction]:
+        order = np.argsort(-probabilities, kind="stable")[:top_k]  # of equals the lower number first, as argmax
+        return [Prediction(self.label(int(index)), int(index), float(probabilities[index])) for index in order]
+
+    def _batches(self, images: Iterable[ImageLike]) -> Iterator[tuple[np.ndarray, int]]:
+        """(uint8[batch_size, size, size, 3], how many of them are images), the rest being black."""
+        named = ((image, f"image {i}") for i, image in enumerate(images))
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            while group := list(itertools.islice(named, self.batch_size)):
+                batch = np.zeros((self.batch_size, self.crop.size, self.crop.size, 3), np.uint8)
+                batch[: len(group)] = list(threads.map(lambda entry: self.crop(read_image(*entry)), group))
+                yield batch, len(group)
+
+
+def _is_one(images: Any) -> bool:
+    if isinstance(images, np.ndarray):
+        return images.ndim != 4
+    return isinstance(images, str | bytes | os.PathLike | Image.Image) or not isinstance(images, Iterable)

@@ -1,0 +1,18 @@
+from tests.end_to_end.commands import TINY, refused, succeed
+from tests.inference.conftest import CHINA, FLOWER
+from tests.modes.workdirs import untrained
+from tests.tiny import tiny_config
+
+
+def test_files_are_named_by_a_command(tmp_path):
+    untrained(tmp_path / "run", tiny_config())
+    # Flags may stand after the files, as shells' patterns invite.
+    done = succeed("--mode=predict", CHINA, FLOWER, f"--workdir={tmp_path / 'run'}")
+    assert "crops_china.jpg" in done.stdout and "crops_flower.jpg" in done.stdout
+    assert "2 images" in done.stdout
+
+
+def test_a_command_that_lacks_files_or_weights_is_refused():
+    assert "no image is given" in refused("--mode=predict", TINY)
+    assert "either --workdir" in refused("--mode=predict", CHINA)
+    assert "unexpected argument" in refused("--mode=eval", TINY, CHINA)

@@ -1,0 +1,111 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_jax import Classifier, create_model, save_weights
+from deit_jax.data.decoding import center_crop_resize
+from deit_jax.data.sources import DataError
+from deit_jax.inference.class_names import imagenet_class_names, readable
+from deit_jax.inference.classifier import PredictionError
+from deit_jax.weights import hub
+from tests.inference.conftest import CHINA, FLOWER
+
+MEAN, STD = np.array((0.485, 0.456, 0.406), np.float32), np.array((0.229, 0.224, 0.225), np.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(vit):
+    """The output of the model for the two photographs, its images made ready step by step."""
+    crops = [center_crop_resize(np.asarray(Image.open(path)), 28, 0.875) for path in (CHINA, FLOWER)]
+    return vit.model.apply(vit.variables, jnp.asarray((np.stack(crops) / np.float32(255) - MEAN) / STD), train=False)
+
+
+def test_the_answer_is_the_models_for_images_of_any_kind(vit, expected):
+    opened, array = Image.open(CHINA), np.asarray(Image.open(FLOWER))
+    mixed = vit.probabilities([str(CHINA), array, opened, FLOWER])
+    wanted = np.asarray(jax.nn.softmax(expected.logits))
+    np.testing.assert_allclose(mixed, wanted[[0, 1, 0, 1]], atol=1e-6)
+    assert vit.label(9) == "Ankle boot"  # the run's own names
+    best = vit(opened)
+    assert [one.index for one in best] == np.argsort(-wanted[0])[:5].tolist()
+    assert best[0].label == vit.label(best[0].index)
+    assert best[0].probability == pytest.approx(wanted[0].max(), abs=1e-6)
+
+
+def test_one_image_is_answered_by_a_list_many_by_a_list_of_lists(vit):
+    array = np.asarray(Image.open(FLOWER))
+    one = vit(array, top_k=2)
+    assert len(one) == 2 and one == vit([array], top_k=2)[0] == vit(np.stack([array, array]), top_k=2)[1]
+    assert vit([]) == [] and vit.probabilities([]).shape == (0, 10)
+    assert len(vit(CHINA, top_k=99)) == 10  # there are no more
+
+
+def test_every_head_can_be_asked(vit, expected):
+    pair = [jax.nn.softmax(logits) for logits in (expected.class_logits, expected.distillation_logits)]
+    wanted = {"class": pair[0], "distillation": pair[1], "fused_softmax": (pair[0] + pair[1]) / 2}
+    for head, probabilities in wanted.items():
+        np.testing.assert_allclose(vit.probabilities([CHINA, FLOWER], head=head), probabilities, atol=1e-6)
+    assert np.abs(pair[0] - pair[1]).max() > 1e-3
+    with pytest.raises(PredictionError, match="head='teacher' is none of this model's: class, distillation"):
+        vit(CHINA, head="teacher")
+
+
+def test_one_program_serves_any_number_of_images(vit):
+    for count in (1, 3, 7):
+        assert len(vit([CHINA] * count)) == count
+    assert vit._answer._cache_size() == 1
+
+
+def test_a_regnet_has_one_head(regnet):
+    assert regnet.heads == ("class",)
+    assert regnet.probabilities(iter([CHINA, FLOWER])).sum(axis=-1) == pytest.approx([1, 1])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("gone.jpg", r"^gone\.jpg: there is no such file$"),
+        ("tests", "^tests is a folder: name the images in it$"),
+        ("Makefile", r"^Makefile: an image of .* \(no image format that Pillow knows\)"),
+        (np.zeros((8, 8, 3), np.float32), r"^image 0: an image array is float32\[8, 8, 3\]; give uint8"),
+        (np.zeros((8, 8, 4), np.uint8), r"^image 0: an image array is uint8\[8, 8, 4\]; give uint8"),
+        (np.zeros((0, 8, 3), np.uint8), "^image 0 has no pixels"),
+        (7, "^image 0 is of type int: give a path, a PIL image or a uint8 array"),
+        ([CHINA, None], "^image 1 is of type NoneType"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(vit, image, message):
+    with pytest.raises(DataError, match=message) as caught:
+        vit(image)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_a_file_answer_like_the_run_they_come_from(vit, tmp_path):
+    path = save_weights(vit.variables, vit.model, tmp_path / "weights.safetensors")
+    names = [f"class {i}" for i in range(10)]
+    fields = dict(patch_size=14, embed_dim=16, depth=2, num_heads=2, fusion="softmax")
+    found = Classifier.from_weights(path, "deit_tiny_distilled_patch16_224", class_names=names, image_size=28, **fields)
+    np.testing.assert_allclose(found.probabilities(CHINA), vit.probabilities(CHINA), atol=1e-6)
+    assert found(CHINA)[0].label == f"class {vit(CHINA)[0].index}"
+    with pytest.raises(PredictionError, match="11 class names for a model of 10"):
+        Classifier(vit.model, vit.variables, crop=vit.crop, class_names=range(11))
+
+
+def test_a_pretrained_model_names_imagenets_classes(monkeypatch, tmp_path):
+    name, fields = "deit_tiny_patch16_224", dict(depth=1, embed_dim=24)
+    model = create_model(name, image_size=32, **fields)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    path = save_weights(variables, model, tmp_path / "model.safetensors")
+    monkeypatch.setattr(hub, "fetch_pretrained", lambda *_, **__: path)  # tests/weights/test_hub.py fetches
+    classifier = Classifier.from_pretrained(name, image_size=32, **fields)
+    [best] = classifier(CHINA, top_k=1)
+    assert best.label == imagenet_class_names()[best.index]
+    assert (classifier.crop.size, classifier.crop.crop_ratio) == (32, 0.875)
+
+
+def test_wordnets_numbers_are_named():
+    assert readable(["n02123045", "n01440764"]) == ("tabby, tabby cat", "tench, Tinca tinca")
+    assert readable(["n02123045", "my cat"]) == ("n02123045", "my cat")
+    assert imagenet_class_names()[281] == "tabby, tabby cat" and len(set(imagenet_class_names())) == 1000
