@@ -24,14 +24,14 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval", "export", "preview", "compile", "analyze", "throughput", "models", "figures"],
+    ["train", "eval", "export", "preview", "compile", "analyze", "throughput", "models", "figures", "report"],
     "train: start, or resume what --workdir holds. eval: score its --checkpoint, or without one config.model.weights. export: "
     "write its --checkpoint to --output for another framework. preview: picture the first training images after each stage of "
     "the recipe. compile: compile the train step for the devices of --topology, which need not be here, and tell its memory, "
     "collectives and least time. "
     "analyze: compare the network of --workdir, its teacher and --compare, and look into its tokens and attention. throughput: "
     "images/s of inference and training here, with random weights. models: parameters and multiply-adds of every model. "
-    "figures: the paper's Figure 1 or 3, with the finished runs of --results.",
+    "figures: the paper's Figure 1 or 3, with the finished runs of --results. report: write report.html of --workdir anew.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output",
@@ -39,7 +39,7 @@ _OUTPUT = flags.DEFINE_string(
     "preview: the picture to write. export: a folder (weights, and the files from which timm or transformers build the "
     "model), or a .safetensors or .pth file for the tensors alone. compile: a JSON file of the figures, else printed last. "
     "eval: a JSON file, else WORKDIR/evaluation.json. analyze: a folder, else WORKDIR/analysis. throughput, models: a "
-    "JSON file. figures: the picture. Replaced if it is there.",
+    "JSON file. figures: the picture. report: the page, else WORKDIR/report.html. Replaced if it is there.",
 )
 _LAYOUT = flags.DEFINE_enum(
     "layout",
@@ -48,7 +48,7 @@ _LAYOUT = flags.DEFINE_enum(
     "export: whose names the tensors get. hf is Hugging Face transformers.",
 )
 _WEIGHTS = flags.DEFINE_enum(
-    "weights", "raw", ["raw", "ema"], "export, analyze, figures: the trained weights or their moving average."
+    "weights", "raw", ["raw", "ema"], "export, analyze, figures, report: the trained weights or their moving average."
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -164,6 +164,7 @@ _NEEDS = {
     "throughput": ("config",),
     "models": (),
     "figures": ("figure", "output"),
+    "report": ("workdir",),  # as analyze
 }
 _MISSING = {
     "config": "--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)",
@@ -194,7 +195,7 @@ def run(argv: Sequence[str]) -> None:
     look_for_nothing_that_is_not_here()
     if _CONFIG.value is not None and mode != "compile":  # which touches no device
         _prepare_process(_CONFIG.value)
-    elif mode == "analyze":
+    elif mode in ("analyze", "report"):
         _prepare_process(default_config())
     config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
@@ -241,6 +242,11 @@ def run(argv: Sequence[str]) -> None:
             from deit_jax.modes.figures import draw
 
             draw(_FIGURE.value, output, workdirs=[Path(name) for name in _RESULTS.value], which=_WEIGHTS.value)
+
+        case "report":
+            from deit_jax.modes.report import report
+
+            report(workdir, config=config, which=_WEIGHTS.value, output=output)
 
 
 def _prepare_process(config: ConfigDict) -> None:
