@@ -37,7 +37,7 @@ class Series:
 
 
 def line_chart(title: str, series: Sequence[Series], *, x_end: float, x_label: str, y_label: str) -> str:
-    """A <figure> with the curves from x = 0 to `x_end`, a legend and a text alternative; "" if there is nothing finite to draw."""
+    """A <figure> with the curves from x = 0 to `x_end`, a legend and a text alternative; "" if nothing finite is there."""
     drawn = [(line, line.points()) for line in series]
     drawn = [(line, points) for line, points in drawn if len(points)]
     if all(line.level for line, _ in drawn):
