@@ -104,13 +104,17 @@ def configuration(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sec
         return usual.get(name, missing)
 
     changed = [(name, value, default_of(name)) for name, value in flat.items() if value != default_of(name)]
-    rows = [(name, _text(value), "" if usual is missing else _text(usual)) for name, value, usual in changed]
-    content = html.table(
-        ("field", "value", "default"),
-        rows,
-        caption=f"What differs from the defaults, {len(rows)} fields",
-        kind="fields",
-    )
+    rows = [(name, _text(value), "" if default is missing else _text(default)) for name, value, default in changed]
+    own = [row for row in rows if not row[0].startswith("teacher.recipe.")]
+    teachers = [row for row in rows if row[0].startswith("teacher.recipe.")]
+    columns = ("field", "value", "default")
+    caption = f"What differs from the defaults, {len(own)} fields"
+    content = html.table(columns, own, caption=caption, kind="fields")
+    if teachers:
+        content += html.details(
+            f"{len(teachers)} fields of the teacher's own recipe",
+            html.table(columns, teachers, caption="What differs from the defaults", kind="fields"),
+        )
     every = [(name, _text(value)) for name, value in flat.items()]
     content += html.details(
         f"All {len(every)} fields", html.table(("field", "value"), every, caption="Configuration", kind="fields")

@@ -17,18 +17,19 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 SECTIONS = [
     "results", "curves", "configuration", "training-images", "confusion", "predictions", "attention", "throughput", "environment",
 ]  # fmt: skip
-NAMES = ("<script>alert('cat')</script>", 'a "dog" & more', "plain")
+# Ten, so that the programs are those of other tests.
+NAMES = ("<script>alert('cat')</script>", 'a "dog" & more', *(f"class {k}" for k in range(8)))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Three classes of random images, with names that a page must escape: an .npz file."""
+    """Random images, with names that a page must escape: an .npz file."""
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("data") / "set.npz"
     np.savez(
         path, class_names=np.array(NAMES),
         **{f"{part}_images": rng.integers(0, 255, (n, 28, 28, 3), np.uint8) for part, n in (("train", 64), ("test", 45))},
-        **{f"{part}_labels": rng.integers(0, 3, n) for part, n in (("train", 64), ("test", 45))},
+        **{f"{part}_labels": rng.integers(0, 10, n) for part, n in (("train", 64), ("test", 45))},
     )  # fmt: skip
     return path
 
@@ -70,7 +71,7 @@ def test_the_confusion_matrix_agrees_with_the_results(finished):
     counts = [
         int(c) for c in re.findall(r'<td class="[a-z ]*" style="[^"]*">(\d+)<', (finished / "report.html").read_text())
     ]
-    matrix = np.array(counts).reshape(3, 3)
+    matrix = np.array(counts).reshape(10, 10)
     results = json.loads((finished / "results.json").read_text())
     assert matrix.sum() == 45
     assert 100 * np.trace(matrix) / 45 == pytest.approx(results["scores"]["raw"]["fused_logits"]["top1"], abs=1e-3)
