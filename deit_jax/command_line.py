@@ -24,7 +24,19 @@ _WORKDIR = flags.DEFINE_string(
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "eval", "export", "preview", "compile", "analyze", "predict", "throughput", "models", "figures"],
+    [
+        "train",
+        "eval",
+        "export",
+        "preview",
+        "compile",
+        "analyze",
+        "predict",
+        "throughput",
+        "models",
+        "figures",
+        "report",
+    ],
     "train: start, or resume what --workdir holds. eval: score its --checkpoint, or without one config.model.weights. export: "
     "write its --checkpoint to --output for another framework. preview: picture the first training images after each stage of "
     "the recipe. compile: compile the train step for the devices of --topology, which need not be here, and tell its memory, "
@@ -32,7 +44,7 @@ _MODE = flags.DEFINE_enum(
     "analyze: compare the network of --workdir, its teacher and --compare, and look into its tokens and attention. predict: name "
     "the classes of image files, given without a flag, by --workdir or config.model.weights. throughput: "
     "images/s of inference and training here, with random weights. models: parameters and multiply-adds of every model. "
-    "figures: the paper's Figure 1 or 3, with the finished runs of --results.",
+    "figures: the paper's Figure 1 or 3, with the finished runs of --results. report: write report.html of --workdir anew.",
 )
 _OUTPUT = flags.DEFINE_string(
     "output",
@@ -41,7 +53,7 @@ _OUTPUT = flags.DEFINE_string(
     "model; layout=jax: program and preprocessing), or a .safetensors or .pth file for the tensors alone, or of layout=onnx an "
     ".onnx file. predict: a .json or .csv file. compile: a JSON file of the figures, else printed last. "
     "eval: a JSON file, else WORKDIR/evaluation.json. analyze: a folder, else WORKDIR/analysis. throughput, models: a "
-    "JSON file. figures: the picture. Replaced if it is there.",
+    "JSON file. figures: the picture. report: the page, else WORKDIR/report.html. Replaced if it is there.",
 )
 _LAYOUT = flags.DEFINE_enum(
     "layout",
@@ -51,7 +63,10 @@ _LAYOUT = flags.DEFINE_enum(
     "runs without this package.",
 )
 _WEIGHTS = flags.DEFINE_enum(
-    "weights", "raw", ["raw", "ema"], "export, analyze, predict, figures: the trained weights or their moving average."
+    "weights",
+    "raw",
+    ["raw", "ema"],
+    "export, analyze, predict, figures, report: the trained weights or their moving average.",
 )
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -169,6 +184,7 @@ _NEEDS = {
     "throughput": ("config",),
     "models": (),
     "figures": ("figure", "output"),
+    "report": ("workdir",),  # as analyze
 }
 _MISSING = {
     "config": "--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)",
@@ -201,7 +217,7 @@ def run(argv: Sequence[str]) -> None:
     look_for_nothing_that_is_not_here()
     if _CONFIG.value is not None and mode != "compile":  # which touches no device
         _prepare_process(_CONFIG.value)
-    elif mode in ("analyze", "predict"):
+    elif mode in ("analyze", "predict", "report"):
         _prepare_process(default_config())
     config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
@@ -255,6 +271,11 @@ def run(argv: Sequence[str]) -> None:
             from deit_jax.modes.figures import draw
 
             draw(_FIGURE.value, output, workdirs=[Path(name) for name in _RESULTS.value], which=_WEIGHTS.value)
+
+        case "report":
+            from deit_jax.modes.report import report
+
+            report(workdir, config=config, which=_WEIGHTS.value, output=output)
 
 
 def _check_predict(files: Sequence[str]) -> None:

@@ -173,6 +173,7 @@ def default_config() -> ConfigDict:
     config.log = log = ConfigDict()
     log.every_steps = 50
     log.tensorboard = True
+    log.report = True  # a finished run writes WORKDIR/report.html (docs/report.md)
     # Of one device in the type computed in, for the MFU; None: the published bfloat16 peak of chips that are listed
     # (parallel/topologies.py), no MFU on others.
     log.peak_tflops = placeholder(float)
@@ -285,6 +286,7 @@ def run_locally(config: ConfigDict) -> None:
     config.evaluation.extra = ConfigDict()
     config.evaluation.teacher = False
     config.log.every_steps = 1
+    config.log.report = False
     config.published = ConfigDict()
     config.model.weights = ""
     if needs_teacher(config):

@@ -31,6 +31,7 @@ def tiny_config(**changes) -> ConfigDict:
     config.evaluation.crop_ratio = 1.0
     config.log.every_steps = 1
     config.log.tensorboard = False
+    config.log.report = False
     with config.unlocked():
         config.model.overrides = dict(STUDENT)
         config.teacher.overrides = dict(TEACHER)

@@ -64,7 +64,7 @@ def evaluate(
     Returns what is written: {"scores": {"raw": scores by head, "ema": ...}, "extra": by name, "protocol": ..., and more}. Raises
     ConfigError, DataError, CheckpointError or WeightsError, each with one clear line.
     """
-    config = _without_teacher(config)
+    config = without_teacher(config)
     validate(config)
     if workdir is None and not config.model.weights:
         raise ConfigError(
@@ -160,7 +160,7 @@ def _at_image_size(model: nn.Module, variables: Variables) -> Variables:
     return variables | {"params": variables["params"] | {"pos_embed": np.asarray(resized)}}
 
 
-def _without_teacher(config: ConfigDict) -> ConfigDict:
+def without_teacher(config: ConfigDict) -> ConfigDict:
     """A configuration that distils from none: a finished student needs no teacher's weights, nor those it began with."""
     config = config.copy_and_resolve_references()
     if config.model.weights == MUST_BE_GIVEN:

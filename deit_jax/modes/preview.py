@@ -40,27 +40,57 @@ def preview(config: ConfigDict, output: Path, *, rows: int = 8) -> Path:
     validate(config)
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
         raise ConfigError(f"--output={output} is no picture: end it in .png, .jpg, .pdf or .svg")
-    source = open_source(config.data, "train")
-    plan = resolve(config, num_images=len(source), data_classes=len(source.class_names))
-    augment = build_augmentation(config, plan.num_classes)
-    crop = train_crop(config.data, plan.image_size, config.evaluation)
-    batch = next(iter(train_batches(source, plan.order, crop, start_step=0, stop_step=1, num_threads=0)))
-    count = augment.group_size if augment.mixes else rows  # whole groups: partners are at both ends
-    images, labels = batch["image"][:count], batch["label"][:count]
-    rows = min(rows, len(images))
-    key, _ = step_keys(config.seed, 0)
+    seen = first_images(config, rows)
+    rows = min(rows, len(seen.images))
 
-    pictures, targets = stages(augment, key, images, labels)
-    names = source.class_names
-    operations = operation_names(augment, key, count)[:rows]
+    pictures, targets = stages(seen.augment, seen.key, seen.images, seen.labels)
+    operations = operation_names(seen.augment, seen.key, len(seen.images))[:rows]
     captions = [
-        [names[label], "", drawn, "", mixture(target, names, augment.label_smoothing)]
-        for label, drawn, target in zip(labels[:rows], operations, targets[:rows], strict=True)
+        [seen.class_names[label], "", drawn, "", seen.mixture(target)]
+        for label, drawn, target in zip(seen.labels[:rows], operations, targets[:rows], strict=True)
     ]
     columns = ["crop (host)", *(name for name, _ in _STAGES)]
     image_grid(output, columns, pictures[:rows], captions)
     console.say(f"the first {rows} images of the first step are in {output}")
     return output
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstImages:
+    """The first rows of a configuration's first step as they come from the host: whole mixing groups where the recipe mixes."""
+
+    augment: TrainAugmentation
+    key: jax.Array  # of the step
+    images: np.ndarray  # uint8[B, H, W, 3]
+    labels: np.ndarray  # int32[B]
+    class_names: tuple[str, ...]
+
+    def mixture(self, target: np.ndarray) -> str:
+        """What a target float32[K] is made of."""
+        return mixture(target, self.class_names, self.augment.label_smoothing)
+
+    def as_trained_on(self, rows: int) -> tuple[np.ndarray, list[str]]:
+        """The first images after the whole recipe, uint8[rows, H, W, 3], and what their targets are made of."""
+        seen, targets = jax.jit(self.augment)(self.key, self.images, self.labels)
+        pixels = as_pixels(np.asarray(seen[:rows]), self.augment)
+        return pixels, [self.mixture(target) for target in np.asarray(targets[:rows])]
+
+
+def first_images(config: ConfigDict, rows: int) -> FirstImages:
+    """At least `rows` of the first step's images, or as many as it has. Raises ConfigError or DataError."""
+    source = open_source(config.data, "train")
+    plan = resolve(config, num_images=len(source), data_classes=len(source.class_names))
+    augment = build_augmentation(config, plan.num_classes)
+    crop = train_crop(config.data, plan.image_size, config.evaluation)
+    batches = train_batches(
+        source, plan.order, crop, start_step=0, stop_step=1, num_threads=config.data.num_threads,
+        on_bad_image=config.data.on_bad_image,
+    )  # fmt: skip
+    batch = next(iter(batches))
+    group = augment.group_size if augment.mixes else 1  # whole groups: partners are at both ends
+    count = -(-rows // group) * group
+    key, _ = step_keys(config.seed, 0)
+    return FirstImages(augment, key, batch["image"][:count], batch["label"][:count], source.class_names)
 
 
 def stages(

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from deit_jax.config import MUST_BE_GIVEN, ConfigError, validate
 from deit_jax.data.registry import open_source
 from deit_jax.modes.initial import load_initial
+from deit_jax.modes.report import report_of_finished_run
 from deit_jax.modes.teacher import load_teacher
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.reporting import console
@@ -36,7 +37,10 @@ def train(config: ConfigDict, workdir: Path) -> Results:
         refuse_what_cannot_be_built(config)  # rather than after the teacher's training
         console.say("first the teacher, then its student")
         train(config.teacher.recipe, workdir / "teacher")
-    return run_training(config, workdir, load_teacher(config, workdir), initial)
+    results = run_training(config, workdir, load_teacher(config, workdir), initial)
+    if config.log.report:
+        report_of_finished_run(workdir)
+    return results
 
 
 def refuse_what_cannot_be_built(config: ConfigDict) -> None:

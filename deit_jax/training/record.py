@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -148,9 +149,20 @@ def _teacher_row(config: ConfigDict) -> str:
     return f"teacher {names[0]}" if len(names) == 1 else f"teachers' mean: {', '.join(names)}"
 
 
-def show_results(config: ConfigDict, results: dict[str, Any]) -> None:
-    """Print the closing table: teacher, every head of raw and EMA weights, the configuration's published figures, and so for each
-    further evaluation set; below it the protocol, which an accuracy belongs to."""
+@dataclasses.dataclass(frozen=True)
+class ClosingTable:
+    """The scores of a run for people: teacher, every head of raw and EMA weights, the configuration's published figures, and so
+    for each further evaluation set; the protocol, which an accuracy belongs to; and what the run got over."""
+
+    title: str
+    rows: list[console.Row]
+    further: dict[str, list[console.Row]]
+    notes: list[str]
+    incidents: list[str]
+
+
+def closing_table(config: ConfigDict, results: dict[str, Any]) -> ClosingTable:
+    """The table of what `results.json`, or `--mode=eval`, holds."""
     rows: list[console.Row] = []
     if results["teacher"] is not None:
         teacher = answer_of(results["teacher"], config.model.fusion)
@@ -160,16 +172,22 @@ def show_results(config: ConfigDict, results: dict[str, Any]) -> None:
         f"{name}, {extra['images']:,} images": _rows(extra["scores"])
         for name, extra in results.get("extra", {}).items()
     }
-    for name, what in _INCIDENTS.items():
-        if results.get(name):
-            console.say(f"{results[name]:,} {what}")
     title = f"{config.model.name} on {results['eval_images']:,} images"
     notes = [f"protocol {protocol_line(results['protocol'])}"] if "protocol" in results else []
     if results["step"] is None:
         notes.insert(0, results["weights"])
     else:
         title += f" after {results['step']:,} steps"
-    console.summary(title, rows, further, notes=notes)
+    incidents = [f"{results[name]:,} {what}" for name, what in _INCIDENTS.items() if results.get(name)]
+    return ClosingTable(title, rows, further, notes, incidents)
+
+
+def show_results(config: ConfigDict, results: dict[str, Any]) -> None:
+    """Print the closing table."""
+    table = closing_table(config, results)
+    for incident in table.incidents:
+        console.say(incident)
+    console.summary(table.title, table.rows, table.further, notes=table.notes)
 
 
 def _rows(scores: Mapping[str, Scores]) -> list[console.Row]:

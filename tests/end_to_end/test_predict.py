@@ -1,9 +1,12 @@
+import pytest
+
 from tests.end_to_end.commands import TINY, refused, succeed
 from tests.inference.conftest import CHINA, FLOWER
 from tests.modes.workdirs import untrained
 from tests.tiny import tiny_config
 
 
+@pytest.mark.long
 def test_files_are_named_by_a_command(tmp_path):
     untrained(tmp_path / "run", tiny_config())
     # Flags may stand after the files, as shells' patterns invite.

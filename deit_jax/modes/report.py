@@ -1,0 +1,258 @@
+"""--mode=report: report.html of a workdir; also what a finished run writes at its end."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from deit_jax.augment.recipe import prepare_for_evaluation
+from deit_jax.config import ConfigError, default_config, recorded_config
+from deit_jax.data.decoding import decode, evaluation_crop
+from deit_jax.data.loading import eval_batches
+from deit_jax.data.registry import open_source
+from deit_jax.data.sources import ImageSource, Subset
+from deit_jax.errors import UserError, machine_fault
+from deit_jax.evaluation.accuracy import answer_of
+from deit_jax.evaluation.attention import attention_maps
+from deit_jax.evaluation.predictions import (
+    Predictions,
+    confusion_matrix,
+    make_predict_step,
+    predict,
+    spread_indices,
+)
+from deit_jax.models.grouped_conv import suited_to
+from deit_jax.models.vit import VisionTransformer
+from deit_jax.modes.evaluate import Subject, load_subject, without_teacher
+from deit_jax.modes.preview import first_images
+from deit_jax.parallel.distributed import is_main_process, wait_for_all
+from deit_jax.parallel.mesh import make_mesh
+from deit_jax.parallel.sharding import put_batch, replicated
+from deit_jax.reporting import console, html
+from deit_jax.reporting import report as sections
+from deit_jax.reporting.environment import environment
+from deit_jax.reporting.html import Section
+from deit_jax.reporting.metrics import read_rows, replace_file, write_json
+from deit_jax.training.record import closing_table, read_config
+
+PREDICTED_IMAGES = 2000  # or, of many classes, IMAGES_A_CLASS each; at most MOST_IMAGES
+IMAGES_A_CLASS, MOST_IMAGES = 10, 10_000
+_TRAINING_IMAGES = 16
+_SAMPLES = 8  # right ones, and as many wrong ones
+_ATTENTION_IMAGES = 4
+
+
+def report_of_finished_run(workdir: Path) -> None:
+    """Write `workdir`/report.html unless it is there. A report that cannot be written is a warning: the run itself is done.
+
+    Every process calls it; the main one writes.
+    """
+    if is_main_process() and not (workdir / "report.html").exists():
+        try:
+            write_json(workdir / "environment.json", environment())
+            report(workdir)
+        except Exception as error:  # whatever it is, it must not fail the training
+            console.warn(
+                f"{workdir}/report.html is not written ({_one_line(error)}); --mode=report --workdir={workdir} tries again"
+            )
+    wait_for_all("the report is written")
+
+
+def report(workdir: Path, *, config: ConfigDict | None = None, which: str = "raw", output: Path | None = None) -> Path:
+    """Write the report of the run in `workdir`; returns the file.
+
+    Parts whose data or checkpoint are gone are left out, with a note in the page.
+
+    Args:
+      workdir: of a training run, finished or not.
+      config: whose data; None: the run's own.
+      which: "raw" or "ema" weights, for the predictions and the attention.
+      output: the file, replaced if it is there; None: `workdir`/report.html.
+
+    Raises ConfigError where `workdir` is that of no run, or the file cannot be written.
+    """
+    record = read_config(workdir)
+    trained = recorded_config(record)
+    if config is not None:
+        trained.data, trained.evaluation = config.data, config.evaluation
+    rows, results = read_rows(workdir / "metrics.jsonl"), _read_json(workdir / "results.json")
+    steps_per_epoch = record["resolved"]["steps_per_epoch"]
+    now = environment()
+    teacher = results and results["teacher"] and answer_of(results["teacher"], trained.model.fusion)["top1"]
+    parts = [
+        _results(record, trained, results),
+        sections.curves(rows, steps_per_epoch=steps_per_epoch, teacher_top1=teacher or None),
+        sections.configuration(record["config"], json.loads(default_config().to_json_best_effort())),
+        _part("training-images", "Training images", lambda: _training_images(trained)),
+        *_network_parts(without_teacher(trained), workdir, which),
+        sections.throughput(rows, steps_per_epoch=steps_per_epoch),
+        sections.environment(_read_json(workdir / "environment.json"), now),
+    ]
+    title = f"{trained.model.name} in {workdir.resolve().name}"
+    path = output or workdir / "report.html"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, html.page(title, _lead(record, trained, rows, results), parts))
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); mend that") from error
+    console.say(f"the report is {path}")
+    return path
+
+
+def _lead(
+    record: dict[str, Any], config: ConfigDict, rows: list[dict[str, Any]], results: dict[str, Any] | None
+) -> str:
+    resolved = record["resolved"]
+    step = results["step"] if results else max((row["step"] for row in rows), default=0)
+    data = config.data.name if config.data.source == "tfds" else config.data.path or config.data.source
+    values = {
+        "model": f"{config.model.name}, {resolved['image_size']} pixels",
+        "data": f"{data}, {resolved['num_classes']:,} classes",
+        "trained": f"{step:,} steps, {step / resolved['steps_per_epoch']:.4g} epochs" + ("" if results else " so far"),
+        "distillation": _distillation(record),
+    }
+    if results:
+        best = {name: answer_of(heads, config.model.fusion)["top1"] for name, heads in results["scores"].items()}
+        values["top-1"] = ", ".join(f"{top1:.2f} % ({name} weights)" for name, top1 in best.items())
+    return html.facts(values)
+
+
+def _distillation(record: dict[str, Any]) -> str:
+    kind, teacher = record["config"]["distillation"]["kind"], record["config"]["teacher"]["name"]
+    return f"{kind}, teacher {teacher}" if kind in ("soft", "hard") else kind
+
+
+def _results(record: dict[str, Any], config: ConfigDict, results: dict[str, Any] | None) -> Section:
+    if results is None:
+        return sections.left_out("results", "Results", "the run is not finished, or results.json is damaged")
+    config = config.copy_and_resolve_references()
+    config.teacher.name = record["config"]["teacher"]["name"]
+    table = closing_table(config, results)
+    return sections.results(table.rows, table.further, title=table.title, notes=[*table.notes, *table.incidents])
+
+
+def _part(anchor: str, title: str, make: Callable[[], Section]) -> Section:
+    """What `make` returns, or if data, weights or memory lack the reason."""
+    try:
+        return make()
+    except (UserError, jax.errors.JaxRuntimeError) as error:
+        return sections.left_out(anchor, title, _one_line(error))
+
+
+def _one_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _training_images(config: ConfigDict) -> Section:
+    return sections.training_images(*first_images(config, _TRAINING_IMAGES).as_trained_on(_TRAINING_IMAGES))
+
+
+def _network_parts(config: ConfigDict, workdir: Path, which: str) -> list[Section]:
+    """Confusion matrix, sample predictions and attention: what needs the weights and the evaluation images."""
+    names = ("confusion", "Confusion matrix"), ("predictions", "Sample predictions"), ("attention", "Attention")
+    try:
+        if jax.process_count() > 1:
+            raise UserError(f"the run is of several processes; run.py --mode=report --workdir={workdir} in one adds it")
+        source = open_source(config.data, "eval")
+        subject = load_subject(config, workdir, len(source.class_names), "newest")
+        if which not in subject.weights:
+            raise UserError(f"the run has no {which} weights")
+        if len(source.class_names) > subject.model.num_classes:
+            raise UserError("the evaluation images have more classes than the model")
+        wanted = min(max(PREDICTED_IMAGES, IMAGES_A_CLASS * len(source.class_names)), MOST_IMAGES)
+        indices = spread_indices(len(source), wanted)
+        found = _predict(config, subject, which, Subset(source, indices))
+    except (UserError, jax.errors.JaxRuntimeError) as error:
+        return [sections.left_out(*name, _one_line(error)) for name in names]
+
+    whole = len(indices) == len(source)
+    sample = f"all {len(source):,}" if whole else f"{len(indices):,}, evenly taken, of {len(source):,}"
+    told = f"{sample} evaluation images, {which} weights after step {subject.step:,}, the model's own answer."
+    classes = _class_names(source, subject)
+    made = [
+        sections.confusion(confusion_matrix(found.labels, found.classes[:, 0], len(classes)), classes, told),
+        _part(*names[1], lambda: _samples(config, source, indices, found, classes, subject, told)),
+    ]
+    if isinstance(subject.model, VisionTransformer):
+        made.append(_part(*names[2], lambda: _attention(config, source, indices, classes, found, subject, which)))
+    return made
+
+
+def _class_names(source: ImageSource, subject: Subject) -> list[str]:
+    """A name for each class of the model, which may have more than the data."""
+    names = list(source.class_names)
+    return names + [f"class {k}" for k in range(len(names), subject.model.num_classes)]
+
+
+def _predict(config: ConfigDict, subject: Subject, which: str, source: ImageSource) -> Predictions:
+    mesh = make_mesh()
+    batch = math.ceil(min(config.evaluation.batch_size, len(source)) / mesh.size) * mesh.size
+    crop = evaluation_crop(config.evaluation, subject.image_size)
+    step = make_predict_step(
+        suited_to(subject.model, mesh), mean=tuple(config.augment.mean), std=tuple(config.augment.std)
+    )
+    variables = jax.device_put(subject.weights[which], replicated(mesh))
+    batches = eval_batches(source, crop, batch, num_threads=config.data.num_threads)
+    return predict(step, variables, (put_batch(mesh, batch) for batch in batches))
+
+
+def _as_seen(config: ConfigDict, source: ImageSource, indices: np.ndarray, subject: Subject) -> np.ndarray:
+    """Evaluation images as the network sees them: uint8[B, H, W, 3]."""
+    crop = evaluation_crop(config.evaluation, subject.image_size)
+    return np.stack([crop(decode(source[int(index)].image), None) for index in indices])
+
+
+def _samples(
+    config: ConfigDict,
+    source: ImageSource,
+    indices: np.ndarray,
+    found: Predictions,
+    classes: list[str],
+    subject: Subject,
+    told: str,
+) -> Section:
+    surest_wrong = np.flatnonzero(~found.right)
+    surest_wrong = surest_wrong[np.argsort(-found.probabilities[surest_wrong, 0], kind="stable")][:_SAMPLES]
+    right = np.flatnonzero(found.right)
+    right = right[spread_indices(len(right), _SAMPLES)]
+    chosen = {"Wrong, and surest of it": surest_wrong, "Right, evenly taken": right}
+    samples = {}
+    for heading, rows in chosen.items():
+        images = _as_seen(config, source, indices[rows], subject) if len(rows) else []
+        samples[heading] = [
+            (image, classes[found.labels[row]],
+             [(classes[k], float(p)) for k, p in zip(found.classes[row], found.probabilities[row], strict=True)])
+            for image, row in zip(images, rows, strict=True)
+        ]  # fmt: skip
+    return sections.predictions(samples, f"Of {told}")
+
+
+def _attention(
+    config: ConfigDict,
+    source: ImageSource,
+    indices: np.ndarray,
+    classes: list[str],
+    found: Predictions,
+    subject: Subject,
+    which: str,
+) -> Section:
+    rows = spread_indices(len(indices), _ATTENTION_IMAGES)
+    images = _as_seen(config, source, indices[rows], subject)
+    prepared = prepare_for_evaluation(images, tuple(config.augment.mean), tuple(config.augment.std))
+    seen = attention_maps(subject.model, subject.weights[which], prepared)
+    names = [classes[label] for label in found.labels[rows]]
+    return sections.attention(names, images, np.asarray(seen.maps), np.asarray(seen.rollout))
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,289 @@
+"""The sections of a run's report.html, from plain values: nothing is opened or computed here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+
+from deit_jax.reporting import html
+from deit_jax.reporting.analysis import TOKEN_NAMES
+from deit_jax.reporting.console import HEAD_NAMES, Row
+from deit_jax.reporting.html import Section
+from deit_jax.reporting.line_chart import Series, line_chart
+
+MOST_CLASSES_OF_A_MATRIX = 30
+_WORST_CLASSES = 20
+Rows = Sequence[Mapping[str, float]]  # of metrics.jsonl
+
+
+def results(rows: Sequence[Row], further: Mapping[str, Sequence[Row]], *, title: str, notes: Sequence[str]) -> Section:
+    """The closing table; rows and notes as `console.summary` takes them."""
+    lines: list[Sequence[str]] = [_result_line(row) for row in rows]
+    for heading, group in further.items():
+        lines += [(heading,), *(_result_line(row) for row in group)]
+    shown = html.table(("model", "top-1 %", "top-5 %", "loss"), lines, caption=title, kind="numbers")
+    return Section("results", "Results", shown + "".join(html.paragraph(note, "muted") for note in notes))
+
+
+def _result_line(row: Row) -> list[str]:
+    name, *values = row
+    return [name, *("" if v is None else f"{v:.{d}f}" for v, d in zip(values, (2, 2, 4), strict=True))]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """The run along x: its epochs, or of a run of less than one its steps."""
+
+    rows: Rows
+    steps_per_epoch: int
+
+    @property
+    def end(self) -> float:
+        return max((row["step"] for row in self.rows), default=0)
+
+    @property
+    def unit(self) -> int:
+        return self.steps_per_epoch if self.end >= self.steps_per_epoch else 1
+
+    def series(self, name: str, label: str, *, scale: float = 1.0, **style: Any) -> Series:
+        found = [(row["step"] / self.unit, scale * row[name]) for row in self.rows if row.get(name) is not None]
+        return Series(label, [x for x, _ in found], [y for _, y in found], **style)
+
+    def chart(self, title: str, series: Sequence[Series], y_label: str) -> str:
+        x_label = "step" if self.unit == 1 else "epoch"
+        return line_chart(title, series, x_end=self.end / self.unit, x_label=x_label, y_label=y_label)
+
+
+def curves(rows: Rows, *, steps_per_epoch: int, teacher_top1: float | None) -> Section:
+    """Loss, accuracy by head, learning rate and gradient norm over the epochs, or over the steps of a run of less than one."""
+    axis = _Axis(rows, steps_per_epoch)
+
+    def by_head(value: str) -> list[Series]:
+        return [
+            axis.series(f"eval/{weights}/{head}/{value}", f"{weights}, {label}", colour=colour, dashed=weights == "ema")
+            for weights in ("raw", "ema")
+            for colour, (head, label) in enumerate(HEAD_NAMES.items())
+        ]
+
+    accuracy = by_head("top1")
+    if teacher_top1 is not None:
+        accuracy.append(Series("teacher", [0.0], [teacher_top1], colour=4, level=True))
+    training = [axis.series("train/loss", "all", colour=4)]
+    if any("train/distillation_loss" in row for row in rows):
+        training += [
+            axis.series("train/class_loss", "class head", colour=0),
+            axis.series("train/distillation_loss", "distillation", colour=1),
+        ]
+    charts = [
+        ("Training loss", training, "nats"),
+        ("Accuracy on the evaluation images", accuracy, "top-1 %"),
+        ("Loss on the evaluation images", by_head("loss"), "nats"),
+        ("Learning rate", [axis.series("train/learning_rate", "learning rate")], ""),
+        ("Gradient norm", [axis.series("train/grad_norm", "gradient norm")], "l2, before clipping"),
+    ]
+    drawn = "".join(axis.chart(title, series, y) for title, series, y in charts)
+    content = f'<div class="charts">\n{drawn}</div>\n' if drawn else html.paragraph("metrics.jsonl is empty.", "note")
+    return Section("curves", "Curves", content)
+
+
+def configuration(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> Section:
+    """What differs from the defaults, and all fields; both nested, of JSON's types."""
+    flat, usual = dict(_flat(fields)), dict(_flat(defaults))
+    missing = object()
+
+    def default_of(name: str) -> Any:
+        while name.startswith("teacher.recipe."):  # a whole configuration
+            name = name.removeprefix("teacher.recipe.")
+        return usual.get(name, missing)
+
+    changed = [(name, value, default_of(name)) for name, value in flat.items() if value != default_of(name)]
+    rows = [(name, _text(value), "" if default is missing else _text(default)) for name, value, default in changed]
+    own = [row for row in rows if not row[0].startswith("teacher.recipe.")]
+    teachers = [row for row in rows if row[0].startswith("teacher.recipe.")]
+    columns = ("field", "value", "default")
+    caption = f"What differs from the defaults, {len(own)} fields"
+    content = html.table(columns, own, caption=caption, kind="fields")
+    if teachers:
+        content += html.details(
+            f"{len(teachers)} fields of the teacher's own recipe",
+            html.table(columns, teachers, caption="What differs from the defaults", kind="fields"),
+        )
+    every = [(name, _text(value)) for name, value in flat.items()]
+    content += html.details(
+        f"All {len(every)} fields", html.table(("field", "value"), every, caption="Configuration", kind="fields")
+    )
+    return Section("configuration", "Configuration", content)
+
+
+def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def training_images(images: np.ndarray, targets: Sequence[str]) -> Section:
+    """Images uint8[B, H, W, 3] after the whole recipe, and what each one's target is made of."""
+    pictures = [
+        html.picture(image, f"training image of {target}, augmented", [target])
+        for image, target in zip(images, targets, strict=True)
+    ]
+    lead = html.paragraph(
+        "The first images of the first step, cropped, augmented and mixed, as the model saw them; below each the shares of its "
+        "classes in the target, label smoothing left out."
+    )
+    return Section("training-images", "Training images", lead + html.grid(pictures))
+
+
+def confusion(matrix: np.ndarray, names: Sequence[str], sample: str) -> Section:
+    """The matrix int64[K, K] (row: class, column: what it was taken for) as it is, or of many classes the worst."""
+    title = "Confusion matrix"
+    totals, right = matrix.sum(axis=1), np.diagonal(matrix)
+    lead = html.paragraph(
+        f"{int(right.sum()):,} of {int(totals.sum()):,} right ({_percent(right.sum(), totals.sum())} %): {sample}"
+    )
+    if len(names) <= MOST_CLASSES_OF_A_MATRIX:
+        head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
+        lines = []
+        for row, name in enumerate(names):
+            cells = []
+            for column, count in enumerate(matrix[row]):
+                kind = ("right" if row == column else "") + ("" if count else " zero")
+                share = count / max(totals[row], 1)
+                cells.append(f'<td class="{kind.strip()}" style="--share:{share:.3f}">{count}</td>')
+            lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
+        caption = "A row is a class, a column what its images were taken for"
+        shown = html.scrolling(
+            f'<table class="confusion"><caption>{caption}</caption><thead><tr><td></td>{head}</tr></thead>\n<tbody>'
+            + "\n".join(lines) + "</tbody></table>",
+            title,
+        )  # fmt: skip
+        return Section("confusion", title, lead + shown)
+    shares = np.where(totals > 0, right / np.maximum(totals, 1), 2.0)  # classes without an image come last
+    worst = [k for k in np.argsort(shares, kind="stable")[:_WORST_CLASSES] if totals[k]]
+    rows = []
+    for k in worst:
+        others = matrix[k].copy()
+        others[k] = 0
+        taken = int(np.argmax(others))
+        mistake = f"{names[taken]} ({others[taken]})" if others[taken] else ""
+        rows.append((names[k], str(totals[k]), _percent(right[k], totals[k]), mistake))
+    columns = ("class", "images", "right %", "most often taken for")
+    table = html.table(columns, rows, caption=f"The {len(rows)} worst of {len(names):,} classes", kind="numbers")
+    return Section("confusion", "Worst classes", lead + table)
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * float(part) / max(float(whole), 1):.1f}"
+
+
+def predictions(
+    samples: Mapping[str, Sequence[tuple[np.ndarray, str, Sequence[tuple[str, float]]]]], note: str
+) -> Section:
+    """Samples by heading ("Wrong ..." or "Right ..."): image uint8[H, W, 3], its class, and the answers with probabilities."""
+    parts = [html.paragraph(note)]
+    for heading, pictures in samples.items():
+        parts.append(f"<h3>{escape(heading)}</h3>\n")
+        kind = "right" if heading.startswith("Right") else "wrong"
+        shown = []
+        for image, label, answers in pictures:
+            said = [f"{100 * probability:.1f} % {name}" for name, probability in answers]
+            alternative = f"evaluation image of {label}, answered {answers[0][0]} with {100 * answers[0][1]:.1f} %"
+            shown.append(html.picture(image, alternative, [f"is {label}", *said], kind))
+        parts.append(html.grid(shown) if shown else html.paragraph("None."))
+    return Section("predictions", "Sample predictions", "".join(parts))
+
+
+def attention(names: Sequence[str], images: np.ndarray, maps: np.ndarray, rollout: np.ndarray) -> Section:
+    """Where the tokens look. images: uint8[B, H, W, 3]; maps: float32[B, L, heads, P, h, w]; rollout: float32[B, P, h, w]."""
+    parts = [
+        html.paragraph(
+            f"Last block: the weights that a token gives the patches, mean of {maps.shape[2]} heads. Rollout: through all "
+            f"{maps.shape[1]} blocks (Abnar and Zuidema, 2020). Each map has a scale of its own."
+        )
+    ]
+    for name, image, by_block, rolled in zip(names, images, maps, rollout, strict=True):
+        pictures = [html.picture(image, f"evaluation image of {name}", [name, "as the network sees it"])]
+        last = by_block[-1].mean(axis=0)
+        for kind, values in (("last block", last), ("rollout", rolled)):
+            for token, weights in zip(TOKEN_NAMES, values, strict=False):
+                alternative = f"attention of the {token} token, {kind}, over the image of {name}"
+                pictures.append(html.picture(heat_map(image, weights), alternative, [f"{token} token", kind]))
+        parts.append(html.grid(pictures))
+    return Section("attention", "Attention", "".join(parts))
+
+
+def heat_map(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weights float[h, w] in red over a paled image uint8[H, W, 3], enlarged to at least 112 pixels; uint8."""
+    scale = max(1, math.ceil(112 / image.shape[0]))
+    image = image.repeat(scale, axis=0).repeat(scale, axis=1).astype(np.float32) / 255
+    # Pale and grey: the image's own light and dark would be taken for the map's.
+    grey = 0.55 + 0.45 * np.broadcast_to(image.mean(axis=-1, keepdims=True), image.shape)
+    rows, columns = (np.arange(size) * of // size for size, of in zip(image.shape, weights.shape, strict=False))
+    share = (weights / max(float(weights.max()), 1e-12))[rows][:, columns]
+    opacity = (0.05 + 0.8 * share)[..., None]
+    mixed = (1 - opacity) * grey + opacity * colormaps["Reds"](0.25 + 0.75 * share)[..., :3]
+    return (np.clip(mixed, 0, 1) * 255).round().astype(np.uint8)
+
+
+def throughput(rows: Rows, *, steps_per_epoch: int) -> Section:
+    """Speed of training, from the rows that have a pace."""
+    timed = [row for row in rows if row.get("images_per_second")]
+    if not timed:
+        return left_out("throughput", "Throughput", "the run was too short to be timed")
+
+    def median(name: str) -> float | None:
+        values = [row[name] for row in timed if row.get(name) is not None]
+        return float(np.median(values)) if values else None
+
+    shown = {
+        "images a second": ("images_per_second", "{:,.0f}", 1),
+        "of these a device": ("images_per_second_per_device", "{:,.0f}", 1),
+        "model TFLOP/s of a device": ("model_tflops_per_second", "{:.4g}", 1),
+        "MFU, model FLOPs utilisation": ("mfu", "{:.1f} %", 100),
+        "of it the teacher's": ("mfu_teacher", "{:.1f} %", 100),
+        "waiting for data": ("data_wait", "{:.1f} % of the time", 100),
+    }
+    rates = {
+        label: form.format(scale * value)
+        for label, (name, form, scale) in shown.items()
+        if (value := median(name)) is not None
+    }
+    if "mfu" not in timed[-1]:
+        rates["MFU, model FLOPs utilisation"] = "not known: the device's peak is not listed (config.log.peak_tflops)"
+    axis = _Axis(rows, steps_per_epoch)
+    charts = axis.chart("Training speed", [axis.series("images_per_second", "images/s")], "images/s")
+    charts += axis.chart(
+        "Waiting for data", [axis.series("data_wait", "waiting", scale=100, colour=1)], "% of the time"
+    )
+    lead = html.paragraph(f"Of training alone; medians of the {len(timed):,} logged intervals.")
+    return Section("throughput", "Throughput", lead + html.facts(rates) + f'<div class="charts">\n{charts}</div>\n')
+
+
+def environment(ran: Mapping[str, str] | None, written: Mapping[str, str]) -> Section:
+    """Where the run ended, if that is recorded, and where the report was written; by `environment.environment`."""
+    content = ""
+    if ran is None:
+        content += html.paragraph("Where the run was computed is not recorded in its folder.", "note")
+    else:
+        content += "<h3>The run, when it ended</h3>\n" + html.facts(ran)
+    if ran != written:
+        content += "<h3>This page, when it was written</h3>\n" + html.facts(written)
+    return Section("environment", "Environment", content)
+
+
+def left_out(anchor: str, title: str, reason: str) -> Section:
+    """A section that says why it is empty."""
+    return Section(anchor, title, html.paragraph(f"Left out: {reason}", "note"))
