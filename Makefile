@@ -21,6 +21,7 @@ $(VENV)/installed-tests: $(VENV)/installed requirements-test.txt
 
 $(VENV)/installed-peers: $(VENV)/installed-tests requirements-peers.txt
 	$(BIN)/python -m pip install --quiet -r requirements-peers.txt
+	$(BIN)/python -m pip install --quiet --no-deps jax2onnx==0.17.1
 	touch $@
 
 quickstart: $(VENV)/installed

@@ -21,7 +21,7 @@ PREPROCESSING_KEY = "preprocessing"  # of the file's metadata
 
 
 def export_onnx(classifier: Classifier, path: str | Path) -> Path:
-    """Write one .onnx file with weights and preprocessing; returns its path. Needs jax2onnx (pip install 'deit_jax[onnx]').
+    """Write one .onnx file with weights and preprocessing; returns its path. Needs jax2onnx (docs/inference.md).
 
     Input `images`: uint8[B, size, size, 3], cropped RGB, any B; outputs `logits` and `probabilities`, float32[B, K], as of
     `portable_answer`. What preprocessing.json says is JSON in the file's metadata, under "preprocessing". A file of this name is
@@ -34,7 +34,9 @@ def export_onnx(classifier: Classifier, path: str | Path) -> Path:
     try:
         import jax2onnx
     except ImportError as error:
-        raise PortableError("layout=onnx needs jax2onnx: pip install jax2onnx") from error
+        raise PortableError(
+            "layout=onnx needs jax2onnx: pip install onnx onnx-ir, then pip install --no-deps jax2onnx"
+        ) from error
     answer, size = portable_answer(classifier), classifier.crop.size
 
     def outputs(images: jax.Array) -> tuple[jax.Array, jax.Array]:

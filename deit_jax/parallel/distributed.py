@@ -35,8 +35,8 @@ _LOST = re.compile(
 )
 
 
-_LONGEST_COMPILATION = 3600  # seconds that the first process waits for the last
-_compilations = itertools.count()  # the same in every process: all compile the same programs in the same order
+_LONGEST_WAIT = 3600  # seconds that the first process waits for the last, which may be compiling
+_meetings = itertools.count()  # the same in every process: all meet at the same places in the same order
 
 
 def start(
@@ -105,23 +105,26 @@ def is_main_process() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Return when every process has come here. `what` names the place."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    """Return when every process has come here. `what` names the place.
 
-        multihost_utils.sync_global_devices(what)
+    By the coordination service, not by a collective: between CPUs Gloo carries those, and it waits for no more than 30 seconds.
+    """
+    if jax.process_count() > 1:
+        from orbax.checkpoint import multihost
+
+        # Orbax asks the service only if the processes are named.
+        everyone = set(range(jax.process_count()))
+        multihost.sync_global_processes(f"{what} {next(_meetings)}", timeout=_LONGEST_WAIT, processes=everyone)
 
 
 def compiled_together(function: Any) -> Callable[..., Any]:
     """A jitted function that is run, the first time for each shape of its arguments, only when every process has compiled it.
 
-    Processes compile at different speeds where they share a machine, and Gloo, which carries collectives between CPUs, waits for
-    no more than 30 seconds. A single process gets the function back as it is.
+    Processes compile at different speeds where they share a machine, and a collective does not wait long (see `wait_for_all`). A
+    single process gets the function back as it is.
     """
     if jax.process_count() == 1:
         return function
-    from orbax.checkpoint import multihost
-
     compiled: dict[Any, Any] = {}
 
     def call(*arguments: Any) -> Any:
@@ -129,12 +132,7 @@ def compiled_together(function: Any) -> Callable[..., Any]:
         shapes = (tree, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
         if shapes not in compiled:
             compiled[shapes] = function.lower(*arguments).compile()
-            # Named processes: Orbax then waits by the coordination service, not by one more collective.
-            multihost.sync_global_processes(
-                f"compiled {next(_compilations)}",
-                timeout=_LONGEST_COMPILATION,
-                processes=set(range(jax.process_count())),
-            )
+            wait_for_all("compiled")
         return compiled[shapes](*arguments)
 
     return call
@@ -149,6 +147,7 @@ def from_main_process(make: Callable[[], Any]) -> Any:
         return make()
     from jax.experimental import multihost_utils
 
+    wait_for_all("asking the main process")
     answer, failure = {}, None
     if is_main_process():
         try:
@@ -204,4 +203,5 @@ def sum_over_processes(count: int) -> int:
         return count
     from jax.experimental import multihost_utils
 
+    wait_for_all("a sum")
     return int(np.sum(multihost_utils.process_allgather(np.int32(count))))

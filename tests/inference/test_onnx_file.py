@@ -17,7 +17,10 @@ from tests.tiny import TEACHER
 
 def test_without_the_converter_it_says_what_it_needs(vit, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    with pytest.raises(PortableError, match=r"^layout=onnx needs jax2onnx: pip install jax2onnx$"):
+    with pytest.raises(
+        PortableError,
+        match=r"^layout=onnx needs jax2onnx: pip install onnx onnx-ir, then pip install --no-deps jax2onnx$",
+    ):
         export_onnx(vit, tmp_path / "model.onnx")
     with pytest.raises(PortableError, match=r"whose name ends in \.onnx$"):
         export_onnx(vit, tmp_path / "model")
