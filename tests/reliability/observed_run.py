@@ -44,6 +44,7 @@ def main(workdir, record, max_steps, coordinator=None, processes=None, process=N
             fields = {k: v for k, v in config.augment.to_dict().items() if k != "groups_per_block"}
             recipe = TrainAugmentation(num_classes=plan.num_classes, **fields)
             augment = jax.jit(lambda key, images, labels: recipe(key, images, labels, mesh=mesh, axis=BATCH_AXES))
+            augment, step_as_built = map(distributed.compiled_together, (augment, program.train_step))
 
             def train_step(state, teacher, batch):
                 step = int(state.step)
@@ -54,13 +55,14 @@ def main(workdir, record, max_steps, coordinator=None, processes=None, process=N
                         first = shard.index[0].start or 0
                         for row, value in enumerate(np.asarray(shard.data), first):
                             seen[f"{name}/{step}/{row}"] = value
-                return program.train_step(state, teacher, batch)
+                return step_as_built(state, teacher, batch)
 
             return dataclasses.replace(program, train_step=train_step)
 
         return build_program
 
     loop.build_program = observed(loop.build_program)
+    loop.compiled_together = lambda function: function  # what is observed is no jitted function; what it calls is
     train(config, Path(workdir))
     np.savez(record, **seen)
 
