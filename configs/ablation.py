@@ -18,9 +18,9 @@ training each. Not yet run on ImageNet.
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import run_locally
 from deit_jax.recipes.imagenet import deit, fine_tune
 from deit_jax.recipes.rows import Row, publish
+from deit_jax.recipes.small import run_locally
 from deit_jax.recipes.words import pick
 from deit_jax.reporting import published
 

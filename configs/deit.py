@@ -21,9 +21,10 @@ ImageNet.
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, run_locally
+from deit_jax.config import ConfigError
 from deit_jax.recipes.imagenet import EPOCHS, SIZES, TRAIN_SIZES, deit, distil, pixels
 from deit_jax.recipes.rows import Row, publish
+from deit_jax.recipes.small import run_locally
 from deit_jax.recipes.words import pick
 from deit_jax.reporting import published
 

@@ -12,7 +12,8 @@ configs/deit.py; only sizes, strengths and lengths differ. Argument, as in confi
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, default_config
+from deit_jax.config import ConfigError
+from deit_jax.recipes.small import fashion_mnist
 
 STUDENT = dict(patch_size=7, embed_dim=128, depth=4, num_heads=4)
 # 28-pixel images leave no room for a stem that halves them.
@@ -55,26 +56,7 @@ def teacher_config() -> ConfigDict:
 
 
 def _common() -> ConfigDict:
-    config = default_config()
-    config.image_size = 28
-    config.data.source = "fashion_mnist_10k"
-    config.data.num_threads = 1  # there is nothing to decode
-    config.data.train_crop = "padded"
-    config.data.crop_padding = 1
-    config.data.repeats = 1
-    # A few epochs are too short for strong augmentation to pay.
-    config.augment.rand_augment = ""
-    config.augment.erase_probability = 0.0
-    config.augment.mixup_alpha = 0.0
-    config.augment.cutmix_alpha = 0.0
+    config = fashion_mnist()
     config.augment.group_size = 4  # nothing is mixed; small, so that up to four processes can share a batch
-    config.train.batch_size = 64
-    config.optimizer.betas = (0.9, 0.99)
-    config.schedule.base_batch_size = 64
-    config.schedule.kind = "plain"
-    config.schedule.per_step = True
-    config.ema.decay = 0.99
-    config.evaluation.batch_size = 500
     config.evaluation.every_epochs = 2
-    config.evaluation.crop_ratio = 1.0
     return config

@@ -13,9 +13,9 @@ Hardware as for configs/deit.py. Not yet run on ImageNet.
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import run_locally
 from deit_jax.recipes.imagenet import SIZES, deit
 from deit_jax.recipes.rows import Row, publish
+from deit_jax.recipes.small import run_locally
 from deit_jax.recipes.words import pick
 from deit_jax.reporting import published
 

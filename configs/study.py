@@ -27,7 +27,8 @@ Argument: a kind, then any of the changes, as in configs/study.py:token,mixing.
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, default_config
+from deit_jax.config import ConfigError
+from deit_jax.recipes.small import fashion_mnist
 
 KINDS = ("convnet", "none", "soft", "hard", "token", "token_soft", "two_tokens")
 CHANGES = ("transformer", "repeated", "mixing", "erasing", "no_drop_path")
@@ -78,30 +79,11 @@ def get_config(argument: str = "token") -> ConfigDict:
 
 
 def _common() -> ConfigDict:
-    """Crops, flips, label smoothing and stochastic depth; the rest of the recipe is what the rows add."""
-    config = default_config()
-    config.image_size = 28
-    config.data.source = "fashion_mnist_10k"
-    config.data.num_threads = 1  # there is nothing to decode
-    config.data.train_crop = "padded"
-    config.data.crop_padding = 1
-    config.data.repeats = 1
-    config.augment.rand_augment = ""
-    config.augment.erase_probability = 0.0
-    config.augment.mixup_alpha = 0.0
-    config.augment.cutmix_alpha = 0.0
+    config = fashion_mnist()
     config.augment.group_size = 16
-    config.train.batch_size = 64
     config.train.epochs = 6
-    config.optimizer.betas = (0.9, 0.99)
     config.schedule.base_learning_rate = 1e-3
-    config.schedule.base_batch_size = 64
     config.schedule.warmup_epochs = 1.0
-    config.schedule.kind = "plain"
-    config.schedule.per_step = True
-    config.ema.decay = 0.99
-    config.evaluation.batch_size = 500
     config.evaluation.every_epochs = 0
-    config.evaluation.crop_ratio = 1.0
     config.evaluation.teacher = False
     return config

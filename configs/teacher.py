@@ -20,10 +20,11 @@ evaluation (docs/finetuning.md). Rate, decay and length are chosen here and not 
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import MUST_BE_GIVEN, default_config, run_locally
+from deit_jax.config import MUST_BE_GIVEN, default_config
 from deit_jax.models import list_models
 from deit_jax.recipes.imagenet import score_real_and_v2
 from deit_jax.recipes.rows import Row, publish
+from deit_jax.recipes.small import run_locally
 from deit_jax.recipes.words import pick
 from deit_jax.reporting import published
 

@@ -25,9 +25,10 @@ the order above; from scratch 97.5. Hours on the hardware of configs/deit.py, le
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import MUST_BE_GIVEN, ConfigError, run_locally
+from deit_jax.config import MUST_BE_GIVEN, ConfigError
 from deit_jax.recipes.imagenet import SIZES, deit, distil
 from deit_jax.recipes.rows import Row, publish
+from deit_jax.recipes.small import run_locally
 from deit_jax.recipes.words import pick
 from deit_jax.reporting import published
 

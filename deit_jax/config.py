@@ -274,25 +274,6 @@ def recorded_config(record: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def run_locally(config: ConfigDict) -> None:
-    """Shrink data and steps, never modules or recipe: two steps on embedded images, to see whether a configuration runs here."""
-    config.data.source = "fashion_mnist_10k"
-    config.data.train_split, config.data.eval_split = "train", "test"
-    config.data.max_eval_images = 100
-    config.train.batch_size = 16
-    config.train.max_steps = 2
-    config.augment.group_size = 4
-    config.evaluation.batch_size = 48
-    config.evaluation.extra = ConfigDict()
-    config.evaluation.teacher = False
-    config.log.every_steps = 1
-    config.log.report = False
-    config.published = ConfigDict()
-    config.model.weights = ""
-    if needs_teacher(config):
-        config.teacher.weights = ",".join("random" for _ in listed_names(config.teacher.name))
-
-
 def needs_teacher(config: ConfigDict) -> bool:
     """Whether the configuration distils from a teacher."""
     return config.distillation.kind in ("soft", "hard")

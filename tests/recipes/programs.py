@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from deit_jax.config import MUST_BE_GIVEN, run_locally
+from deit_jax.config import MUST_BE_GIVEN
 from deit_jax.modes.compile import training_data
 from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.recipes.rows import FILES
+from deit_jax.recipes.small import run_locally
 from deit_jax.training.plan import resolve
 from deit_jax.training.program import Program, build_program
 from tests.tiny import STUDENT, TEACHER

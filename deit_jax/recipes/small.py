@@ -1,0 +1,56 @@
+"""Configurations that run anywhere.
+
+Any recipe shrunk to two steps, and the settings for the 28-pixel images that come with the package.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from deit_jax.config import default_config, listed_names, needs_teacher
+
+
+def run_locally(config: ConfigDict) -> None:
+    """Shrink data and steps, never modules or recipe: two steps on embedded images, to see whether a configuration runs here."""
+    config.data.source = "fashion_mnist_10k"
+    config.data.train_split, config.data.eval_split = "train", "test"
+    config.data.max_eval_images = 100
+    config.train.batch_size = 16
+    config.train.max_steps = 2
+    config.augment.group_size = 4
+    config.evaluation.batch_size = 48
+    config.evaluation.extra = ConfigDict()
+    config.evaluation.teacher = False
+    config.log.every_steps = 1
+    config.log.report = False
+    config.published = ConfigDict()
+    config.model.weights = ""
+    if needs_teacher(config):
+        config.teacher.weights = ",".join("random" for _ in listed_names(config.teacher.name))
+
+
+def fashion_mnist() -> ConfigDict:
+    """Embedded images of 28 pixels, for a few epochs on a CPU: what configs/quickstart.py and configs/study.py share.
+
+    Crops, flips, label smoothing and stochastic depth; a few epochs are too short for stronger augmentation to pay.
+    """
+    config = default_config()
+    config.image_size = 28
+    config.data.source = "fashion_mnist_10k"
+    config.data.num_threads = 1  # there is nothing to decode
+    config.data.train_crop = "padded"
+    config.data.crop_padding = 1
+    config.data.repeats = 1
+    config.augment.rand_augment = ""
+    config.augment.erase_probability = 0.0
+    config.augment.mixup_alpha = 0.0
+    config.augment.cutmix_alpha = 0.0
+    config.train.batch_size = 64
+    config.optimizer.betas = (0.9, 0.99)
+    config.schedule.base_batch_size = 64
+    config.schedule.kind = "plain"
+    config.schedule.per_step = True
+    config.ema.decay = 0.99
+    config.evaluation.batch_size = 500
+    config.evaluation.crop_ratio = 1.0
+    return config
