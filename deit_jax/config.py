@@ -89,6 +89,9 @@ def default_config() -> ConfigDict:
     )
     data.train_split = "train"  # a split's name, or a part of one: "train[:90%]", "train[1000:]" (docs/data.md)
     data.eval_split = "validation"
+    # folder, where there is no folder of eval_split: the share of every class's training images that is evaluated instead of
+    # trained on; path may then hold the class folders themselves. 0: the folder must be there
+    data.held_out = 0.0
     data.repeats = 3  # repeated augmentation: copies of an image in the sampling order; 1 = off (paper, section 6)
     # random_resized | padded (random crop after zero padding, the reference's for <= 32 px) | center (the evaluation's, as FixRes
     # fine-tunes)
@@ -226,6 +229,7 @@ _BOUNDS = {
     "model.dropout_rate": (0, 0.999),
     "distillation.alpha": (0, 1),
     "distillation.tau": (1e-6, None),
+    "data.held_out": (0, 0.99),
     "data.repeats": (1, None),
     "data.crop_padding": (0, None),
     "data.max_eval_images": (1, None),

@@ -83,6 +83,15 @@ class ImageFolderSource:
                 f"{self.describe(index)}: cannot be read ({error.strerror}); restore the file or start again"
             ) from error
 
+    @property
+    def labels(self) -> np.ndarray:
+        """Of all images, int32 `[N]`."""
+        return self._listing.labels
+
+    def relative_path(self, index: int) -> str:
+        """The file's path from the split's folder on."""
+        return self._listing.file(index)
+
     def describe(self, index: int) -> str:
         """The file's path."""
         return os.path.join(self._root, self._listing.file(index))

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deit_jax.data.decoding import Crop, PaddedCrop, RandomResizedCrop, evaluation_crop
 from deit_jax.data.folder import ImageFolderSource, class_folders
 from deit_jax.data.real_labels import RealLabels
@@ -16,10 +18,11 @@ from deit_jax.data.sources import (
     ImageSource,
     MissingDataError,
     Split,
+    Subset,
     TfdsSource,
     is_multi_label,
 )
-from deit_jax.data.splits import split_name, take_part
+from deit_jax.data.splits import held_out, split_name, take_part
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
 
@@ -29,7 +32,7 @@ def open_source(data: Any, split: Split) -> ImageSource:
 
     Args:
         data: the `data` section of a config, or anything with its fields as attributes: `source`, `path`, `name`,
-            `train_split`, `eval_split`, `max_eval_images`.
+            `train_split`, `eval_split`, `held_out`, `max_eval_images`.
         split: `"train"` or `"eval"`.
 
     Returns:
@@ -100,7 +103,22 @@ def open_further_set(entry: Any) -> ImageSource:
     raise DataError(f"source={source!r} is unknown; choose fashion_mnist_10k, npz, folder or tfds")
 
 
-def _open_folder(data: Any, name: str, split: Split) -> ImageFolderSource:
+def holds_out(data: Any) -> bool:
+    """Whether the evaluation images are held out of the training folder: data.held_out is set and there is no folder for them."""
+    return (
+        data.source == "folder"
+        and data.held_out > 0
+        and not os.path.isdir(_split_folder(data.path, split_name(data.eval_split)))
+    )
+
+
+def _open_folder(data: Any, name: str, split: Split) -> ImageSource:
+    if holds_out(data):
+        folder = _split_folder(data.path, split_name(data.train_split))
+        source = ImageFolderSource(folder if os.path.isdir(folder) else data.path)
+        paths = [source.relative_path(index) for index in range(len(source))]
+        held = held_out(paths, source.labels, data.held_out)
+        return Subset(source, np.flatnonzero(held if split == "eval" else ~held))
     folder = _split_folder(data.path, name)
     source = ImageFolderSource(folder)
     train = os.path.join(data.path, split_name(data.train_split))

@@ -1,8 +1,11 @@
-"""Parts of a split by expression, "train[:90%]", for the sources that have no such expressions of their own."""
+"""Parts of a split: by expression, "train[:90%]", for sources that have no such expressions of their own; and held-out images."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,6 +41,26 @@ def take_part(source: ImageSource, expression: str) -> ImageSource:
         raise DataError(f"split {expression!r} of {count} images is empty; give other borders")
     order = np.random.default_rng(_SPLIT_SEED).permutation(count)
     return Subset(source, np.sort(order[start:stop]))
+
+
+def held_out(names: Sequence[str], labels: np.ndarray, share: float) -> np.ndarray:
+    """Which images to keep from training so that a model can be evaluated on them: bool `[N]`.
+
+    Of every class with two images or more the share, rounded, but at least one and not all; of a class with one image none. They
+    are chosen by the digests of their names: the same in every run, and nearly the same when images are added.
+
+    Args:
+        names: of the images, distinct; relative ones, so that the choice outlives a move of the folder.
+        labels: integers `[N]`.
+        share: above 0 and below 1.
+    """
+    digests = np.array([hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in names])
+    held = np.zeros(len(names), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        count = min(max(round(share * len(members)), 1), len(members) - 1)
+        held[members[np.argsort(digests[members], kind="stable")[:count]]] = True
+    return held
 
 
 def _match(expression: str) -> re.Match[str]:

@@ -10,13 +10,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import export as jax_export
+from PIL import Image
 
 from deit_jax.inference.classifier import Classifier
 from deit_jax.inference.portable import PortableError, portable_answer, preprocessing_of
 from deit_jax.weights.files import write_files
 
 _LARGEST = 2**31  # bytes of a protocol buffer
+_TOLERANCE = 1e-3  # of logits, relative to the largest or 1; float32 networks differ by some 1e-6 to 1e-5
 PREPROCESSING_KEY = "preprocessing"  # of the file's metadata
 
 
@@ -31,6 +34,8 @@ def export_onnx(classifier: Classifier, path: str | Path) -> Path:
     path = Path(os.path.expanduser(path))
     if path.suffix.lower() != ".onnx":
         raise PortableError(f"{path}: layout=onnx writes one file, whose name ends in .onnx")
+    # It imports a plugin for every library that it knows, and reports each that is not installed with a traceback.
+    logging.getLogger("jax2onnx").setLevel(logging.ERROR)
     try:
         import jax2onnx
     except ImportError as error:
@@ -57,3 +62,27 @@ def export_onnx(classifier: Classifier, path: str | Path) -> Path:
         raise PortableError(f"{path}: the model is larger than the 2 GiB of an ONNX file")
     write_files({path: model.SerializeToString()})
     return path
+
+
+def check_onnx(path: str | Path, classifier: Classifier) -> float:
+    """Run the file in onnxruntime, on CPU, on three images and on one; returns the largest difference of its logits from ours.
+
+    The images are noise with blurred shapes, the same every time; the difference is relative to the largest logit, or to 1 if
+    that is larger. Raises PortableError if it is above 1e-3, ImportError without onnxruntime.
+    """
+    import onnxruntime
+
+    size = classifier.crop.size
+    coarse = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    images = np.stack([Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC) for one in coarse])
+    ours = np.asarray(jax.jit(portable_answer(classifier))(images)["logits"])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    difference = max(
+        float(np.abs(session.run(["logits"], {"images": images[:count]})[0] - ours[:count]).max()) for count in (1, 3)
+    ) / max(1.0, float(np.abs(ours).max()))
+    if not difference <= _TOLERANCE:
+        raise PortableError(
+            f"{path}: in onnxruntime its logits differ from the model's by {difference:.2g}: do not use it; try other "
+            "versions of jax2onnx and onnxruntime"
+        )
+    return difference

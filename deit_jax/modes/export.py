@@ -7,7 +7,7 @@ from pathlib import Path
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.data.decoding import evaluation_crop
 from deit_jax.inference.classifier import Classifier
-from deit_jax.inference.onnx_file import export_onnx
+from deit_jax.inference.onnx_file import check_onnx, export_onnx
 from deit_jax.inference.portable import export_jax
 from deit_jax.reporting import console
 from deit_jax.training.checkpointing import load_variables
@@ -55,4 +55,13 @@ def _export_program(workdir: Path, output: Path, *, layout: str, which: str, che
     classifier = Classifier.from_workdir(workdir, which, checkpoint)
     path = (export_jax if layout == "jax" else export_onnx)(classifier, output)
     console.say(f"{classifier.description}, {layout} program: {path}")
+    if layout == "onnx":
+        try:
+            difference = check_onnx(path, classifier)
+        except ImportError:
+            console.say("not checked in onnxruntime, which is not installed (pip install onnxruntime)")
+        else:
+            console.say(
+                f"checked in onnxruntime: its logits differ from this model's by at most {difference:.1e}, relative"
+            )
     return path

@@ -7,6 +7,7 @@ from collections import Counter
 import jax
 from ml_collections import ConfigDict
 
+from deit_jax.data.registry import holds_out
 from deit_jax.data.sources import ImageSource
 from deit_jax.training.optimizer import trained
 from deit_jax.training.plan import Plan
@@ -50,6 +51,7 @@ def describe(
     facts["data"] = (
         f"{_data_name(config)}: {len(train_source):,} training images, {len(eval_source):,} for evaluation, "
         f"{len(train_source.class_names)} classes"
+        + (f" ({config.data.held_out:.0%} of every class held out)" if holds_out(config.data) else "")
     )
     facts |= _recipe(config, plan)
     facts["length"] = (

@@ -56,6 +56,29 @@ def test_folder_splits(tmp_path):
     assert open_source(data, "eval").describe(1) == str(tmp_path / "validation/b/0.png")
 
 
+def paths(source):
+    return {source.describe(i) for i in range(len(source))}
+
+
+@pytest.mark.parametrize("train", ["", "train"])
+def test_a_folder_without_evaluation_images_holds_some_out(tmp_path, train):
+    for name in ("a", "b"):
+        (tmp_path / train / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (4, 4)).save(tmp_path / train / name / f"{i}.png")
+    data = config(source="folder", path=str(tmp_path), held_out=0.2)
+    training, evaluation = open_source(data, "train"), open_source(data, "eval")
+    assert (len(training), len(evaluation)) == (16, 4) and training.class_names == evaluation.class_names == ("a", "b")
+    assert sorted(evaluation[i].label for i in range(4)) == [0, 0, 1, 1]
+    assert not paths(training) & paths(evaluation) and len(paths(training) | paths(evaluation)) == 20
+    with pytest.raises(DataError, match="no such folder"):
+        open_source(config(source="folder", path=str(tmp_path)), "eval")
+    # where there is a folder for them, it is taken
+    make_folder(tmp_path / "val", ["a", "b"])
+    make_folder(tmp_path / "train", [name for name in ("a", "b") if not train])
+    assert paths(open_source(data, "eval")) == {str(tmp_path / f"val/{name}/0.png") for name in ("a", "b")}
+
+
 def test_folder_splits_must_have_the_same_classes(tmp_path):
     make_folder(tmp_path / "train", ["a", "b", "c"])
     make_folder(tmp_path / "validation", ["a", "c"])

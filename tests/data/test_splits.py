@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from deit_jax.data.sources import ArraySource, DataError
-from deit_jax.data.splits import split_name, take_part
+from deit_jax.data.splits import held_out, split_name, take_part
 
 
 def numbered(count):
@@ -53,3 +53,22 @@ def test_what_cannot_be_understood_is_refused():
 def test_errors_still_name_the_original_image():
     source = take_part(numbered(20), "train[:5]")
     assert source.describe(0) == f"image {source[0].label} of the arrays"
+
+
+def test_held_out_images_are_a_share_of_every_class():
+    names = [f"{label}/{i}.jpg" for label, count in enumerate((20, 7, 2, 1)) for i in range(count)]
+    labels = np.repeat(np.arange(4), (20, 7, 2, 1))
+    held = held_out(names, labels, 0.2)
+    assert np.bincount(labels[held], minlength=4).tolist() == [4, 1, 1, 0]
+    assert held_out(names, labels, 0.99)[:20].sum() == 19  # one is left to train on
+    assert held[:20].tolist() != sorted(held[:20])  # not the first or last ones
+    assert np.array_equal(held, held_out(names, labels, 0.2))
+    shuffled = np.random.default_rng(0).permutation(len(names))
+    assert np.array_equal(held[shuffled], held_out([names[i] for i in shuffled], labels[shuffled], 0.2))
+
+
+def test_held_out_images_stay_nearly_the_same_when_one_is_added():
+    names = [f"a/{i}.jpg" for i in range(100)]
+    before = held_out(names, np.zeros(100, int), 0.2)
+    after = held_out([*names, "a/new.jpg"], np.zeros(101, int), 0.2)[:100]
+    assert (before != after).sum() <= 1

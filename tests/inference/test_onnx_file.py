@@ -8,7 +8,7 @@ import pytest
 from deit_jax import Classifier, create_model
 from deit_jax.augment.recipe import prepare_for_evaluation
 from deit_jax.data.decoding import CenterCrop
-from deit_jax.inference.onnx_file import export_onnx
+from deit_jax.inference.onnx_file import check_onnx, export_onnx
 from deit_jax.inference.portable import PortableError
 from tests.inference.conftest import CHINA, FLOWER
 from tests.inference.examples import example
@@ -42,6 +42,10 @@ def test_the_documented_example_gets_our_answers_from_onnxruntime(name, tmp_path
     classifier = Classifier(model, variables, crop=CenterCrop(size))
     monkeypatch.chdir(tmp_path)
     export_onnx(classifier, "model.onnx")
+    assert check_onnx("model.onnx", classifier) < 1e-5
+    other = Classifier(model, jax.tree.map(lambda leaf: 1.1 * leaf, variables), crop=CenterCrop(size))
+    with pytest.raises(PortableError, match=r"^model\.onnx: in onnxruntime its logits differ from the model's by"):
+        check_onnx("model.onnx", other)
     found = {}
     exec(example("load_onnx").replace("PHOTOS", repr([str(CHINA), str(FLOWER)])), found)
 

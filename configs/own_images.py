@@ -1,0 +1,61 @@
+"""Fine-tuning of a published DeiT on your own images: a folder with a folder of images for every class.
+
+    python run.py --config=configs/own_images.py --workdir=runs/flowers --config.data.path=FLOWERS
+
+    FLOWERS/rose/1.jpg, FLOWERS/rose/2.jpg, ..., FLOWERS/tulip/1.jpg, ...
+
+A fifth of every class is held out to be evaluated on, unless FLOWERS holds the folders `train` and `val`, with the class folders
+in each. The published ImageNet weights are fetched from the Hugging Face hub; --config.model.weights takes a file or a workdir
+instead. Argument, as in configs/own_images.py:small,distilled:
+
+    tiny        DeiT-Ti, minutes on a CPU for a hundred images; or small | base, for a GPU or TPU
+    distilled   with the token; no teacher knows your classes, so both heads learn the labels
+    384px       at 384 pixels
+
+The classes' number and names are the folder's. Batches of 16, so that a few dozen images are enough; for thousands
+--config.train.batch_size=128 is faster, and the rate grows with it. The recipe is the usual one for small sets (AdamW, 5e-5,
+crops of at least a third of the area, flips, label smoothing; no mixing, erasing or RandAugment), not the paper's for transfer,
+whose 1000 epochs are configs/transfer.py. Not yet run from the published weights.
+"""
+
+from ml_collections import ConfigDict
+
+from deit_jax.config import default_config
+from deit_jax.recipes.imagenet import SIZES
+from deit_jax.recipes.words import pick
+
+
+def get_config(argument: str = "tiny") -> ConfigDict:
+    words = pick("own_images.py", argument, size=SIZES, token=("distilled",), image_size=("384px",))
+    size, distilled = words["size"] or "tiny", bool(words["token"])
+    config = default_config()
+    config.model.name = f"deit_{size}{'_distilled' if distilled else ''}_patch16_224"
+    if words["image_size"]:
+        config.image_size = 384
+        if size == "base":  # the name that published weights of that size have
+            config.model.name = config.model.name.replace("_224", "_384")
+    config.model.weights = "pretrained"
+    config.model.reset_heads = True  # a thousand classes of one's own are not ImageNet's
+    if distilled:
+        config.distillation.kind = "labels"
+
+    config.data.source = "folder"
+    config.data.held_out = 0.2
+    config.data.repeats = 1
+    config.data.crop_scale = (0.35, 1.0)
+    config.augment.rand_augment = ""
+    config.augment.erase_probability = 0.0
+    config.augment.mixup_alpha = config.augment.cutmix_alpha = 0.0
+    config.augment.group_size, config.augment.groups_per_block = 4, 1  # nothing is mixed; batches in steps of four
+
+    config.train.batch_size = 16
+    config.train.epochs = 20
+    config.schedule.kind = "plain"
+    config.schedule.per_step = True
+    config.schedule.base_learning_rate, config.schedule.base_batch_size = 5e-5, 16
+    config.schedule.warmup_epochs = 1.0
+    config.schedule.min_learning_rate = 1e-6
+    config.ema.decay = 0.0
+    config.evaluation.batch_size = 16
+    config.log.every_steps = 10
+    return config
