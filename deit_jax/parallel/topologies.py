@@ -16,7 +16,7 @@ class Chip:
     """One device. Rates are the makers' published peak figures: no program reaches them all, and most reach none.
 
     Sources: TPU rates, cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} (interconnect: half of the figure for both directions). GPU
-    rates, NVIDIA's data sheets of H100 SXM5 and A100 SXM4 80GB, dense, without sparsity.
+    rates, NVIDIA's data sheets of H100 SXM5, H200 SXM and A100 SXM4 80GB, dense, without sparsity.
     """
 
     name: str
@@ -45,6 +45,8 @@ V5E = _tpu("TPU v5e", 15.75, "16 GiB", 197, 819, 200)
 V5P = _tpu("TPU v5p", 95.73, "96 GiB", 459, 2765, 600)
 V6E = _tpu("TPU v6e", 31.24, "32 GiB", 918, 1638, 400)
 H100 = _gpu("H100 SXM 80GB", _H100_BYTES, 989, 3352, 450)
+# Known for its MFU; one compiles for H100, of the same processor.
+H200 = _gpu("H200 SXM 141GB", 143_771 * 2**20, 989, 4800, 450)
 A100 = _gpu("A100 SXM 80GB", _A100_BYTES, 312, 2039, 300)
 
 
@@ -127,7 +129,7 @@ TOPOLOGIES = _all()
 # What JAX calls the devices, in part.
 _KINDS = (
     ("TPU v4", V4), ("TPU v5 lite", V5E), ("TPU v5e", V5E), ("TPU v5p", V5P), ("TPU v5", V5P), ("TPU v6 lite", V6E),
-    ("TPU v6e", V6E), ("H100", H100), ("A100", A100),
+    ("TPU v6e", V6E), ("H100", H100), (" H200", H200), ("A100", A100),
 )  # fmt: skip
 
 
