@@ -35,7 +35,8 @@ def test_figures_are_in_base_units():
 @pytest.mark.parametrize(
     ("kind", "chip"),
     [("TPU v4", V4), ("TPU v5 lite", V5E), ("TPU v5", V5P), ("TPU v6 lite", V6E), ("NVIDIA H100 80GB HBM3", H100),
-     ("NVIDIA H200", H200), ("NVIDIA GH200 480GB", None), ("NVIDIA A100-SXM4-80GB", A100), ("cpu", None), ("NVIDIA GeForce RTX 4090", None)],
+     ("NVIDIA H200", H200), ("NVIDIA GH200 480GB", None), ("NVIDIA A100-SXM4-80GB", A100), ("cpu", None),
+     ("NVIDIA GeForce RTX 4090", None)],
 )  # fmt: skip
 def test_a_device_is_known_by_what_jax_calls_it(kind, chip):
     assert find_chip(kind) is chip
