@@ -12,7 +12,8 @@ from matplotlib.ticker import MaxNLocator
 
 COLOURS = 6  # of the page: classes c0 to c5
 _WIDTH, _HEIGHT = 440, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 38  # margins
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 38  # margins; the left one grows with the numbers beside the axis
+_DIGIT = 7.5  # width of one
 _MOST_POINTS = 300  # of a curve; more are averaged in bins
 
 
@@ -46,33 +47,36 @@ def line_chart(title: str, series: Sequence[Series], *, x_end: float, x_label: s
     x_low, x_high = 0.0, float(x_end)
     y_low, y_high = _range(float(ys.min()), float(ys.max()), margin=0.04)
 
+    ticks = [(tick, f"{tick:g}") for tick in _ticks(y_low, y_high)]
+    left = max(_LEFT, 12 + _DIGIT * max(len(text) for _, text in ticks))
+
     def px(x: float) -> float:
-        return _LEFT + (x - x_low) / (x_high - x_low) * (_WIDTH - _LEFT - _RIGHT)
+        return left + (x - x_low) / (x_high - x_low) * (_WIDTH - left - _RIGHT)
 
     def py(y: float) -> float:
         return _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM)
 
     parts = []
-    for tick in _ticks(y_low, y_high):
+    for tick, text in ticks:
         y = py(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        parts.append(f'<line class="grid" x1="{left}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
     for tick in _ticks(x_low, x_high):
         # The outermost number stays inside the picture.
         parts.append(
             f'<text x="{min(px(tick), _WIDTH - 14):.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{tick:g}</text>'
         )
     parts.append(
-        f'<line class="axis" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{_HEIGHT - _BOTTOM}" y2="{_HEIGHT - _BOTTOM}"/>'
+        f'<line class="axis" x1="{left}" x2="{_WIDTH - _RIGHT}" y1="{_HEIGHT - _BOTTOM}" y2="{_HEIGHT - _BOTTOM}"/>'
     )
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    middle = (left + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
     legend, summary = [], []
     for line, points in drawn:
         style = f"c{line.colour % COLOURS}" + (" dashed" if line.dashed else "") + (" level" if line.level else "")
         if line.level:
             y = py(float(points[0, 1]))
-            parts.append(f'<line class="{style}" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<line class="{style}" x1="{left}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         elif len(points) == 1:
             parts.append(f'<circle class="{style}" cx="{px(points[0, 0]):.1f}" cy="{py(points[0, 1]):.1f}" r="3"/>')
         else:
