@@ -172,12 +172,18 @@ def default_config() -> ConfigDict:
 
     config.log = log = ConfigDict()
     log.every_steps = 50
-    log.tensorboard = True
+    log.tensorboard = True  # write WORKDIR/tensorboard (docs/logging.md)
+    log.wandb = False  # log to Weights & Biases too; mode, login and server by wandb's own settings (docs/logging.md)
+    log.wandb_project = ""  # "": WANDB_PROJECT of the environment, else deit_jax
+    log.wandb_entity = ""  # "": WANDB_ENTITY, else the user's default
+    log.wandb_name = ""  # of the run; "": WANDB_NAME, else the workdir's name
+    # pictures to both: training images as the model saw them, at the start; what the report draws, at the end
+    log.images = True
     log.report = True  # a finished run writes WORKDIR/report.html (docs/report.md)
     # Of one device in the type computed in, for the MFU; None: the published bfloat16 peak of chips that are listed
     # (parallel/topologies.py), no MFU on others.
     log.peak_tflops = placeholder(float)
-    log.profile_steps = 0  # steps whose profile is written to WORKDIR/profile; 0: none
+    log.profile_steps = 0  # steps whose profile is written to WORKDIR/tensorboard; 0: none
     log.profile_after = 10  # steps of this start that pass before
 
     config.parallel = parallel = ConfigDict()
