@@ -114,6 +114,9 @@ def parse(argv: Sequence[str]) -> list[str]:
         if not isinstance(error, flags.Error | AttributeError | KeyError | TypeError | ValueError):
             raise
         line = _one_line(str(error))
+        # Python's words for a value of the wrong type, after the flag's own.
+        line = re.sub(r": invalid literal for int\(\).*", ": give a whole number", line)
+        line = re.sub(r": could not convert string to float.*", ": give a number", line)
         if re.match(r"'\w+'($| Did you mean)", line):  # ml_collections, of a key that is not defined
             line = f"--config has no field {line}"
         raise UsageError(line) from error
@@ -225,15 +228,32 @@ def run(argv: Sequence[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
     # What takes long to import is imported late, so that --help and mistakes in flags answer at once.
-    from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here
+    from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here, require_devices
 
     look_for_nothing_that_is_not_here()
     if _CONFIG.value is not None and mode != "compile":  # which touches no device
         _prepare_process(_CONFIG.value)
     elif mode in ("analyze", "predict", "report"):
         _prepare_process(default_config())
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
+    elif mode != "compile":
+        require_devices()
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
+    try:
+        _run_mode(mode, argv[1:], output)
+    except OSError as error:
+        if output is None or not _concerns(error, output):
+            raise
+        raise UsageError(f"--output={output} cannot be written ({error.strerror or error})") from error
+
+
+def _concerns(error: OSError, output: Path) -> bool:
+    """Whether an error is of that file or folder, of what it is to hold, or of a folder above it."""
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
+    return any(output.is_relative_to(name) or Path(name).is_relative_to(output) for name in names)
+
+
+def _run_mode(mode: str, files: Sequence[str], output: Path | None) -> None:
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
     match mode:
         case "train":
             from deit_jax.modes.train import train
@@ -268,7 +288,7 @@ def run(argv: Sequence[str]) -> None:
             from deit_jax.modes.predict import predict
 
             predict(
-                argv[1:], workdir=workdir if _WORKDIR.value else None, config=config, which=_WEIGHTS.value,
+                files, workdir=workdir if _WORKDIR.value else None, config=config, which=_WEIGHTS.value,
                 checkpoint=_CHECKPOINT.value, output=output,
             )  # fmt: skip
         case "throughput":
@@ -303,6 +323,7 @@ def _prepare_process(config: ConfigDict) -> None:
     from deit_jax.parallel import distributed
     from deit_jax.parallel.compilation_cache import keep_compiled_programs
     from deit_jax.parallel.host_memory import keep_freed_memory
+    from deit_jax.parallel.platforms import require_devices
     from deit_jax.reporting import console
 
     if config.parallel.keep_host_memory:
@@ -310,6 +331,7 @@ def _prepare_process(config: ConfigDict) -> None:
     keep_compiled_programs(config.parallel.compilation_cache)
     told = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     distributed.start(*told, heartbeat_seconds=config.parallel.heartbeat_seconds)
+    require_devices()
     console.mute(not distributed.is_main_process())
 
 

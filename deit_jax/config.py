@@ -263,6 +263,8 @@ _BOUNDS = {
     "parallel.fsdp_min_size": (0, None),
 }
 
+_LENGTHS = {"optimizer.betas": 2, "data.crop_scale": 2, "data.crop_ratio": 2, "augment.mean": 3, "augment.std": 3}
+
 
 def recorded_config(record: Mapping[str, Any]) -> ConfigDict:
     """The configuration of a workdir from its config.json, but for the teacher's section; unlocked.
@@ -307,6 +309,9 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(
                 f"config.{name}={value!r} must be at least {low}" + (f" and at most {high}" if high else "")
             )
+    for name, length in _LENGTHS.items():
+        if len(_get(config, name)) != length:
+            raise ConfigError(f"config.{name}={_get(config, name)!r}: give {length} numbers, separated by commas")
     _refuse_bad_patterns("optimizer.no_decay", config.optimizer.no_decay)
     _refuse_bad_patterns("optimizer.trainable", config.optimizer.trainable)
     for pattern, place in config.parallel.sharding_rules:
