@@ -120,8 +120,6 @@ def parse(argv: Sequence[str]) -> list[str]:
         if re.match(r"'\w+'($| Did you mean)", line):  # ml_collections, of a key that is not defined
             line = f"--config has no field {line}"
         raise UsageError(line) from error
-    if not isinstance(_CONFIG.value, ConfigDict | None):  # ml_collections keeps an OSError of the file for later
-        _refuse_bad_config_file(argv)
     if not isinstance(_CONFIG.value, ConfigDict):  # none, or one that ml_collections could not read
         _refuse_bad_config_file(argv)
     return rest

@@ -49,9 +49,8 @@ PREDICTED_IMAGES = 2000  # or, of many classes, IMAGES_A_CLASS each; at most MOS
 IMAGES_A_CLASS, MOST_IMAGES = 10, 10_000
 _SAMPLES = 8  # right ones, and as many wrong ones
 _ATTENTION_IMAGES = 4
-Draw = Callable[
-    [str, Sequence[np.ndarray], Sequence[str]], None
-]  # name, images uint8[H, W, 3], captions: to the run's log
+# Into the run's log: name, images uint8[H, W, 3], captions.
+Draw = Callable[[str, Sequence[np.ndarray], Sequence[str]], None]
 
 
 def report_of_finished_run(workdir: Path, log: RunLog | None = None) -> None:
