@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -255,15 +256,15 @@ def run(argv: Sequence[str]) -> None:
         case "export":
             from deit_jax.modes.export import export
 
-            export(workdir, output, layout=_LAYOUT.value, which=_WEIGHTS.value, checkpoint=_CHECKPOINT.value)
+            export(workdir, _given(output), layout=_LAYOUT.value, which=_WEIGHTS.value, checkpoint=_CHECKPOINT.value)
         case "preview":
             from deit_jax.modes.preview import preview
 
-            preview(config, output)
+            preview(config, _given(output))
         case "compile":
             from deit_jax.modes.compile import compile_step
 
-            compile_step(config, _TOPOLOGY.value, output=output, search_batch=_SEARCH_BATCH.value)
+            compile_step(config, _given(_TOPOLOGY.value), output=output, search_batch=_SEARCH_BATCH.value)
         case "analyze":
             from deit_jax.modes.analyze import analyze
 
@@ -290,12 +291,26 @@ def run(argv: Sequence[str]) -> None:
         case "figures":
             from deit_jax.modes.figures import draw
 
-            draw(_FIGURE.value, output, workdirs=[Path(name) for name in _RESULTS.value], which=_WEIGHTS.value)
+            draw(
+                _given(_FIGURE.value),
+                _given(output),
+                workdirs=[Path(name) for name in _RESULTS.value],
+                which=_WEIGHTS.value,
+            )
 
         case "report":
             from deit_jax.modes.report import report
 
             report(workdir, config=config, which=_WEIGHTS.value, output=output)
+
+
+_Value = TypeVar("_Value")
+
+
+def _given(value: _Value | None) -> _Value:
+    """A flag that _NEEDS has made sure of."""
+    assert value is not None
+    return value
 
 
 def _tell_packaged_file(path: Path) -> None:
