@@ -43,6 +43,7 @@ test-all: test test-long
 lint: $(VENV)/installed-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 format: $(VENV)/installed-tests
 	$(BIN)/ruff format .

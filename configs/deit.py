@@ -94,8 +94,7 @@ def _rows() -> list[Row]:
         size, distilled = row.model.split("_")[1], "distilled" in row.model
         argument = size + ",distilled" * distilled + ",1000" * (row.epochs == 1000)
         what = row.label + (f", {row.epochs} epochs" if row.epochs != 300 else "")
-        figures = {"ImageNet": row.imagenet, "ReaL": row.real, "V2": row.v2}
-        rows.append(Row("Table 5", argument, what, figures, teacher=_TEACHER if distilled else ""))
+        rows.append(Row("Table 5", argument, what, row.figures, teacher=_TEACHER if distilled else ""))
     imagenet = published.TABLE_6["ImageNet"]
     vit = next(row for row in published.TABLE_5 if row.label.startswith("ViT-B"))
     middle = next(row for row in published.TABLE_10 if row.image_size == 224)

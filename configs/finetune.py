@@ -62,7 +62,7 @@ def _rows() -> list[Row]:
                 "Table 5",
                 "384px" + ",distilled" * distilled,
                 row.label + f", {row.epochs} epochs" * (row.epochs != 300),
-                {"ImageNet": row.imagenet, "ReaL": row.real, "V2": row.v2},
+                row.figures,
                 start="deit.py:base" + ",distilled" * distilled + ",1000" * (row.epochs == 1000),
                 teacher="teacher.py:regnety_160,384px" if distilled else "",
             )

@@ -91,7 +91,7 @@ def _rows() -> list[Row]:
         Row("Table 4", "regnety_160", "RegNetY", note=f"wrong on {100 * published.TABLE_4[0][1]:.1f} % of the images")
     )
     return rows + [
-        Row("Table 5", row.model, row.label, {"ImageNet": row.imagenet, "ReaL": row.real, "V2": row.v2})
+        Row("Table 5", row.model, row.label, row.figures)
         for row in published.TABLE_5
         if row.model.startswith("regnety")
     ]

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -16,6 +17,8 @@ from ml_collections import ConfigDict, config_flags
 from deit_jax.config import default_config
 from deit_jax.errors import Stopped, UserError
 from deit_jax.help import MODES, page, requested
+from deit_jax.recipes.location import find_config, own_configs
+from deit_jax.version import __version__
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -84,6 +87,7 @@ _LIST = flags.DEFINE_string(
     "The paper: print its rows as commands, with the published figure and the expected cost, and end. --list=table8, "
     "--list=figure3 or --list=ablation: those alone. With --output=F.md they are written as Markdown.",
 )
+_VERSION = flags.DEFINE_boolean("version", False, "Print the version and end.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -103,7 +107,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         "--list=all" if argument in ("--list", "-list") else argument for argument in argv
     ]  # its value may be left out
     _show_help(argv)
-    _refuse_missing_files(argv)
+    argv = _with_found_configs(argv)
     _refuse_unknown_config_keys(argv)
     flags.FLAGS.set_gnu_getopt(True)  # files and flags in any order
     try:
@@ -155,11 +159,23 @@ def _one_line(message: str) -> str:
     return " ".join(message.replace("\\n", " ").replace("\\'", "'").split())
 
 
-def _refuse_missing_files(argv: Sequence[str]) -> None:
-    for argument in argv[1:]:
-        match = re.match(r"--?config=([^:]+)", argument)
-        if match and not Path(match[1]).is_file():
-            raise UsageError(f"--config={match[1]}: there is no such file")
+def _with_found_configs(argv: Sequence[str]) -> list[str]:
+    """`argv` with the paths of --config's files: the package's where there is none of that name in the current folder."""
+    found = list(argv)
+    for k, argument in enumerate(argv[1:], start=1):
+        flag, equals, value = argument.partition("=")
+        if flag in ("--config", "-config") and equals:
+            prefix = flag + equals
+        elif argv[k - 1] in ("--config", "-config"):
+            prefix, value = "", argument
+        else:
+            continue
+        name, colon, words = value.partition(":")
+        try:
+            found[k] = f"{prefix}{find_config(name)}{colon}{words}"
+        except UserError as error:
+            raise UsageError(f"--config={error}") from error
+    return found
 
 
 def _refuse_unknown_config_keys(argv: Sequence[str]) -> None:
@@ -212,6 +228,9 @@ def run(argv: Sequence[str]) -> None:
     """What happens after the flags are parsed."""
     if len(argv) > 1 and (_MODE.value != "predict" or _LIST.value is not None):
         raise UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
+    if _VERSION.value:
+        print(f"deit_jax {__version__}")
+        return
     if _LIST.value is not None:
         from deit_jax.modes.recipes import list_recipes
 
@@ -235,6 +254,8 @@ def run(argv: Sequence[str]) -> None:
         _prepare_process(default_config())
     elif mode != "compile":
         require_devices()
+    if _CONFIG.value is not None:
+        _tell_packaged_file(Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]))
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
     try:
         _run_mode(mode, argv[1:], output)
@@ -266,15 +287,15 @@ def _run_mode(mode: str, files: Sequence[str], output: Path | None) -> None:
         case "export":
             from deit_jax.modes.export import export
 
-            export(workdir, output, layout=_LAYOUT.value, which=_WEIGHTS.value, checkpoint=_CHECKPOINT.value)
+            export(workdir, _given(output), layout=_LAYOUT.value, which=_WEIGHTS.value, checkpoint=_CHECKPOINT.value)
         case "preview":
             from deit_jax.modes.preview import preview
 
-            preview(config, output)
+            preview(config, _given(output))
         case "compile":
             from deit_jax.modes.compile import compile_step
 
-            compile_step(config, _TOPOLOGY.value, output=output, search_batch=_SEARCH_BATCH.value)
+            compile_step(config, _given(_TOPOLOGY.value), output=output, search_batch=_SEARCH_BATCH.value)
         case "analyze":
             from deit_jax.modes.analyze import analyze
 
@@ -301,12 +322,34 @@ def _run_mode(mode: str, files: Sequence[str], output: Path | None) -> None:
         case "figures":
             from deit_jax.modes.figures import draw
 
-            draw(_FIGURE.value, output, workdirs=[Path(name) for name in _RESULTS.value], which=_WEIGHTS.value)
+            draw(
+                _given(_FIGURE.value),
+                _given(output),
+                workdirs=[Path(name) for name in _RESULTS.value],
+                which=_WEIGHTS.value,
+            )
 
         case "report":
             from deit_jax.modes.report import report
 
             report(workdir, config=config, which=_WEIGHTS.value, output=output)
+
+
+_Value = TypeVar("_Value")
+
+
+def _given(value: _Value | None) -> _Value:
+    """A flag that _NEEDS has made sure of."""
+    assert value is not None
+    return value
+
+
+def _tell_packaged_file(path: Path) -> None:
+    """Say so where --config's file is not in the current folder: the user may have changed another of that name."""
+    from deit_jax.reporting import console
+
+    if path.parent == own_configs():
+        console.say(f"configs/{path.name} is not in this folder: {path}, which comes with deit_jax, is taken")
 
 
 def _check_predict(files: Sequence[str]) -> None:

@@ -120,7 +120,7 @@ class AutoAugment:
         operations, probabilities, levels = map(jnp.asarray, self.pairs())
         posterize = POLICIES[self.policy][1]
 
-        def draw(key):
+        def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             # One call for all the numbers: every call compiles a generator of its own.
             pair, *rest = jax.random.uniform(key, (7,))
             chance, noise, sign = jnp.stack(rest).reshape(3, 2)

@@ -24,7 +24,7 @@ _CHUNKS = {"equalize": 4, "rows": 4, "columns": 4, "rotate": 2, "sharpen": 4, "s
 def apply_in_chunks(images: jax.Array, operations: jax.Array, arguments: jax.Array, fill: Sequence[int]) -> jax.Array:
     """Applies each image's operations; the arguments are those of `plans.apply_operations`."""
 
-    def layer(images, drawn):
+    def layer(images: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         operations, arguments = drawn
         with jax.named_scope("pointwise"):
             images = apply_pointwise(images, operations, arguments)
@@ -50,10 +50,10 @@ def apply_pointwise(images: jax.Array, operations: jax.Array, arguments: jax.Arr
         uint8[B, 3, H, W].
     """
 
-    def an_image(values):  # [B] to [B, 1, 1, 1]
+    def an_image(values: jax.Array) -> jax.Array:  # [B] to [B, 1, 1, 1]
         return values[:, None, None, None]
 
-    def choose(otherwise, **values):
+    def choose(otherwise: jax.Array | int, **values: jax.Array | int) -> jax.Array:
         """The value of the operation that an image has: int32[B, 1, 1, 1], or with more pixels."""
         chosen = jnp.asarray(otherwise)
         for name, value in values.items():
@@ -75,22 +75,22 @@ def apply_pointwise(images: jax.Array, operations: jax.Array, arguments: jax.Arr
 def _apply_in_loops(images: jax.Array, operations: jax.Array, arguments: jax.Array, fill: Sequence[int]) -> jax.Array:
     height, width = images.shape[2:]
 
-    def equalize(image, operation, argument):
+    def equalize(image: jax.Array, operation: jax.Array, argument: jax.Array) -> jax.Array:
         return color.equalize_by_nibbles(image)
 
-    def rows(image, operation, argument):
+    def rows(image: jax.Array, operation: jax.Array, argument: jax.Array) -> jax.Array:
         return shift_rows(image, *slope_and_offset(operation, argument, width), fill, roll=True)
 
-    def columns(image, operation, argument):
+    def columns(image: jax.Array, operation: jax.Array, argument: jax.Array) -> jax.Array:
         return shift_columns(image, *slope_and_offset(operation, argument, height), fill, roll=True)
 
-    def rotate(image, operation, argument):
+    def rotate(image: jax.Array, operation: jax.Array, argument: jax.Array) -> jax.Array:
         return warp_by_tiles(image, rotation(argument, height, width), fill)
 
-    def stretch(image, operation, argument):
+    def stretch(image: jax.Array, operation: jax.Array, argument: jax.Array) -> jax.Array:
         return color.auto_contrast(image)
 
-    def sharpen(image, operation, argument):
+    def sharpen(image: jax.Array, operation: jax.Array, argument: jax.Array) -> jax.Array:
         return color.sharpness(image, argument)
 
     members = {
@@ -127,14 +127,14 @@ def apply_to_chosen(
     order = jnp.argsort(~chosen, stable=True)  # the chosen rows first
     count = jnp.sum(chosen)
 
-    def turn(state):
+    def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         done, images = state
         # The last turn may reach beyond the chosen rows, and is moved back where it would pass the end of the batch.
         start = jnp.minimum(done, len(images) - chunk)
         place = start + jnp.arange(chunk)
         rows = jax.lax.dynamic_slice(order, (start,), (chunk,))
 
-        def pick(values):  # whole rows: not the gather of single pixels that a TPU is slow at
+        def pick(values: jax.Array) -> jax.Array:  # whole rows: not the gather of single pixels that a TPU is slow at
             return jnp.take(values, rows, axis=0, mode="clip")
 
         old = pick(images)

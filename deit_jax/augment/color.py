@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
-def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def normalize(images: jax.Array | np.ndarray, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """(x / 255 - mean) / std.
 
     Args:
@@ -20,8 +21,8 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     Returns:
         float32[..., C].
     """
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    center, scale = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
+    return (jnp.asarray(images).astype(jnp.float32) / 255 - center) / scale
 
 
 def invert(image: jax.Array) -> jax.Array:
@@ -104,7 +105,7 @@ def equalize(image: jax.Array) -> jax.Array:
     bins = (image.astype(jnp.int32) + 256 * jnp.arange(3)[:, None, None]).reshape(-1)
     histogram = jnp.zeros(3 * 256, jnp.int32).at[bins].add(1, mode="promise_in_bounds").reshape(3, 256)
 
-    def lookup(channel):
+    def lookup(channel: tuple[jax.Array, jax.Array]) -> jax.Array:
         table, levels = channel
         return table.at[levels].get(mode="promise_in_bounds")
 

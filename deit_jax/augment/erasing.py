@@ -57,7 +57,7 @@ def draw_boxes(keys: jax.Array, probability: float, image_size: tuple[int, int],
         int32[B, max_count, 4]: (top, bottom, left, right).
     """
 
-    def draw(key):
+    def draw(key: jax.Array) -> jax.Array:
         # One call for all the numbers: every call compiles a generator of its own. The image's chance is the first
         # box's first number, its count the last box's (of the other boxes that number is unused).
         numbers = jax.random.uniform(key, (max_count, 3 + 2 * TRIES))
@@ -101,7 +101,7 @@ def erase(keys: jax.Array, images: jax.Array, boxes: jax.Array, mode: str = "pix
         return jax.lax.platform_dependent(keys, images, boxes, cpu=_erase_rows, default=_erase_images)
     height, width, channels = images.shape[1:]
 
-    def fill(key, image, boxes):
+    def fill(key: jax.Array, image: jax.Array, boxes: jax.Array) -> jax.Array:
         colors = jax.random.normal(key, (len(boxes), channels), image.dtype) if mode == "rand" else None
         for k in range(len(boxes)):  # a later box covers an earlier one
             image = jnp.where(inside(boxes[k], height, width), 0 if colors is None else colors[k], image)
@@ -124,7 +124,7 @@ def _erase_images(keys: jax.Array, images: jax.Array, boxes: jax.Array) -> jax.A
     height, width, channels = images.shape[1:]
     strips = jnp.arange(-(-height // STRIP))
 
-    def fill(key, image, boxes):
+    def fill(key: jax.Array, image: jax.Array, boxes: jax.Array) -> jax.Array:
         noise = jax.vmap(lambda strip: _noise(key, strip, width, channels))(strips)
         return jnp.where(_in_any(boxes, height, width), noise.reshape(-1, width, channels)[:height], image)
 
@@ -140,8 +140,8 @@ def _erase_rows(keys: jax.Array, images: jax.Array, boxes: jax.Array) -> jax.Arr
     first = jnp.min(jnp.where(empty, height, boxes[..., 0]), 1) // STRIP
     last = -(-jnp.max(jnp.where(empty, 0, boxes[..., 1]), 1) // STRIP)
 
-    def image(row, images):
-        def strip(number, images):
+    def image(row: jax.Array, images: jax.Array) -> jax.Array:
+        def strip(number: jax.Array, images: jax.Array) -> jax.Array:
             top = number * STRIP
             old = jax.lax.dynamic_slice(images, (row, top, 0, 0), (1, STRIP, width, channels))
             new = jnp.where(_in_any(boxes[row], STRIP, width, top), _noise(keys[row], number, width, channels), old[0])

@@ -30,7 +30,7 @@ class ColorJitter:
         adjustments = jnp.asarray([NUMBER[name] for name in ("Brightness", "Contrast", "Color")])
         low = max(0.0, 1 - self.strength)
 
-        def draw(key):
+        def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             # One call for all the numbers: every call compiles a generator of its own.
             order, share = jax.random.uniform(key, (2, 3))
             return adjustments[jnp.argsort(order)], low + (1 + self.strength - low) * share

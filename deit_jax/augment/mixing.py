@@ -103,7 +103,7 @@ def draw_mix_of_rows(
     half = group_size // 2
     mix = draw_mix(key, rows[:, :half].reshape(-1), image_size, **options)
 
-    def mirror(draws):  # the second half of a group repeats the first, backwards
+    def mirror(draws: jax.Array) -> jax.Array:  # the second half of a group repeats the first, backwards
         draws = rearrange(draws, "(g n) ... -> g n ...", n=half)
         return rearrange(jnp.concatenate([draws, draws[:, ::-1]], 1), "g n ... -> (g n) ...")
 
@@ -140,9 +140,9 @@ def draw_mix(
     if mixup_alpha <= 0 and cutmix_alpha <= 0:
         raise ValueError("mixing needs mixup_alpha or cutmix_alpha above 0")
 
-    def draw(key):
+    def draw(key: jax.Array) -> Mix:
         # One call for all the numbers: every call compiles a generator of its own.
-        chance, switch, share, *center = jax.random.uniform(key, (5,))
+        chance, switch, share, *place = jax.random.uniform(key, (5,))
         if mixup_alpha > 0 and cutmix_alpha > 0:
             cutmix = switch < switch_probability
             lam = jnp.where(cutmix, symmetric_beta(share, cutmix_alpha), symmetric_beta(share, mixup_alpha))
@@ -151,7 +151,7 @@ def draw_mix(
             lam = symmetric_beta(share, cutmix_alpha or mixup_alpha)
         mixed = chance < mix_probability
         lam = jnp.where(mixed, lam, 1.0)
-        center = jnp.floor(jnp.stack(center) * jnp.asarray(image_size)).astype(jnp.int32)
+        center = jnp.floor(jnp.stack(place) * jnp.asarray(image_size)).astype(jnp.int32)
         box, lam_of_box = cutmix_box(lam, center, image_size)
         cutmix = cutmix & mixed
         return Mix(jnp.where(cutmix, lam_of_box, lam), cutmix, jnp.where(cutmix, box, 0))

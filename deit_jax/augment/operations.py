@@ -61,8 +61,8 @@ def level_to_argument(
     """
     sign = jnp.where(negative, -1.0, 1.0)
     none = jnp.zeros_like(level)
-    bits_sign, bits = POSTERIZE_BITS[posterize or ("PosterizeIncreasing" if increasing else "Posterize")]
-    bits = jnp.clip(bits + bits_sign * jnp.floor(level * 0.4), 0, 8)
+    bits_sign, first_bits = POSTERIZE_BITS[posterize or ("PosterizeIncreasing" if increasing else "Posterize")]
+    bits = jnp.clip(first_bits + bits_sign * jnp.floor(level * 0.4), 0, 8)
     threshold = jnp.minimum(jnp.floor(level * 25.6), 256)
     if increasing:
         threshold = 256 - threshold
@@ -71,7 +71,9 @@ def level_to_argument(
         factor = level * 0.18 + 0.1
     added = jnp.minimum(jnp.floor(level * 11), 128)
     shear, shift = sign * level * 0.03, sign * level * 0.045
-    by_operation = [none] * 3 + [bits, threshold, added] + [factor] * 4 + [sign * level * 3, shear, shear, shift, shift]
+    by_operation = [
+        *[none] * 3, bits, threshold, added, *[factor] * 4, sign * level * 3, shear, shear, shift, shift
+    ]  # fmt: skip
     return jnp.select([operation == k for k in range(SKIP)], jnp.broadcast_arrays(*by_operation), 0.0)
 
 

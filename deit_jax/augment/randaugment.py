@@ -85,7 +85,7 @@ class RandAugment:
             (operations int32[B, num_layers], SKIP among them; arguments float32[B, num_layers]).
         """
 
-        def draw(key):
+        def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             # One call for all the numbers: every call compiles a generator of its own.
             choice, chance, noise, sign = jax.random.uniform(key, (4, self.num_layers))
             level = noisy_level(self.magnitude, self.magnitude_std, noise, self.max_level)

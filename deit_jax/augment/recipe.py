@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from deit_jax.augment import erasing, mixing, plans
@@ -69,7 +70,7 @@ class TrainAugmentation:
     group_size: int = 256
     plan: str = "auto"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, name))
             object.__setattr__(self, name, values)  # a list would make the recipe unhashable
@@ -160,7 +161,7 @@ class TrainAugmentation:
         Raises:
             ValueError: B is not a multiple of group_size while mixing is on.
         """
-        batch_size, *image_size, _ = images.shape
+        batch_size, height, width, _ = images.shape
         if self.mixes and batch_size % self.group_size:
             raise ValueError(f"augment.group_size: {self.group_size} does not divide the batch of {batch_size} images")
 
@@ -177,7 +178,7 @@ class TrainAugmentation:
                 batch_size,
                 self.group_size,
                 self.mix_mode,
-                tuple(image_size),
+                (height, width),
                 mixup_alpha=self.mixup_alpha,
                 cutmix_alpha=self.cutmix_alpha,
                 mix_probability=self.mix_probability,
@@ -198,7 +199,8 @@ class TrainAugmentation:
             images = plans.apply_operations(images, *self.policy.draw(operations), fill, plan)
         images = normalize(images, self.mean, self.std)
         if self.erase_probability > 0:
-            boxes = erasing.draw_boxes(box, self.erase_probability, images.shape[1:3], self.erase_count)
+            _, height, width, _ = images.shape
+            boxes = erasing.draw_boxes(box, self.erase_probability, (height, width), self.erase_count)
             images = erasing.erase(noise, images, boxes, self.erase_mode)
         return images
 
@@ -210,6 +212,8 @@ def _keys_of_rows(key: jax.Array, positions: jax.Array) -> jax.Array:
     return jax.vmap(fold_in_each, in_axes=(0, None))(stages, positions)
 
 
-def prepare_for_evaluation(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+def prepare_for_evaluation(
+    images: jax.Array | np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
+) -> jax.Array:
     """Normalises a batch and nothing else: uint8[B, H, W, 3] to float32[B, H, W, 3]."""
     return normalize(images, mean, std)

@@ -1,6 +1,6 @@
 """The plan for a CPU: images one after another, each through a switch that runs the drawn operation alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,18 @@ _BRANCH_OF = tuple(range(len(_COLOR))) + (_ROTATE, _ROWS, _COLUMNS, _ROWS, _COLU
 assert OPERATIONS[: len(_COLOR) + 1] == tuple(NUMBER)[: len(_COLOR) + 1] and len(_BRANCH_OF) == SKIP + 1
 
 
+def _without_operation(
+    function: Callable[[jax.Array, jax.Array], jax.Array],
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    return lambda image, operation, argument: function(image, argument)
+
+
 def apply_sequentially(
     images: jax.Array, operations: jax.Array, arguments: jax.Array, fill: Sequence[int]
 ) -> jax.Array:
     """Applies each image's operations; the arguments are those of `plans.apply_operations`."""
     height, width = images.shape[1:3]
-    branches = [lambda image, operation, argument, op=op: op(image, argument) for op in _COLOR]
+    branches = [_without_operation(function) for function in _COLOR]
     branches += [
         lambda image, operation, argument: geometry.rotate(image, argument, fill),
         lambda image, operation, argument: shift_rows(image, *slope_and_offset(operation, argument, width), fill),
@@ -40,11 +46,11 @@ def apply_sequentially(
         lambda image, operation, argument: image,
     ]
 
-    def layer(image, drawn):
+    def layer(image: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         operation, argument = drawn
         return jax.lax.switch(jnp.asarray(_BRANCH_OF)[operation], branches, image, operation, argument), None
 
-    def augment(row):
+    def augment(row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         image, operations, arguments = row
         planar, _ = jax.lax.scan(layer, rearrange(image, "h w c -> c h w"), (operations, arguments))
         return rearrange(planar, "c h w -> h w c")

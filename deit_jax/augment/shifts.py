@@ -41,7 +41,9 @@ def shift_columns(
     return _shift(image, slope, offset, fill, roll, axis=0)
 
 
-def _shift(image, slope, offset, fill: Sequence[int], roll: bool, axis: int) -> jax.Array:
+def _shift(
+    image: jax.Array, slope: jax.Array, offset: jax.Array, fill: Sequence[int], roll: bool, axis: int
+) -> jax.Array:
     """Shifts the lines of uint8[C, H, W] that run along `axis` of the two of a plane."""
     length, lines = image.shape[1 + axis], image.shape[2 - axis]
     whole, fraction, inside = _shifts(slope, offset, lines, length)
@@ -54,13 +56,13 @@ def _shift(image, slope, offset, fill: Sequence[int], roll: bool, axis: int) -> 
     channels = []
     for k, level in enumerate(fill):
         levels = ((shifted >> (8 * k)) & 255).astype(jnp.float32)
-        taps = (jax.lax.slice_in_dim(levels, tap, tap + length, axis=axis) for tap in range(4))
-        values = jnp.clip(cubic(*taps, fraction), 0, 255).astype(jnp.uint8)
+        taps = [jax.lax.slice_in_dim(levels, tap, tap + length, axis=axis) for tap in range(4)]
+        values = jnp.clip(cubic(taps, fraction), 0, 255).astype(jnp.uint8)
         channels.append(jnp.where(inside, values, jnp.uint8(level)))
     return jnp.stack(channels)
 
 
-def _shifts(slope, offset, lines: int, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _shifts(slope: jax.Array, offset: jax.Array, lines: int, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Each line's shift in whole pixels (int32[lines]) and the rest of it (float32), and which pixels are inside."""
     place = jnp.arange(lines, dtype=jnp.float32) + 0.5
     # In two parts, so that the first is exact: the sum would lose the fraction's last bits.

@@ -7,6 +7,7 @@ in double, here it is float32: about one pixel in 15 000 differs, by one grey le
 innermost loops then run along rows: three times as fast on a CPU.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -41,7 +42,7 @@ def warp(image: jax.Array, matrix: jax.Array, fill: Sequence[int]) -> jax.Array:
     table = _neighbourhoods(image)
     place = 3 * ((row + 1) * (width + 4) + column + 1)
 
-    def block(rows):
+    def block(rows: tuple[jax.Array, ...]) -> jax.Array:
         # One gather of 4 C words a pixel: a gather for each of the 16 C taps is several times slower.
         place, du, dv, inside = rows
         gathered = jax.lax.gather(
@@ -52,8 +53,8 @@ def warp(image: jax.Array, matrix: jax.Array, fill: Sequence[int]) -> jax.Array:
             mode="promise_in_bounds",
         )
         words = rearrange(gathered, "(h w) (k c) -> k c h w", w=width, k=4)
-        lines = [cubic(*(((word >> (8 * k)) & 255).astype(jnp.float32) for word in words), du) for k in range(4)]
-        values = jnp.clip(cubic(*lines, dv), 0, 255).astype(jnp.uint8)  # truncated, as in Pillow
+        lines = [cubic([((word >> (8 * k)) & 255).astype(jnp.float32) for word in words], du) for k in range(4)]
+        values = jnp.clip(cubic(lines, dv), 0, 255).astype(jnp.uint8)  # truncated, as in Pillow
         return jnp.where(inside, values, jnp.asarray(fill, jnp.uint8)[:, None, None])
 
     # In blocks: what is gathered for all pixels at once does not fit a CPU's cache.
@@ -81,10 +82,10 @@ def warp_by_tiles(image: jax.Array, matrix: jax.Array, fill: Sequence[int], tile
     _, height, width = image.shape
     rows, columns = -(-height // tile), -(-width // tile)
 
-    def split(x):  # [rows * tile, columns * tile] to [tiles, pixels of a tile]
+    def split(x: jax.Array) -> jax.Array:  # [rows * tile, columns * tile] to [tiles, pixels of a tile]
         return rearrange(x, "(r y) (c x) -> (r c) (y x)", y=tile, x=tile)
 
-    def axis(coefficients, size):
+    def axis(coefficients: jax.Array, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
         """For one axis of the input: where each tile's window is (0/1) and each pixel's weights of its lines."""
         tap, fraction, inside = (split(x) for x in _source(coefficients, rows * tile, columns * tile, size, clip=False))
         length = min(size, int((tile - 1) * 2**0.5) + 1 + _WINDOW_MARGIN)
@@ -93,10 +94,11 @@ def warp_by_tiles(image: jax.Array, matrix: jax.Array, fill: Sequence[int], tile
         window = (line[:, :, None] == jnp.arange(size)).astype(jnp.bfloat16)  # [tiles, length, size]
         d = fraction
         weights = (d * (-1 + d * (2 - d)), 1 + d * d * (d - 2), d * (1 + d * (1 - d)), d * d * (d - 1))
-        of_line = sum(
+        of_taps = (
             jnp.where(jnp.clip(tap - 1 + k, 0, size - 1)[..., None] == line[:, None], weights[k][..., None], 0)
             for k in range(4)
         )
+        of_line = functools.reduce(jnp.add, of_taps)
         return window, of_line, inside  # of_line: float32[tiles, pixels, length]
 
     window_x, weights_x, inside_x = axis(matrix[:3], width)
@@ -113,8 +115,9 @@ def warp_by_tiles(image: jax.Array, matrix: jax.Array, fill: Sequence[int], tile
     return joined[:, :height, :width]
 
 
-def cubic(v1, v2, v3, v4, d):
+def cubic(taps: Sequence[jax.Array], d: jax.Array) -> jax.Array:
     """Pillow's cubic through four taps, d of the way from the second to the third; exact where all taps are equal."""
+    v1, v2, v3, v4 = taps
     return v2 + d * (v3 - v1 + d * (2 * (v1 - v2) + v3 - v4 + d * (-v1 + v2 - v3 + v4)))
 
 
@@ -152,5 +155,5 @@ def _neighbourhoods(image: jax.Array) -> jax.Array:
     """
     height = image.shape[1]
     padded = jnp.pad(image, ((0, 0), (2, 2), (2, 2)), mode="edge").astype(jnp.uint32)
-    words = sum(padded[:, k : k + height + 1] << (8 * k) for k in range(4))
+    words = functools.reduce(jnp.add, (padded[:, k : k + height + 1] << (8 * k) for k in range(4)))
     return rearrange(words, "c h w -> (h w c)")

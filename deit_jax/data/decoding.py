@@ -28,11 +28,13 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Crop(Protocol):
-    """What the loader asks of a crop: to pickle, to know its size, and to depend on nothing but its arguments."""
+    """What the loader asks of a training crop: to pickle, to know its size, and to depend on nothing but its arguments."""
 
-    size: int  # pixels, height and width of the result
+    @property
+    def size(self) -> int:
+        """Pixels, height and width of the result."""
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`."""
 
 
@@ -197,7 +199,7 @@ class RandomResizedCrop:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_size(self.size)
         if not (0 < self.scale[0] <= self.scale[1] <= 1):
             raise ValueError(f"data.crop_scale={self.scale}: give two shares of the area, 0 < smaller <= larger <= 1")
@@ -217,7 +219,7 @@ class PaddedCrop:
     size: int
     padding: int = 4
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_size(self.size)
         if self.padding < 0:
             raise ValueError(f"data.crop_padding={self.padding}: give 0 or more pixels")
@@ -234,7 +236,7 @@ class CenterCrop:
     size: int
     crop_ratio: float = 0.875
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_size(self.size)
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"evaluation.crop_ratio={self.crop_ratio}: give a share of the side in (0, 1]")
@@ -251,7 +253,7 @@ class Squash:
     size: int
     crop_ratio: float = dataclasses.field(default=1.0, init=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_size(self.size)
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -259,10 +261,12 @@ class Squash:
         return resize(image, self.size, self.size)
 
 
+EvaluationCrop = CenterCrop | Squash
+
 _LARGE = 384  # pixels from which timm and mmpretrain evaluate DeiT differently
 
 
-def evaluation_crop(evaluation: Any, image_size: int) -> CenterCrop | Squash:
+def evaluation_crop(evaluation: Any, image_size: int) -> EvaluationCrop:
     """The evaluation crop that a config's `evaluation` section names, to `image_size` pixels.
 
     `evaluation.protocol`: "deit" keeps `evaluation.crop_ratio` of the resized side (released code: 0.875, so 224 of 256 and 384

@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from deit_jax.data.decoding import Crop, decode
+from deit_jax.data.decoding import Crop, EvaluationCrop, decode
 from deit_jax.data.replacements import Replacements
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.data.sources import DataError, ImageSource, UnusableError, is_multi_label
@@ -114,7 +114,7 @@ def train_batches(
 
 def eval_batches(
     source: ImageSource,
-    crop: Crop,
+    crop: EvaluationCrop,
     batch_size: int,
     *,
     process_index: int = 0,
@@ -164,7 +164,7 @@ def eval_batches(
     )
 
 
-def empty_eval_batch(source: ImageSource, crop: Crop, rows: int) -> Batch:
+def empty_eval_batch(source: ImageSource, crop: EvaluationCrop, rows: int) -> Batch:
     """A batch of `eval_batches` that is all padding."""
     return {
         "image": np.zeros((rows, crop.size, crop.size, 3), np.uint8),
@@ -223,7 +223,8 @@ class _TrainReader:
         images = np.empty((len(where.row), self.crop.size, self.crop.size, 3), np.uint8)
         labels = np.empty(len(where.row), np.int32)
         bad: list[str] = []
-        previous, pixels, label = -1, None, 0
+        previous, pixels = -1, np.empty(0, np.uint8)
+        label: int | tuple[int, ...] = 0
         for i, (image, row) in enumerate(zip(where.image_index.tolist(), where.row.tolist(), strict=True)):
             if image != previous:
                 previous = image
@@ -240,7 +241,7 @@ class _TrainReader:
         entry = step % self.order.steps_per_epoch * self.order.batch_size + edge
         return min(edge + -entry % self.order.repeats, self.edges[-1])
 
-    def _read(self, index: int, bad: list[str]) -> tuple[np.ndarray, int]:
+    def _read(self, index: int, bad: list[str]) -> tuple[np.ndarray, int | tuple[int, ...]]:
         for attempt in range(_MAX_BAD_IN_A_ROW):
             try:
                 return _read(self.source, (index + attempt) % len(self.source))
@@ -256,7 +257,7 @@ class _EvalReader:
     """Chunk number -> its images (fewer or none past the end of the source) and the local rows they belong to."""
 
     source: ImageSource
-    crop: Crop
+    crop: EvaluationCrop
     batch_size: int
     first_row: int
     edges: tuple[int, ...]
@@ -269,7 +270,7 @@ class _EvalReader:
         labels = _no_labels(self.source, len(rows))
         for i, row in enumerate(rows):
             pixels, label = _read(self.source, start + row)
-            images[i] = self.crop(pixels, None)
+            images[i] = self.crop(pixels)
             if isinstance(label, tuple):
                 labels[i, list(label)] = True
             else:

@@ -60,6 +60,7 @@ def _open(data: Any, split: Split) -> ImageSource:
     if data.source == "tfds":
         return TfdsSource(data.name, expression, data.path)  # TFDS has such expressions itself
     name = split_name(expression)
+    whole: ImageSource
     if data.source == "fashion_mnist_10k":
         whole = ArraySource.from_npz(EMBEDDED, name)
     elif data.source == "npz":

@@ -27,17 +27,16 @@ _WHERE, _WEIGHTS = types.Array(types.int64, 2, "C"), types.Array(types.int32, 2,
 
 def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def compile_it(function: Callable[..., Any]) -> Callable[..., Any]:
-        options = {"nogil": True, "error_model": "numpy"}
         try:
-            return njit(signature, cache=True, **options)(function)
+            return njit(signature, cache=True, nogil=True, error_model="numpy")(function)
         except RuntimeError:  # neither folder can be written
-            return njit(signature, **options)(function)
+            return njit(signature, nogil=True, error_model="numpy")(function)
 
     return compile_it
 
 
 @_compiled(types.Tuple((_WHERE, _WEIGHTS))(int64, int64))
-def _taps(size, new_size):
+def _taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
     """First input pixel and number of input pixels of each output pixel, int64[new_size, 2], and their weights."""
     scale = size / new_size
     stretch = max(scale, 1.0)  # antialiasing: the filter widens when the image shrinks
@@ -67,13 +66,15 @@ def _taps(size, new_size):
 
 
 @_compiled(void(_SUMS, _BYTES, int64))
-def _round(sums, out, count):
+def _round(sums: np.ndarray, out: np.ndarray, count: int) -> None:
     for j in range(count):
         out[j] = uint8(min(max(sums[j] >> _BITS, int32(0)), int32(255)))
 
 
 @_compiled(void(_IMAGE, int64, int64, int64, _WHERE, _WEIGHTS, _OUT))
-def _resize_columns(image, top, start, stop, where, weights, out):
+def _resize_columns(
+    image: np.ndarray, top: int, start: int, stop: int, where: np.ndarray, weights: np.ndarray, out: np.ndarray
+) -> None:
     """Vertical pass over the bytes [start, stop) of each row; a row of sums at a time."""
     count = stop - start
     sums = np.empty(count, np.int32)
@@ -87,7 +88,16 @@ def _resize_columns(image, top, start, stop, where, weights, out):
 
 
 @_compiled(void(_IMAGE, int64, int64, int64, int64, _WHERE, _WEIGHTS, _OUT))
-def _resize_rows(image, top, start, stop, height, where, weights, out):
+def _resize_rows(
+    image: np.ndarray,
+    top: int,
+    start: int,
+    stop: int,
+    height: int,
+    where: np.ndarray,
+    weights: np.ndarray,
+    out: np.ndarray,
+) -> None:
     """Horizontal pass over the bytes [start, stop) of `height` rows.
 
     Neighbouring output pixels have different taps, rows have the same: _LANES rows are laid side by side, byte by byte, summed
@@ -118,7 +128,9 @@ def _resize_rows(image, top, start, stop, height, where, weights, out):
 
 
 @_compiled(void(_IMAGE, int64, int64, int64, int64, boolean, _OUT))
-def resize_rows(image, top, left, height, width, vertical_first, out):
+def resize_rows(
+    image: np.ndarray, top: int, left: int, height: int, width: int, vertical_first: bool, out: np.ndarray
+) -> None:
     """Resizes the box [top, top + height) x [left, left + width) of an image into `out`.
 
     image: uint8[H, 3 W]; out: uint8[h, 3 w]. vertical_first: which pass is first; the one between is rounded to uint8.

@@ -86,7 +86,7 @@ class TrainOrder:
     groups_per_block: int
     seed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field, name in (
             ("batch_size", "train.batch_size"),
             ("repeats", "data.repeats"),

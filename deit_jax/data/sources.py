@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -225,7 +225,7 @@ class TfdsSource:
             raise MissingDataError(f"TFDS data set {name!r} is not prepared in {where}: {remedy}")
         features = builder.info.features
         self._label_key = "label" if known is None else known.label_key
-        label = dict(features).get(self._label_key)
+        label: Any = dict(features).get(self._label_key)
         self.multi_label = isinstance(label, tfds.features.Sequence)
         label = label.feature if self.multi_label else label
         if "image" not in features or not getattr(label, "names", None):

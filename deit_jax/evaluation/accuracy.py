@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.augment.recipe import prepare_for_evaluation
-from deit_jax.models.output import ModelOutput, fuse
+from deit_jax.models.output import ModelOutput, classify, fuse
 from deit_jax.parallel.distributed import compiled_together
 
 Totals = dict[str, Any]
@@ -81,10 +81,10 @@ def make_eval_step(model: nn.Module, *, mean: tuple[float, ...], std: tuple[floa
 
     @jax.jit
     def eval_step(totals: Totals, variables: Any, batch: dict[str, jax.Array]) -> Totals:
-        output = model.apply(variables, prepare_for_evaluation(batch["image"], mean, std), train=False)
+        output = classify(model, variables, prepare_for_evaluation(batch["image"], mean, std))
         labels, mask = batch["label"], batch["mask"]
         scoring = score if labels.ndim == 1 else score_any
-        sums = {name: scoring(logits, labels, mask) for name, logits in heads(output).items()}
+        sums: Totals = {name: scoring(logits, labels, mask) for name, logits in heads(output).items()}
         sums["images"] = jnp.sum(mask, dtype=jnp.int32)
         sums["labelled"] = (
             sums["images"] if labels.ndim == 1 else jnp.sum(mask & jnp.any(labels, axis=-1), dtype=jnp.int32)

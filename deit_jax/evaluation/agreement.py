@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax.augment.recipe import prepare_for_evaluation
-from deit_jax.models.output import ModelOutput
+from deit_jax.models.output import ModelOutput, classify
 
 HEADS = ("class", "distillation", "both")  # in this order
 Decisions = dict[str, np.ndarray]  # name -> int32[N], the class that each image was given
@@ -35,7 +35,7 @@ def make_decide_step(model: nn.Module, *, mean: tuple[float, ...], std: tuple[fl
 
     @jax.jit
     def decide(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        output = model.apply(variables, prepare_for_evaluation(images, mean, std), train=False)
+        output = classify(model, variables, prepare_for_evaluation(images, mean, std))
         return {head: jnp.argmax(logits, axis=-1).astype(jnp.int32) for head, logits in answers(output).items()}
 
     return decide

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from deit_jax.augment.recipe import prepare_for_evaluation
+from deit_jax.models.output import classify
 
 PredictStep = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -40,7 +41,7 @@ def make_predict_step(
 
     @jax.jit
     def predict(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = model.apply(variables, prepare_for_evaluation(images, mean, std), train=False).logits
+        logits = classify(model, variables, prepare_for_evaluation(images, mean, std)).logits
         probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits), min(first, logits.shape[-1]))
         return classes, probabilities
 

@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -85,7 +85,10 @@ def search_batch(measure: Callable[[int], float | None], *, start: int, until_fu
     return BatchSearch(fitting[-1][1], f"{start} doubled {_DOUBLINGS - 1} times: it still fits", tried)
 
 
-def fits(measure: Callable[[], float]) -> float | None:
+Measured = TypeVar("Measured")
+
+
+def fits(measure: Callable[[], Measured]) -> Measured | None:
     """What `measure` returns, or None if a device runs out of memory in it. Other errors are passed on."""
     try:
         return measure()

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -16,12 +16,13 @@ from PIL import Image
 
 from deit_jax.augment.recipe import prepare_for_evaluation
 from deit_jax.config import recorded_config
-from deit_jax.data.decoding import CenterCrop, Squash, evaluation_crop
+from deit_jax.data.decoding import CenterCrop, EvaluationCrop, evaluation_crop
 from deit_jax.data.given_images import read_image
 from deit_jax.errors import UserError
 from deit_jax.evaluation.accuracy import heads
 from deit_jax.inference.class_names import imagenet_class_names, readable
 from deit_jax.models import create_model, native_image_size
+from deit_jax.models.output import classify
 from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
@@ -35,7 +36,7 @@ class Prediction(NamedTuple):
     """One class of an image's answer."""
 
     label: str  # the class's name; its number where it has none
-    index: int  # the class's number, from 0
+    index: int  # type: ignore[assignment]  # the class's number, from 0; hides the method of all tuples
     probability: float  # in [0, 1]
 
 
@@ -64,7 +65,7 @@ class Classifier:
         model: nn.Module,
         variables: Any,
         *,
-        crop: CenterCrop | Squash,
+        crop: EvaluationCrop,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         class_names: Sequence[str] | None = None,
@@ -92,7 +93,7 @@ class Classifier:
 
         @jax.jit
         def answer(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-            output = model.apply(variables, prepare_for_evaluation(images, self.mean, self.std), train=False)
+            output = classify(model, variables, prepare_for_evaluation(images, self.mean, self.std))
             return {name: jax.nn.softmax(logits) for name, logits in heads(output).items()}
 
         self._answer = answer
@@ -201,9 +202,9 @@ class Classifier:
         own = f"fused_{self.model.fusion}" if len(self.heads) > 1 else "class"
         if head is not None and head not in self.heads:
             raise PredictionError(f"head={head!r} is none of this model's: {', '.join(self.heads)}")
+        many = cast(Iterable[ImageLike], [images] if _is_one(images) else images)
         found = [
-            np.asarray(self._answer(self.variables, batch)[head or own])[:count]
-            for batch, count in self._batches([images] if _is_one(images) else images)
+            np.asarray(self._answer(self.variables, batch)[head or own])[:count] for batch, count in self._batches(many)
         ]
         return np.concatenate(found) if found else np.zeros((0, self.model.num_classes), np.float32)
 

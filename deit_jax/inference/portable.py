@@ -16,6 +16,7 @@ from deit_jax.augment.recipe import prepare_for_evaluation
 from deit_jax.data.decoding import Squash
 from deit_jax.errors import UserError
 from deit_jax.inference.classifier import Classifier
+from deit_jax.models.output import classify
 from deit_jax.models.stacking import unstack_blocks
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.weights.files import write_files
@@ -73,9 +74,8 @@ def portable_answer(classifier: Classifier) -> Callable[[jax.Array], dict[str, j
     model = classifier.model.clone(**fields)
 
     def answer(images: jax.Array) -> dict[str, jax.Array]:
-        logits = model.apply(
-            variables, prepare_for_evaluation(images, classifier.mean, classifier.std), train=False
-        ).logits
+        prepared = prepare_for_evaluation(images, classifier.mean, classifier.std)
+        logits = classify(model, variables, prepared).logits
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
 
     return answer

@@ -44,7 +44,7 @@ def forward_flops_by_kind(model: nn.Module, image_size: int) -> dict[str, int]:
         return dict(sum((Counter(forward_flops_by_kind(member, image_size)) for member in model.members), Counter()))
     # A pack of groups would add products, a fused kernel hide them; BatchNorm and recomputation have none but take time to trace.
     # Scanned blocks are all alike: of unrolled ones the last computes no more than the heads read.
-    plain = {"grouped_conv": "native", "attention": "xla", "remat": "none", "scan_blocks": True, "folded": True}
+    plain: dict[str, Any] = dict(grouped_conv="native", attention="xla", remat="none", scan_blocks=True, folded=True)
     model = model.clone(**{name: value for name, value in plain.items() if hasattr(model, name)})
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     # Initialising runs the network once and adds random numbers, which are no products: one trace instead of two.
@@ -76,15 +76,17 @@ def _count(jaxpr: core.Jaxpr) -> Counter[str]:
         name = equation.primitive.name
         if name == "dot_general":
             (contracted, _), (batch, _) = equation.params["dimension_numbers"]
-            left, output = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            left, output = _shape(equation.invars[0]), _shape(equation.outvars[0])
             depth = math.prod(left[axis] for axis in contracted)
             total["attention" if batch else "dense"] += 2 * math.prod(output) * depth
         elif name == "conv_general_dilated":
-            kernel, output = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+            kernel, output = _shape(equation.invars[1]), _shape(equation.outvars[0])
             features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
             total["convolution"] += 2 * math.prod(output) * math.prod(kernel) // features
         elif name == "cond":  # one branch runs: the dearest
-            total += max((_count(branch.jaxpr) for branch in equation.params["branches"]), key=Counter.total)
+            branches = [_count(branch.jaxpr) for branch in equation.params["branches"]]
+            dearest = max(branches, key=lambda counts: counts.total())
+            total += dearest
         else:
             inner = sum((_count(sub) for sub in _jaxprs(equation)), Counter())
             if inner and name == "while":
@@ -92,6 +94,11 @@ def _count(jaxpr: core.Jaxpr) -> Counter[str]:
             turns = equation.params["length"] if name == "scan" else 1
             total += Counter({kind: turns * flops for kind, flops in inner.items()})
     return total
+
+
+def _shape(value: core.Var | core.Literal) -> tuple[int, ...]:
+    assert isinstance(value.aval, jax.core.ShapedArray)
+    return value.aval.shape
 
 
 def _jaxprs(equation: core.JaxprEqn) -> list[core.Jaxpr]:

@@ -42,7 +42,7 @@ def inspect(model: VisionTransformer, variables: dict[str, Any], images: jax.Arr
         raise ValueError(f"a {type(model).__name__} has no tokens to look at")
     params = unstack_blocks(variables["params"])
     f32 = jnp.float32
-    x = PatchEmbed(model.patch_size, model.embed_dim, f32).apply({"params": params["patch_embed"]}, images.astype(f32))
+    x = _apply(PatchEmbed(model.patch_size, model.embed_dim, f32), params["patch_embed"], images.astype(f32))
     names = ("cls_token", "dist_token")[: num_prefix_tokens(model)]
     prefix = [jnp.broadcast_to(params[name], (x.shape[0], 1, model.embed_dim)) for name in names]
     x = jnp.concatenate([*prefix, x], axis=1) + params["pos_embed"]
@@ -52,16 +52,22 @@ def inspect(model: VisionTransformer, variables: dict[str, Any], images: jax.Arr
     for i in range(model.depth):
         inside = params[f"blocks_{i}"]
         attention.append(attention_weights(inside, x, model.num_heads))
-        x = block.apply({"params": inside}, x, 0.0, None, False, None)
+        x = _apply(block, inside, x, 0.0, None, False, None)
         tokens.append(x)
-    return Inspection(tuple(tokens), LayerNorm().apply({"params": params["norm"]}, x), tuple(attention))
+    return Inspection(tuple(tokens), _apply(LayerNorm(), params["norm"], x), tuple(attention))
+
+
+def _apply(module: nn.Module, params: Any, *arguments: Any) -> jax.Array:
+    answer = module.apply({"params": params}, *arguments)
+    assert isinstance(answer, jax.Array)
+    return answer
 
 
 def attention_weights(block: dict[str, Any], x: jax.Array, num_heads: int) -> jax.Array:
     """Softmax of queries and keys float32[B, H, N, N] from a block's parameters (norm1, attn) and its input float32[B, N, D]."""
     width = x.shape[-1]
-    y = LayerNorm().apply({"params": block["norm1"]}, x)
-    qkv = nn.Dense(3 * width).apply({"params": block["attn"]["qkv"]}, y)
+    y = _apply(LayerNorm(), block["norm1"], x)
+    qkv = _apply(nn.Dense(3 * width), block["attn"]["qkv"], y)
     q, k, _ = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=num_heads)
     scores = jnp.einsum("bhqd,bhkd->bhqk", q * (width // num_heads) ** -0.5, k)
     return jax.nn.softmax(scores, axis=-1)

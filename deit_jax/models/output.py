@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -21,6 +23,13 @@ class ModelOutput(NamedTuple):
     logits: jax.Array
     class_logits: jax.Array
     distillation_logits: jax.Array | None
+
+
+def classify(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> ModelOutput:
+    """The answer of any classifier of this package in evaluation, to normalised float[B, H, W, 3]."""
+    output = model.apply(variables, images, train=False)
+    assert isinstance(output, ModelOutput)
+    return output
 
 
 def fuse(class_logits: jax.Array, distillation_logits: jax.Array, fusion: str) -> jax.Array:

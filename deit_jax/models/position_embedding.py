@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 
 def resize_position_embedding(
-    pos_embed: jax.Array, grid: tuple[int, int], *, num_prefix_tokens: int, method: str = "bicubic"
+    pos_embed: jax.Array | np.ndarray, grid: tuple[int, int], *, num_prefix_tokens: int, method: str = "bicubic"
 ) -> jax.Array:
     """`pos_embed` float32[1, prefix + n*n, D] resized to `grid` = (rows, columns): float32[1, prefix + rows*columns, D].
 
@@ -28,7 +29,7 @@ def resize_position_embedding(
             f"a position embedding of {pos_embed.shape[1]} tokens has no square grid behind {num_prefix_tokens} prefix token(s)"
         )
     if (side, side) == tuple(grid):
-        return pos_embed
+        return jnp.asarray(pos_embed)
     patches = rearrange(patches, "1 (h w) d -> h w d", h=side)
     patches = jax.image.resize(patches, (*grid, patches.shape[-1]), methods[method], antialias=False)
     return jnp.concatenate([prefix, rearrange(patches, "h w d -> 1 (h w) d")], axis=1)

@@ -33,6 +33,7 @@ _REGNETY = {
 def _entries() -> dict[str, tuple[type[nn.Module], dict[str, Any], int]]:
     """Name to module class, its fields and the image size it is trained at."""
     entries: dict[str, tuple[type[nn.Module], dict[str, Any], int]] = {}
+    fields: dict[str, Any]
     for distilled in (False, True):
         for size, image_size in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384)):
             embed_dim, num_heads = _VIT_WIDTHS[size]

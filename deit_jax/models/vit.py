@@ -13,7 +13,7 @@ With scan_blocks the blocks' parameters are blocks/..., with an axis for the blo
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import flax.linen as nn
 import jax
@@ -42,6 +42,13 @@ def patch_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.f
     """PyTorch's default for a convolution, which DeiT keeps for its patches: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = (shape[0] * shape[1] * shape[2]) ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class _Drawing(TypedDict):
+    """What `Dropout` has to be told."""
+
+    train: bool
+    positions: jax.Array | None
 
 
 class PatchEmbed(nn.Module):
@@ -95,7 +102,7 @@ class Attention(nn.Module):
             x = rearrange(jnp.einsum("bhqk,bhkd->bhqd", weights, v), "b h n d -> b n (h d)")
         else:
             q, k, v = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.num_heads)
-            kernel = "cudnn" if self.implementation == "cudnn" else "xla"
+            kernel: Literal["cudnn", "xla"] = "cudnn" if self.implementation == "cudnn" else "xla"
             x = jax.nn.dot_product_attention(q[:, :queries], k, v, scale=scale, implementation=kernel)
             x = rearrange(x, "b n h d -> b n (h d)")
         x = Dense(width, dtype=self.dtype, name="proj")(x)
@@ -140,7 +147,7 @@ class Block(nn.Module):
         train: bool,
         queries: int | None,
     ) -> jax.Array:
-        how = {"train": train, "positions": positions}
+        how: _Drawing = {"train": train, "positions": positions}
         drop_path = functools.partial(Dropout, drop_path_rate, whole_images=True)
         y = LayerNorm(dtype=self.dtype, name="norm1")(x)
         attention = Attention(self.num_heads, self.dropout_rate, self.attention, self.dtype, name="attn")
@@ -195,7 +202,7 @@ class VisionTransformer(nn.Module):
                 f"images of {images.shape[1]}x{images.shape[2]} pixels for a model of image_size={self.image_size}; "
                 "create the model for this size or resize the images"
             )
-        how = {"train": train, "positions": positions}
+        how: _Drawing = {"train": train, "positions": positions}
         x = PatchEmbed(self.patch_size, self.embed_dim, self.dtype, name="patch_embed")(images.astype(self.dtype))
 
         names = ("cls_token", "dist_token") if self.distilled else ("cls_token",)

@@ -150,7 +150,7 @@ def _tokens(
     """The two tokens' cosines in every distilled transformer."""
     curves = {}
     for classifier in classifiers:
-        if not getattr(classifier.model, "distilled", False):
+        if not (isinstance(classifier.model, VisionTransformer) and classifier.model.distilled):
             continue
         _, variables = _on_mesh(classifier, images.mesh)
         batches = images.batches(classifier.image_size)
@@ -184,11 +184,13 @@ def _position_embedding(
     images: EvaluationImages, classifier: Classifier, image_size: int, report: analysis.Report
 ) -> dict[str, Any]:
     """Norms and accuracy as trained, and at another size without training, by either interpolation."""
+    own = classifier.model
+    assert isinstance(own, VisionTransformer)
     native = f"as trained, {classifier.image_size} px"
-    versions = {native: (classifier.model, classifier.variables)}
+    versions = {native: (own, classifier.variables)}
     for method in ("bicubic", "bilinear"):
         label = f"{method}, {image_size} px"
-        versions[label] = at_resolution(classifier.model, classifier.variables, image_size, method=method)
+        versions[label] = at_resolution(own, classifier.variables, image_size, method=method)
     table, norms, steps = {}, {}, {}
     for label, (model, variables) in versions.items():
         if model not in steps:  # the two at the other size are compiled once
@@ -220,10 +222,11 @@ def _attention(
     config: ConfigDict, classifier: Classifier, pictures: Sequence[tuple[str, np.ndarray]], report: analysis.Report
 ) -> None:
     """Maps of the two tokens on each picture, cropped as in evaluation."""
+    model = classifier.model
+    assert isinstance(model, VisionTransformer)
     crop = evaluation_crop(config.evaluation, classifier.image_size)
     cropped = np.stack([crop(pixels, None) for _, pixels in pictures])
-    found = attention_maps(
-        classifier.model, classifier.variables, prepare_for_evaluation(cropped, classifier.mean, classifier.std)
-    )
+    prepared = prepare_for_evaluation(cropped, classifier.mean, classifier.std)
+    found = attention_maps(model, classifier.variables, prepared)
     names = [f"{i}_{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}" for i, (name, _) in enumerate(pictures)]
     report.attention(names, cropped, np.asarray(found.maps), np.asarray(found.rollout))

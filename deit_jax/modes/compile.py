@@ -184,6 +184,7 @@ class Step:
         }
         memory = program_report.memory_of(compiled.executable, kinds)
         text = compiled.executable.as_text()
+        assert text is not None  # TPUs' and GPUs' compilers give it
         collectives = program_report.collectives_of(text, self.mesh.size)
         told = program_report.bytes_accessed(compiled.executable)
         accessed = bytes_in_text(text) if told is None else told

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from ml_collections import ConfigDict
 
@@ -49,7 +50,7 @@ def predict(
         classifier = Classifier.from_workdir(workdir, which, checkpoint)
     else:
         classifier = _of_config(config, which, checkpoint)
-    predictions = classifier(list(files), SHOWN)
+    predictions = cast(list[list[Prediction]], classifier(list(files), SHOWN))  # one of several images each
     console.say(classifier.description)
     rows = [
         (file if rank == 0 else "", one.label, f"{one.probability:.4f}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from deit_jax.training.first_images import as_pixels, first_images
 # Which parts of the recipe are still off after a stage. Every stage draws by itself, so that a part that is off changes
 # nothing of the others: each picture is the very image that the first training step would see at that point.
 _MIXING_OFF = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}
-_STAGES = (
+_STAGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("flip", {**_MIXING_OFF, "erase_probability": 0.0, "rand_augment": "", "auto_augment": "", "color_jitter": 0.0}),
     ("operations", {**_MIXING_OFF, "erase_probability": 0.0}),
     ("erasing", _MIXING_OFF),

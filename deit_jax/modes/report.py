@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +246,7 @@ def _samples(
     chosen = {"Wrong, and surest of it": surest_wrong, "Right, evenly taken": right}
     samples = {}
     for heading, rows in chosen.items():
-        images = _as_seen(config, source, indices[rows], subject) if len(rows) else []
+        images: Iterable[np.ndarray] = _as_seen(config, source, indices[rows], subject) if len(rows) else []
         samples[heading] = [
             (image, classes[found.labels[row]],
              [(classes[k], float(p)) for k, p in zip(found.classes[row], found.probabilities[row], strict=True)])
@@ -269,6 +269,7 @@ def _attention(
     which: str,
     draw: Draw,
 ) -> Section:
+    assert isinstance(subject.model, VisionTransformer)
     rows = spread_indices(len(indices), _ATTENTION_IMAGES)
     images = _as_seen(config, source, indices[rows], subject)
     prepared = prepare_for_evaluation(images, tuple(config.augment.mean), tuple(config.augment.std))

@@ -61,8 +61,8 @@ def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, plat
         return None
     _check_number_of_classes(config, num_classes)
     if config.teacher.recipe is not None:
-        shape = {"num_classes": num_classes, "image_size": image_size, "compute_dtype": "float32"}
-        models = [build_model(config.teacher.recipe, **shape)]
+        recipe = config.teacher.recipe
+        models = [build_model(recipe, num_classes=num_classes, image_size=image_size, compute_dtype="float32")]
     else:
         models = [
             _abstract_model(config, name, weights, num_classes, image_size)
@@ -73,7 +73,8 @@ def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, plat
     def variables() -> Variables:
         image = jnp.zeros((1, image_size, image_size, 3))
         dtype = compute_dtype(config, platform)
-        members = [freeze(model, model.init(jax.random.key(0), image), "", compute_dtype=dtype) for model in models]
+        key = jax.random.key(0)
+        members = [freeze(model, dict(model.init(key, image)), "", compute_dtype=dtype) for model in models]
         frozen.append(_joined(config, members))
         return frozen[0].variables
 

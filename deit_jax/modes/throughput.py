@@ -20,10 +20,12 @@ from deit_jax.evaluation.throughput import RUNS, BatchSearch, Timing, fits, sear
 from deit_jax.models import native_image_size
 from deit_jax.models.flops import TrainFlops, forward_flops, train_flops
 from deit_jax.models.grouped_conv import suited_to
+from deit_jax.models.output import classify
 from deit_jax.modes.compile import training_data, without_weights
 from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.parallel.mesh import make_mesh
+from deit_jax.parallel.platforms import jax_option
 from deit_jax.parallel.sharding import replicated, split_rows
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import write_json
@@ -96,19 +98,23 @@ def measure(
 
         def attempt(size: int) -> float | None:
             console.say(f"{what}: trying a batch of {size}")
-            how = {"runs": _SEARCH_RUNS, "warmup": 2, "at_least": _SEARCH_SECONDS}
-            return fits(lambda: Timing(size, time_runs(prepare(size), **how)).median)
+
+            def median() -> float:
+                seconds = time_runs(prepare(size), runs=_SEARCH_RUNS, warmup=2, at_least=_SEARCH_SECONDS)
+                return Timing(size, seconds).median
+
+            return fits(median)
 
         until_full = bench.platform != "cpu"
         search = search_batch(attempt, start=unit, until_full=until_full)
     else:
         search = BatchSearch(batch_size, "as asked for (--batch_size)", [])
-    speed = fits(lambda: time_runs(prepare(search.batch_size), runs=runs))
-    if speed is None:
+    seconds = fits(lambda: time_runs(prepare(search.batch_size), runs=runs))
+    if seconds is None:
         raise ConfigError(
             f"a batch of {search.batch_size} images does not fit into memory: give a smaller --batch_size"
         )
-    timing = Timing(search.batch_size, speed)
+    timing = Timing(search.batch_size, seconds)
     rates = Speed(search.batch_size, bench.mesh.size, bench.flops(what), peak_flops(bench.config, bench.device))
     return {
         "batch_size": search.batch_size,
@@ -168,7 +174,7 @@ class Bench:
             "device": self.device.device_kind,
             "platform": self.platform,
             "devices": self.mesh.size,
-            "matmul_precision": jax.config.jax_default_matmul_precision or "default",
+            "matmul_precision": jax_option("jax_default_matmul_precision") or "default",
             "jax": jax.__version__,
             "weights": "random",
         }
@@ -189,7 +195,7 @@ class Bench:
         model = suited_to(build_model(self.config, **shape), self.mesh)
         init = jax.jit(model.init, out_shardings=replicated(self.mesh))
         variables = init(jax.random.key(self.config.seed), jnp.zeros((1, size, size, 3), jnp.float32))
-        forward = jax.jit(lambda variables, images: model.apply(variables, images, train=False).logits)
+        forward = jax.jit(lambda variables, images: classify(model, variables, images).logits)
 
         def prepare(batch_size: int) -> Callable[[], Any]:
             if batch_size % self.mesh.size:

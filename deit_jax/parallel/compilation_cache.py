@@ -6,13 +6,15 @@ import os
 
 import jax
 
+from deit_jax.parallel.platforms import jax_option
+
 
 def keep_compiled_programs(folder: str) -> None:
     """Read and write compiled programs in `folder` ("" for nowhere), unless JAX_COMPILATION_CACHE_DIR names another.
 
     A folder that others can write is a way to run their programs: it is made for its owner only.
     """
-    if not folder or jax.config.jax_compilation_cache_dir:
+    if not folder or jax_option("jax_compilation_cache_dir"):
         return
     folder = os.path.expanduser(folder)
     try:

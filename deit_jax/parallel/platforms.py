@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -17,13 +18,18 @@ class DeviceError(UserError):
 _TPU_DEVICES = ("accel*", "vfio/[0-9]*")  # under /dev on a TPU host: v2 to v4, and later ones
 
 
+def jax_option(name: str) -> Any:
+    """The value of one of JAX's options, which are attributes that no type checker sees."""
+    return getattr(jax.config, name)
+
+
 def look_for_nothing_that_is_not_here(devices: Path = Path("/dev")) -> None:
     """Tell JAX to stay on the CPU where there is no TPU and no plugin for other devices, unless JAX_PLATFORMS says something.
 
     TPU's compiler (libtpu) may be installed without a TPU, to compile for one. JAX would then look for the TPU at every start,
     and print what it did not find. To be called before JAX is asked for devices.
     """
-    if jax.config.jax_platforms or entry_points(group="jax_plugins"):
+    if jax_option("jax_platforms") or entry_points(group="jax_plugins"):
         return
     if not any(any(devices.glob(pattern)) for pattern in _TPU_DEVICES):
         jax.config.update("jax_platforms", "cpu")

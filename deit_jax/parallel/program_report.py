@@ -98,7 +98,8 @@ class Collective:
 
 def collectives_of(text: str, num_devices: int) -> list[Collective]:
     """The collectives of an optimised HLO module in text form (`executable.as_text()`); asynchronous ones count once."""
-    found, calls, loops, computation = [], {}, set(), ""
+    found, loops, computation = [], set(), ""
+    calls: dict[str, set[str]] = {}
     for line in text.splitlines():
         if match := COMPUTATION.match(line):
             computation = match[1]
@@ -128,7 +129,7 @@ def shape_bytes(shape: str) -> int:
 
 
 def _bytes(kind: str, dimensions: str) -> int:
-    bits = _ITEM_BITS.get(kind) or int(re.search(r"\d+", kind)[0])  # s32, f8e4m3fn
+    bits = _ITEM_BITS.get(kind) or int(re.findall(r"\d+", kind)[0])  # s32, f8e4m3fn
     return math.prod(int(size) for size in dimensions.split(",") if size) * bits // 8
 
 

@@ -63,6 +63,7 @@ class Topology:
 
 def _all() -> dict[str, Topology]:
     found = []
+    arguments: dict[str, Any]
     for kind, chip, prefix in (("v4", V4, "v4"), ("v5p", V5P, "v5")):
         for shape in (
             (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8),
@@ -73,7 +74,7 @@ def _all() -> dict[str, Topology]:
             found.append(Topology(f"{kind}-{2 * chips}", chip, chips, "tpu", arguments))
     for kind, chip in (("v5e", V5E), ("v6e", V6E)):
         for rows, columns in ((2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16)):
-            arguments: dict[str, Any] = {"topology_name": f"{kind}:{rows}x{columns}"}
+            arguments = {"topology_name": f"{kind}:{rows}x{columns}"}
             if rows * columns == 8:
                 arguments["chips_per_host_bounds"] = (2, 4, 1)  # one machine with eight chips, not two with four
             found.append(Topology(f"{kind}-{rows * columns}", chip, rows * columns, "tpu", arguments))

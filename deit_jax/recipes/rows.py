@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from deit_jax.errors import UserError
+from deit_jax.recipes.location import find_config
 
 # In the order in which they are listed; the quick start is none of the paper's.
 FILES = ("deit", "teacher", "distillation", "finetune", "transfer", "ablation", "search")
@@ -65,28 +64,20 @@ class Command:
         return self.get_config(self.row.argument)
 
 
-def find_configs() -> Path:
-    """The folder of configuration files: ./configs, or that of the repository which this package or run.py is of.
+def load_commands() -> list[Command]:
+    """All rows of the files that --config=configs/FILE.py means here, by tables, figures and sections.
 
-    Raises UserError where there is none: an installed package has no configurations.
+    Raises UserError where one of them is not of this package.
     """
-    tried = [Path.cwd(), Path(sys.argv[0]).resolve().parent, Path(__file__).resolve().parents[2]]
-    for folder in tried:
-        if (folder / "configs" / "deit.py").is_file():
-            return folder / "configs"
-    raise UserError(
-        "--list: there is no folder configs here; change to the repository's root, or call its run.py by its path"
-    )
-
-
-def load_commands(folder: Path | None = None) -> list[Command]:
-    """All rows of the files in `folder` (default: `find_configs()`), by tables, figures and sections."""
-    folder = folder or find_configs()
     commands = []
     for file in FILES:
-        spec = importlib.util.spec_from_file_location(f"deit_jax_configs_{file}", folder / f"{file}.py")
+        path = find_config(f"configs/{file}.py")
+        spec = importlib.util.spec_from_file_location(f"deit_jax_configs_{file}", path)
+        assert spec is not None and spec.loader is not None  # the file is there and ends in .py
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        if not hasattr(module, "ROWS"):
+            raise UserError(f"--list: {path} is of another project, and has no ROWS; call it in another folder")
         commands += [Command(file, row, module.get_config) for row in module.ROWS]
     return sorted(commands, key=lambda command: _rank(command.row.where))
 

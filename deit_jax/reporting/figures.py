@@ -50,18 +50,18 @@ def throughput_against_top1(path: Path, own: Sequence[OwnResult] = ()) -> None:
     """Figure 1: images/s of inference (logarithmic) against top-1: Table 5's rows, and results of one's own that have both."""
     figure, axis, beside = _panels(own)
     for family, marker, color, belongs in _FAMILIES:
-        rows = [row for row in published.TABLE_5 if belongs(row) and row.images_per_second is not None]
-        rows.sort(key=lambda row: row.images_per_second)
-        points = [row.images_per_second for row in rows], [row.imagenet for row in rows]
+        rows = [(row.images_per_second, row) for row in published.TABLE_5 if belongs(row) and row.images_per_second]
+        rows.sort(key=lambda pair: pair[0])
+        points = [speed for speed, _ in rows], [row.imagenet for _, row in rows]
         style = "-" if len(rows) > 1 else "none"
         axis.plot(*points, marker=marker, linestyle=style, color=color, label=f"published, V100: {family}")
-        for row in rows:
+        for speed, row in rows:
             if family not in _PLACES:
                 continue  # between curves of the same models
             name = row.label.replace(" distilled", "")
             offset, align = _PLACE_OF.get((family, name), _PLACES[family])
             name = name.removeprefix("RegNetY-")
-            _annotate(axis, name, row.images_per_second, row.imagenet, offset, align, color)
+            _annotate(axis, name, speed, row.imagenet, offset, align, color)
     for result, color in zip(own, _cycle(len(own)), strict=True):
         label = f"own: {result.label}, {result.data}, {result.device}"
         beside.plot(
@@ -77,7 +77,7 @@ def throughput_against_top1(path: Path, own: Sequence[OwnResult] = ()) -> None:
         one.set_xscale("log")
         one.margins(0.12)
     if beside is not axis:  # near speeds alone would be ticked in too many digits
-        speeds = [result.images_per_second for result in own]
+        speeds = [result.images_per_second for result in own if result.images_per_second is not None]
         beside.set_xlim(min(speeds) / 3, max(speeds) * 3)
     _finish(
         path, figure, axis, beside, x=_SPEED,
@@ -110,8 +110,8 @@ def epochs_against_top1(path: Path, own: Sequence[OwnResult] = ()) -> None:
     for (kind, data), color in zip(kinds, _cycle(len(kinds)), strict=True):
         results = sorted((r for r in own if (r.kind, r.data) == (kind, data)), key=lambda r: r.epochs)
         style = "-" if len({r.epochs for r in results}) == len(results) > 1 else "none"
-        points = [r.epochs for r in results], [r.top1 for r in results]
-        beside.plot(*points, marker="*", markersize=12, color=color, linestyle=style, label=f"own: {kind}, {data}")
+        epochs, top1 = [r.epochs for r in results], [r.top1 for r in results]
+        beside.plot(epochs, top1, marker="*", markersize=12, color=color, linestyle=style, label=f"own: {kind}, {data}")
         for r in results:
             _annotate(beside, r.label, r.epochs, r.top1, *_RIGHT, color)
     beside.margins(0.12)

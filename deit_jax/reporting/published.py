@@ -99,6 +99,12 @@ class ModelRow(NamedTuple):
     real: float
     v2: float | None
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """The top-1 that is printed, in percent, by what it was measured on."""
+        printed = {"ImageNet": self.imagenet, "ReaL": self.real, "V2": self.v2}
+        return {measure: value for measure, value in printed.items() if value is not None}
+
 
 TABLE_5 = (
     ModelRow("RegNetY-4GF", "regnety_040", 224, None, 1156.7, 80.0, 86.4, 69.4),

@@ -198,7 +198,9 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
     def replaced(step: int) -> int:
         return replaced_before + sum_over_processes(replacements.count(step - start))
 
-    pace, scores, pending, metrics = Pace(), None, None, None
+    pace, scores, metrics = Pace(), None, None
+    # A step that is judged, and what of it is logged, if anything: metrics, seconds a step, share of them waited for data.
+    pending: tuple[int, tuple[dict[str, jax.Array], float | None, float | None] | None] | None = None
     train_step = compiled_together(program.train_step)
     log = run.log
     log.begin(start)
@@ -214,9 +216,10 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
         def write_pending() -> None:
             nonlocal pending
             if pending is not None:
-                watch.read(through=pending[0])
-                if len(pending) > 1:
-                    log_step(log, plan, *pending, run.speed)
+                of_step, logged = pending
+                watch.read(through=of_step)
+                if logged is not None:
+                    log_step(log, plan, of_step, *logged, run.speed)
                 pending = None
 
         for step, batch in enumerate(batches, start + 1):
@@ -231,9 +234,9 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
                 jax.block_until_ready(state)  # compiled and run once: the pace counts from here
                 pace.restart()
             if step % config.log.every_steps == 0 or step in (1, plan.total_steps):
-                pending = (step, metrics, pace.seconds_per_step(), pace.data_wait())
+                pending = step, (metrics, pace.seconds_per_step(), pace.data_wait())
             elif step % READ_EVERY == 0:
-                pending = (step,)  # to be judged, not logged
+                pending = step, None  # to be judged, not logged
 
             last = step == plan.total_steps
             evaluating = last or (plan.evaluate_every and step % plan.evaluate_every == 0)
@@ -250,7 +253,7 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
                     log.write(step, flatten(scores))
                     console.scores_line(step, scores)
                     top1 = best_top1(scores, config.model.fusion)
-                if saving or stopping or (evaluating and checkpoints.would_be_best(top1)):
+                if saving or stopping or (top1 is not None and checkpoints.would_be_best(top1)):
                     log.sync()  # every row up to this step: a resumed run writes only later ones
                     checkpoints.save(state, top1, {"replaced": replaced(step)})
                 if stopping:
@@ -328,7 +331,7 @@ def log_step(
     values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
     values["epoch"] = step / plan.steps_per_epoch
     rates = None if seconds_per_step is None else speed.metrics(seconds_per_step)
-    if rates is not None:
+    if rates is not None and data_wait is not None:  # both or none is known
         values |= rates | {"data_wait": data_wait}
     log.write(step, values)
     console.progress(

@@ -82,8 +82,9 @@ class DistillationLoss:
         if self.kind == "hard":
             distillation_loss = hard_distillation(student, teacher_logits)
         elif self.kind == "soft":
-            options = {"tau": self.tau, "kl": self.kl, "kl_mean": self.kl_mean}
-            distillation_loss = soft_distillation(student, teacher_logits, **options)
+            distillation_loss = soft_distillation(
+                student, teacher_logits, tau=self.tau, kl=self.kl, kl_mean=self.kl_mean
+            )
         else:
             raise ValueError(f"distillation kind {self.kind!r} is none of 'none', 'soft', 'hard', 'labels'")
         loss = (1 - self.alpha) * class_loss + self.alpha * distillation_loss

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.models.dropping import RNG_NAME
+from deit_jax.models.output import classify
 from deit_jax.parallel.mesh import BATCH_AXES
 from deit_jax.parallel.sharding import split_microbatch_rows
 from deit_jax.training.losses import DistillationLoss, Metrics
@@ -74,7 +75,8 @@ def make_train_step(
             if (
                 teacher_model is not None
             ):  # outside the differentiated function, so nothing of it is kept for the backward pass
-                teacher_logits = teacher_model.apply(teacher, images, train=False).logits
+                assert teacher is not None
+                teacher_logits = classify(teacher_model, teacher, images).logits
 
             def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
                 if trained is not None:

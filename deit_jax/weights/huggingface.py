@@ -67,9 +67,11 @@ def _to_timm(tensors: Tensors) -> Translated:
     named, strangers = rename_to_timm({bare: tensors[name] for bare, name in foreign.items()}, _READ)
     for name in sorted(named):
         match = re.fullmatch(r"(blocks\.\d+\.attn\.)q(\..+)", name)
-        thirds = [match[1] + part + match[2] for part in _PARTS] if match else []
+        if match is None:
+            continue
+        thirds = [match[1] + part + match[2] for part in _PARTS]
         # Thirds that do not fit together are left apart, to be told of by their own names.
-        if thirds and all(it in named and named[it].shape == named[name].shape and named[it].ndim for it in thirds):
+        if all(it in named and named[it].shape == named[name].shape and named[it].ndim for it in thirds):
             named[f"{match[1]}qkv{match[2]}"] = np.concatenate([named.pop(it) for it in thirds])
     return named, [foreign[name] for name in strangers]
 

@@ -36,7 +36,7 @@ class Layout:
         return any(re.search(self.sign, name) for name in names)
 
 
-def rename_to_timm(tensors: Mapping[str, object], renaming: Renaming) -> Translated:
+def rename_to_timm(tensors: Mapping[str, np.ndarray], renaming: Renaming) -> Translated:
     """`tensors` under the names that `renaming` (timm's, theirs) gives them. Raises WeightsError if two get the same."""
     renamed: Tensors = {}
     strangers = []
@@ -51,7 +51,7 @@ def rename_to_timm(tensors: Mapping[str, object], renaming: Renaming) -> Transla
     return renamed, strangers
 
 
-def rename_from_timm(tensors: Mapping[str, object], renaming: Renaming) -> Tensors:
+def rename_from_timm(tensors: Mapping[str, np.ndarray], renaming: Renaming) -> Tensors:
     """The inverse of `rename_to_timm`; a name without a translation stays as it is."""
     return {renaming.theirs(name) or name: tensor for name, tensor in tensors.items()}
 

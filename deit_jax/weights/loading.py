@@ -68,8 +68,8 @@ def load_weights(
       WeightsError: the source is unreadable or in no known layout.
       MisfitError: names are missing, unexpected or of another shape; its attributes list them all. Nothing is loaded in part.
     """
-    how = {"heads": heads, "distillation_token": distillation_token, "which": which, "seed": seed}
-    return fit_weights(source, model, **how).variables
+    fitted = fit_weights(source, model, heads=heads, distillation_token=distillation_token, which=which, seed=seed)
+    return fitted.variables
 
 
 def fit_weights(

@@ -42,5 +42,5 @@ class Preprocessing:
 
     def sides(self, model: nn.Module) -> tuple[int, int]:
         """Pixels of the shorter side after resizing, and of the crop, for `model`."""
-        crop = self.image_size or getattr(model, "image_size", 224)
+        crop = getattr(model, "image_size", 224) if self.image_size is None else self.image_size
         return int(crop / self.crop_ratio), crop

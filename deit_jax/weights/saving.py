@@ -69,7 +69,11 @@ def save_weights(
         return path
 
     _refuse_as_a_folder(path, layout)
-    cards = (timm_cards if layout == "timm" else huggingface_cards)(model, preprocessing, class_names)
+    if layout == "timm":
+        cards = timm_cards(model, preprocessing, class_names)
+    else:
+        assert isinstance(model, VisionTransformer)  # no other has been let through
+        cards = huggingface_cards(model, preprocessing, class_names)
     contents = {path / name: (json.dumps(card, indent=2) + "\n").encode() for name, card in cards.items()}
     weights = path / "model.safetensors"
     write_files({weights: encode(weights, tensors), **contents})

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def commands():
-    return recipes.load_commands(ROOT / "configs")
+    return recipes.load_commands()
 
 
 def figures(commands, where):

@@ -1,0 +1,69 @@
+"""Which file a name like configs/deit.py means: here, and where there is none of that name."""
+
+from pathlib import Path
+
+import pytest
+
+from deit_jax.errors import UserError
+from deit_jax.recipes import location
+from deit_jax.recipes.location import find_config, own_configs
+from deit_jax.recipes.rows import FILES, load_commands
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path, text=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_file_of_the_current_folder_comes_first(elsewhere):
+    assert find_config("configs/deit.py") == ROOT / "configs" / "deit.py"
+    write(elsewhere / "configs" / "deit.py")
+    assert find_config("configs/deit.py") == Path("configs/deit.py")
+    assert find_config("./configs/quickstart.py") == ROOT / "configs" / "quickstart.py"
+
+
+def test_only_names_under_configs_are_looked_up(elsewhere):
+    for name in ("deit.py", "other/configs/deit.py", "/configs/deit.py", "configs/../configs/deit.py", "configs"):
+        with pytest.raises(UserError, match="there is no such file"):
+            find_config(name)
+
+
+def test_an_installed_package_has_its_own(elsewhere, monkeypatch):
+    package = elsewhere / "site-packages" / "deit_jax"
+    write(elsewhere / "site-packages" / "configs" / "deit.py")  # of a stranger
+    file = write(package / "configs" / "deit.py")
+    monkeypatch.setattr(location, "_PACKAGE", package)
+    assert own_configs() == package / "configs"
+    assert find_config("configs/deit.py") == file
+
+
+def test_the_error_names_what_there_is(elsewhere):
+    with pytest.raises(UserError) as caught:
+        find_config("configs/deti.py")
+    message = str(caught.value)
+    assert message.startswith("configs/deti.py: there is no such file") and "\n" not in message
+    shipped = sorted(f"configs/{path.name}" for path in (ROOT / "configs").glob("*.py"))
+    assert message.endswith(", ".join(shipped))
+
+
+def test_the_list_is_of_the_files_that_its_commands_mean(elsewhere):
+    everything = load_commands()
+    assert {command.file for command in everything} == set(FILES)
+    write(elsewhere / "configs" / "search.py", "ROWS = []\nget_config = None\n")
+    assert {command.file for command in load_commands()} == set(FILES) - {"search"}
+
+
+def test_the_list_refuses_files_of_another_project(elsewhere):
+    write(elsewhere / "configs" / "deit.py", "import ml_collections\n")
+    with pytest.raises(UserError, match=r"configs/deit\.py .*has no ROWS"):
+        load_commands()
