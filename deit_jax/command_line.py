@@ -106,7 +106,7 @@ _LIST = flags.DEFINE_string(
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
-    "Several processes: host:port of process 0. TPU pods, Slurm, Open MPI and Kubernetes need no such flag.",
+    "Several processes: host:port of process 0. TPU pods, Slurm and Open MPI 4 need no such flag (docs/pods.md).",
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: the number of this one, from 0.")
@@ -208,6 +208,10 @@ def run(argv: Sequence[str]) -> None:
     for flag in _NEEDS[mode]:
         if not flags.FLAGS[flag].value:
             raise UsageError(_MISSING[flag])
+    if "://" in (_WORKDIR.value or ""):
+        raise UsageError(
+            f"--workdir={_WORKDIR.value} is an address: give a folder, on a disk that all processes of the run share"
+        )
     if mode == "predict":
         _check_predict(argv[1:])
     logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
