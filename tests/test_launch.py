@@ -63,6 +63,7 @@ def test_the_gpus_of_a_machine_are_shared_evenly_or_not_at_all():
 @pytest.mark.long
 def test_processes_of_one_machine_are_started_stopped_and_go_on(tmp_path):
     arguments = [2, TINY, f"--workdir={tmp_path}", "--config.evaluation.every_epochs=0"]
+    arguments += ["--config.distillation.kind=none", "--config.teacher.weights="]
     settings = {"PYTHON": sys.executable, "PORT": str(free_port()), "GPUS": "0"}
     process = start("local_processes.sh", *arguments, "--config.train.max_steps=100000", **settings)
     deadline = time.monotonic() + 600

@@ -112,11 +112,9 @@ def what_jax_lacks(environment: Mapping[str, str]) -> str:
     """What is missing for JAX to find the other processes of a recognised cluster; "" if nothing is."""
     if "OMPI_COMM_WORLD_SIZE" in environment and "OMPI_MCA_orte_hnp_uri" not in environment:
         return "Open MPI from version 5 on does not tell its processes where the first one is"
-    by_service = "JOB_COMPLETION_INDEX" in environment and not any(
-        name in environment
-        for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES", "MEGASCALE_COORDINATOR_ADDRESS")
-    )
-    if by_service and importlib.util.find_spec("kubernetes") is None:
+    by_itself = ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+    by_cluster = "JOB_COMPLETION_INDEX" in environment and not any(name in environment for name in by_itself)
+    if by_cluster and importlib.util.find_spec("kubernetes") is None:
         return "in a Kubernetes Job JAX asks the cluster for the other processes, which takes pip install kubernetes"
     return ""
 

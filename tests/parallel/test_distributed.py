@@ -41,6 +41,7 @@ KUBERNETES = {"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI from version 5 on"),
         (KUBERNETES, "pip install kubernetes"),
         (KUBERNETES | {"TPU_WORKER_HOSTNAMES": "a-0,a-1"}, ""),  # GKE tells TPU pods by itself
+        (KUBERNETES | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:34911"}, ""),
     ],
 )
 def test_what_jax_cannot_find_out_is_said(environment, expected, monkeypatch):
