@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 import signal
@@ -14,38 +15,18 @@ from ml_collections import ConfigDict, config_flags
 
 from deit_jax.config import default_config
 from deit_jax.errors import Stopped, UserError
+from deit_jax.help import MODES, page, requested
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Configuration file, e.g. configs/quickstart.py", lock_config=True
+    "config",
+    None,
+    "the configuration: a file, e.g. configs/quickstart.py, and for some an argument, e.g. configs/deit.py:small,distilled",
+    lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run: checkpoints, metrics, results. Made if it is not there."
+    "workdir", None, "the folder of the run: checkpoints, metrics, results; made if it is not there"
 )
-_MODE = flags.DEFINE_enum(
-    "mode",
-    "train",
-    [
-        "train",
-        "eval",
-        "export",
-        "preview",
-        "compile",
-        "analyze",
-        "predict",
-        "throughput",
-        "models",
-        "figures",
-        "report",
-    ],
-    "train: start, or resume what --workdir holds. eval: score its --checkpoint, or without one config.model.weights. export: "
-    "write its --checkpoint to --output for another framework. preview: picture the first training images after each stage of "
-    "the recipe. compile: compile the train step for the devices of --topology, which need not be here, and tell its memory, "
-    "collectives and least time. "
-    "analyze: compare the network of --workdir, its teacher and --compare, and look into its tokens and attention. predict: name "
-    "the classes of image files, given without a flag, by --workdir or config.model.weights. throughput: "
-    "images/s of inference and training here, with random weights. models: parameters and multiply-adds of every model. "
-    "figures: the paper's Figure 1 or 3, with the finished runs of --results. report: write report.html of --workdir anew.",
-)
+_MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do; see the modes.")
 _OUTPUT = flags.DEFINE_string(
     "output",
     None,
@@ -53,7 +34,7 @@ _OUTPUT = flags.DEFINE_string(
     "model; layout=jax: program and preprocessing), or a .safetensors or .pth file for the tensors alone, or of layout=onnx an "
     ".onnx file. predict: a .json or .csv file. compile: a JSON file of the figures, else printed last. "
     "eval: a JSON file, else WORKDIR/evaluation.json. analyze: a folder, else WORKDIR/analysis. throughput, models: a "
-    "JSON file. figures: the picture. report: the page, else WORKDIR/report.html. Replaced if it is there.",
+    "JSON file. figures: the picture. report: the page, else WORKDIR/report.html.",
 )
 _LAYOUT = flags.DEFINE_enum(
     "layout",
@@ -100,7 +81,7 @@ _RESULTS = flags.DEFINE_list("results", [], "figures: workdirs of finished runs;
 _LIST = flags.DEFINE_string(
     "list",
     None,
-    "Print the rows of the paper as commands, with the published figure and the expected cost, and end. --list=table8, "
+    "The paper: print its rows as commands, with the published figure and the expected cost, and end. --list=table8, "
     "--list=figure3 or --list=ablation: those alone. With --output=F.md they are written as Markdown.",
 )
 _COORDINATOR = flags.DEFINE_string(
@@ -121,16 +102,48 @@ def parse(argv: Sequence[str]) -> list[str]:
     argv = [
         "--list=all" if argument in ("--list", "-list") else argument for argument in argv
     ]  # its value may be left out
+    _show_help(argv)
     _refuse_missing_files(argv)
     _refuse_unknown_config_keys(argv)
     flags.FLAGS.set_gnu_getopt(True)  # files and flags in any order
     try:
-        return flags.FLAGS(list(argv))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is refused below
+        rest = flags.FLAGS(list(argv))
+    except Exception as error:  # of the file itself anything
+        _refuse_bad_config_file(argv)
+        if not isinstance(error, flags.Error | AttributeError | KeyError | TypeError | ValueError):
+            raise
         line = _one_line(str(error))
+        # Python's words for a value of the wrong type, after the flag's own.
+        line = re.sub(r": invalid literal for int\(\).*", ": give a whole number", line)
+        line = re.sub(r": could not convert string to float.*", ": give a number", line)
         if re.match(r"'\w+'($| Did you mean)", line):  # ml_collections, of a key that is not defined
             line = f"--config has no field {line}"
         raise UsageError(line) from error
+    if not isinstance(_CONFIG.value, ConfigDict):  # none, or one that ml_collections could not read
+        _refuse_bad_config_file(argv)
+    return rest
+
+
+def _show_help(argv: Sequence[str]) -> None:
+    """Print the page that a flag asks for and end; absl's own pages are in the order of modules, and exit with 1."""
+    pages = [which for argument in argv[1:] if (which := requested(argument))]
+    if pages:
+        with contextlib.suppress(BrokenPipeError):  # of a pager that was closed
+            sys.stdout.write(page(pages[-1], __name__))
+            sys.stdout.flush()
+        sys.exit(0)
+
+
+def _refuse_bad_config_file(argv: Sequence[str]) -> None:
+    """Say what is wrong with the file of --config, if it is that; ml_collections' messages lack the line."""
+    from deit_jax.config_file import refusal
+
+    for argument in argv[1:]:
+        match = re.match(r"--?config=(.+)", argument)
+        line = refusal(match[1], config_keys(default_config())) if match else None
+        if line is not None:
+            raise UsageError(line)
 
 
 def _one_line(message: str) -> str:
@@ -214,17 +227,35 @@ def run(argv: Sequence[str]) -> None:
         )
     if mode == "predict":
         _check_predict(argv[1:])
-    logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
     # What takes long to import is imported late, so that --help and mistakes in flags answer at once.
-    from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here
+    from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here, require_devices
 
     look_for_nothing_that_is_not_here()
     if _CONFIG.value is not None and mode != "compile":  # which touches no device
         _prepare_process(_CONFIG.value)
     elif mode in ("analyze", "predict", "report"):
         _prepare_process(default_config())
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
+    elif mode != "compile":
+        require_devices()
     output = Path(_OUTPUT.value) if _OUTPUT.value else None
+    try:
+        _run_mode(mode, argv[1:], output)
+    except OSError as error:
+        if output is None or not _concerns(error, output):
+            raise
+        raise UsageError(f"--output={output} cannot be written ({error.strerror or error})") from error
+
+
+def _concerns(error: OSError, output: Path) -> bool:
+    """Whether an error is of that file or folder, of what it is to hold, or of a folder above it."""
+    names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
+    return any(output.is_relative_to(name) or Path(name).is_relative_to(output) for name in names)
+
+
+def _run_mode(mode: str, files: Sequence[str], output: Path | None) -> None:
+    config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
     match mode:
         case "train":
             from deit_jax.modes.train import train
@@ -259,7 +290,7 @@ def run(argv: Sequence[str]) -> None:
             from deit_jax.modes.predict import predict
 
             predict(
-                argv[1:], workdir=workdir if _WORKDIR.value else None, config=config, which=_WEIGHTS.value,
+                files, workdir=workdir if _WORKDIR.value else None, config=config, which=_WEIGHTS.value,
                 checkpoint=_CHECKPOINT.value, output=output,
             )  # fmt: skip
         case "throughput":
@@ -294,6 +325,7 @@ def _prepare_process(config: ConfigDict) -> None:
     from deit_jax.parallel import distributed
     from deit_jax.parallel.compilation_cache import keep_compiled_programs
     from deit_jax.parallel.host_memory import keep_freed_memory
+    from deit_jax.parallel.platforms import require_devices
     from deit_jax.reporting import console
 
     if config.parallel.keep_host_memory:
@@ -301,6 +333,7 @@ def _prepare_process(config: ConfigDict) -> None:
     keep_compiled_programs(config.parallel.compilation_cache)
     told = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     distributed.start(*told, heartbeat_seconds=config.parallel.heartbeat_seconds)
+    require_devices()
     console.mute(not distributed.is_main_process())
 
 

@@ -33,7 +33,7 @@ class ConfigError(UserError):
 def default_config() -> ConfigDict:
     """The published recipe with DeiT-S distilled as the student. Locked: unknown keys are refused."""
     config = ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of everything random: the initial weights, the data's order, augmentations, dropping
     config.num_classes = placeholder(int)  # None: as many as the data set has
     config.image_size = placeholder(int)  # pixels; None: the size in the model's name
     config.compute_dtype = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU; parameters are always float32
@@ -69,14 +69,14 @@ def default_config() -> ConfigDict:
 
     config.teacher = teacher = ConfigDict()
     teacher.name = "regnety_160"  # several, separated by commas, teach by the mean of their probabilities
-    teacher.overrides = ConfigDict()
+    teacher.overrides = ConfigDict()  # as model.overrides
     # a workdir trained by this project; a weights file of timm, torchvision, pycls, transformers or mmpretrain; "pretrained":
     # the published weights, from the Hugging Face hub; or "random" (only to try a configuration). As many as there are names
     teacher.weights = ""
     teacher.variables = "raw"  # which weights of a workdir or training checkpoint: raw or ema
     # of RGB in [0, 1], that the teacher was trained with; None: as the student's images are normalised
     teacher.mean = placeholder(tuple)
-    teacher.std = placeholder(tuple)
+    teacher.std = placeholder(tuple)  # as mean
     # which of the teacher's classes is each of the student's, e.g. (0, 217, 482); None: the same classes
     teacher.classes = placeholder(tuple)
     teacher.recipe = placeholder(ConfigDict)  # a whole config: the teacher is first trained by it, in <workdir>/teacher
@@ -88,7 +88,7 @@ def default_config() -> ConfigDict:
         ""  # npz: the file; folder: the root that holds the splits' folders; tfds: data_dir ("" = TFDS's default)
     )
     data.train_split = "train"  # a split's name, or a part of one: "train[:90%]", "train[1000:]" (docs/data.md)
-    data.eval_split = "validation"
+    data.eval_split = "validation"  # likewise
     # folder, where there is no folder of eval_split: the share of every class's training images that is evaluated instead of
     # trained on; path may then hold the class folders themselves. 0: the folder must be there
     data.held_out = 0.0
@@ -104,16 +104,16 @@ def default_config() -> ConfigDict:
     # decoding threads, of each worker if there are any; None: by the cores. 1 is best for tiny images in memory
     data.num_threads = placeholder(int)
     data.num_workers = 0  # decoding processes; 0 = threads only
-    data.prefetch_batches = 2
+    data.prefetch_batches = 2  # made ahead of the step
 
     config.augment = augment = ConfigDict()
     augment.mean = (0.485, 0.456, 0.406)  # of RGB in [0, 1]
-    augment.std = (0.229, 0.224, 0.225)
-    augment.flip_probability = 0.5
+    augment.std = (0.229, 0.224, 0.225)  # likewise
+    augment.flip_probability = 0.5  # left and right
     augment.rand_augment = "rand-m9-mstd0.5-inc1"  # timm's notation; "" = off
     augment.auto_augment = ""  # timm's notation: original, originalr, v0 or v0r, with -mstdX or without; "" = off
     augment.color_jitter = 0.0  # brightness, contrast and saturation by factors in 1 -+ this; needs the two above off
-    augment.erase_probability = 0.25
+    augment.erase_probability = 0.25  # that an image loses a box
     augment.erase_mode = "pixel"  # pixel: a normal draw a pixel; rand: one colour a box; const: zero (the mean colour)
     augment.erase_count = 1  # most boxes of an erased image, which share the area
     augment.mixup_alpha = 0.8  # Beta parameter; 0 = off
@@ -121,7 +121,7 @@ def default_config() -> ConfigDict:
     augment.mix_mode = "batch"  # one draw for: a group (batch, the reference's) | a pair of rows (pair) | a row (elem)
     augment.mix_probability = 1.0  # that a group is mixed at all
     augment.switch_probability = 0.5  # that a mixed group gets cutmix rather than mixup, when both are on
-    augment.label_smoothing = 0.1
+    augment.label_smoothing = 0.1  # share of the target that all classes get alike
     augment.group_size = 256  # rows that share one mixing draw: the reference's batch of one GPU (Ti and S 256, B 64)
     augment.groups_per_block = 4  # consecutive copies of an image are dealt to this many groups; at least data.repeats
     augment.plan = "auto"  # how operations run: sequential | chunked | auto (CPU: sequential; TPU and GPU: chunked)
@@ -138,9 +138,9 @@ def default_config() -> ConfigDict:
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"  # adamw | sgd (Nesterov)
-    optimizer.betas = (0.9, 0.999)
-    optimizer.eps = 1e-8
-    optimizer.momentum = 0.9  # sgd
+    optimizer.betas = (0.9, 0.999)  # adamw: decay of the mean gradient, and of its square
+    optimizer.eps = 1e-8  # adamw: added to the root of the mean square
+    optimizer.momentum = 0.9  # of sgd
     optimizer.weight_decay = 0.05  # adamw: decoupled, times the learning rate; sgd: added to the gradient
     optimizer.trainable = (".*",)  # regular expressions over "/"-joined parameter names; the rest stays as it is
     optimizer.no_decay = RELEASED_NO_DECAY  # regular expressions over "/"-joined parameter names
@@ -151,7 +151,7 @@ def default_config() -> ConfigDict:
     )
     schedule.base_learning_rate = 5e-4  # for base_batch_size images
     schedule.base_batch_size = 512  # peak rate = base_learning_rate * batch_size / base_batch_size
-    schedule.warmup_epochs = 5.0
+    schedule.warmup_epochs = 5.0  # in which the rate rises linearly
     schedule.warmup_learning_rate = 1e-6  # the first epoch's; not scaled
     schedule.min_learning_rate = 1e-5  # not scaled
     schedule.per_step = False  # True: the rate moves every step, not every epoch
@@ -174,13 +174,19 @@ def default_config() -> ConfigDict:
     checkpoint.keep = 2  # newest checkpoints kept; besides them the one with the best top-1
 
     config.log = log = ConfigDict()
-    log.every_steps = 50
-    log.tensorboard = True
+    log.every_steps = 50  # a row of metrics.jsonl and a line on the console
+    log.tensorboard = True  # write WORKDIR/tensorboard (docs/logging.md)
+    log.wandb = False  # log to Weights & Biases too; mode, login and server by wandb's own settings (docs/logging.md)
+    log.wandb_project = ""  # "": WANDB_PROJECT of the environment, else deit_jax
+    log.wandb_entity = ""  # "": WANDB_ENTITY, else the user's default
+    log.wandb_name = ""  # of the run; "": WANDB_NAME, else the workdir's name
+    # pictures to both: training images as the model saw them, at the start; what the report draws, at the end
+    log.images = True
     log.report = True  # a finished run writes WORKDIR/report.html (docs/report.md)
     # Of one device in the type computed in, for the MFU; None: the published bfloat16 peak of chips that are listed
     # (parallel/topologies.py), no MFU on others.
     log.peak_tflops = placeholder(float)
-    log.profile_steps = 0  # steps whose profile is written to WORKDIR/profile; 0: none
+    log.profile_steps = 0  # steps whose profile is written to WORKDIR/tensorboard; 0: none
     log.profile_after = 10  # steps of this start that pass before
 
     config.parallel = parallel = ConfigDict()
@@ -261,6 +267,8 @@ _BOUNDS = {
     "parallel.fsdp_min_size": (0, None),
 }
 
+_LENGTHS = {"optimizer.betas": 2, "data.crop_scale": 2, "data.crop_ratio": 2, "augment.mean": 3, "augment.std": 3}
+
 
 def recorded_config(record: Mapping[str, Any]) -> ConfigDict:
     """The configuration of a workdir from its config.json, but for the teacher's section; unlocked.
@@ -305,6 +313,9 @@ def validate(config: ConfigDict) -> None:
             raise ConfigError(
                 f"config.{name}={value!r} must be at least {low}" + (f" and at most {high}" if high else "")
             )
+    for name, length in _LENGTHS.items():
+        if len(_get(config, name)) != length:
+            raise ConfigError(f"config.{name}={_get(config, name)!r}: give {length} numbers, separated by commas")
     _refuse_bad_patterns("optimizer.no_decay", config.optimizer.no_decay)
     _refuse_bad_patterns("optimizer.trainable", config.optimizer.trainable)
     for pattern, place in config.parallel.sharding_rules:

@@ -72,6 +72,8 @@ def test_unknown_arguments_are_refused(module, argument):
         ("distillation.kl_mean", "classes"),
         ("evaluation.protocol", "torchvision"),
         ("teacher.variables", "both"),
+        ("optimizer.betas", (0.9,)),
+        ("data.crop_ratio", (1.0, 1.0, 1.0)),
     ],
 )
 def test_values_out_of_bounds_are_named(name, value):

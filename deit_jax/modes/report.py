@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from deit_jax.evaluation.predictions import (
 from deit_jax.models.grouped_conv import suited_to
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.modes.evaluate import Subject, load_subject, without_teacher
-from deit_jax.modes.preview import first_images
 from deit_jax.parallel.distributed import is_main_process, wait_for_all
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
@@ -40,24 +39,29 @@ from deit_jax.reporting import report as sections
 from deit_jax.reporting.environment import environment
 from deit_jax.reporting.html import Section
 from deit_jax.reporting.metrics import read_rows, replace_file, write_json
+from deit_jax.reporting.pictures import Pictures
+from deit_jax.reporting.plots import confusion_picture
+from deit_jax.reporting.run_log import RunLog
+from deit_jax.training.first_images import TRAINING_IMAGES, first_images
 from deit_jax.training.record import closing_table, read_config
 
 PREDICTED_IMAGES = 2000  # or, of many classes, IMAGES_A_CLASS each; at most MOST_IMAGES
 IMAGES_A_CLASS, MOST_IMAGES = 10, 10_000
-_TRAINING_IMAGES = 16
 _SAMPLES = 8  # right ones, and as many wrong ones
 _ATTENTION_IMAGES = 4
+# Into the run's log: name, images uint8[H, W, 3], captions.
+Draw = Callable[[str, Sequence[np.ndarray], Sequence[str]], None]
 
 
-def report_of_finished_run(workdir: Path) -> None:
-    """Write `workdir`/report.html unless it is there. A report that cannot be written is a warning: the run itself is done.
+def report_of_finished_run(workdir: Path, log: RunLog | None = None) -> None:
+    """Write `workdir`/report.html unless it is there; its pictures go to the run's log, too, if that has been begun.
 
-    Every process calls it; the main one writes.
+    A report that cannot be written is a warning: the run itself is done. Every process calls it; the main one writes.
     """
     if is_main_process() and not (workdir / "report.html").exists():
         try:
             write_json(workdir / "environment.json", environment())
-            report(workdir)
+            report(workdir, log=log)
         except Exception as error:  # whatever it is, it must not fail the training
             console.warn(
                 f"{workdir}/report.html is not written ({_one_line(error)}); --mode=report --workdir={workdir} tries again"
@@ -65,7 +69,14 @@ def report_of_finished_run(workdir: Path) -> None:
     wait_for_all("the report is written")
 
 
-def report(workdir: Path, *, config: ConfigDict | None = None, which: str = "raw", output: Path | None = None) -> Path:
+def report(
+    workdir: Path,
+    *,
+    config: ConfigDict | None = None,
+    which: str = "raw",
+    output: Path | None = None,
+    log: RunLog | None = None,
+) -> Path:
     """Write the report of the run in `workdir`; returns the file.
 
     Parts whose data or checkpoint are gone are left out, with a note in the page.
@@ -75,6 +86,7 @@ def report(workdir: Path, *, config: ConfigDict | None = None, which: str = "raw
       config: whose data; None: the run's own.
       which: "raw" or "ema" weights, for the predictions and the attention.
       output: the file, replaced if it is there; None: `workdir`/report.html.
+      log: where the pictures of the evaluation go besides.
 
     Raises ConfigError where `workdir` is that of no run, or the file cannot be written.
     """
@@ -91,7 +103,7 @@ def report(workdir: Path, *, config: ConfigDict | None = None, which: str = "raw
         sections.curves(rows, steps_per_epoch=steps_per_epoch, teacher_top1=teacher or None),
         sections.configuration(record["config"], json.loads(default_config().to_json_best_effort())),
         _part("training-images", "Training images", lambda: _training_images(trained)),
-        *_network_parts(without_teacher(trained), workdir, which),
+        *_network_parts(without_teacher(trained), workdir, which, log),
         sections.throughput(rows, steps_per_epoch=steps_per_epoch),
         sections.environment(_read_json(workdir / "environment.json"), now),
     ]
@@ -151,10 +163,10 @@ def _one_line(error: BaseException) -> str:
 
 
 def _training_images(config: ConfigDict) -> Section:
-    return sections.training_images(*first_images(config, _TRAINING_IMAGES).as_trained_on(_TRAINING_IMAGES))
+    return sections.training_images(*first_images(config, TRAINING_IMAGES).as_trained_on(TRAINING_IMAGES))
 
 
-def _network_parts(config: ConfigDict, workdir: Path, which: str) -> list[Section]:
+def _network_parts(config: ConfigDict, workdir: Path, which: str, log: RunLog | None) -> list[Section]:
     """Confusion matrix, sample predictions and attention: what needs the weights and the evaluation images."""
     names = ("confusion", "Confusion matrix"), ("predictions", "Sample predictions"), ("attention", "Attention")
     try:
@@ -176,12 +188,20 @@ def _network_parts(config: ConfigDict, workdir: Path, which: str) -> list[Sectio
     sample = f"all {len(source):,}" if whole else f"{len(indices):,}, evenly taken, of {len(source):,}"
     told = f"{sample} evaluation images, {which} weights after step {subject.step:,}, the model's own answer."
     classes = _class_names(source, subject)
+    matrix = confusion_matrix(found.labels, found.classes[:, 0], len(classes))
+
+    def draw(name: str, images: Sequence[np.ndarray], captions: Sequence[str]) -> None:
+        if log is not None and len(images):
+            log.pictures(subject.step, Pictures(f"images/{name}", images, captions))
+
+    if log is not None and len(classes) <= sections.MOST_CLASSES_OF_A_MATRIX:
+        draw("confusion", [confusion_picture(matrix, classes)], ["row: class, column: what it was taken for"])
     made = [
-        sections.confusion(confusion_matrix(found.labels, found.classes[:, 0], len(classes)), classes, told),
-        _part(*names[1], lambda: _samples(config, source, indices, found, classes, subject, told)),
+        sections.confusion(matrix, classes, told),
+        _part(*names[1], lambda: _samples(config, source, indices, found, classes, subject, told, draw)),
     ]
     if isinstance(subject.model, VisionTransformer):
-        made.append(_part(*names[2], lambda: _attention(config, source, indices, classes, found, subject, which)))
+        made.append(_part(*names[2], lambda: _attention(config, source, indices, classes, found, subject, which, draw)))
     return made
 
 
@@ -217,6 +237,7 @@ def _samples(
     classes: list[str],
     subject: Subject,
     told: str,
+    draw: Draw,
 ) -> Section:
     surest_wrong = np.flatnonzero(~found.right)
     surest_wrong = surest_wrong[np.argsort(-found.probabilities[surest_wrong, 0], kind="stable")][:_SAMPLES]
@@ -231,6 +252,10 @@ def _samples(
              [(classes[k], float(p)) for k, p in zip(found.classes[row], found.probabilities[row], strict=True)])
             for image, row in zip(images, rows, strict=True)
         ]  # fmt: skip
+        captions = [
+            f"is {label}, said {answers[0][0]} ({100 * answers[0][1]:.1f} %)" for _, label, answers in samples[heading]
+        ]
+        draw(heading.split(",")[0].lower(), images, captions)
     return sections.predictions(samples, f"Of {told}")
 
 
@@ -242,13 +267,17 @@ def _attention(
     found: Predictions,
     subject: Subject,
     which: str,
+    draw: Draw,
 ) -> Section:
     rows = spread_indices(len(indices), _ATTENTION_IMAGES)
     images = _as_seen(config, source, indices[rows], subject)
     prepared = prepare_for_evaluation(images, tuple(config.augment.mean), tuple(config.augment.std))
     seen = attention_maps(subject.model, subject.weights[which], prepared)
     names = [classes[label] for label in found.labels[rows]]
-    return sections.attention(names, images, np.asarray(seen.maps), np.asarray(seen.rollout))
+    maps, rollout = np.asarray(seen.maps), np.asarray(seen.rollout)
+    pictures, captions = sections.attention_pictures(names, images, maps, rollout)
+    draw("attention", pictures, captions)
+    return sections.attention(names, images, maps, rollout)
 
 
 def _read_json(path: Path) -> Any:

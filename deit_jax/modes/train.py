@@ -11,8 +11,10 @@ from deit_jax.data.registry import open_source
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.report import report_of_finished_run
 from deit_jax.modes.teacher import load_teacher
+from deit_jax.parallel.distributed import is_main_process
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.reporting import console
+from deit_jax.reporting.run_log import RunLog
 from deit_jax.training.loop import Results
 from deit_jax.training.loop import train as run_training
 from deit_jax.training.plan import resolve
@@ -23,8 +25,8 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     """Train what `config` describes in `workdir`, or go on where an earlier call stopped.
 
     A new run starts from config.model.weights, if given. With `config.teacher.recipe` the teacher is trained first, in
-    `workdir`/teacher. Returns the content of `results.json`. Raises ConfigError, DataError, WeightsError or CheckpointError, each
-    with one clear line.
+    `workdir`/teacher. Returns the content of `results.json`. Raises ConfigError, DataError, WeightsError, CheckpointError or
+    LogError, each with one clear line.
     """
     validate(config)
     if config.model.weights == MUST_BE_GIVEN:
@@ -32,14 +34,19 @@ def train(config: ConfigDict, workdir: Path) -> Results:
             "this configuration continues from a trained model: set config.model.weights to its --workdir, a weights file, or "
             "'pretrained'"
         )
+    with RunLog(config, workdir, silent=not is_main_process()) as log:
+        return _train(config, workdir, log)
+
+
+def _train(config: ConfigDict, workdir: Path, log: RunLog) -> Results:
     initial = load_initial(config, workdir)
     if config.teacher.recipe is not None:
         refuse_what_cannot_be_built(config)  # rather than after the teacher's training
         console.say("first the teacher, then its student")
         train(config.teacher.recipe, workdir / "teacher")
-    results = run_training(config, workdir, load_teacher(config, workdir), initial)
+    results = run_training(config, workdir, load_teacher(config, workdir), initial, log)
     if config.log.report:
-        report_of_finished_run(workdir)
+        report_of_finished_run(workdir, log)
     return results
 
 

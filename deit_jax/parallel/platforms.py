@@ -7,6 +7,13 @@ from pathlib import Path
 
 import jax
 
+from deit_jax.errors import UserError
+
+
+class DeviceError(UserError):
+    """Devices that JAX is told to use and does not find. The message is one line."""
+
+
 _TPU_DEVICES = ("accel*", "vfio/[0-9]*")  # under /dev on a TPU host: v2 to v4, and later ones
 
 
@@ -25,3 +32,18 @@ def look_for_nothing_that_is_not_here(devices: Path = Path("/dev")) -> None:
 def has_tpu(devices: Path = Path("/dev")) -> bool:
     """Whether this is a TPU host, by the chips' device files."""
     return any(any(devices.glob(pattern)) for pattern in _TPU_DEVICES)
+
+
+def require_devices() -> None:
+    """Ask JAX for its devices; raises DeviceError if JAX_PLATFORMS names some that are not here. After `distributed.start`."""
+    wanted = jax.config.jax_platforms
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where the plugin for CUDA is not installed
+        if not wanted:
+            raise
+        reason = (str(error).splitlines() or ["no plugin for them is installed"])[0].partition(" (set JAX_PLATFORMS")[0]
+        raise DeviceError(
+            f"JAX_PLATFORMS={wanted}: there are no such devices ({reason}); unset it to take what is here, or install what they "
+            "need, e.g. pip install 'jax[cuda13]' for NVIDIA GPUs"
+        ) from error

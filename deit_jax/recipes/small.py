@@ -23,6 +23,7 @@ def run_locally(config: ConfigDict) -> None:
     config.evaluation.teacher = False
     config.log.every_steps = 1
     config.log.report = False
+    config.log.images = False
     config.published = ConfigDict()
     config.model.weights = ""
     if needs_teacher(config):

@@ -1,19 +1,19 @@
-"""Numbers of a run on disk: `metrics.jsonl` and TensorBoard events in the workdir."""
+"""`metrics.jsonl`, the numbers of a run, and files that are replaced whole."""
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from io import FileIO
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from deit_jax.errors import UserError
+from deit_jax.reporting.pictures import Pictures
 
-from deit_jax.errors import UserError, machine_fault
+Row = Mapping[str, Any]  # of metrics.jsonl: {"step": int, name: float, ...}
 
 
 class LogError(UserError):
@@ -47,66 +47,52 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-class MetricsWriter:
-    """Appends rows {"step": int, name: float, ...}; names are like "train/loss", TensorBoard's tags.
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """What of a row is a number, without its step."""
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
-    Rows after `start_step` that an earlier, interrupted run left are dropped: the resumed run writes them again. With `silent`
-    nothing is touched or written: of several processes one writes. Raises LogError when the disk does not take it.
+
+class MetricsFile:
+    """Rows {"step": int, name: float, ...}; names are like "train/loss". A `Destination` of `run_log`.
+
+    OSError of any method is the disk's.
     """
 
-    def __init__(self, workdir: Path, *, start_step: int, tensorboard: bool, silent: bool = False) -> None:
-        self._file, self._events = None, None
-        self._path = workdir / "metrics.jsonl"
-        if silent:
-            return
-        with self._disk_faults_told():
-            kept = [row for row in read_rows(self._path) if row["step"] <= start_step]
-            replace_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-            # Unbuffered: what a full disk has refused is not tried again when the file is closed.
-            self._file = self._path.open("ab", buffering=0)
-            if tensorboard:
-                # A queue that never fills: its thread dies with the disk, and would be waited for.
-                folder = str(workdir / "tensorboard")
-                self._events = SummaryWriter(folder, purge_step=start_step + 1, max_queue=100_000)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: FileIO | None = None
 
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._events is not None:
-            with contextlib.suppress(OSError):  # told by write
-                self._events.close()
+    def begin(self, start_step: int, kept: Sequence[Row]) -> None:
+        """Keep the rows `kept` and drop those after `start_step`: the resumed run writes them again."""
+        self.close(0)
+        replace_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        # Unbuffered: what a full disk has refused is not tried again when the file is closed.
+        self._file = self._path.open("ab", buffering=0)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row, in the file when this returns."""
-        if self._file is None:
-            return
-        with self._disk_faults_told():
-            row = (json.dumps({"step": step, **values}) + "\n").encode()
-            if self._file.write(row) != len(row):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if self._events is not None:
-                for name, value in values.items():
-                    self._events.add_scalar(name, value, step)
-                self._events.flush()
+        assert self._file is not None
+        row = (json.dumps({"step": step, **values}) + "\n").encode()
+        if self._file.write(row) != len(row):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def pictures(self, step: int, pictures: Pictures) -> None:
+        """Not kept here."""
 
     def sync(self) -> None:
         """Return when all rows are on the disk, where a power failure leaves them."""
-        if self._file is not None:
-            with self._disk_faults_told():
-                os.fsync(self._file.fileno())
+        assert self._file is not None
+        os.fsync(self._file.fileno())
 
-    @contextlib.contextmanager
-    def _disk_faults_told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = machine_fault(error) or error.strerror or str(error)
-            raise LogError(
-                f"{self._path.parent}: the metrics cannot be written ({reason}); the checkpoints are intact, mend that and run "
-                "the command again"
-            ) from error
+    def finish(self, step: int, results: Mapping[str, Any]) -> None:
+        """Not kept here: results.json is written by the trainer."""
+
+    def close(self, status: int) -> None:
+        """Close the file, if it is open."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None

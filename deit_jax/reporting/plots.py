@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -33,3 +35,44 @@ def image_grid(
                 axis.set_title(columns[column], fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
+
+
+def captioned_grid(
+    file: BytesIO, images: Sequence[np.ndarray], captions: Sequence[str], *, columns: int = 4
+) -> tuple[int, int]:
+    """Write images, each uint8[H, W, 3], with a text below each, as a PNG into `file`; returns its (height, width) in pixels."""
+    columns, dpi = min(columns, len(images)), 110
+    rows = -(-len(images) // columns)
+    side = max(2.4, *(max(image.shape[:2]) / dpi for image in images))  # inches
+    size = (side * columns, (side + 0.3) * rows)
+    figure = Figure(figsize=size, dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis, image, caption in zip(axes, images, captions, strict=False):
+        axis.imshow(image)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_xlabel("\n".join(textwrap.wrap(caption, 40)), fontsize=7, parse_math=False)
+    for axis in list(figure.axes)[len(images) :]:
+        axis.set_axis_off()
+    figure.savefig(file, format="png", dpi=dpi)
+    return round(size[1] * dpi), round(size[0] * dpi)
+
+
+def confusion_picture(matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """The matrix int64[K, K] (row: class, column: what it was taken for), shaded by its share of the row: uint8[H, W, 3]."""
+    figure = Figure(figsize=(2 + 0.3 * len(names), 1.5 + 0.3 * len(names)), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix):
+        if count:
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, str(count), ha="center", va="center", fontsize=6, color=colour)
+    axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7, parse_math=False)
+    axis.set_yticks(range(len(names)), names, fontsize=7, parse_math=False)
+    axis.set_xlabel("taken for", fontsize=8)
+    axis.set_ylabel("class", fontsize=8)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -15,6 +14,7 @@ from matplotlib import colormaps
 from deit_jax.reporting import html
 from deit_jax.reporting.analysis import TOKEN_NAMES
 from deit_jax.reporting.console import HEAD_NAMES, Row
+from deit_jax.reporting.fields import changed, flat, text
 from deit_jax.reporting.html import Section
 from deit_jax.reporting.line_chart import Series, line_chart
 
@@ -95,16 +95,7 @@ def curves(rows: Rows, *, steps_per_epoch: int, teacher_top1: float | None) -> S
 
 def configuration(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> Section:
     """What differs from the defaults, and all fields; both nested, of JSON's types."""
-    flat, usual = dict(_flat(fields)), dict(_flat(defaults))
-    missing = object()
-
-    def default_of(name: str) -> Any:
-        while name.startswith("teacher.recipe."):  # a whole configuration
-            name = name.removeprefix("teacher.recipe.")
-        return usual.get(name, missing)
-
-    changed = [(name, value, default_of(name)) for name, value in flat.items() if value != default_of(name)]
-    rows = [(name, _text(value), "" if default is missing else _text(default)) for name, value, default in changed]
+    rows = [(name, text(value), text(default)) for name, value, default in changed(fields, defaults)]
     own = [row for row in rows if not row[0].startswith("teacher.recipe.")]
     teachers = [row for row in rows if row[0].startswith("teacher.recipe.")]
     columns = ("field", "value", "default")
@@ -115,23 +106,11 @@ def configuration(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sec
             f"{len(teachers)} fields of the teacher's own recipe",
             html.table(columns, teachers, caption="What differs from the defaults", kind="fields"),
         )
-    every = [(name, _text(value)) for name, value in flat.items()]
+    every = [(name, text(value)) for name, value in flat(fields)]
     content += html.details(
         f"All {len(every)} fields", html.table(("field", "value"), every, caption="Configuration", kind="fields")
     )
     return Section("configuration", "Configuration", content)
-
-
-def _flat(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in fields.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def training_images(images: np.ndarray, targets: Sequence[str]) -> Section:
@@ -214,15 +193,36 @@ def attention(names: Sequence[str], images: np.ndarray, maps: np.ndarray, rollou
             f"{maps.shape[1]} blocks (Abnar and Zuidema, 2020). Each map has a scale of its own."
         )
     ]
-    for name, image, by_block, rolled in zip(names, images, maps, rollout, strict=True):
+    for name, image, overlays in zip(names, images, _overlays(images, maps, rollout), strict=True):
         pictures = [html.picture(image, f"evaluation image of {name}", [name, "as the network sees it"])]
-        last = by_block[-1].mean(axis=0)
-        for kind, values in (("last block", last), ("rollout", rolled)):
-            for token, weights in zip(TOKEN_NAMES, values, strict=False):
-                alternative = f"attention of the {token} token, {kind}, over the image of {name}"
-                pictures.append(html.picture(heat_map(image, weights), alternative, [f"{token} token", kind]))
+        for token, kind, overlay in overlays:
+            alternative = f"attention of the {token} token, {kind}, over the image of {name}"
+            pictures.append(html.picture(overlay, alternative, [f"{token} token", kind]))
         parts.append(html.grid(pictures))
     return Section("attention", "Attention", "".join(parts))
+
+
+def attention_pictures(
+    names: Sequence[str], images: np.ndarray, maps: np.ndarray, rollout: np.ndarray
+) -> tuple[list[np.ndarray], list[str]]:
+    """The maps of `attention` over their images, each uint8[H, W, 3], and a caption for each."""
+    found = [
+        (overlay, f"{name}: {token} token, {kind}")
+        for name, overlays in zip(names, _overlays(images, maps, rollout), strict=True)
+        for token, kind, overlay in overlays
+    ]
+    return [overlay for overlay, _ in found], [caption for _, caption in found]
+
+
+def _overlays(images: np.ndarray, maps: np.ndarray, rollout: np.ndarray) -> Iterator[list[tuple[str, str, np.ndarray]]]:
+    """For each image the maps over it: (token, kind of map, uint8[H, W, 3])."""
+    for image, by_block, rolled in zip(images, maps, rollout, strict=True):
+        kinds = (("last block", by_block[-1].mean(axis=0)), ("rollout", rolled))
+        yield [
+            (token, kind, heat_map(image, weights))
+            for kind, values in kinds
+            for token, weights in zip(TOKEN_NAMES, values, strict=False)
+        ]
 
 
 def heat_map(image: np.ndarray, weights: np.ndarray) -> np.ndarray:

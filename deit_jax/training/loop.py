@@ -32,13 +32,15 @@ from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.parallel.topologies import find_chip
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import MetricsWriter
 from deit_jax.reporting.pace import Pace
+from deit_jax.reporting.pictures import Pictures
 from deit_jax.reporting.profile import Profile
+from deit_jax.reporting.run_log import RunLog
 from deit_jax.reporting.speed import Speed
 from deit_jax.training.announcement import describe
 from deit_jax.training.checkpointing import CheckpointError, Checkpoints
 from deit_jax.training.divergence import READ_EVERY, Detours, Rollback, Watch
+from deit_jax.training.first_images import TRAINING_IMAGES, first_of_batch
 from deit_jax.training.interruption import Interruption
 from deit_jax.training.lock import hold
 from deit_jax.training.optimizer import parameter_names
@@ -50,14 +52,24 @@ from deit_jax.training.state import TrainState, Variables
 Results = dict[str, Any]
 
 
-def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None, initial: Initial | None = None) -> Results:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    teacher: Teacher | None = None,
+    initial: Initial | None = None,
+    log: RunLog | None = None,
+) -> Results:
     """Train the configured model in `workdir`, or go on where an earlier call stopped; returns what `results.json` holds.
 
     config: validated. teacher: the frozen network for distillation, with as many classes as the student; None without one.
     initial: the weights of config.model.weights, from which a run starts that has no checkpoint yet; None: random ones.
+    log: where the numbers go, for a caller who has more to log when this returns; None: one of its own.
     Raises ConfigError, DataError, WorkdirError or CheckpointError, each with one clear line, before anything is compiled; later
     also DivergenceError, LogError and, when a signal asks for it, Stopped.
     """
+    if log is None:
+        with RunLog(config, workdir, silent=not is_main_process()) as log:
+            return train(config, workdir, teacher, initial, log)
     # --- What will be done -------------------------------------------------------------------------------------------------
     train_source, eval_source = open_source(config.data, "train"), open_source(config.data, "eval")
     plan = resolve(config, num_images=len(train_source), data_classes=len(train_source.class_names))
@@ -105,6 +117,7 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None, ini
                 checkpoints,
                 detours,
                 speed,
+                log,
             )
             done = None
             while done is None:
@@ -139,6 +152,7 @@ def train(config: ConfigDict, workdir: Path, teacher: Teacher | None = None, ini
         }
         if is_main_process():
             write_results(workdir, results)
+            log.finish(results)
         wait_for_all("the results are written")
         show_results(config, results)
         return results
@@ -159,6 +173,7 @@ class Run:
     checkpoints: Checkpoints
     detours: Detours
     speed: Speed
+    log: RunLog
 
 
 def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[str, Any] | None, Pace, int]:
@@ -185,22 +200,23 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
 
     pace, scores, pending, metrics = Pace(), None, None, None
     train_step = compiled_together(program.train_step)
-    on_mesh = one_ahead(put_batch(program.mesh, batch) for batch in host_batches(run, start, replacements))
+    log = run.log
+    log.begin(start)
+    on_host = host_batches(run, start, replacements)
+    if start == 0 and log.shows_pictures:
+        on_host = pictured(run, on_host)
+    on_mesh = one_ahead(put_batch(program.mesh, batch) for batch in on_host)
     batches = pace.waiting(on_mesh, lambda: metrics is None or metrics["loss"].is_ready())
-    with (
-        MetricsWriter(
-            run.workdir, start_step=start, tensorboard=config.log.tensorboard, silent=not is_main_process()
-        ) as writer,
-        Profile(run.workdir / "profile", start + config.log.profile_after, config.log.profile_steps) as profile,
-    ):
-        watch = Watch(config.on_nonfinite, parameter_names(program.abstract_state.params), writer.write)
+    # TensorBoard looks for traces where its events are.
+    with Profile(run.workdir / "tensorboard", start + config.log.profile_after, config.log.profile_steps) as profile:
+        watch = Watch(config.on_nonfinite, parameter_names(program.abstract_state.params), log.write)
 
         def write_pending() -> None:
             nonlocal pending
             if pending is not None:
                 watch.read(through=pending[0])
                 if len(pending) > 1:
-                    log_step(writer, plan, *pending, run.speed)
+                    log_step(log, plan, *pending, run.speed)
                 pending = None
 
         for step, batch in enumerate(batches, start + 1):
@@ -231,11 +247,11 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
                 top1 = None
                 if evaluating:
                     scores = run.evaluator.weights(program.model, state.variables, state.ema)
-                    writer.write(step, flatten(scores))
+                    log.write(step, flatten(scores))
                     console.scores_line(step, scores)
                     top1 = best_top1(scores, config.model.fusion)
                 if saving or stopping or (evaluating and checkpoints.would_be_best(top1)):
-                    writer.sync()  # every row up to this step: a resumed run writes only later ones
+                    log.sync()  # every row up to this step: a resumed run writes only later ones
                     checkpoints.save(state, top1, {"replaced": replaced(step)})
                 if stopping:
                     checkpoints.wait()
@@ -265,6 +281,23 @@ def host_batches(run: Run, start: int, replacements: Replacements) -> Iterator[d
     replacements.tell_total()
 
 
+def pictured(run: Run, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
+    """The same batches; the first images of the first are logged as the model will see them."""
+    first = next(batches, None)
+    if first is None:
+        return
+    names = run.train_source.class_names
+    try:
+        seen, targets = first_of_batch(run.config, run.plan, names, first, TRAINING_IMAGES).as_trained_on(
+            TRAINING_IMAGES
+        )
+        run.log.pictures(0, Pictures("images/training", seen, targets))
+    except jax.errors.JaxRuntimeError as error:  # too little memory: a picture is not worth the run
+        console.warn(f"the training images are not logged ({str(error).splitlines()[0]})")
+    yield first
+    yield from batches
+
+
 def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
     """The same items, each asked for while the one before is in use, so that its transfer overlaps the step."""
     previous = next(batches, None)
@@ -283,7 +316,7 @@ def peak_flops(config: ConfigDict, device: jax.Device) -> float | None:
 
 
 def log_step(
-    writer: MetricsWriter,
+    log: RunLog,
     plan: Plan,
     step: int,
     metrics: dict[str, jax.Array],
@@ -297,7 +330,7 @@ def log_step(
     rates = None if seconds_per_step is None else speed.metrics(seconds_per_step)
     if rates is not None:
         values |= rates | {"data_wait": data_wait}
-    writer.write(step, values)
+    log.write(step, values)
     console.progress(
         step=step,
         total_steps=plan.total_steps,

@@ -5,7 +5,8 @@ from PIL import Image
 from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.config import ConfigError
 from deit_jax.data.registry import open_source
-from deit_jax.modes.preview import mixture, operation_names, preview, stages
+from deit_jax.modes.preview import operation_names, preview, stages
+from deit_jax.training.first_images import mixture
 from deit_jax.training.step import step_keys
 from tests.tiny import tiny_config
 

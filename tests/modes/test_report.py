@@ -11,6 +11,7 @@ from deit_jax.modes import report as mode
 from deit_jax.modes.report import report
 from deit_jax.modes.train import train
 from tests.html_pages import Page
+from tests.reporting.test_run_log import shown
 from tests.tiny import tiny_config
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -38,7 +39,9 @@ def data(tmp_path_factory):
 def finished(data, tmp_path_factory):
     """The workdir of a finished run that wrote its report."""
     workdir = tmp_path_factory.mktemp("run") / "work"
-    config = tiny_config(data__source="npz", data__path=str(data), data__eval_split="test", log__report=True)
+    config = tiny_config(
+        data__source="npz", data__path=str(data), data__eval_split="test", log__report=True, log__tensorboard=True
+    )
     with config.unlocked():
         config.published["a published figure"] = 12.34
     train(config, workdir)
@@ -65,6 +68,14 @@ def test_a_finished_run_has_a_whole_report(finished):
     assert sum("attention of the class token" in text for text in alternatives) == 8
     assert sum("attention of the distillation token" in text for text in alternatives) == 8
     assert len(page.all("td")) > 9
+
+
+def test_its_pictures_are_in_tensorboard_too_and_those_of_the_training_at_the_start(finished):
+    pictures = [(tag, step) for tag, step, kind in shown(finished / "tensorboard") if kind == "image"]
+    assert pictures[0] == ("images/training", 0)
+    assert {tag for tag, step in pictures if step == 4} == {
+        f"images/{name}" for name in ("confusion", "wrong", "right", "attention")
+    }
 
 
 def test_the_confusion_matrix_agrees_with_the_results(finished):

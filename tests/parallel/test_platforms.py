@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -39,3 +43,22 @@ def test_elsewhere_jax_stays_on_the_cpu(plugins, tmp_path):
     (tmp_path / "vfio" / "vfio").touch()  # the driver's own node is there without a device
     look_for_nothing_that_is_not_here(tmp_path)
     assert jax.config.jax_platforms == "cpu"
+
+
+@pytest.mark.parametrize("wanted", ["cuda", "nonsense"])
+def test_devices_that_are_not_there_are_told_in_one_line(wanted):
+    # In a process of its own: JAX looks for devices once.
+    program = (
+        "from deit_jax.parallel.platforms import DeviceError, require_devices\n"
+        "try:\n    require_devices()\nexcept DeviceError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"JAX_PLATFORMS": wanted},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (
+        done.stdout.startswith(f"JAX_PLATFORMS={wanted}: there are no such devices (") and done.stdout.count("\n") == 1
+    )

@@ -9,10 +9,12 @@ import time
 import jax
 import pytest
 
-from deit_jax.reporting.metrics import LogError, MetricsWriter, read_rows
+from deit_jax.reporting.metrics import LogError, read_rows
+from deit_jax.reporting.run_log import RunLog
 from deit_jax.training.checkpointing import CheckpointError, Checkpoints, load_state
 from deit_jax.training.lock import WorkdirError, hold
 from tests.end_to_end.commands import ROOT, TINY, command, environment, succeed
+from tests.tiny import tiny_config
 from tests.training.test_checkpointing import assert_equal, make_state
 
 from .small_disk import fill, remount, small_disk
@@ -40,16 +42,18 @@ def test_a_full_disk_ends_the_log_with_whole_rows(tmp_path):
     with small_disk(tmp_path / "disk", megabytes=1) as disk:
         with (
             pytest.raises(LogError, match=r"metrics cannot be written \(No space left on device\)"),
-            MetricsWriter(disk, start_step=0, tensorboard=True) as writer,
+            RunLog(tiny_config(log__tensorboard=True), disk) as log,
         ):
+            log.begin(0)
             filler = fill(disk, leave=8192)
             for step in range(1, 100_000):
-                writer.write(step, {f"train/{number}": float(step) for number in range(30)})
+                log.write(step, {f"train/{number}": float(step) for number in range(30)})
         filler.unlink()
         rows = read_rows(disk / "metrics.jsonl")
         assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
-        with MetricsWriter(disk, start_step=2, tensorboard=False) as writer:
-            writer.write(3, {"train/loss": 1.0})
+        with RunLog(tiny_config(), disk) as log:
+            log.begin(2)
+            log.write(3, {"train/loss": 1.0})
         assert [row["step"] for row in read_rows(disk / "metrics.jsonl")] == [1, 2, 3]
 
 
@@ -65,7 +69,7 @@ def test_a_disk_that_cannot_be_written_is_told(tmp_path):
         with pytest.raises(WorkdirError, match=r"cannot be written \(Read-only file system\)"), hold(disk / "run"):
             pass
         with pytest.raises(LogError, match="Read-only file system"):
-            MetricsWriter(disk, start_step=0, tensorboard=False)
+            RunLog(tiny_config(), disk).begin(0)
         assert load_state(disk)[1] == 1  # reading needs no more
 
 
@@ -102,7 +106,6 @@ def test_a_killed_run_leaves_no_lock(tmp_path):
 def test_results_that_were_damaged_are_written_anew(tmp_path):
     from deit_jax.training.plan import resolve
     from deit_jax.training.record import finished_results
-    from tests.tiny import tiny_config
 
     plan = resolve(tiny_config(), num_images=10_000, data_classes=10)
     (tmp_path / "results.json").write_text('{"step": 4, "sco')

@@ -1,10 +1,16 @@
+import importlib.metadata
 import subprocess
 import sys
 
+import jax
 import pytest
+from packaging.requirements import Requirement
+
+from deit_jax.reporting import profile as module
+from deit_jax.reporting.profile import profiler_fault
 
 # In a process of its own: one that has loaded libtpu to compile for TPUs, as other tests do, cannot start JAX's profiler where
-# libtpu is newer than jaxlib (their profilers' tables differ in size, and the process dies of a segmentation fault).
+# libtpu is not the one of jaxlib (their profilers' tables differ in size, and the process dies of a segmentation fault).
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -56,3 +62,49 @@ def test_a_run_that_ends_within_the_steps_keeps_what_was_traced(profiled):
 
 def test_no_steps_leave_nothing(profiled):
     assert not (profiled[0] / "none").exists()
+
+
+LOADS_LIBTPU = """
+import os, sys
+from pathlib import Path
+
+from deit_jax.parallel.ahead_of_time import topology_devices
+from deit_jax.parallel.topologies import find_topology
+
+topology_devices(find_topology("v5e-4"))
+import jax.numpy as jnp
+from deit_jax.reporting.profile import Profile
+
+with Profile(Path(sys.argv[1]), start=0, steps=1) as profile:
+    profile.before(1)
+    profile.after(1, jnp.ones(3))
+print("still here")
+"""
+
+
+def test_a_libtpu_that_does_not_fit_costs_the_profile_and_not_the_process(tmp_path):
+    pytest.importorskip("libtpu", reason="libtpu, the compiler for TPUs, is not installed")
+    done = subprocess.run([sys.executable, "-c", LOADS_LIBTPU, tmp_path], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "still here" in done.stdout, done.stderr
+    asked = [Requirement(text) for text in importlib.metadata.requires("jax")]
+    (fitting,) = [requirement.specifier for requirement in asked if requirement.name == "libtpu"]
+    fits = fitting.contains(importlib.metadata.version("libtpu"))
+    assert bool(list(tmp_path.rglob("*.xplane.pb"))) == fits
+    assert ("warning: no profile is taken: this process has loaded libtpu" in done.stdout) != fits
+
+
+@pytest.mark.parametrize(
+    ("mapped", "version", "fault"),
+    [("libtpu.so", "0.0.52", True), ("libtpu.so", "0.0.42.1", False), ("libc.so", "0.0.52", False)],
+)
+def test_which_libtpu_fits_is_what_jax_asks_for(tmp_path, monkeypatch, mapped, version, fault):
+    maps = tmp_path / "maps"
+    maps.write_text(f"7f00-7f01 r-xp 00000000 08:01 1 /env/{mapped}\n")
+    monkeypatch.setattr(module.importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr(
+        module.importlib.metadata, "requires", lambda name: ['libtpu==0.0.42.*; extra == "tpu"', "numpy>=2"]
+    )
+    found = profiler_fault(maps)
+    assert (found is not None) == fault
+    if fault:
+        assert f"libtpu 0.0.52, and jax {jax.__version__} asks for libtpu==0.0.42.*" in found and "\n" not in found

@@ -1,0 +1,67 @@
+"""What is wrong with a user's configuration file, in one line: which file, which line, what."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import re
+import traceback
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from deit_jax.errors import UserError
+
+_LONGEST = 300  # characters of another library's message
+
+
+def refusal(argument: str, known_fields: list[str]) -> str | None:
+    """Why the FILE[:ARGUMENT] of --config gives no configuration, found by running it; None if it gives one.
+
+    known_fields: dotted names, of which the nearest is named for one that does not exist.
+    """
+    name, *arguments = argument.split(":", 1)
+    try:
+        spec = importlib.util.spec_from_file_location("config_file", name)
+        if spec is None or spec.loader is None:
+            return f"{name} is no Python file"
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, "get_config", None)):
+            return f"{name} has no function get_config, which returns the configuration (as configs/deit.py has)"
+        config = module.get_config(*arguments)
+    except UserError as error:  # the file's own refusal of its argument
+        return str(error)
+    except SyntaxError as error:
+        return f"{_shown(error.filename or name, name)}, line {error.lineno}: {error.msg}"
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if Path(frame.filename).resolve() == Path(name).resolve()]
+        where = f"{name}, line {own[-1].lineno}" if own else name
+        return f"{where}: {_what(error, known_fields)}"
+    if not isinstance(config, ConfigDict):
+        returned = "nothing" if config is None else f"a {type(config).__name__}"
+        return f"{name}: get_config returns {returned}, not a ConfigDict (is a `return config` missing?)"
+    return None
+
+
+def _shown(path: str, name: str) -> str:
+    return name if Path(path).resolve() == Path(name).resolve() else path
+
+
+def _what(error: Exception, known_fields: list[str]) -> str:
+    inner = error
+    while inner.args and isinstance(inner.args[0], Exception):  # ml_collections puts one into another
+        inner = inner.args[0]
+    # A KeyError's text is the repr of its message.
+    text = " ".join(str(inner.args[0] if isinstance(inner, KeyError) and inner.args else inner).split())
+    # ml_collections, of a locked ConfigDict, whose content follows; and of one that is read.
+    field = re.match(r"Key \"(\w+)\" does not exist|'(\w+)' Did you mean|'(\w+)'$", text)
+    if field and isinstance(inner, KeyError | AttributeError):
+        key = next(group for group in field.groups() if group)
+        leaves = {name.split(".")[i]: name for name in reversed(known_fields) for i in range(name.count(".") + 1)}
+        near = difflib.get_close_matches(key, leaves, n=1)
+        return f"there is no field {key!r}" + (
+            f"; the nearest is {near[0]!r} (config.{leaves[near[0]]})" if near else ""
+        )
+    return f"{type(error).__name__}: {text[:_LONGEST]}" if text else type(error).__name__

@@ -1,0 +1,145 @@
+"""Where the numbers of a run go: metrics.jsonl always, TensorBoard and Weights & Biases if the configuration says so."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from ml_collections import ConfigDict
+
+from deit_jax.errors import machine_fault
+from deit_jax.reporting.metrics import LogError, MetricsFile, Row, numbers, read_rows
+from deit_jax.reporting.pictures import Pictures
+from deit_jax.reporting.tensorboard import TensorBoard
+from deit_jax.reporting.weights_and_biases import WeightsAndBiases
+
+
+class Destination(Protocol):
+    """One place that numbers go to. An OSError is the disk's, and ends the run with a LogError; other failures it deals with."""
+
+    def begin(self, start_step: int, kept: Sequence[Row]) -> None:
+        """Start, or after a rollback start again, after `start_step`.
+
+        kept: the rows up to that step, which an earlier start has written.
+        """
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """A row. Steps do not decrease; one step may have several rows, of different names."""
+
+    def pictures(self, step: int, pictures: Pictures) -> None:
+        """Pictures as of a step."""
+
+    def sync(self) -> None:
+        """Return when what was written will survive a power failure, as far as this place can promise it."""
+
+    def finish(self, step: int, results: Mapping[str, Any]) -> None:
+        """The run is finished; results: numbers by name, e.g. {"results/images_per_second": 123.0}."""
+
+    def close(self, status: int) -> None:
+        """Let go of everything; status: the process's exit status, 0 if all went well. May be called twice."""
+
+
+class RunLog:
+    """The log of a run in `workdir`, to all its destinations. A context manager, which closes them.
+
+    Nothing is touched before `begin`, which a run calls that has something to do. With `silent` nothing ever is: of several
+    processes one writes. The configuration is validated.
+
+    Raises LogError if Weights & Biases is asked for and not installed; its methods if the disk does not take a row.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path, *, silent: bool = False) -> None:
+        self._workdir = workdir
+        self._path = workdir / "metrics.jsonl"
+        self._destinations: list[Destination] = []
+        self._begun = False
+        self.shows_pictures = False  # whether `pictures` has an effect: they cost something to make
+        if config.log.wandb and importlib.util.find_spec("wandb") is None:
+            raise LogError("config.log.wandb needs the package wandb: pip install wandb, or set the field to False")
+        if silent:
+            return
+        fields = json.loads(config.to_json_best_effort())
+        self._destinations.append(MetricsFile(self._path))
+        if config.log.tensorboard:
+            self._destinations.append(TensorBoard(workdir / "tensorboard", fields))
+        if config.log.wandb:
+            self._destinations.append(WeightsAndBiases(config.log, workdir, fields))
+        self.shows_pictures = config.log.images and (config.log.tensorboard or config.log.wandb)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        status = 0 if error is None else getattr(error, "exit_status", 1)
+        for destination in self._destinations:
+            with contextlib.suppress(OSError):  # told by what was written last
+                destination.close(status)
+
+    def begin(self, start_step: int) -> None:
+        """Start after `start_step`; rows after it that an earlier start has left are dropped, for they are written again."""
+        if not self._destinations:
+            return
+        with self._disk_faults_told():
+            kept = [row for row in read_rows(self._path) if row["step"] <= start_step]
+            for destination in self._destinations:
+                destination.begin(start_step, kept)
+        self._begun = True
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """A row {"step": step, name: value, ...}, in the files when this returns; names are like "train/loss"."""
+        with self._disk_faults_told():
+            for destination in self._destinations:
+                destination.write(step, values)
+
+    def pictures(self, step: int, pictures: Pictures) -> None:
+        """Pictures as of a step; nothing if the run had nothing to do."""
+        if self._begun and self.shows_pictures:
+            with self._disk_faults_told():
+                for destination in self._destinations:
+                    destination.pictures(step, pictures)
+
+    def sync(self) -> None:
+        """Return when all rows are on the disk, where a power failure leaves them."""
+        with self._disk_faults_told():
+            for destination in self._destinations:
+                destination.sync()
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """The run is finished; `results` is what results.json holds."""
+        found = numbers(_flat_results(results))
+        with self._disk_faults_told():
+            for destination in self._destinations:
+                destination.finish(results["step"], found)
+
+    @contextlib.contextmanager
+    def _disk_faults_told(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = machine_fault(error) or error.strerror or str(error)
+            raise LogError(
+                f"{self._workdir}: the metrics cannot be written ({reason}); the checkpoints are intact, mend that and run "
+                "the command again"
+            ) from error
+
+
+def _flat_results(results: Mapping[str, Any]) -> dict[str, Any]:
+    """By name, "/"-joined under "results"; without the scores, which the last evaluation's row has."""
+
+    def walk(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                yield from walk(value, f"{prefix}/{name}")
+            else:
+                yield f"{prefix}/{name}", value
+
+    return dict(
+        walk({name: value for name, value in results.items() if name not in ("scores", "step", "protocol")}, "results")
+    )

@@ -1,0 +1,157 @@
+"""A run's numbers, configuration and pictures to Weights & Biases (package wandb), if config.log.wandb asks for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deit_jax.reporting import console
+from deit_jax.reporting.metrics import LogError, Row, numbers, write_json
+from deit_jax.reporting.pictures import Pictures
+from deit_jax.reporting.wandb_file import last_logged_step
+
+
+class WeightsAndBiases:
+    """One W&B run for the run in `workdir`, however often that is interrupted. A `Destination` of `run_log`.
+
+    The W&B run's id is kept in `workdir`/wandb.json. Rows that W&B has cannot be rewritten, so they are not sent again; those
+    that it lacks, because a process was killed or W&B failed, are sent from metrics.jsonl at the next start. A resumed run
+    repeats its steps to the bit, only the speed differs. After a rollback (config.on_nonfinite) the abandoned steps stay as they
+    were.
+
+    A failure in mid-run is a warning, and ends what is sent until the next start; so is one at the start of a run that goes on.
+
+    Args:
+      settings: config.log.
+      workdir: the files of W&B are in `workdir`/wandb.
+      config: all fields, nested, of JSON's types.
+
+    `begin` raises LogError if W&B does not start for a new run.
+    """
+
+    def __init__(self, settings: ConfigDict, workdir: Path, config: Mapping[str, Any]) -> None:
+        self._settings, self._workdir, self._config = settings, workdir, config
+        self._run: Any = None
+        self._failed = False
+        self._sent = -1  # the last step that W&B has
+        # A step's rows are sent together when they are complete: half of them would pass for the step.
+        self._step, self._values = 0, dict[str, Any]()
+
+    def begin(self, start_step: int, kept: Sequence[Row]) -> None:
+        """Start or continue the W&B run, and send what it lacks of `kept`."""
+        self._values = {}
+        if self._failed or self._run is not None:  # after a rollback
+            return
+        try:
+            self._start()
+        except Exception as error:
+            if start_step == 0:
+                raise LogError(
+                    f"config.log.wandb: Weights & Biases does not start ({_one_line(error)}); log in by `wandb login`, or set "
+                    "WANDB_MODE=offline, or the field to False"
+                ) from error
+            self._give_up(error)
+        for row in kept:
+            self.write(row["step"], numbers(row))
+
+    def _start(self) -> None:
+        import wandb  # an extra, and slow to import
+
+        note = self._workdir / "wandb.json"
+        name = (
+            json.loads(note.read_text())["id"]
+            if note.exists()
+            else os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex[:8])
+        )
+        settings = self._settings
+        run = wandb.init(
+            project=settings.wandb_project or os.environ.get("WANDB_PROJECT", "deit_jax"),
+            entity=settings.wandb_entity or None,
+            name=settings.wandb_name or os.environ.get("WANDB_NAME", self._workdir.resolve().name),
+            id=name,
+            resume="allow",
+            dir=str(self._workdir),
+            config=dict(self._config),
+            allow_val_change=True,
+            settings=wandb.Settings(silent=True),  # the one line below tells
+        )
+        write_json(note, {"id": name})
+        where = f"run {name}"
+        if run.offline:
+            folder = Path(run.settings.sync_dir)
+            earlier = [path for path in folder.parent.glob(f"offline-run-*-{name}") if path != folder]
+            self._sent = max((last_logged_step(path / f"run-{name}.wandb") for path in earlier), default=-1)
+            where += f", offline, in {folder}"
+        else:
+            self._sent = run.step - 1
+            where = run.url or where
+        console.say(f"Weights & Biases: {where}")
+        self._run = run
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """A row, unless W&B has that step."""
+        if step > self._step:
+            self._send()
+        if step > self._sent:
+            self._step = step
+            self._values |= values
+
+    def pictures(self, step: int, pictures: Pictures) -> None:
+        """Each picture with its caption."""
+
+        def images() -> None:
+            import wandb
+
+            pairs = zip(pictures.images, pictures.captions, strict=True)
+            self.write(step, {pictures.name: [wandb.Image(image, caption=caption) for image, caption in pairs]})
+
+        if self._run is not None:
+            self._attempt(images)
+
+    def sync(self) -> None:
+        """The rows so far are complete; what W&B has not received when the process dies, the next start sends."""
+        self._send()
+
+    def finish(self, step: int, results: Mapping[str, float]) -> None:
+        """The results, into the W&B run's summary."""
+        self._send()
+        self._attempt(lambda: self._run.summary.update(dict(results)))
+
+    def close(self, status: int) -> None:
+        """Wait until everything is sent, and end the W&B run."""
+        if status == 0:
+            self._send()
+        self._attempt(lambda: self._run.finish(exit_code=status))
+        self._run = None
+
+    def _send(self) -> None:
+        if self._values:
+            values, self._values = self._values, {}
+            # Without commit: what else comes of this step joins it.
+            self._attempt(lambda: self._run.log(values, step=self._step))
+            self._sent = max(self._sent, self._step - 1)
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        if self._run is None:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever it is, it must not end the training
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        self._run, self._failed = None, True
+        console.warn(
+            f"Weights & Biases fails ({_one_line(error)}): this run goes on without it; what is missing there is sent when the "
+            "run is resumed"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,63 @@
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from deit_jax import command_line
+from deit_jax.command_line import config_keys
+from deit_jax.config import default_config
+from deit_jax.help import MODES, config_fields, page, requested
+from tests.end_to_end.commands import ROOT
+
+
+def test_every_field_is_listed_with_its_default_and_a_meaning():
+    fields = config_fields()
+    assert sorted(field.name for field in fields) == sorted(config_keys(default_config()))
+    assert [field.name for field in fields if not field.meaning] == []
+    by_name = {field.name: field for field in fields}
+    assert by_name["train.batch_size"].default == "1024" and by_name["data.crop_scale"].default == "(0.08, 1.0)"
+    assert by_name["image_size"].default == "None" and by_name["model.overrides"].default == "{}"
+    assert by_name["model.weights"].meaning.startswith("start from: a workdir of this project")
+    assert by_name["data.path"].meaning.startswith("npz: the file; folder:")  # within the parentheses of the value
+    assert by_name["teacher.weights"].meaning.endswith("As many as there are names")  # of several lines
+
+
+def test_modes_stand_with_their_flags_and_a_command():
+    text = page("short", command_line.__name__)
+    ours = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[command_line.__name__] if "." not in flag.name]
+    assert all(f"--{name} " in text for name in ours if name != "mode")
+    for name, mode in MODES.items():
+        assert f"\n{name}: " in text and mode.example in text
+    export = text[text.index("\nexport:") : text.index("\npreview:")]
+    assert "--layout" in export and "onnx" in export and "--topology" not in export
+    assert "(timm | hf | mmpretrain | jax | onnx; default timm)" in " ".join(export.split())
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_every_example_names_flags_that_exist():
+    for mode in MODES.values():
+        for word in mode.example.split():
+            if word.startswith("--"):
+                assert word[2:].split("=")[0] in flags.FLAGS
+
+
+@pytest.mark.parametrize(
+    ("argument", "which"),
+    [("--help", "short"), ("-h", "short"), ("--help=config", "config"), ("--helpfull", "full"), ("help", None),
+     ("--output=help", None)],
+)  # fmt: skip
+def test_what_asks_for_help(argument, which):
+    assert requested(argument) == which
+
+
+def test_the_full_page_has_the_libraries_flags_last_and_ends_well():
+    done = subprocess.run(
+        [sys.executable, "run.py", "--helpfull"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    places = [
+        done.stdout.index(word)
+        for word in ("MODES", "--config.train.batch_size=1024", "FLAGS OF THE LIBRARIES", "--pdb")
+    ]
+    assert places == sorted(places)
