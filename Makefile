@@ -1,4 +1,4 @@
-# make quickstart | test | test-all | lint | format     (VENV=.venv is made on first use; PYTHON=python3.12 picks the interpreter)
+# make quickstart | test | test-all | docs | lint | format     (VENV=.venv is made on first use; PYTHON=python3.12 picks the interpreter)
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ WORKDIR ?= runs/quickstart
 # A worker that dies ends the run with the name of its test: xdist, when it replaces one in the middle of a module, waits for ever.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --max-worker-restart=0
 
-.PHONY: quickstart quickstart-short test test-long test-all lint format clean
+.PHONY: quickstart quickstart-short test test-long test-all docs lint format clean
 
 $(VENV)/installed: requirements.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,10 @@ $(VENV)/installed-tests: $(VENV)/installed requirements-test.txt
 $(VENV)/installed-peers: $(VENV)/installed-tests requirements-peers.txt
 	$(BIN)/python -m pip install --quiet -r requirements-peers.txt
 	$(BIN)/python -m pip install --quiet --no-deps jax2onnx==0.17.1
+	touch $@
+
+$(VENV)/installed-docs: $(VENV)/installed requirements-docs.txt
+	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
 	touch $@
 
 quickstart: $(VENV)/installed
@@ -39,6 +43,10 @@ test-long: $(VENV)/installed-peers
 	$(PYTEST) -m long
 
 test-all: test test-long
+
+# build/site/index.html; fails for a link, page or anchor that is not there (--quiet would count no warnings).
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: $(VENV)/installed-tests
 	$(BIN)/ruff check .

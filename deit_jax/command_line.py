@@ -91,7 +91,7 @@ _VERSION = flags.DEFINE_boolean("version", False, "Print the version and end.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
-    "Several processes: host:port of process 0. TPU pods, Slurm, Open MPI and Kubernetes need no such flag.",
+    "Several processes: host:port of process 0. TPU pods, Slurm and Open MPI 4 need no such flag (docs/pods.md).",
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: how many.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Several processes: the number of this one, from 0.")
@@ -240,6 +240,10 @@ def run(argv: Sequence[str]) -> None:
     for flag in _NEEDS[mode]:
         if not flags.FLAGS[flag].value:
             raise UsageError(_MISSING[flag])
+    if "://" in (_WORKDIR.value or ""):
+        raise UsageError(
+            f"--workdir={_WORKDIR.value} is an address: give a folder, on a disk that all processes of the run share"
+        )
     if mode == "predict":
         _check_predict(argv[1:])
     if not flags.FLAGS["verbosity"].present:

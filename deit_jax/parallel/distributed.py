@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import os
@@ -16,6 +17,9 @@ import jax
 import numpy as np
 
 from deit_jax.errors import UserError
+from deit_jax.parallel import tpu_hosts
+from deit_jax.parallel.local_devices import devices_of_process
+from deit_jax.parallel.platforms import has_tpu
 
 
 class ClusterError(UserError):
@@ -48,8 +52,8 @@ def start(
 ) -> None:
     """Join the other processes of the run, if there are any. Call it before anything touches a device.
 
-    Without arguments a TPU pod, Slurm (srun), Open MPI or a Kubernetes JobSet is recognised by its environment; elsewhere
-    the process is on its own.
+    Without arguments a TPU pod, Slurm (srun), Open MPI or a Kubernetes JobSet is recognised by its environment, on Compute Engine
+    a TPU pod by its metadata server; elsewhere the process is on its own.
 
     Args:
       coordinator: "host:port" of process 0, the same in every process.
@@ -61,9 +65,12 @@ def start(
     Raises ClusterError if only some of the three are given, or the processes do not find each other.
     """
     told = (coordinator, num_processes, process_id)
-    if all(value is None for value in told):
-        if not in_cluster(os.environ):
+    by_itself = all(value is None for value in told)
+    if by_itself:
+        if not in_cluster(os.environ) and not (has_tpu() and tpu_hosts.one_of_several()):
             return
+        if lacking := what_jax_lacks(os.environ):
+            raise ClusterError(f"{lacking}; or give --coordinator, --num_processes and --process_id (docs/pods.md)")
     elif any(value is None for value in told):
         raise ClusterError("--coordinator, --num_processes and --process_id go together: give all three or none")
     try:
@@ -71,6 +78,8 @@ def start(
             coordinator,
             num_processes,
             process_id,
+            local_device_ids=devices_of_process(os.environ),
+            cluster_detection_method=None if by_itself else "deactivate",
             heartbeat_timeout_seconds=heartbeat_seconds,
             shutdown_timeout_seconds=heartbeat_seconds,
         )
@@ -97,6 +106,17 @@ def in_cluster(environment: Mapping[str, str]) -> bool:
         or "MEGASCALE_COORDINATOR_ADDRESS" in environment
         or ("JOB_COMPLETION_INDEX" in environment and "KUBERNETES_SERVICE_HOST" in environment)
     )
+
+
+def what_jax_lacks(environment: Mapping[str, str]) -> str:
+    """What is missing for JAX to find the other processes of a recognised cluster; "" if nothing is."""
+    if "OMPI_COMM_WORLD_SIZE" in environment and "OMPI_MCA_orte_hnp_uri" not in environment:
+        return "Open MPI from version 5 on does not tell its processes where the first one is"
+    by_itself = ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
+    by_cluster = "JOB_COMPLETION_INDEX" in environment and not any(name in environment for name in by_itself)
+    if by_cluster and importlib.util.find_spec("kubernetes") is None:
+        return "in a Kubernetes Job JAX asks the cluster for the other processes, which takes pip install kubernetes"
+    return ""
 
 
 def is_main_process() -> bool:

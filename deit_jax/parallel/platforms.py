@@ -31,8 +31,13 @@ def look_for_nothing_that_is_not_here(devices: Path = Path("/dev")) -> None:
     """
     if jax_option("jax_platforms") or entry_points(group="jax_plugins"):
         return
-    if not any(any(devices.glob(pattern)) for pattern in _TPU_DEVICES):
+    if not has_tpu(devices):
         jax.config.update("jax_platforms", "cpu")
+
+
+def has_tpu(devices: Path = Path("/dev")) -> bool:
+    """Whether this is a TPU host, by the chips' device files."""
+    return any(any(devices.glob(pattern)) for pattern in _TPU_DEVICES)
 
 
 def require_devices() -> None:

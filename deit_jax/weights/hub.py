@@ -46,11 +46,14 @@ def load_pretrained(
 
     Args:
       name: one of `list_pretrained()`.
-      num_classes, image_size, **overrides: as of `create_model`. Another image size resizes the position embedding.
-      heads, distillation_token: as of `load_weights`; for other classes than ImageNet's, heads="reset".
+      num_classes: as of `create_model`.
+      image_size: as of `create_model`; another than the published one resizes the position embedding.
+      heads: as of `load_weights`; for other classes than ImageNet's, "reset".
+      distillation_token: as of `load_weights`.
       revision: branch, tag or commit of the repository.
       sha256: the file's expected hash, or its first digits, instead of the one that the hub declares.
       cache_dir: instead of the hub's own cache.
+      **overrides: as of `create_model`.
 
     Returns:
       (model, variables): `model.apply(variables, images)`.

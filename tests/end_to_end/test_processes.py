@@ -72,5 +72,26 @@ def test_four_processes_of_two_devices_share_one_copy_of_the_parameters(tmp_path
     assert_same_run(tmp_path / "four", tmp_path / "one")
 
 
+@pytest.mark.long
+def test_a_workdir_that_the_processes_do_not_share_is_refused_by_both(tmp_path):
+    flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
+    started = [
+        subprocess.Popen(
+            command(TINY, f"--workdir={tmp_path / str(number)}", *flags, f"--process_id={number}"),
+            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    for process in started:
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 2, told[-2000:]
+        assert "error: 1 of 2 processes do not see what the first one writes in --workdir=" in told
+    assert not (tmp_path / "0" / "checkpoints").exists()
+
+
 def test_half_of_the_flags_is_refused(tmp_path):
     assert "give all three or none" in refused(TINY, f"--workdir={tmp_path}", "--num_processes=2")
+
+
+def test_an_address_is_no_workdir():
+    assert "gs://bucket/run is an address: give a folder" in refused(TINY, "--workdir=gs://bucket/run")

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# A TPU slice of Compute Engine, from the repository's root, with gcloud logged in and a project chosen:
+#
+#     export NAME=deit ZONE=us-west4-a TYPE=v5litepod-16 NFS=10.0.0.2:/share
+#     launch/tpu_vm.sh create              # a queued resource; waits until it is there. SPOT=1: one that may be taken away
+#     launch/tpu_vm.sh setup               # this commit and its requirements to every worker, NFS mounted at /mnt/shared
+#     launch/tpu_vm.sh run --config=configs/deit.py:base,distilled --workdir=/mnt/shared/runs/deit --config.data.path=/mnt/shared/tfds
+#     launch/tpu_vm.sh stop                # SIGTERM: saves; `run` again goes on
+#     launch/tpu_vm.sh delete
+#
+# Not yet run on a TPU (docs/pods.md).
+set -euo pipefail
+
+name=${NAME:?"NAME of the TPU"}
+zone=${ZONE:?"ZONE, e.g. us-west4-a"}
+type=${TYPE:-v5litepod-16}
+version=${VERSION:-v2-alpha-tpuv5-lite} # the image that belongs to the type
+folder=deit_jax                         # in the workers' home
+
+on_all_workers() {
+    gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"
+}
+
+case ${1:-} in
+    create)
+        spot=()
+        if [[ -n ${SPOT:-} ]]; then spot=(--spot); fi
+        gcloud compute tpus queued-resources create "$name" --node-id="$name" --zone="$zone" --accelerator-type="$type" \
+            --runtime-version="$version" "${spot[@]}"
+        while :; do
+            state=$(gcloud compute tpus queued-resources describe "$name" --zone="$zone" --format="value(state.state)")
+            echo "$state"
+            case $state in
+                ACTIVE) break ;;
+                FAILED | SUSPENDING | SUSPENDED) exit 1 ;;
+            esac
+            sleep 30
+        done
+        ;;
+    setup)
+        archive=$(mktemp --suffix=.tar.gz)
+        trap 'rm -f "$archive"' EXIT
+        git archive --format=tar.gz --output="$archive" HEAD
+        gcloud compute tpus tpu-vm scp "$archive" "$name:deit_jax.tar.gz" --zone="$zone" --worker=all
+        # The images' own Python may be older than 3.11.
+        on_all_workers "set -e
+            mkdir -p $folder && tar -xzf deit_jax.tar.gz -C $folder && cd $folder
+            python3 -m pip install --quiet --user uv
+            test -d .venv || ~/.local/bin/uv venv --quiet --python=3.11 .venv
+            ~/.local/bin/uv pip install --quiet --python=.venv/bin/python -r requirements.txt 'jax[tpu]>=0.10.2'"
+        if [[ -n ${NFS:-} ]]; then
+            on_all_workers "sudo apt-get install -y -qq nfs-common && sudo mkdir -p /mnt/shared && \
+                (mountpoint -q /mnt/shared || sudo mount '$NFS' /mnt/shared)"
+        fi
+        ;;
+    run)
+        shift
+        on_all_workers "cd $folder && echo \$\$ >run.pid && exec .venv/bin/python run.py$(printf ' %q' "$@")"
+        ;;
+    stop)
+        on_all_workers "kill -TERM \$(cat $folder/run.pid)"
+        ;;
+    delete)
+        gcloud compute tpus queued-resources delete "$name" --zone="$zone" --force
+        ;;
+    *)
+        echo "$0: create, setup, run, stop or delete" >&2
+        exit 2
+        ;;
+esac

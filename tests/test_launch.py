@@ -1,0 +1,80 @@
+"""What can be tried of launch/ without the clusters it is for."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from deit_jax.reporting.metrics import read_rows
+from tests.end_to_end.commands import ROOT, TINY, environment
+from tests.end_to_end.test_processes import free_port
+
+
+def start(script, *arguments, **settings):
+    return subprocess.Popen(
+        ["bash", str(ROOT / "launch" / script), *map(str, arguments)],
+        cwd=ROOT, env=environment() | settings, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def slurm(tmp_path):
+    """`srun` that ends with the status STATUS, and `scontrol` that writes down what it is told: Slurm itself is not here."""
+    for name, body in (("srun", "exit $STATUS"), ("scontrol", f'echo "$@" >>{tmp_path}/told'), ("sleep", ":")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+
+    def run(status, restarts):
+        process = start(
+            "slurm.sh", "--workdir=x", PATH=f"{tmp_path}:{os.environ['PATH']}", STATUS=str(status), SLURM_JOB_ID="7",
+            SLURM_RESTART_COUNT=str(restarts), MOST_RESTARTS="3",
+        )  # fmt: skip
+        printed, _ = process.communicate(timeout=60)
+        told = tmp_path / "told"
+        requeued = told.read_text() if told.exists() else ""
+        told.unlink(missing_ok=True)
+        return process.returncode, requeued, printed
+
+    return run
+
+
+@pytest.mark.parametrize("status", [75, 134, 137, 143])
+def test_slurm_queues_again_what_can_go_on(slurm, status):
+    assert slurm(status, restarts=2)[:2] == (status, "requeue 7\n")
+    code, requeued, printed = slurm(status, restarts=3)
+    assert (code, requeued) == (status, "") and "after 3 restarts: not queued again" in printed
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 3])
+def test_slurm_ends_what_is_finished_or_needs_somebody(slurm, status):
+    assert slurm(status, restarts=0) == (status, "", "")
+
+
+def test_the_gpus_of_a_machine_are_shared_evenly_or_not_at_all():
+    process = start("local_processes.sh", 3, "--workdir=x", GPUS="8")
+    assert "8 GPUs cannot be shared evenly by 3 processes" in process.communicate(timeout=60)[0]
+    assert process.returncode == 2
+
+
+@pytest.mark.long
+def test_processes_of_one_machine_are_started_stopped_and_go_on(tmp_path):
+    arguments = [2, TINY, f"--workdir={tmp_path}", "--config.evaluation.every_epochs=0"]
+    arguments += ["--config.distillation.kind=none", "--config.teacher.weights="]
+    settings = {"PYTHON": sys.executable, "PORT": str(free_port()), "GPUS": "0"}
+    process = start("local_processes.sh", *arguments, "--config.train.max_steps=100000", **settings)
+    deadline = time.monotonic() + 600
+    rows = tmp_path / "metrics.jsonl"
+    while not (rows.exists() and len(read_rows(rows)) >= 2):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 75, printed[-3000:]
+    step = int(re.findall(r"stopped after step (\d+), which is saved", printed)[0])
+    process = start("local_processes.sh", *arguments, f"--config.train.max_steps={step + 2}", **settings)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 0 and f"resuming after step {step}" in printed, printed[-3000:]
