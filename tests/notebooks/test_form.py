@@ -1,0 +1,78 @@
+"""The notebooks as files: kept without outputs, in the form that Colab and Jupyter open."""
+
+import ast
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def book(request):
+    return nbformat.read(request.param, as_version=nbformat.NO_CONVERT)
+
+
+def code(book):
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def as_python(source):
+    """A cell without what IPython alone understands: a first line %%..., and lines ! and %."""
+    source = re.sub(r"\A%%.*\n", "", source)
+    return re.sub(r"^( *)[!%].*$", r"\1pass", source, flags=re.MULTILINE)
+
+
+def test_all_are_there():
+    assert [path.stem for path in NOTEBOOKS] == ["finetune", "pretrained", "quickstart", "tpu"]
+
+
+def test_valid_and_stripped(book):
+    nbformat.validate(book)
+    assert book.metadata.kernelspec.name == "python3" and "widgets" not in book.metadata
+    for cell in code(book):
+        assert cell.outputs == [] and cell.execution_count is None
+        assert set(cell.metadata) <= {"tags"}  # nothing of a session
+
+
+def test_cells_are_python(book):
+    for cell in code(book):
+        ast.parse(as_python(cell.source))
+
+
+def test_a_command_that_fails_ends_the_notebook(book):
+    for cell in code(book):
+        lines = cell.source.splitlines()
+        for line, following in zip(lines, [*lines[1:], ""], strict=True):
+            if line.lstrip().startswith("!") and "jax.device_count" not in line:
+                assert following.lstrip().startswith("assert _exit_code == 0"), line
+
+
+def test_parameters_stand_in_one_tagged_cell(book):
+    [cell] = [cell for cell in code(book) if "parameters" in cell.metadata.get("tags", [])]
+    assigned = [node for node in ast.parse(cell.source).body if isinstance(node, ast.Assign)]
+    for node in assigned:
+        ast.literal_eval(node.value)
+        assert "# @param" in cell.source.splitlines()[node.lineno - 1]  # a field of Colab's form
+    names = {node.targets[0].id for node in assigned}
+    assert "SOURCE" in names
+    others = [ast.parse(as_python(other.source)) for other in code(book) if other is not cell]
+    found = [node for tree in others for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    assert not names & {node.id for node in found if isinstance(node.ctx, ast.Store)}
+    # each is used, in Python or in a command
+    text = "\n".join(other.source for other in code(book) if other is not cell)
+    assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_no_address_is_made_up(book):
+    addresses = {
+        re.sub(r"^https?://", "", found)
+        for cell in book.cells
+        for found in re.findall(r"https?://[\w./-]+", cell.source)
+    }
+    assert {address for address in addresses if "OWNER" not in address} <= {"...", ""}
+    [source] = [cell.source for cell in code(book) if cell.source.startswith("SOURCE")]
+    assert 'SOURCE = "git+https://github.com/OWNER/deit_jax"' in source
