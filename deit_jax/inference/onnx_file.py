@@ -74,7 +74,9 @@ def check_onnx(path: str | Path, classifier: Classifier) -> float:
 
     size = classifier.crop.size
     coarse = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    images = np.stack([Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC) for one in coarse])
+    images = np.stack(
+        [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in coarse]
+    )
     ours = np.asarray(jax.jit(portable_answer(classifier))(images)["logits"])
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     difference = max(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ def _network_parts(config: ConfigDict, workdir: Path, which: str, log: RunLog | 
     matrix = confusion_matrix(found.labels, found.classes[:, 0], len(classes))
 
     def draw(name: str, images: Sequence[np.ndarray], captions: Sequence[str]) -> None:
-        if log is not None and len(images):
+        if log is not None and subject.step is not None and len(images):
             log.pictures(subject.step, Pictures(f"images/{name}", images, captions))
 
     if log is not None and len(classes) <= sections.MOST_CLASSES_OF_A_MATRIX:
@@ -246,7 +246,7 @@ def _samples(
     chosen = {"Wrong, and surest of it": surest_wrong, "Right, evenly taken": right}
     samples = {}
     for heading, rows in chosen.items():
-        images: Iterable[np.ndarray] = _as_seen(config, source, indices[rows], subject) if len(rows) else []
+        images = list(_as_seen(config, source, indices[rows], subject)) if len(rows) else []
         samples[heading] = [
             (image, classes[found.labels[row]],
              [(classes[k], float(p)) for k, p in zip(found.classes[row], found.probabilities[row], strict=True)])

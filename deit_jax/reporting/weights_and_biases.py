@@ -94,8 +94,8 @@ class WeightsAndBiases:
         console.say(f"Weights & Biases: {where}")
         self._run = run
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """A row, unless W&B has that step."""
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """A row, unless W&B has that step; its values are numbers or W&B's own."""
         if step > self._step:
             self._send()
         if step > self._sent:

@@ -294,7 +294,7 @@ def pictured(run: Run, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dic
         seen, targets = first_of_batch(run.config, run.plan, names, first, TRAINING_IMAGES).as_trained_on(
             TRAINING_IMAGES
         )
-        run.log.pictures(0, Pictures("images/training", seen, targets))
+        run.log.pictures(0, Pictures("images/training", list(seen), targets))
     except jax.errors.JaxRuntimeError as error:  # too little memory: a picture is not worth the run
         console.warn(f"the training images are not logged ({str(error).splitlines()[0]})")
     yield first
