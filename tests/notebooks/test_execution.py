@@ -38,11 +38,13 @@ def execute(tmp_path, monkeypatch):
         )  # fmt: skip
         outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
         data = [output["data"] for output in outputs if "data" in output]
+        texts = [output["text"] for output in outputs if output.get("name") == "stdout"]
+        errors = [output["text"] for output in outputs if output.get("name") == "stderr"]
         return {
             "pictures": sum("image/png" in one for one in data),
             "pages": [one["text/html"] for one in data if "text/html" in one],
-            "text": "".join(output["text"] for output in outputs if output.get("name") == "stdout"),
-            "errors": "".join(output["text"] for output in outputs if output.get("name") == "stderr"),
+            "text": re.sub(r"\x1b\[[\d;]*m", "", "".join(texts)),  # commands write to a terminal, in colours
+            "errors": re.sub(r".*TqdmWarning: IProgress not found.*\n.*\n", "", "".join(errors)),  # of Colab's widgets
         }
 
     return run
