@@ -5,6 +5,7 @@ same for the whole row. So no pixel has to be looked up by itself, which a TPU i
 The results are those of `warping.warp`, which see, and a little closer to Pillow's.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -51,7 +52,7 @@ def _shift(
         inside, fraction = inside.T, fraction[None]
     else:
         fraction = fraction[:, None]
-    packed = sum(channel.astype(jnp.uint32) << (8 * k) for k, channel in enumerate(image))
+    packed = functools.reduce(jnp.add, (channel.astype(jnp.uint32) << (8 * k) for k, channel in enumerate(image)))
     shifted = _roll_lines(packed, whole, axis) if roll else _slice_rows(packed, whole)
     channels = []
     for k, level in enumerate(fill):
