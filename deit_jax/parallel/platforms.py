@@ -42,7 +42,7 @@ def has_tpu(devices: Path = Path("/dev")) -> bool:
 
 def require_devices() -> None:
     """Ask JAX for its devices; raises DeviceError if JAX_PLATFORMS names some that are not here. After `distributed.start`."""
-    wanted = jax.config.jax_platforms
+    wanted = jax_option("jax_platforms")
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # the latter where the plugin for CUDA is not installed
