@@ -47,7 +47,10 @@ class ImageFolderSource:
     def __init__(self, root: str | os.PathLike[str], use_index: bool = True):
         self._root = os.fspath(root)
         if not os.path.isdir(self._root):
-            raise MissingDataError(f"{self._root}: no such folder; set data.path to the root of the splits' folders")
+            raise MissingDataError(
+                f"{self._root}: no such folder; set data.path to the folder that holds `train` and `val`, or with data.held_out "
+                "the class folders"
+            )
         self._class_names = class_folders(self._root)
         if not self._class_names:
             raise DataError(f"{self._root}: no class folders; put the images of each class in a folder of its own")

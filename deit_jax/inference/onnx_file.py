@@ -40,7 +40,7 @@ def export_onnx(classifier: Classifier, path: str | Path) -> Path:
         import jax2onnx
     except ImportError as error:
         raise PortableError(
-            "layout=onnx needs jax2onnx: pip install onnx onnx-ir, then pip install --no-deps jax2onnx"
+            "layout=onnx needs jax2onnx: pip install onnx onnx-ir onnxruntime, then pip install --no-deps jax2onnx"
         ) from error
     answer, size = portable_answer(classifier), classifier.crop.size
 

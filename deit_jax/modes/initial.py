@@ -53,6 +53,7 @@ def load_initial(config: ConfigDict, workdir: Path) -> Initial | None:
     try:
         if weights == "pretrained":
             where = f"published weights of {name}"
+            console.say(f"fetching the {where}, unless they are here already")
             fitted = fit_weights(fetch_pretrained(name), model, heads=heads, seed=config.seed)
         elif is_weights(Path(weights)):
             where = f"weights of {weights}"

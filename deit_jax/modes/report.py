@@ -61,6 +61,7 @@ def report_of_finished_run(workdir: Path, log: RunLog | None = None) -> None:
     if is_main_process() and not (workdir / "report.html").exists():
         try:
             write_json(workdir / "environment.json", environment())
+            console.say("writing the report")
             report(workdir, log=log)
         except Exception as error:  # whatever it is, it must not fail the training
             console.warn(

@@ -54,17 +54,25 @@ class Pace:
             self._steps += self._window
         self._started = None
 
-    def seconds_per_step(self) -> float | None:
-        """The mean so far; None before the first measured step."""
-        running = time.monotonic() - self._started if self._started is not None else 0.0
-        steps = self._steps + (self._window if self._started is not None else 0)
-        return (self._seconds + running) / steps if steps else None
+    @property
+    def steps(self) -> int:
+        """How many steps have been counted."""
+        return self._steps + (self._window if self._started is not None else 0)
+
+    def seconds_per_step(self, steps: int | None = None) -> float | None:
+        """The mean so far; None before the first measured step.
+
+        steps: how many are known to be done by now, where others have been counted that the device is still at; None: all.
+        """
+        steps = self.steps if steps is None else steps
+        return self._elapsed() / steps if steps else None
 
     def data_wait(self) -> float | None:
         """The share of the time so far, 0 to 1, that late batches took to come; None before the first measured step."""
-        per_step = self.seconds_per_step()
-        steps = self._steps + (self._window if self._started is not None else 0)
-        return None if not per_step else min(self._waited / (per_step * steps), 1.0)
+        return min(self._waited / self._elapsed(), 1.0) if self.steps and self._elapsed() else None
+
+    def _elapsed(self) -> float:
+        return self._seconds + (time.monotonic() - self._started if self._started is not None else 0.0)
 
 
 def duration(seconds: float) -> str:

@@ -190,7 +190,7 @@ def attention(names: Sequence[str], images: np.ndarray, maps: np.ndarray, rollou
     parts = [
         html.paragraph(
             f"Last block: the weights that a token gives the patches, mean of {maps.shape[2]} heads. Rollout: through all "
-            f"{maps.shape[1]} blocks (Abnar and Zuidema, 2020). Each map has a scale of its own."
+            f"{maps.shape[1]} blocks (Abnar and Zuidema, 2020). A map is pale where its weights are least, red where greatest."
         )
     ]
     for name, image, overlays in zip(names, images, _overlays(images, maps, rollout), strict=True):
@@ -226,14 +226,15 @@ def _overlays(images: np.ndarray, maps: np.ndarray, rollout: np.ndarray) -> Iter
 
 
 def heat_map(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weights float[h, w] in red over a paled image uint8[H, W, 3], enlarged to at least 112 pixels; uint8."""
+    """Weights float[h, w] in red, from least to greatest, over a paled image uint8[H, W, 3]; uint8, 112 pixels at least."""
     scale = max(1, math.ceil(112 / image.shape[0]))
     image = image.repeat(scale, axis=0).repeat(scale, axis=1).astype(np.float32) / 255
     # Pale and grey: the image's own light and dark would be taken for the map's.
     grey = 0.55 + 0.45 * np.broadcast_to(image.mean(axis=-1, keepdims=True), image.shape)
     rows, columns = (np.arange(size) * of // size for size, of in zip(image.shape, weights.shape, strict=False))
-    share = (weights / max(float(weights.max()), 1e-12))[rows][:, columns]
-    opacity = (0.05 + 0.8 * share)[..., None]
+    low, high = float(weights.min()), float(weights.max())
+    share = ((weights - low) / max(high - low, 1e-12))[rows][:, columns]
+    opacity = (0.05 + 0.75 * share)[..., None]
     mixed = (1 - opacity) * grey + opacity * colormaps["Reds"](0.25 + 0.75 * share)[..., :3]
     return (np.clip(mixed, 0, 1) * 255).round().astype(np.uint8)
 

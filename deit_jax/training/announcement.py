@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from deit_jax.data.registry import holds_out
+from deit_jax.data.sampling import selected_positions
 from deit_jax.data.sources import ImageSource
 from deit_jax.training.optimizer import trained
 from deit_jax.training.plan import Plan
@@ -56,9 +57,16 @@ def describe(
     facts |= _recipe(config, plan)
     facts["length"] = (
         f"{plan.total_steps:,} steps of {config.train.batch_size} images, {plan.steps_per_epoch:,} an epoch "
-        f"({plan.total_steps / plan.steps_per_epoch:.4g} of {config.train.epochs} epochs)"
+        f"({plan.total_steps / plan.steps_per_epoch:.4g} of {config.train.epochs} epochs)" + _left_out(plan)
     )
     return facts
+
+
+def _left_out(plan: Plan) -> str:
+    """The positions of an epoch that make no whole batch, where they are many; the order is another one in each epoch."""
+    order = plan.order
+    left = selected_positions(order.num_examples) - plan.steps_per_epoch * order.batch_size
+    return f"; {left} images of each, others every time, make no whole batch" if left * 20 > order.num_examples else ""
 
 
 def _recipe(config: ConfigDict, plan: Plan) -> dict[str, str]:

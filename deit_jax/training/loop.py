@@ -199,8 +199,8 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
         return replaced_before + sum_over_processes(replacements.count(step - start))
 
     pace, scores, metrics = Pace(), None, None
-    # A step that is judged, and what of it is logged, if anything: metrics, seconds a step, share of them waited for data.
-    pending: tuple[int, tuple[dict[str, jax.Array], float | None, float | None] | None] | None = None
+    # A step that is judged, and what of it is logged, if anything: metrics, and how many steps were measured up to it.
+    pending: tuple[int, tuple[dict[str, jax.Array], int] | None] | None = None
     train_step = compiled_together(program.train_step)
     log = run.log
     log.begin(start)
@@ -219,9 +219,14 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
                 of_step, logged = pending
                 watch.read(through=of_step)
                 if logged is not None:
-                    log_step(log, plan, of_step, *logged, run.speed)
+                    metrics_of_step, measured = logged
+                    jax.block_until_ready(metrics_of_step)  # the time until now is that of steps which are done
+                    pace_of_step = pace.seconds_per_step(measured)
+                    data_wait = None if pace_of_step is None else pace.data_wait()
+                    log_step(log, plan, of_step, metrics_of_step, pace_of_step, data_wait, run.speed)
                 pending = None
 
+        console.say("compiling the train step, which the first step waits for")
         for step, batch in enumerate(batches, start + 1):
             profile.before(step)
             state, metrics = train_step(state, run.teacher_variables, batch)
@@ -234,7 +239,7 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
                 jax.block_until_ready(state)  # compiled and run once: the pace counts from here
                 pace.restart()
             if step % config.log.every_steps == 0 or step in (1, plan.total_steps):
-                pending = step, (metrics, pace.seconds_per_step(), pace.data_wait())
+                pending = step, (metrics, pace.steps)
             elif step % READ_EVERY == 0:
                 pending = step, None  # to be judged, not logged
 

@@ -99,6 +99,8 @@ def read_config(workdir: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
+        if not Path(workdir).exists():
+            raise ConfigError(f"{workdir}: there is no such file or folder") from None
         raise ConfigError(f"{path} does not exist: {workdir} is not the --workdir of a training run") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path} is damaged ({error}); restore it or start anew in another --workdir") from error

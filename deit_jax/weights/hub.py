@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import warnings
 from pathlib import Path
@@ -88,13 +89,22 @@ def _fetch(repository: str, revision: str | None, sha256: str | None, cache_dir:
         import huggingface_hub
     except ImportError as error:
         raise WeightsError("load_pretrained needs huggingface_hub: pip install huggingface_hub") from error
+    # It retries for half a minute and tells of each time twice; what matters is told once, below.
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
         path = huggingface_hub.hf_hub_download(repository, _FILE, revision=revision, cache_dir=cache_dir)
     except Exception as error:  # the hub's errors, the connection's and the disk's
-        reason = " ".join(str(error).split())[:300]
+        address = huggingface_hub.hf_hub_url(repository, _FILE, revision=revision)
+        reason = " ".join(str(error).split())[:200]
+        # Without its cause, whose traceback goes through three libraries and says nothing more.
         raise WeightsError(
-            f"{repository}/{_FILE} can be had neither from the hub nor from the cache ({reason})"
-        ) from error
+            f"{repository}/{_FILE} can be had neither from the hub nor from the cache: get {address} elsewhere and give the file "
+            f"(--config.model.weights=FILE; load_weights in Python). The hub says: {reason}"
+        ) from None
+    finally:
+        logger.setLevel(level)
     _check_hash(Path(path), huggingface_hub, repository, revision, sha256)
     return Path(path)
 

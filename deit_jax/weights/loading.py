@@ -82,6 +82,8 @@ def fit_weights(
     seed: int = 0,
 ) -> Fitted:
     """`load_weights`, and what it had to change."""
+    if isinstance(model, str):
+        raise WeightsError(f"model={model!r} is a name: give deit_jax.create_model({model!r})")
     where = "the mapping" if isinstance(source, Mapping) else str(source)
     foreign = unwrap(source if isinstance(source, Mapping) else read_file(source), which, where)
     return _fit(foreign, _layout_of(foreign, where), model, where, heads, distillation_token, seed)

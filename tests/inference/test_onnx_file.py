@@ -19,7 +19,7 @@ def test_without_the_converter_it_says_what_it_needs(vit, monkeypatch, tmp_path)
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(
         PortableError,
-        match=r"^layout=onnx needs jax2onnx: pip install onnx onnx-ir, then pip install --no-deps jax2onnx$",
+        match=r"^layout=onnx needs jax2onnx: pip install onnx onnx-ir onnxruntime, then pip install --no-deps jax2onnx$",
     ):
         export_onnx(vit, tmp_path / "model.onnx")
     with pytest.raises(PortableError, match=r"whose name ends in \.onnx$"):

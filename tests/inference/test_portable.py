@@ -39,7 +39,9 @@ def test_the_documented_example_runs_without_this_package(vit, regnet, tmp_path)
         assert export_jax(classifier, folder) == folder / "model.jax"
     # Both in one process: most of its time is the start.
     programs = [
-        example("load_jax").replace('"exported"', repr(str(folder))).replace("PHOTOS", repr([str(CHINA), str(FLOWER)]))
+        example("load_jax")
+        .replace('"exported_jax"', repr(str(folder)))
+        .replace("PHOTOS", repr([str(CHINA), str(FLOWER)]))
         for folder in folders.values()
     ]
     script = "import sys\n" + "".join(program + ASKED for program in programs)

@@ -51,6 +51,8 @@ def test_what_jax_cannot_find_out_is_said(environment, expected, monkeypatch):
 
 def test_a_pod_without_what_jax_needs_ends_with_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "kubernetes", None)
+    for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"):  # libtpu sets them where it is loaded
+        monkeypatch.delenv(name, raising=False)
     for name, value in KUBERNETES.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ClusterError, match="or give --coordinator, --num_processes and --process_id"):

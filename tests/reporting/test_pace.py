@@ -31,6 +31,17 @@ def test_only_steps_between_restart_and_pause_count(clock):
     assert timer.seconds_per_step() == pytest.approx((8 + 12) / 5)
 
 
+def test_steps_that_the_device_is_still_at_do_not_make_it_faster(clock):
+    timer = Pace()
+    timer.restart()
+    for _ in range(3):  # handed over at once
+        timer.step()
+    done_by_then = timer.steps - 2
+    clock[0] += 5  # one of them is done
+    assert timer.seconds_per_step(done_by_then) == pytest.approx(5)
+    assert timer.seconds_per_step(0) is None
+
+
 def test_late_batches_count_as_waiting_and_early_ones_do_not(clock):
     timer, idle = Pace(), [True]
 
