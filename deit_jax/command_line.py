@@ -121,6 +121,9 @@ def parse(argv: Sequence[str]) -> list[str]:
         # Python's words for a value of the wrong type, after the flag's own.
         line = re.sub(r": invalid literal for int\(\).*", ": give a whole number", line)
         line = re.sub(r": could not convert string to float.*", ": give a number", line)
+        if isinstance(error, flags.UnrecognizedFlagError):
+            fields = [key for key in config_keys(default_config()) if key.rpartition(".")[2] == error.flagname]
+            line += "".join(f"; the configuration's is --config.{field}" for field in fields[:1])
         if re.match(r"'\w+'($| Did you mean)", line):  # ml_collections, of a key that is not defined
             line = f"--config has no field {line}"
         raise UsageError(line) from error

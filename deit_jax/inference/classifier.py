@@ -98,6 +98,9 @@ class Classifier:
 
         self._answer = answer
 
+    def __repr__(self) -> str:
+        return f"Classifier({self.description or type(self.model).__name__}, {self.model.num_classes} classes)"
+
     @classmethod
     def from_workdir(
         cls, workdir: str | Path, variables: str = "raw", checkpoint: str | int = "newest", *, batch_size: int = 8

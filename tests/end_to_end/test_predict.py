@@ -18,4 +18,5 @@ def test_files_are_named_by_a_command(tmp_path):
 def test_a_command_that_lacks_files_or_weights_is_refused():
     assert "no image is given" in refused("--mode=predict", TINY)
     assert "either --workdir" in refused("--mode=predict", CHINA)
+    assert "the configuration's is --config.train.epochs" in refused(TINY, "--epochs=6")
     assert "unexpected argument" in refused("--mode=eval", TINY, CHINA)

@@ -109,3 +109,7 @@ def test_wordnets_numbers_are_named():
     assert readable(["n02123045", "n01440764"]) == ("tabby, tabby cat", "tench, Tinca tinca")
     assert readable(["n02123045", "my cat"]) == ("n02123045", "my cat")
     assert imagenet_class_names()[281] == "tabby, tabby cat" and len(set(imagenet_class_names())) == 1000
+
+
+def test_it_shows_what_it_is(vit):
+    assert repr(vit) == f"Classifier({vit.description}, 10 classes)"
