@@ -126,7 +126,7 @@ def test_what_cannot_be_analyzed_is_told(workdirs, tmp_path):
         analyze(distilled, image_size=30)
     with pytest.raises(DataError, match=r"--images: .*gone\.jpg cannot be read"):
         analyze(distilled, image_files=[str(tmp_path / "gone.jpg")])
-    with pytest.raises(ConfigError, match="is not the --workdir of a training run"):
+    with pytest.raises(ConfigError, match="nothing: there is no such file or folder"):
         analyze(distilled, others=[str(tmp_path / "nothing")])
     with pytest.raises(WeightsError, match=r"gone\.npz: there is no such file"):
         analyze(distilled, others=[f"regnety_002:{tmp_path}/gone.npz"])

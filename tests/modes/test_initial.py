@@ -122,7 +122,7 @@ def test_weights_that_do_not_fit_are_refused(trained_student, trained_teacher, f
         load_initial(deeper, tmp_path)
     with pytest.raises(ConfigError, match="own --workdir"):
         load_initial(tiny_config(model__weights=str(tmp_path)), tmp_path)
-    with pytest.raises(ConfigError, match="is not the --workdir of a training run"):
+    with pytest.raises(ConfigError, match="nothing: there is no such file or folder"):
         load_initial(tiny_config(model__weights=str(tmp_path / "nothing")), tmp_path)
 
 
