@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from deit_jax.config import default_config
+from deit_jax.config_file import field_names, refusal
 from deit_jax.errors import Stopped, UserError
 from deit_jax.help import MODES, page, requested
 from deit_jax.recipes.location import find_config, own_configs
@@ -122,7 +123,7 @@ def parse(argv: Sequence[str]) -> list[str]:
         line = re.sub(r": invalid literal for int\(\).*", ": give a whole number", line)
         line = re.sub(r": could not convert string to float.*", ": give a number", line)
         if isinstance(error, flags.UnrecognizedFlagError):
-            fields = [key for key in config_keys(default_config()) if key.rpartition(".")[2] == error.flagname]
+            fields = [key for key in field_names() if key.rpartition(".")[2] == error.flagname]
             line += "".join(f"; the configuration's is --config.{field}" for field in fields[:1])
         if re.match(r"'\w+'($| Did you mean)", line):  # ml_collections, of a key that is not defined
             line = f"--config has no field {line}"
@@ -144,11 +145,9 @@ def _show_help(argv: Sequence[str]) -> None:
 
 def _refuse_bad_config_file(argv: Sequence[str]) -> None:
     """Say what is wrong with the file of --config, if it is that; ml_collections' messages lack the line."""
-    from deit_jax.config_file import refusal
-
     for argument in argv[1:]:
         match = re.match(r"--?config=(.+)", argument)
-        line = refusal(match[1], config_keys(default_config())) if match else None
+        line = refusal(match[1], field_names()) if match else None
         if line is not None:
             raise UsageError(line)
 
@@ -183,7 +182,7 @@ def _with_found_configs(argv: Sequence[str]) -> list[str]:
 
 def _refuse_unknown_config_keys(argv: Sequence[str]) -> None:
     """ml_collections' message for an unknown key names the nearest of its level only, behind a traceback."""
-    known = config_keys(default_config())
+    known = field_names()
     for argument in argv[1:]:
         match = re.match(r"--?config\.([\w.]+)", argument)
         if match is None:
@@ -194,14 +193,6 @@ def _refuse_unknown_config_keys(argv: Sequence[str]) -> None:
             continue
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
         raise UsageError(f"--config.{match[1]}: there is no such field; the nearest is --config.{near[0]}")
-
-
-def config_keys(config: ConfigDict, prefix: str = "") -> list[str]:
-    """The dotted names of all fields."""
-    keys: list[str] = []
-    for name, value in config.items():
-        keys += config_keys(value, f"{prefix}{name}.") if isinstance(value, ConfigDict) and value else [prefix + name]
-    return keys
 
 
 # What a mode cannot do without, and what is said where it lacks.

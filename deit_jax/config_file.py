@@ -1,4 +1,4 @@
-"""What is wrong with a user's configuration file, in one line: which file, which line, what."""
+"""What a configuration may hold, and what is wrong with a user's file, in one line: which file, which line, what."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from deit_jax.config import default_config
 from deit_jax.errors import UserError
+from deit_jax.reporting.fields import flat
 
 _LONGEST = 300  # characters of another library's message
+
+
+def field_names() -> list[str]:
+    """The dotted names of all fields that a configuration has by default."""
+    return [name for name, _ in flat(default_config().to_dict())]
 
 
 def refusal(argument: str, known_fields: list[str]) -> str | None:

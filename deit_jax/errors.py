@@ -34,3 +34,8 @@ def machine_fault(error: BaseException) -> str | None:
     """What is wrong with the disk, in the system's words, if that is what an exception says; else None."""
     text = str(error).lower()
     return next((fault for fault in _DISK_FAULTS if fault.lower() in text), None)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its kind, if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

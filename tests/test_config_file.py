@@ -1,10 +1,8 @@
 import pytest
 
-from deit_jax.command_line import config_keys
-from deit_jax.config import default_config
-from deit_jax.config_file import refusal
+from deit_jax.config_file import field_names, refusal
 
-KNOWN = config_keys(default_config())
+KNOWN = field_names()
 START = "from deit_jax.config import default_config\ndef get_config():\n    config = default_config()\n"
 
 

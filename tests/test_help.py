@@ -5,15 +5,14 @@ import pytest
 from absl import flags
 
 from deit_jax import command_line
-from deit_jax.command_line import config_keys
-from deit_jax.config import default_config
+from deit_jax.config_file import field_names
 from deit_jax.help import MODES, config_fields, page, requested
 from tests.end_to_end.commands import ROOT
 
 
 def test_every_field_is_listed_with_its_default_and_a_meaning():
     fields = config_fields()
-    assert sorted(field.name for field in fields) == sorted(config_keys(default_config()))
+    assert sorted(field.name for field in fields) == sorted(field_names())
     assert [field.name for field in fields if not field.meaning] == []
     by_name = {field.name: field for field in fields}
     assert by_name["train.batch_size"].default == "1024" and by_name["data.crop_scale"].default == "(0.08, 1.0)"

@@ -18,7 +18,7 @@ from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ImageSource, Subset
-from deit_jax.errors import UserError, machine_fault
+from deit_jax.errors import UserError, first_line, machine_fault
 from deit_jax.evaluation.accuracy import answer_of
 from deit_jax.evaluation.attention import attention_maps
 from deit_jax.evaluation.predictions import (
@@ -65,7 +65,7 @@ def report_of_finished_run(workdir: Path, log: RunLog | None = None) -> None:
             report(workdir, log=log)
         except Exception as error:  # whatever it is, it must not fail the training
             console.warn(
-                f"{workdir}/report.html is not written ({_one_line(error)}); --mode=report --workdir={workdir} tries again"
+                f"{workdir}/report.html is not written ({first_line(error)}); --mode=report --workdir={workdir} tries again"
             )
     wait_for_all("the report is written")
 
@@ -156,11 +156,7 @@ def _part(anchor: str, title: str, make: Callable[[], Section]) -> Section:
     try:
         return make()
     except (UserError, jax.errors.JaxRuntimeError) as error:
-        return sections.left_out(anchor, title, _one_line(error))
-
-
-def _one_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return sections.left_out(anchor, title, first_line(error))
 
 
 def _training_images(config: ConfigDict) -> Section:
@@ -183,7 +179,7 @@ def _network_parts(config: ConfigDict, workdir: Path, which: str, log: RunLog | 
         indices = spread_indices(len(source), wanted)
         found = _predict(config, subject, which, Subset(source, indices))
     except (UserError, jax.errors.JaxRuntimeError) as error:
-        return [sections.left_out(*name, _one_line(error)) for name in names]
+        return [sections.left_out(*name, first_line(error)) for name in names]
 
     whole = len(indices) == len(source)
     sample = f"all {len(source):,}" if whole else f"{len(indices):,}, evenly taken, of {len(source):,}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from deit_jax.errors import first_line
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import LogError, Row, numbers, write_json
 from deit_jax.reporting.pictures import Pictures
@@ -53,7 +54,7 @@ class WeightsAndBiases:
         except Exception as error:
             if start_step == 0:
                 raise LogError(
-                    f"config.log.wandb: Weights & Biases does not start ({_one_line(error)}); log in by `wandb login`, or set "
+                    f"config.log.wandb: Weights & Biases does not start ({first_line(error)}); log in by `wandb login`, or set "
                     "WANDB_MODE=offline, or the field to False"
                 ) from error
             self._give_up(error)
@@ -148,10 +149,6 @@ class WeightsAndBiases:
     def _give_up(self, error: Exception) -> None:
         self._run, self._failed = None, True
         console.warn(
-            f"Weights & Biases fails ({_one_line(error)}): this run goes on without it; what is missing there is sent when the "
+            f"Weights & Biases fails ({first_line(error)}): this run goes on without it; what is missing there is sent when the "
             "run is resumed"
         )
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

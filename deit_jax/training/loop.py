@@ -15,7 +15,7 @@ from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
 from deit_jax.data.replacements import Replacements
 from deit_jax.data.sources import ImageSource
-from deit_jax.errors import Stopped
+from deit_jax.errors import Stopped, first_line
 from deit_jax.evaluation.accuracy import best_top1
 from deit_jax.evaluation.extra import open_extra_sets, score_extra_sets
 from deit_jax.evaluation.protocol import protocol_of
@@ -119,6 +119,7 @@ def train(
                 speed,
                 log,
             )
+            console.say("compiling the train step, which the first step waits for")
             done = None
             while done is None:
                 try:
@@ -226,7 +227,6 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
                     log_step(log, plan, of_step, metrics_of_step, pace_of_step, data_wait, run.speed)
                 pending = None
 
-        console.say("compiling the train step, which the first step waits for")
         for step, batch in enumerate(batches, start + 1):
             profile.before(step)
             state, metrics = train_step(state, run.teacher_variables, batch)
@@ -301,7 +301,7 @@ def pictured(run: Run, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dic
         )
         run.log.pictures(0, Pictures("images/training", list(seen), targets))
     except jax.errors.JaxRuntimeError as error:  # too little memory: a picture is not worth the run
-        console.warn(f"the training images are not logged ({str(error).splitlines()[0]})")
+        console.warn(f"the training images are not logged ({first_line(error)})")
     yield first
     yield from batches
 
