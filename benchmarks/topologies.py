@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from deit_jax.parallel.topologies import Topology, find_topology  # noqa: E402  (from this checkout)
+
 # Command line of a child: the mode with the number of compilations, which run.py has no flag for.
 CHILD = """
 import sys
@@ -28,31 +31,32 @@ from deit_jax.modes.compile import compile_step
 sys.path.insert(0, "configs")
 import deit
 config = deit.get_config(sys.argv[1])
-config.augment.group_size = 64
-config.train.batch_size = int(sys.argv[4])
+config.train.batch_size, config.augment.group_size = int(sys.argv[4]), int(sys.argv[5])
 compile_step(config, sys.argv[2], output=Path(sys.argv[3]), search_batch=True, max_compiles=3)
 """
-# Images of a device to begin at, near what is expected: few compilations are then enough.
-START = {"tiny": 512, "small": 256, "base": 128}
+GROUP = 64  # images of a mixing group
+# MiB an image, roughly: what begins near the answer needs few compilations.
+EXPECTED_MIB = {"tiny": 18, "small": 32, "base": 50}
 
 
-def measure(topology: str, model: str, devices: int) -> dict[str, Any]:
-    """One cell: the largest batch found, and the memory of the first attempt."""
+def measure(topology: Topology, model: str) -> dict[str, Any]:
+    """One cell: the largest batch found, and what each attempt needed. What the attempts print goes to stderr."""
+    devices = topology.num_devices
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
-        size = START[model.split(",")[0]] * devices
+        images = topology.chip.memory // (EXPECTED_MIB[model.split(",")[0]] * 2**20)
+        size = images // GROUP * GROUP * devices
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, model, topology, str(path), str(size)],
+            [sys.executable, "-c", CHILD, model, topology.name, str(path), str(size), str(GROUP)],
             cwd=ROOT,
-            capture_output=True,
-            text=True,
+            stdout=sys.stderr,
         )
         if done.returncode:
-            sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
+            sys.exit(f"{topology.name} {model}: the compilation failed; its message is above")
         report = json.loads(path.read_text())
     largest = report["search"]["largest"]
     return {
-        "topology": topology,
+        "topology": topology.name,
         "model": model,
         "images_a_device": None if largest is None else largest // devices,
         "next_refused": report["search"]["smallest_refused"] and report["search"]["smallest_refused"] // devices,
@@ -71,24 +75,20 @@ def main() -> None:
     parser.add_argument("--models", default="tiny,small,base", help="sizes, joined by commas")
     arguments = parser.parse_args()
 
-    sys.path.insert(0, str(ROOT))
-    from deit_jax.parallel.topologies import find_topology
-
     rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if arguments.rows.exists() else []
     known = {(row["topology"], row["model"]): row for row in rows}
     found = {}
-    for topology in arguments.topologies.split(","):
-        devices = find_topology(topology).num_devices
+    for topology in map(find_topology, arguments.topologies.split(",")):
         for size in arguments.models.split(","):
             for model in (size, f"{size},distilled"):
-                row = known.get((topology, model))
+                row = known.get((topology.name, model))
                 if row is None:
-                    row = measure(topology, model, devices)
+                    row = measure(topology, model)
                     with arguments.rows.open("a") as file:
                         file.write(json.dumps(row) + "\n")
-                found[f"{topology} {model}"] = row["images_a_device"]
+                found[f"{topology.name} {model}"] = row["images_a_device"]
                 print(
-                    f"{topology:8} {model:16} {row['images_a_device']} images a device "
+                    f"{topology.name:8} {model:16} {row['images_a_device']} images a device "
                     f"(next refused: {row['next_refused']}; {len(row['tried'])} compilations)",
                     flush=True,
                 )

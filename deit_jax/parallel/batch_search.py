@@ -22,7 +22,8 @@ def largest_batch(
     """Try batch sizes, from `start` on multiples of `unit`, until the largest that fits is known or attempts are used up.
 
     Known means to within a unit, or a thirty-second of it where units are smaller. Memory is taken to grow linearly: from `fixed`
-    bytes at no image through the first attempt, then through the last two.
+    bytes at no image through the first attempt, then through the last two. Compilers squeeze what nearly fits, and what they
+    name as needed of what does not fit is no line: where its first answer was refused, the next is a quarter less.
     """
     tried: list[Attempt] = []
     guess = start
@@ -35,7 +36,7 @@ def largest_batch(
         if known:
             (b0, m0), (b1, m1) = known if len(known) == 2 else [(0, fixed), known[0]]
             slope = max((m1 - m0) / (b1 - b0), 1.0)
-            predicted = b1 + (capacity - m1) / slope
+            predicted = b1 + (capacity - m1) / slope if low or len(tried) == 1 else 0.75 * guess
         else:
             predicted = guess * (2 if tried[-1].fits else 0.5)
         guess = max(int(predicted) // unit * unit, low // unit * unit + _step(low, unit))

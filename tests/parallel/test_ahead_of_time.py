@@ -176,6 +176,15 @@ def test_a_search_in_fine_steps_ends_within_a_thirty_second():
     assert "may fit" not in summary["text"]
 
 
+def test_a_search_goes_down_in_quarters_while_what_is_promised_to_fit_does_not():
+    """As libtpu answered for DeiT-B distilled on v6e: 36 GiB of 31 for two very different batches."""
+    tried = largest_batch(
+        lambda size: Attempt(size, size < 300, 36 * GIB if size > 300 else 24 * GIB),
+        start=576, unit=32, fixed=2 * GIB, capacity=31 * GIB, max_attempts=4,
+    )  # fmt: skip
+    assert [item.batch_size for item in tried][:3] == [576, 480, 352] and 256 <= tried[3].batch_size < 352
+
+
 def test_a_search_without_figures_or_attempts_says_what_it_knows():
     tried = largest_batch(
         lambda size: Attempt(size, False, None), start=64, unit=8, fixed=0, capacity=1, max_attempts=3
