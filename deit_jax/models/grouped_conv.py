@@ -16,9 +16,10 @@ from deit_jax.models.ensemble import Ensemble
 
 IMPLEMENTATIONS = ("auto", "native", "packed")
 
-# Channels of a pack of narrow groups. A pack of n groups computes n times what is needed, but narrower convolutions have their
-# own price: measured for groups of 8 to 112 channels, 16 to 32 is best, and groups that are as wide go alone.
-_PACK_CHANNELS = 32
+# Channels of a pack of narrow groups; groups that are as wide go alone. A pack of n groups computes n times what is needed, but
+# narrower convolutions have their own price: by processor time 16 to 32 is best. Of those XLA (jaxlib 0.10.2) computes one of 16
+# channels on all cores and a wider one, up to 64, on one.
+_PACK_CHANNELS = 16
 
 
 @dataclasses.dataclass(frozen=True)

@@ -96,7 +96,8 @@ class Attention(nn.Module):
         scale = (width // self.num_heads) ** -0.5
         if self.implementation == "xla":
             # Heads before tokens: each product is then one batched matrix product, the fastest layout on CPU.
-            q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+            # The gradient of unstack, unlike that of iteration, is one concatenation, not three padded arrays to add.
+            q, k, v = jnp.unstack(rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads))
             q = q[:, :, :queries] * scale
             weights = softmax(jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32), self.dtype)
             x = rearrange(jnp.einsum("bhqk,bhkd->bhqd", weights, v), "b h n d -> b n (h d)")
