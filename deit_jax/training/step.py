@@ -16,7 +16,7 @@ from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.models.dropping import RNG_NAME
 from deit_jax.models.output import classify
 from deit_jax.parallel.mesh import BATCH_AXES
-from deit_jax.parallel.sharding import split_microbatch_rows
+from deit_jax.parallel.sharding import split_microbatch_rows, split_rows
 from deit_jax.training.losses import DistillationLoss, Metrics
 from deit_jax.training.schedules import Schedule
 from deit_jax.training.state import TrainState, Variables
@@ -91,6 +91,8 @@ def make_train_step(
                     rngs={RNG_NAME: dropout_key},
                     mutable=["batch_stats"],
                 )
+                # Said, because XLA would rather split a split head's classes, and exchange logits in many small steps.
+                outputs = jax.lax.with_sharding_constraint(outputs, split_rows(mesh))
                 value, metrics = loss(outputs, targets, teacher_logits)
                 return value, (updates.get("batch_stats", {}), metrics)
 

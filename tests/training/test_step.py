@@ -8,8 +8,10 @@ import pytest
 
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
+from deit_jax.modes.compile import Step
 from deit_jax.modes.train import load_teacher
 from deit_jax.parallel.mesh import make_mesh
+from deit_jax.parallel.program_report import collectives_of
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.training.divergence import PRIVATE_METRICS
 from deit_jax.training.plan import resolve
@@ -86,6 +88,19 @@ def test_several_devices_make_the_same_run(one_device, devices, tmp_path):
 def test_parameters_split_over_the_devices_make_the_same_run(one_device, tmp_path):
     config = tiny_config(parallel__fsdp=4, parallel__fsdp_min_size=0)
     assert_same_run(one_device, run_steps(config, tmp_path, devices=8))
+
+
+def test_logits_stay_with_their_images_where_the_heads_are_split():
+    """XLA would split the logits by class, as their head is split, and reduce the softmax's sums among the devices."""
+    config = tiny_config(
+        parallel__fsdp=4, parallel__fsdp_min_size=0, num_classes=80, distillation__kind="none", ema__decay=0.0
+    )
+    step = Step(config, None, make_mesh(jax.devices()[:4], fsdp=4), 64, 80)
+    plan, program, teacher = step.build(32)
+    text = program.train_step.lower(*step.arguments(plan, program, teacher)).compile().as_text()
+    kinds = [collective.kind for collective in collectives_of(text, 4)]
+    assert "all-gather" in kinds and "all-to-all" not in kinds
+    assert kinds.count("all-reduce") == 2  # the gradients, the metrics
 
 
 def test_microbatches_make_the_same_run(one_device, tmp_path):
