@@ -5,7 +5,8 @@
 
 Each cell is `run.py --mode=compile --search_batch` with configs/deit.py's recipe, in a process of its own: at most three
 compilations of some minutes each. A cell that stands in --rows is not compiled again: after an interruption type the same again.
-The mixing groups are of 64 rows throughout, so that batches can grow in small steps; everything else is the paper's recipe.
+The mixing groups are of 32 rows throughout, the step in which a chip's batch grows, so that none lies on two chips; all
+else is the paper's recipe.
 The last line is one JSON object with the figures: images a device by cell.
 """
 
@@ -31,12 +32,12 @@ from deit_jax.modes.compile import compile_step
 sys.path.insert(0, "configs")
 import deit
 config = deit.get_config(sys.argv[1])
-config.train.batch_size, config.augment.group_size = int(sys.argv[4]), int(sys.argv[5])
+config.train.batch_size, config.augment.group_size, config.augment.groups_per_block = map(int, sys.argv[4:])
 compile_step(config, sys.argv[2], output=Path(sys.argv[3]), search_batch=True, max_compiles=3)
 """
-GROUP = 64  # images of a mixing group
+GROUP = 32  # images of a mixing group
 # MiB an image, roughly: what begins near the answer needs few compilations.
-EXPECTED_MIB = {"tiny": 18, "small": 32, "base": 50}
+EXPECTED_MIB = {"tiny": 16, "small": 27, "base": 48}
 
 
 def measure(topology: Topology, model: str) -> dict[str, Any]:
@@ -46,8 +47,9 @@ def measure(topology: Topology, model: str) -> dict[str, Any]:
         path = Path(folder) / "report.json"
         images = topology.chip.memory // (EXPECTED_MIB[model.split(",")[0]] * 2**20)
         size = images // GROUP * GROUP * devices
+        # as many groups to a block as devices: the search then goes in steps of a whole group a device
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, model, topology.name, str(path), str(size), str(GROUP)],
+            [sys.executable, "-c", CHILD, model, topology.name, str(path), str(size), str(GROUP), str(devices)],
             cwd=ROOT,
             stdout=sys.stderr,
         )

@@ -84,8 +84,8 @@ def compile_step(
             return Attempt(batch_size, attempts[-1]["fits"], attempts[-1]["memory"].get("total"))
 
         tried = largest_batch(
-            attempt, start=config.train.batch_size, unit=unit, fixed=step.fixed_bytes(), capacity=topology.chip.memory,
-            max_attempts=max_compiles,
+            attempt, start=config.train.batch_size, unit=unit, most=step.num_images, fixed=step.fixed_bytes(),
+            capacity=topology.chip.memory, max_attempts=max_compiles,
         )  # fmt: skip
         report["search"] = summarize_search(tried, unit, mesh.size)
         console.announce("Largest batch that fits", {"found": report["search"]["text"]})

@@ -17,13 +17,18 @@ class Attempt:
 
 
 def largest_batch(
-    attempt: Callable[[int], Attempt], *, start: int, unit: int, fixed: int, capacity: int, max_attempts: int
+    attempt: Callable[[int], Attempt],
+    *,
+    start: int,
+    unit: int,
+    most: int,
+    fixed: int,
+    capacity: int,
+    max_attempts: int,
 ) -> list[Attempt]:
-    """Try batch sizes, from `start` on multiples of `unit`, until the largest that fits is known or attempts are used up.
+    """Try multiples of `unit`, from `start` on and up to `most`, until the largest that fits is known or attempts are used up.
 
-    Known means to within a unit, or a thirty-second of it where units are smaller. Memory is taken to grow linearly: from `fixed`
-    bytes at no image through the first attempt, then through the last two. Compilers squeeze what nearly fits, and what they
-    name as needed of what does not fit is no line: where its first answer was refused, the next is a quarter less.
+    Known means to within a unit, or a thirty-second of it where units are smaller.
     """
     tried: list[Attempt] = []
     guess = start
@@ -32,17 +37,31 @@ def largest_batch(
         low, high = _ends(tried)
         if _is_known(low, high, unit):
             break
-        known = [(item.batch_size, item.needed) for item in tried if item.needed is not None][-2:]
-        if known:
-            (b0, m0), (b1, m1) = known if len(known) == 2 else [(0, fixed), known[0]]
-            slope = max((m1 - m0) / (b1 - b0), 1.0)
-            predicted = b1 + (capacity - m1) / slope if low or len(tried) == 1 else 0.75 * guess
-        else:
-            predicted = guess * (2 if tried[-1].fits else 0.5)
-        guess = max(int(predicted) // unit * unit, low // unit * unit + _step(low, unit))
-        if high is not None:
-            guess = min(guess, _next_below(high, unit))
+        guess = max(int(_predict(tried, fixed, capacity)) // unit * unit, low // unit * unit + _step(low, unit))
+        guess = min(guess, most // unit * unit if high is None else _next_below(high, unit))
+        if guess <= low:
+            break
     return tried
+
+
+def _predict(tried: list[Attempt], fixed: int, capacity: int) -> float:
+    """Where the memory is full: on a line from `fixed` bytes at no image through the first attempt, then through the last two.
+
+    Compilers squeeze what nearly fits, and what they name as needed of what does not fit is on no line. So once it has been
+    followed, the line is believed to half as much again, and to a quarter less as long as nothing has fitted.
+    """
+    last = tried[-1]
+    known = [(item.batch_size, item.needed) for item in tried if item.needed is not None][-2:]
+    if not known:
+        return last.batch_size * (2 if last.fits else 0.5)
+    if len(tried) > 1 and not any(item.fits for item in tried):
+        return 0.75 * last.batch_size
+    (b0, m0), (b1, m1) = known if len(known) == 2 else [(0, fixed), known[0]]
+    slope = (m1 - m0) / (b1 - b0)
+    if slope <= 0:
+        return b1 * (2 if len(known) == 1 else 1.5)
+    predicted = b1 + (capacity - m1) / slope
+    return predicted if len(known) == 1 else min(predicted, 1.5 * b1)
 
 
 def _ends(tried: list[Attempt]) -> tuple[int, int | None]:
@@ -68,7 +87,7 @@ def summarize_search(tried: list[Attempt], unit: int, num_devices: int) -> dict[
     low, high = _ends(tried)
     text = f"{low}, {low // num_devices} a device" if low else "none of those tried"
     if not _is_known(low, high, unit):
-        text += f" ({'a larger one' if low else 'another'} may fit: compilations are used up)"
+        text += f" ({'a larger one' if low else 'another'} may fit: not tried)"
     text += (
         f"; tried {', '.join(str(item.batch_size) for item in tried)}, in steps of {unit} (mixing groups and devices)"
     )

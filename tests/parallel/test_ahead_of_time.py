@@ -158,7 +158,7 @@ def test_the_search_finds_the_largest_batch_that_fits_in_few_attempts(start, fix
         return Attempt(batch_size, needed <= 4 * GIB, needed)
 
     tried = largest_batch(
-        attempt, start=start, unit=32, fixed=int(fixed_error * GIB), capacity=4 * GIB, max_attempts=6
+        attempt, start=start, unit=32, most=10**6, fixed=int(fixed_error * GIB), capacity=4 * GIB, max_attempts=6
     )  # fmt: skip
     summary = summarize_search(tried, 32, 8)
     assert (summary["largest"], summary["smallest_refused"]) == (288, 320)
@@ -170,7 +170,7 @@ def test_a_search_in_fine_steps_ends_within_a_thirty_second():
         needed = GIB + batch_size * 2**20 + (GIB // 4 if batch_size > 2000 else 0)  # not quite linear
         return Attempt(batch_size, needed <= 4 * GIB, needed)
 
-    tried = largest_batch(attempt, start=4096, unit=4, fixed=GIB, capacity=4 * GIB, max_attempts=6)
+    tried = largest_batch(attempt, start=4096, unit=4, most=10**6, fixed=GIB, capacity=4 * GIB, max_attempts=6)
     summary = summarize_search(tried, 4, 4)
     assert 2816 * 31 / 32 - 4 <= summary["largest"] <= 2816 < summary["smallest_refused"]
     assert "may fit" not in summary["text"]
@@ -180,18 +180,27 @@ def test_a_search_goes_down_in_quarters_while_what_is_promised_to_fit_does_not()
     """As libtpu answered for DeiT-B distilled on v6e: 36 GiB of 31 for two very different batches."""
     tried = largest_batch(
         lambda size: Attempt(size, size < 300, 36 * GIB if size > 300 else 24 * GIB),
-        start=576, unit=32, fixed=2 * GIB, capacity=31 * GIB, max_attempts=4,
+        start=576, unit=32, most=10**6, fixed=2 * GIB, capacity=31 * GIB, max_attempts=4,
     )  # fmt: skip
     assert [item.batch_size for item in tried][:3] == [576, 480, 352] and 256 <= tried[3].batch_size < 352
 
 
+def test_a_search_goes_on_in_halves_where_a_larger_batch_needs_no_more_and_ends_with_the_data():
+    """As libtpu answered for DeiT-Ti on v5e: what nearly fits is squeezed."""
+    tried = largest_batch(
+        lambda size: Attempt(size, True, 4 * GIB - size), start=100, unit=10, most=345, fixed=GIB,
+        capacity=int(4.5 * GIB), max_attempts=9,
+    )  # fmt: skip
+    assert [item.batch_size for item in tried] == [100, 110, 160, 240, 340]
+
+
 def test_a_search_without_figures_or_attempts_says_what_it_knows():
     tried = largest_batch(
-        lambda size: Attempt(size, False, None), start=64, unit=8, fixed=0, capacity=1, max_attempts=3
+        lambda size: Attempt(size, False, None), start=64, unit=8, most=1000, fixed=0, capacity=1, max_attempts=3
     )
     assert [item.batch_size for item in tried] == [64, 32, 16]
     assert summarize_search(tried, 8, 8)["text"].startswith("none of those tried (another may fit")
     nothing = largest_batch(
-        lambda size: Attempt(size, False, None), start=8, unit=8, fixed=0, capacity=1, max_attempts=9
+        lambda size: Attempt(size, False, None), start=8, unit=8, most=1000, fixed=0, capacity=1, max_attempts=9
     )
     assert len(nothing) == 1 and summarize_search(nothing, 8, 8)["text"].startswith("none of those tried; tried 8")
