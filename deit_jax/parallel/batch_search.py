@@ -47,8 +47,8 @@ def largest_batch(
 def _predict(tried: list[Attempt], fixed: int, capacity: int) -> float:
     """Where the memory is full: on a line from `fixed` bytes at no image through the first attempt, then through the last two.
 
-    Compilers squeeze what nearly fits, and what they name as needed of what does not fit is on no line. So once it has been
-    followed, the line is believed to half as much again, and to a quarter less as long as nothing has fitted.
+    Compilers squeeze what nearly fits, and what they name as needed of what does not fit is on no line. So where memory is nearly
+    full the line is believed to a quarter more, and once followed in vain, to a quarter less until something fits.
     """
     last = tried[-1]
     known = [(item.batch_size, item.needed) for item in tried if item.needed is not None][-2:]
@@ -58,10 +58,11 @@ def _predict(tried: list[Attempt], fixed: int, capacity: int) -> float:
         return 0.75 * last.batch_size
     (b0, m0), (b1, m1) = known if len(known) == 2 else [(0, fixed), known[0]]
     slope = (m1 - m0) / (b1 - b0)
+    nearly_full = 0.8 * capacity < m1 <= capacity
     if slope <= 0:
-        return b1 * (2 if len(known) == 1 else 1.5)
+        return b1 * (1.25 if nearly_full else 2)
     predicted = b1 + (capacity - m1) / slope
-    return predicted if len(known) == 1 else min(predicted, 1.5 * b1)
+    return min(predicted, 1.25 * b1) if nearly_full else predicted
 
 
 def _ends(tried: list[Attempt]) -> tuple[int, int | None]:

@@ -185,13 +185,13 @@ def test_a_search_goes_down_in_quarters_while_what_is_promised_to_fit_does_not()
     assert [item.batch_size for item in tried][:3] == [576, 480, 352] and 256 <= tried[3].batch_size < 352
 
 
-def test_a_search_goes_on_in_halves_where_a_larger_batch_needs_no_more_and_ends_with_the_data():
+def test_a_search_goes_on_in_quarters_where_a_larger_batch_needs_no_more_and_ends_with_the_data():
     """As libtpu answered for DeiT-Ti on v5e: what nearly fits is squeezed."""
     tried = largest_batch(
         lambda size: Attempt(size, True, 4 * GIB - size), start=100, unit=10, most=345, fixed=GIB,
         capacity=int(4.5 * GIB), max_attempts=9,
     )  # fmt: skip
-    assert [item.batch_size for item in tried] == [100, 110, 160, 240, 340]
+    assert [item.batch_size for item in tried] == [100, 110, 130, 160, 200, 250, 310, 340]
 
 
 def test_a_search_without_figures_or_attempts_says_what_it_knows():
