@@ -21,6 +21,7 @@ _NAMES = "|".join(sorted(COLLECTIVES, key=len, reverse=True))
 _COLLECTIVE = re.compile(rf"= (?P<shape>.*?) (?P<kind>{_NAMES})(?P<start>-start)?\(")
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
+_CHAIN = re.compile(r'chain_id="(\d+)"')
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
@@ -97,8 +98,11 @@ class Collective:
 
 
 def collectives_of(text: str, num_devices: int) -> list[Collective]:
-    """The collectives of an optimised HLO module in text form (`executable.as_text()`); asynchronous ones count once."""
-    found, loops, computation = [], set(), ""
+    """The collectives of an optimised HLO module in text form (`executable.as_text()`); asynchronous ones count once.
+
+    TPU's compiler writes a collective that goes on beside other work into each fusion of that work, under one chain_id.
+    """
+    found, loops, chains, computation = [], set(), set(), ""
     calls: dict[str, set[str]] = {}
     for line in text.splitlines():
         if match := COMPUTATION.match(line):
@@ -111,6 +115,10 @@ def collectives_of(text: str, num_devices: int) -> list[Collective]:
         if " while(" in line:
             loops.update(called)
         if match := _COLLECTIVE.search(line):
+            if chain := _CHAIN.search(line):
+                if chain[1] in chains:
+                    continue
+                chains.add(chain[1])
             kind, shape = match["kind"], match["shape"]
             if match["start"] and kind != "all-reduce":  # (operands, results, perhaps counters)
                 shape = _parts(shape)[1]

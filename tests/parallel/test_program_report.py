@@ -77,6 +77,23 @@ def test_collectives_of_a_tpu_program():
     assert summarize_collectives(found)["all-gather"] == {"count": 1, "bytes": 4096, "sent": 3072, "in_loops": 1}
 
 
+# Lines of a small DeiT on v5e-8 with parallel.fsdp=8, of libtpu 0.0.52, shortened.
+TPU_CHAIN = """
+%fused_computation.1439 (param_0: bf16[192,24]) -> bf16[192,192] {
+  %all-gather.127 = bf16[192,192]{1,0:T(8,128)(2,1)} all-gather(%param_0), channel_id=2, replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={1}, use_global_device_ids=true, frontend_attributes={chain_id="1"}
+}
+
+%fused_computation.9 (param_0: bf16[192,24]) -> bf16[192,192] {
+  %all-gather.129 = bf16[192,192]{1,0:T(8,128)(2,1)S(1)} all-gather(%param_0), channel_id=2, replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={1}, use_global_device_ids=true, frontend_attributes={chain_id="1"}
+  %all-gather.245 = bf16[192,576]{0,1:T(8,128)(2,1)} all-gather(%param_1), channel_id=3, replica_groups=mesh['axis_0'=8] {'axis_0'}, dimensions={1}, use_global_device_ids=true, frontend_attributes={chain_id="2"}
+}
+"""  # noqa: E501
+
+
+def test_a_collective_that_goes_on_beside_other_work_counts_once():
+    assert [item.bytes for item in collectives_of(TPU_CHAIN, 8)] == [192 * 192 * 2, 192 * 576 * 2]
+
+
 def test_asynchronous_collectives_of_a_gpu_program_count_once():
     assert [(item.kind, item.bytes) for item in collectives_of(GPU, 8)] == [
         ("all-reduce", 4096), ("all-gather", 256), ("collective-permute", 32),
