@@ -116,9 +116,9 @@ def collectives_of(text: str, num_devices: int) -> list[Collective]:
             loops.update(called)
         if match := _COLLECTIVE.search(line):
             if chain := _CHAIN.search(line):
-                if chain[1] in chains:
+                if (match["kind"], chain[1]) in chains:
                     continue
-                chains.add(chain[1])
+                chains.add((match["kind"], chain[1]))
             kind, shape = match["kind"], match["shape"]
             if match["start"] and kind != "all-reduce":  # (operands, results, perhaps counters)
                 shape = _parts(shape)[1]
