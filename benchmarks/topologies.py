@@ -5,8 +5,8 @@
 
 Each cell is `run.py --mode=compile --search_batch` with configs/deit.py's recipe, in a process of its own: at most three
 compilations of some minutes each. A cell that stands in --rows is not compiled again: after an interruption type the same again.
-The mixing groups are of 32 rows throughout, the step in which a chip's batch grows, so that none lies on two chips; all
-else is the paper's recipe.
+The mixing groups are of 32 rows, the step in which a chip's batch grows, so that none lies on two chips; as many form a block as
+there are chips, so that the search goes in such steps. All else is the paper's recipe.
 The last line is one JSON object with the figures: images a device by cell.
 """
 
@@ -47,7 +47,6 @@ def measure(topology: Topology, model: str) -> dict[str, Any]:
         path = Path(folder) / "report.json"
         images = topology.chip.memory // (EXPECTED_MIB[model.split(",")[0]] * 2**20)
         size = images // GROUP * GROUP * devices
-        # as many groups to a block as devices: the search then goes in steps of a whole group a device
         done = subprocess.run(
             [sys.executable, "-c", CHILD, model, topology.name, str(path), str(size), str(GROUP), str(devices)],
             cwd=ROOT,

@@ -177,7 +177,7 @@ def test_a_search_in_fine_steps_ends_within_a_thirty_second():
 
 
 def test_a_search_goes_down_in_quarters_while_what_is_promised_to_fit_does_not():
-    """As libtpu answered for DeiT-B distilled on v6e: 36 GiB of 31 for two very different batches."""
+    """As libtpu answered for DeiT-B distilled on v6e: too much, and no less for a smaller batch."""
     tried = largest_batch(
         lambda size: Attempt(size, size < 300, 36 * GIB if size > 300 else 24 * GIB),
         start=576, unit=32, most=10**6, fixed=2 * GIB, capacity=31 * GIB, max_attempts=4,
