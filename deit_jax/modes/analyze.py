@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deit_jax.augment.recipe import prepare_for_evaluation
-from deit_jax.config import ConfigError, recorded_config, validate
+from deit_jax.config import ConfigError, recorded_config
+from deit_jax.config_check import validate
 from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source

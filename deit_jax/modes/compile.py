@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, listed_names, needs_teacher, validate
+from deit_jax.config import ConfigError, listed_names, needs_teacher
+from deit_jax.config_check import validate
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
 from deit_jax.models.flops import TrainFlops, train_flops

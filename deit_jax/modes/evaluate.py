@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from deit_jax.config import MUST_BE_GIVEN, ConfigError, default_config, recorded_config, validate
+from deit_jax.config import MUST_BE_GIVEN, ConfigError, default_config, recorded_config
+from deit_jax.config_check import validate
 from deit_jax.data.registry import open_source
 from deit_jax.errors import machine_fault
 from deit_jax.evaluation.extra import open_extra_sets, score_extra_sets

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, validate
+from deit_jax.config import ConfigError
+from deit_jax.config_check import validate
 from deit_jax.errors import machine_fault
 from deit_jax.evaluation.throughput import RUNS, BatchSearch, Timing, fits, search_batch, time_runs
 from deit_jax.models import native_image_size

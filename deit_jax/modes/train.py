@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import MUST_BE_GIVEN, ConfigError, validate
+from deit_jax.config import MUST_BE_GIVEN, ConfigError
+from deit_jax.config_check import validate
 from deit_jax.data.registry import open_source
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.report import report_of_finished_run

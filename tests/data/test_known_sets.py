@@ -6,7 +6,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import deit
-from deit_jax.config import default_config, validate
+from deit_jax.config import default_config
+from deit_jax.config_check import validate
 from deit_jax.data.decoding import CenterCrop, decode
 from deit_jax.data.known_sets import KNOWN_SETS, how_to_get, imagenet_extra_sets, known_set
 from deit_jax.data.loading import eval_batches

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from deit_jax.config import ConfigError, validate
+from deit_jax.config import ConfigError
+from deit_jax.config_check import validate
 from deit_jax.models.ensemble import Ensemble
 from deit_jax.modes.teacher import abstract_teacher, load_teacher
 from deit_jax.training.program import build_model

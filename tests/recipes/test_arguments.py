@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from deit_jax.config import MUST_BE_GIVEN, ConfigError, validate
+from deit_jax.config import MUST_BE_GIVEN, ConfigError
+from deit_jax.config_check import validate
 from deit_jax.data.known_sets import KNOWN_SETS
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.modes.train import train

@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from configs.own_images import get_config
-from deit_jax.config import ConfigError, validate
+from deit_jax.config import ConfigError
+from deit_jax.config_check import validate
 from deit_jax.data.registry import open_source
 from deit_jax.training.plan import resolve
 
