@@ -65,6 +65,8 @@ def measure(point: Point) -> dict[str, Any]:
     report = Step(config, topology, mesh, images, point.classes).compile(point.batch * mesh.size)
     if not report["fits"]:
         sys.exit(f"{point} does not fit: take a smaller one")
+    if report["collectives"] is None:
+        sys.exit(f"{point}: its collectives cannot be read ({report['unreadable']})")
     memory = report["memory"]
     return {
         "devices": mesh.size,

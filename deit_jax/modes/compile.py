@@ -184,16 +184,22 @@ class Step:
             "batch": batch,
         }
         memory = program_report.memory_of(compiled.executable, kinds)
-        text = compiled.executable.as_text()
-        assert text is not None  # TPUs' and GPUs' compilers give it
-        collectives = program_report.collectives_of(text, self.mesh.size)
         told = program_report.bytes_accessed(compiled.executable)
-        accessed = bytes_in_text(text) if told is None else told
+        try:
+            text = compiled.executable.as_text()
+            assert text is not None  # TPUs' and GPUs' compilers give it
+            collectives = program_report.collectives_of(text, self.mesh.size)
+            accessed = bytes_in_text(text) if told is None else told
+        except jax.errors.JaxRuntimeError as error:  # libtpu has written what this jaxlib cannot read
+            if told is None:
+                raise
+            collectives, accessed = None, told
+            report["unreadable"] = str(error).splitlines()[0]
         roof = program_report.roofline(
             self.topology.chip,
             flops=flops.total * batch_size / self.mesh.size,
             bytes_accessed=accessed,
-            bytes_sent=sum(collective.sent for collective in collectives),
+            bytes_sent=None if collectives is None else sum(collective.sent for collective in collectives),
         )
         capacity = self.topology.chip.memory
         return report | {
@@ -201,7 +207,7 @@ class Step:
             "memory": memory.by_kind() | {"capacity": capacity},
             "bytes_accessed": accessed,
             "bytes_accessed_from": "text" if told is None else "compiler",
-            "collectives": program_report.summarize_collectives(collectives),
+            "collectives": None if collectives is None else program_report.summarize_collectives(collectives),
             "roofline": dataclasses.asdict(roof) | {"bound": roof.bound, "in_turn": roof.in_turn, "limit": roof.limit},
             "images_per_second_bound": batch_size / roof.bound,
             "lower_seconds": compiled.lower_seconds,

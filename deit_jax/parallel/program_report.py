@@ -198,27 +198,28 @@ class Roofline:
 
     compute: float
     memory: float
-    links: float
+    links: float | None  # None: not known, and left out of what follows
 
     @property
     def bound(self) -> float:
         """If all three go on at the same time, the longest of them."""
-        return max(self.compute, self.memory, self.links)
+        return max(self.compute, self.memory, self.links or 0)
 
     @property
     def limit(self) -> str:
         """Which of the three that is."""
-        return max(("compute", "memory", "links"), key=lambda name: getattr(self, name))
+        return max(("compute", "memory", "links"), key=lambda name: getattr(self, name) or 0)
 
     @property
     def in_turn(self) -> float:
         """If they go on one after another."""
-        return self.compute + self.memory + self.links
+        return self.compute + self.memory + (self.links or 0)
 
 
-def roofline(chip: Chip, *, flops: float, bytes_accessed: float, bytes_sent: float) -> Roofline:
+def roofline(chip: Chip, *, flops: float, bytes_accessed: float, bytes_sent: float | None) -> Roofline:
     """The roofline of a program that does these on one device."""
-    return Roofline(flops / chip.peak_flops, bytes_accessed / chip.memory_bandwidth, bytes_sent / chip.link_bandwidth)
+    links = None if bytes_sent is None else bytes_sent / chip.link_bandwidth
+    return Roofline(flops / chip.peak_flops, bytes_accessed / chip.memory_bandwidth, links)
 
 
 def bytes_accessed(executable: Any) -> float | None:

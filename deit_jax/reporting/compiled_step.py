@@ -67,14 +67,12 @@ def show(report: Mapping[str, Any], topology: Topology) -> None:
     if "roofline" not in report:
         console.say(f"the compiler: {report['refusal']}")
         return
-    exchanges = {
-        kind: f"{row['count']}, results {row['bytes'] / 1e6:.1f} MB, sent {row['sent'] / 1e6:.1f} MB a device"
-        + (f" ({row['in_loops']} in loops, counted once)" if row["in_loops"] else "")
-        for kind, row in report["collectives"].items()
-    }
-    console.announce("Collectives", exchanges or {"none": "nothing is exchanged"})
+    console.announce("Collectives", _exchanges(report))
     roof = report["roofline"]
-    times = {name: f"{roof[name] * 1e3:8.2f} ms" for name in ("compute", "memory", "links")}
+    times = {
+        name: "not known" if roof[name] is None else f"{roof[name] * 1e3:8.2f} ms"
+        for name in ("compute", "memory", "links")
+    }
     times["memory"] += f" ({report['bytes_accessed'] / report['batch_per_device'] / 1e6:,.0f} MB an image)"
     flops = (student + teacher) * report["batch_per_device"] / topology.chip.peak_flops
     times["a step"] = (
@@ -89,3 +87,14 @@ def show(report: Mapping[str, Any], topology: Topology) -> None:
     console.announce(
         "What such a compilation cannot tell", {str(i): text for i, text in enumerate(CANNOT_TELL + gpu, 1)}
     )
+
+
+def _exchanges(report: Mapping[str, Any]) -> dict[str, str]:
+    if report["collectives"] is None:
+        return {"not known": f"jaxlib cannot read the program that this compiler wrote ({report['unreadable']})"}
+    exchanges = {
+        kind: f"{row['count']}, results {row['bytes'] / 1e6:.1f} MB, sent {row['sent'] / 1e6:.1f} MB a device"
+        + (f" ({row['in_loops']} in loops, counted once)" if row["in_loops"] else "")
+        for kind, row in report["collectives"].items()
+    }
+    return exchanges or {"none": "nothing is exchanged"}

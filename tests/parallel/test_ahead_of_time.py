@@ -1,6 +1,7 @@
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 
@@ -84,6 +85,34 @@ def test_a_program_too_large_is_an_answer(monkeypatch, capsys, tmp_path):
     report = compile_step(tiny_config(), "v5e-4", output=tmp_path / "report.json")
     assert not report["fits"] and report["memory"]["total"] == int(25.7 * GIB)
     assert "does not fit: needs at least 25.70 GiB of 15.75 GiB" in capsys.readouterr().out
+
+
+def test_a_program_that_jaxlib_cannot_read_still_tells_its_memory(monkeypatch, capsys, tmp_path):
+    """As of libtpu 0.0.52 and jaxlib 0.10.2 for some steps on v6e-8: memory and traffic are known, collectives are not."""
+
+    def unreadable():
+        raise jax.errors.JaxRuntimeError("INTERNAL: RET_CHECK failure: async-update\n*** stack trace ***")
+
+    sizes = {"argument": 2**20, "output": 0, "alias": 0, "temp": 3 * GIB, "generated_code": 0}
+    executable = SimpleNamespace(
+        memory_analysis=lambda: SimpleNamespace(**{f"{kind}_size_in_bytes": size for kind, size in sizes.items()}),
+        cost_analysis=lambda: {"bytes accessed": 819e9},  # a second's of v5e
+        as_text=unreadable,
+    )
+    devices = make_mesh().devices.flat[:4].tolist()
+    monkeypatch.setattr("deit_jax.modes.compile.ahead_of_time.topology_devices", lambda topology: devices)
+    monkeypatch.setattr(
+        "deit_jax.modes.compile.ahead_of_time.compile_for",
+        lambda *_: SimpleNamespace(executable=executable, lower_seconds=1, compile_seconds=2),
+    )
+    report = compile_step(tiny_config(), "v5e-4", output=tmp_path / "report.json")
+    assert report["fits"] and report["memory"]["temporary"] == 3 * GIB
+    assert report["collectives"] is None and report["roofline"]["links"] is None
+    assert report["roofline"]["bound"] == pytest.approx(1) and report["roofline"]["limit"] == "memory"
+    assert report["unreadable"] == "INTERNAL: RET_CHECK failure: async-update"
+    assert json.loads((tmp_path / "report.json").read_text())["collectives"] is None
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "not known jaxlib cannot read the program" in printed and "links not known" in printed
 
 
 def test_out_of_memory_messages_are_read():
