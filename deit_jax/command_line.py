@@ -162,21 +162,21 @@ def _one_line(message: str) -> str:
 
 
 def _with_found_configs(argv: Sequence[str]) -> list[str]:
-    """`argv` with the paths of --config's files: the package's where there is none of that name in the current folder."""
-    found = list(argv)
-    for k, argument in enumerate(argv[1:], start=1):
+    """`argv` with the paths of --config's files: the package's where there is none of that name in the current folder.
+
+    `--config FILE` becomes `--config=FILE`.
+    """
+    found, rest = [], list(argv)
+    while rest:
+        argument = rest.pop(0)
         flag, equals, value = argument.partition("=")
-        if flag in ("--config", "-config") and equals:
-            prefix = flag + equals
-        elif argv[k - 1] in ("--config", "-config"):
-            prefix, value = "", argument
-        else:
-            continue
-        name, colon, words = value.partition(":")
-        try:
-            found[k] = f"{prefix}{find_config(name)}{colon}{words}"
-        except UserError as error:
-            raise UsageError(f"--config={error}") from error
+        if found and flag in ("--config", "-config") and (equals or rest):
+            name, colon, words = (value if equals else rest.pop(0)).partition(":")
+            try:
+                argument = f"--config={find_config(name)}{colon}{words}"
+            except UserError as error:
+                raise UsageError(f"--config={error}") from error
+        found.append(argument)
     return found
 
 

@@ -171,6 +171,7 @@ def test_the_papers_configuration_runs_here(tmp_path):
         (["--config=configs/deit.py:small,distilled"], ["config.teacher.weights"]),
         (["--config=configs/deit.py:huge"], ["'huge'", "tiny | small | base"]),
         (["--config=configs/nothing.py"], ["configs/nothing.py"]),
+        (["--config", "deit_jax/errors.py"], ["deit_jax/errors.py has no function get_config"]),
         ([TINY, "--config.teacher.weights=/nowhere"], ["/nowhere"]),
         ([TINY, "--config.data.source=npz"], ["data.path"]),
         ([TINY, "--config.model.overrides.depht=3"], ["depht", "depth"]),
