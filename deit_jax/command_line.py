@@ -166,7 +166,8 @@ def _with_found_configs(argv: Sequence[str]) -> list[str]:
 
     `--config FILE` becomes `--config=FILE`.
     """
-    found, rest = [], list(argv)
+    found: list[str] = []
+    rest = list(argv)
     while rest:
         argument = rest.pop(0)
         flag, equals, value = argument.partition("=")
