@@ -46,7 +46,9 @@ test-all: test test-long
 
 # build/site/index.html; fails for a link, page or anchor that is not there (--quiet would count no warnings).
 docs: $(VENV)/installed-docs
+	$(BIN)/python docs/site/pages.py write
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python docs/site/pages.py check
 
 lint: $(VENV)/installed-tests
 	$(BIN)/ruff check .
