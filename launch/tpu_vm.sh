@@ -55,7 +55,9 @@ case ${1:-} in
         ;;
     run)
         shift
-        on_all_workers "cd $folder && echo \$\$ >run.pid && exec .venv/bin/python run.py$(printf ' %q' "$@")"
+        # JAX's own choice, port 8482, is closed by Compute Engine's firewall rule (docs/pods.md).
+        on_all_workers "cd $folder && echo \$\$ >run.pid && export JAX_COORDINATOR_PORT=8476 && \
+            exec .venv/bin/python run.py$(printf ' %q' "$@")"
         ;;
     stop)
         on_all_workers "kill -TERM \$(cat $folder/run.pid)"

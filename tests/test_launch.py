@@ -60,6 +60,16 @@ def test_the_gpus_of_a_machine_are_shared_evenly_or_not_at_all():
     assert process.returncode == 2
 
 
+def test_tpu_hosts_meet_at_the_port_that_is_open(tmp_path):
+    (tmp_path / "gcloud").write_text('#!/bin/sh\nfor argument in "$@"; do echo "$argument"; done\n')
+    (tmp_path / "gcloud").chmod(0o755)
+    settings = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NAME": "deit", "ZONE": "a"}
+    process = start("tpu_vm.sh", "run", "--workdir=a folder", **settings)
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and "--worker=all" in printed
+    assert re.search(r"&& export JAX_COORDINATOR_PORT=8476 &&\s+exec \S+python run\.py --workdir=a\\ folder$", printed)
+
+
 @pytest.mark.long
 def test_processes_of_one_machine_are_started_stopped_and_go_on(tmp_path):
     arguments = [2, TINY, f"--workdir={tmp_path}", "--config.evaluation.every_epochs=0"]
