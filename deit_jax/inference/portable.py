@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from deit_jax.inference.classifier import Classifier
 from deit_jax.models.output import classify
 from deit_jax.models.stacking import unstack_blocks
 from deit_jax.models.vit import VisionTransformer
+from deit_jax.version import __version__
 from deit_jax.weights.files import write_files
 
-FORMAT = 1  # of preprocessing.json
+FORMAT = 1  # of preprocessing.json; a field more does not count it up
 PLATFORMS = ("cpu", "cuda", "tpu")
 MODEL_FILE, PREPROCESSING_FILE = "model.jax", "preprocessing.json"
 _FILE_SUFFIXES = (".jax", ".json", ".onnx", ".safetensors", ".pth")  # what people type for a file
@@ -82,11 +84,15 @@ def portable_answer(classifier: Classifier) -> Callable[[jax.Array], dict[str, j
 
 
 def preprocessing_of(classifier: Classifier) -> dict[str, Any]:
-    """In JSON's types: what has to happen to an image before the program, and what the program's answer means."""
+    """In JSON's types: what to do to an image before the program, what its answer means, when and by what it was made."""
     crop = classifier.crop
     return {
         "format": FORMAT,
         "model": classifier.description,
+        # JAX reads a program for a limited time after the version that made it (docs/inference.md).
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "jax_version": jax.__version__,
+        "deit_jax_version": __version__,
         # A number: pixels of the shorter side, the longer one being truncated. A pair: height and width, whatever the ratio.
         "resize": [crop.size, crop.size] if isinstance(crop, Squash) else int(crop.size / crop.crop_ratio),
         "crop": crop.size,  # the centre

@@ -49,6 +49,7 @@ def test_the_documented_example_gets_our_answers_from_onnxruntime(name, tmp_path
     found = {}
     exec(example("load_onnx").replace("PHOTOS", repr([str(CHINA), str(FLOWER)])), found)
 
+    assert (found["how"]["jax_version"], len(found["how"]["date"])) == (jax.__version__, len("2026-11-30"))
     images = np.stack([classifier.prepare(path) for path in (CHINA, FLOWER)])
     np.testing.assert_array_equal(found["images"], images)
     normalised = prepare_for_evaluation(images, classifier.mean, classifier.std)

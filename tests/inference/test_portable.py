@@ -1,3 +1,4 @@
+import datetime
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from deit_jax.augment.recipe import prepare_for_evaluation
 from deit_jax.inference.portable import PortableError, export_jax
 from deit_jax.modes.export import export
+from deit_jax.version import __version__
 from tests.inference.conftest import CHINA, FLOWER
 from tests.inference.examples import example
 
@@ -61,13 +63,18 @@ def test_the_documented_example_runs_without_this_package(vit, regnet, tmp_path)
         assert answer["platforms"] == ["cpu", "cuda", "tpu"]
 
 
-def test_the_preprocessing_is_the_runs(vit_workdir, tmp_path):
+def test_the_preprocessing_is_the_runs_and_dated(vit_workdir, tmp_path):
+    before = datetime.datetime.now(datetime.UTC).date()
     export(vit_workdir, tmp_path, layout="jax", which="ema")
+    after = datetime.datetime.now(datetime.UTC).date()
     found = json.loads((tmp_path / "preprocessing.json").read_text())
     assert (found["resize"], found["crop"]) == (32, 28)
     assert found["mean"] == [0.485, 0.456, 0.406]
     assert found["class_names"][9] == "Ankle boot"
     assert "ema weights" in found["model"]
+    assert before <= datetime.date.fromisoformat(found["date"]) <= after  # the test may run at midnight
+    assert (found["jax_version"], found["deit_jax_version"]) == (jax.__version__, __version__)
+    assert found["format"] == 1
     exported = jax.export.deserialize(bytearray((tmp_path / "model.jax").read_bytes()))
     assert str(exported.in_avals[0]) == "uint8[batch,28,28,3]"
 
