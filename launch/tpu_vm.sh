@@ -55,7 +55,7 @@ case ${1:-} in
         ;;
     run)
         shift
-        # JAX's own choice, port 8482, is closed by Compute Engine's firewall rule (docs/pods.md).
+        # Compute Engine's firewall rule may not open JAX's own choice, port 8482 (docs/pods.md).
         on_all_workers "cd $folder && echo \$\$ >run.pid && export JAX_COORDINATOR_PORT=8476 && \
             exec .venv/bin/python run.py$(printf ' %q' "$@")"
         ;;
