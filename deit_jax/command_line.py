@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import os
 import re
 import signal
 import sys
@@ -19,7 +20,6 @@ from deit_jax.config_file import field_names, refusal
 from deit_jax.errors import Stopped, UserError
 from deit_jax.help import MODES, page, requested
 from deit_jax.recipes.location import find_config, own_configs
-from deit_jax.version import __version__
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -88,7 +88,7 @@ _LIST = flags.DEFINE_string(
     "The paper: print its rows as commands, with the published figure and the expected cost, and end. --list=table8, "
     "--list=figure3 or --list=ablation: those alone. With --output=F.md they are written as Markdown.",
 )
-_VERSION = flags.DEFINE_boolean("version", False, "Print the version and end.")
+_VERSION = flags.DEFINE_boolean("version", False, "Print the versions, the backend and the devices, and end.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -224,7 +224,9 @@ def run(argv: Sequence[str]) -> None:
     if len(argv) > 1 and (_MODE.value != "predict" or _LIST.value is not None):
         raise UsageError(f"unexpected argument {argv[1]!r}; flags begin with --")
     if _VERSION.value:
-        print(f"deit_jax {__version__}")
+        from deit_jax.reporting.environment import version_page
+
+        print(version_page())
         return
     if _LIST.value is not None:
         from deit_jax.modes.recipes import list_recipes
@@ -363,7 +365,7 @@ def _prepare_process(config: ConfigDict) -> None:
     from deit_jax.parallel import distributed
     from deit_jax.parallel.compilation_cache import keep_compiled_programs
     from deit_jax.parallel.host_memory import keep_freed_memory
-    from deit_jax.parallel.platforms import require_devices
+    from deit_jax.parallel.platforms import require_devices, unused_accelerator
     from deit_jax.reporting import console
 
     if config.parallel.keep_host_memory:
@@ -373,6 +375,8 @@ def _prepare_process(config: ConfigDict) -> None:
     distributed.start(*told, heartbeat_seconds=config.parallel.heartbeat_seconds)
     require_devices()
     console.mute(not distributed.is_main_process())
+    if "JAX_PLATFORMS" not in os.environ and (warning := unused_accelerator()) is not None:
+        console.warn(warning)
 
 
 def main() -> None:

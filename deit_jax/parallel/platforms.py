@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ class DeviceError(UserError):
     """Devices that JAX is told to use and does not find. The message is one line."""
 
 
-_TPU_DEVICES = ("accel*", "vfio/[0-9]*")  # under /dev on a TPU host: v2 to v4, and later ones
+# Under /dev. A TPU host has the first (v2 to v4) or the second; Windows' Linux shows its GPUs as dxg.
+_TPU_DEVICES = ("accel*", "vfio/[0-9]*")
+_NVIDIA_DEVICES = ("nvidia[0-9]*", "dxg")
+_AMD_DEVICES = ("kfd",)
 
 
 def jax_option(name: str) -> Any:
@@ -37,7 +41,34 @@ def look_for_nothing_that_is_not_here(devices: Path = Path("/dev")) -> None:
 
 def has_tpu(devices: Path = Path("/dev")) -> bool:
     """Whether this is a TPU host, by the chips' device files."""
-    return any(any(devices.glob(pattern)) for pattern in _TPU_DEVICES)
+    return _has(devices, _TPU_DEVICES)
+
+
+def _has(devices: Path, patterns: tuple[str, ...]) -> bool:
+    return any(any(devices.glob(pattern)) for pattern in patterns)
+
+
+def unused_accelerator(devices: Path = Path("/dev")) -> str | None:
+    """A line that names an accelerator of this machine and how to make JAX use it, where JAX computes on the CPU; else None.
+
+    To be called after JAX has been asked for devices (`require_devices`).
+    """
+    if jax.default_backend() != "cpu":
+        return None
+    if _has(devices, _NVIDIA_DEVICES):
+        found, install = (
+            "an NVIDIA GPU",
+            "pip install 'jax[cuda13]' (driver 580 or newer) or 'jax[cuda12]' (525 or newer)",
+        )
+    elif _has(devices, _AMD_DEVICES):
+        found, install = "an AMD GPU", "install JAX's ROCm plugin"
+    elif has_tpu(devices):
+        found, install = "a TPU", "pip install 'jax[tpu]'"
+    else:
+        return None
+    if "JAX_PLATFORMS" in os.environ:
+        install = f"JAX_PLATFORMS={os.environ['JAX_PLATFORMS']} asks for that; unset it to use what is here"
+    return f"JAX computes on the CPU and does not use {found} of this machine: {install}"
 
 
 def require_devices() -> None:

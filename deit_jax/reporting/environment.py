@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
 import importlib.metadata
 import os
@@ -11,6 +12,12 @@ import sys
 
 import jax
 
+from deit_jax.parallel.platforms import (
+    DeviceError,
+    look_for_nothing_that_is_not_here,
+    require_devices,
+    unused_accelerator,
+)
 from deit_jax.version import __version__
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "pillow")
@@ -30,6 +37,29 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version for name, version in versions.items() if version},
     }
+
+
+def version_page() -> str:
+    """What `--version` prints: a few lines that say which software runs on which devices, to paste into an issue."""
+    chosen = {
+        name: os.environ[name] for name in ("JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS") if name in os.environ
+    }
+    lines = [
+        f"deit_jax {__version__}",
+        f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+        ", ".join(f"{name} {version}" for name in _PACKAGES if (version := _version(name))),
+        *(f"{name}={value}" for name, value in chosen.items()),
+    ]
+    look_for_nothing_that_is_not_here()
+    try:
+        require_devices()
+    except DeviceError as error:
+        return "\n".join([*lines, f"error: {error}"])
+    kinds = collections.Counter(device.device_kind for device in jax.devices())
+    lines.append(f"backend {jax.default_backend()}: " + ", ".join(f"{count} x {kind}" for kind, count in kinds.items()))
+    if (warning := unused_accelerator()) is not None:
+        lines.append(f"warning: {warning}")
+    return "\n".join(lines)
 
 
 def _version(package: str) -> str:
