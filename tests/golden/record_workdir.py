@@ -1,0 +1,62 @@
+"""Records a workdir of version 0.1.0 and how its run went on, for tests/reliability/test_earlier_version.py.
+
+    git checkout 3ac9af2 -- deit_jax          # version 0.1.0
+    python3.11 tests/golden/record_workdir.py   # with jax 0.10.2
+
+It rewrites tests/golden/workdir_0.1.0.tar.xz:
+
+  workdir/        after step 5 of tests/tiny.py: config.json, metrics.jsonl, checkpoints/5
+  expected.json   "rows": what metrics.jsonl got in steps 6 to 10 of the same run; "digests": {"5", "10": the SHA-256 of every
+                  leaf of the state}; "jax" and "processor": where that was computed
+"""
+
+import io
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from deit_jax.reporting.metrics import read_rows
+from deit_jax.version import __version__
+from tests.reliability.test_earlier_version import ARCHIVE, METRICS, ROOT, RUN_FLAGS, digests, processor
+
+
+def main():
+    assert __version__ == "0.1.0" and version("jax") == "0.10.2", "not the versions that the name of the archive says"
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = Path(folder) / "workdir"
+        command = [sys.executable, "run.py", "--config=tests/tiny.py", f"--workdir={workdir}"]
+        changes = ["--config.train.max_steps=10", "--config.checkpoint.every_steps=5"]
+        subprocess.run(command + changes, cwd=ROOT, env=os.environ | RUN_FLAGS, check=True)
+        rows = [row for row in read_rows(workdir / "metrics.jsonl") if "train/loss" in row]
+        expected = {
+            "rows": [{name: row[name] for name in METRICS} for row in rows[5:]],
+            "digests": {step: digests(workdir, step) for step in ("5", "10")},
+            "jax": version("jax"),
+            "processor": processor(),
+            "python": platform.python_version(),
+        }
+        # As a run leaves it that is killed after step 5.
+        shutil.rmtree(workdir / "checkpoints" / "10")
+        (workdir / "results.json").unlink()
+        (workdir / "lock").unlink()
+        lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (workdir / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= 5))
+        with tarfile.open(ARCHIVE, "w:xz") as archive:
+            archive.add(workdir, "workdir")
+            content = json.dumps(expected, indent=1).encode()
+            described = tarfile.TarInfo("expected.json")
+            described.size = len(content)
+            archive.addfile(described, io.BytesIO(content))
+    print(f"{ARCHIVE.stat().st_size:8} {ARCHIVE.name}")
+
+
+if __name__ == "__main__":
+    main()
