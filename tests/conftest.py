@@ -1,13 +1,18 @@
-"""Shared by all tests: eight virtual CPU devices, and one cache of compiled programs for all processes of a test run."""
+"""Shared by all tests: eight virtual CPU devices, quick compilation, one cache of compiled programs for all processes of a run."""
 
 import os
 import tempfile
 
 # Before jax is imported. Tests of one device take a mesh of the first.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Most of the tests' time was LLVM's: without its optimizations code is made in a third of the time. XLA's own passes, so the
+# operations and their order, are the same. The long tier asks for the default level (Makefile).
+_flags = os.environ.get("XLA_FLAGS", "")
+if "xla_backend_optimization_level" not in _flags:
+    _flags += " --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = _flags + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Many tests compile the same programs. Set in the first process; its workers and the commands that tests run inherit it.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="deit_jax_tests_", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"

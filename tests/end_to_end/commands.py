@@ -1,6 +1,7 @@
 """run.py as a user types it, in processes of its own."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ def command(*arguments):
 def environment(devices=1):
     # The processes of this file compile the same programs: one compiles, the others read.
     return os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"]),
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
     }
