@@ -1,31 +1,42 @@
 # make quickstart | test | test-all | docs | lint | format     (VENV=.venv is made on first use; PYTHON=python3.12 picks the interpreter)
-PYTHON ?= python3
+# The newest supported Python that runs: a pyenv shim may be on the path without an interpreter behind it.
+PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
+    $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$name && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
+# The package itself, editable, with what an extra of pyproject.toml asks for, in the versions that were tested with this Python.
+INSTALL = $(BIN)/python -m pip install --quiet $(foreach file,$(wildcard $(CONSTRAINTS)),--constraint $(file))
+CONSTRAINTS = constraints/python$(shell $(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep=".")').txt
+DECLARED := pyproject.toml requirements.txt $(wildcard constraints/*.txt)
+# jax2onnx excludes orbax-checkpoint 0.12, for examples of its own.
+INSTALL_WITHOUT_REQUIREMENTS := jax2onnx==0.17.1
 # Two workers for two cores; a module stays on one, which makes its fixtures once.
 # A worker that dies ends the run with the name of its test: xdist, when it replaces one in the middle of a module, waits for ever.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --max-worker-restart=0
 
-.PHONY: quickstart quickstart-short test test-long test-all docs lint format clean
+.PHONY: quickstart quickstart-short test test-long test-all docs lint format constraints clean
 
-$(VENV)/installed: requirements.txt
+$(VENV)/bin/python:
+	$(if $(PYTHON),,$(error no Python 3.11, 3.12 or 3.13 runs here: install one, or name it with PYTHON=))
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements.txt
+
+$(VENV)/installed: $(VENV)/bin/python $(DECLARED)
+	$(INSTALL) --editable .
 	touch $@
 
-$(VENV)/installed-tests: $(VENV)/installed requirements-test.txt
-	$(BIN)/python -m pip install --quiet -r requirements-test.txt
+$(VENV)/installed-tests: $(VENV)/installed
+	$(INSTALL) --editable '.[dev]'
 	touch $@
 
-$(VENV)/installed-peers: $(VENV)/installed-tests requirements-peers.txt
-	$(BIN)/python -m pip install --quiet -r requirements-peers.txt
-	$(BIN)/python -m pip install --quiet --no-deps jax2onnx==0.17.1
+$(VENV)/installed-peers: $(VENV)/installed-tests
+	$(INSTALL) --editable '.[dev,peers]'
+	$(INSTALL) --no-deps $(INSTALL_WITHOUT_REQUIREMENTS)
 	touch $@
 
-$(VENV)/installed-docs: $(VENV)/installed requirements-docs.txt
-	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
+$(VENV)/installed-docs: $(VENV)/installed
+	$(INSTALL) --editable '.[docs]'
 	touch $@
 
 quickstart: $(VENV)/installed
@@ -54,6 +65,18 @@ lint: $(VENV)/installed-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+
+# Writes constraints/pythonX.Y.txt: the newest versions that pyproject.toml admits, as they install together on a Linux machine.
+# Once for each Python (PYTHON=), with the tests before it is committed. HOLD='torch==2.13.0' keeps a version.
+constraints:
+	rm -rf build/constraints
+	$(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet --upgrade pip
+	build/constraints/bin/python -m pip install --quiet --editable '.[dev,peers,docs]' $(HOLD)
+	build/constraints/bin/python -m pip install --quiet --no-deps $(INSTALL_WITHOUT_REQUIREMENTS)
+	file=constraints/python$$(build/constraints/bin/python -c 'import sys; print(*sys.version_info[:2], sep=".")').txt && mkdir -p constraints && \
+	{ echo "# Tested together; written by make constraints. CUDA's libraries are left to what needs them (JAX's extra, PyTorch)."; \
+	  build/constraints/bin/python -m pip freeze --exclude-editable | sed -E '/^(nvidia|cuda|triton)/d; s/\+.*//'; } > $$file
 
 format: $(VENV)/installed-tests
 	$(BIN)/ruff format .
