@@ -1,0 +1,311 @@
+"""The process of benchmarks/on_device.py that computes: a row comes in as a line, what is measured goes out as lines."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from configs import deit, quickstart
+from deit_jax.config_check import validate
+from deit_jax.evaluation.throughput import fits
+from deit_jax.models import create_model, native_image_size
+from deit_jax.models.flops import train_flops
+from deit_jax.models.grouped_conv import suited_to
+from deit_jax.modes.compile import IMAGENET, without_weights
+from deit_jax.modes.teacher import abstract_teacher
+from deit_jax.modes.train import train
+from deit_jax.parallel.mesh import make_mesh
+from deit_jax.parallel.program_report import memory_of
+from deit_jax.parallel.sharding import put_batch, replicated
+from deit_jax.parallel.topologies import find_chip
+from deit_jax.reporting.environment import environment
+from deit_jax.reporting.metrics import read_rows
+from deit_jax.reporting.speed import Speed
+from deit_jax.training.plan import resolve
+from deit_jax.training.program import build_program
+from tests import tiny
+from tests.models import timm_names
+
+Row = dict[str, Any]
+Say = Callable[..., None]  # hands on what is known of a row so far
+
+BATCH, SMALLEST_BATCH = 256, 16
+BLOCKS, BLOCK_SECONDS = 5, 1.0  # timed blocks of steps, and how long one takes at least
+QUICK_START_STEPS = 300
+TINY_SIZE, TINY_CLASSES = 28, 10
+
+
+def first_device() -> Any:
+    return jax.devices()[0]
+
+
+def random_values(shapes: Any) -> Any:
+    """Values for a tree of a network's shapes, drawn by NumPy because that compiles nothing."""
+    rng = np.random.default_rng(0)
+
+    def draw(path: tuple[Any, ...], leaf: Any) -> Any:
+        if leaf.ndim < 2:  # scales and variances, or biases and means
+            name = jax.tree_util.keystr(path, simple=True, separator="/").rpartition("/")[2]
+            return np.full(leaf.shape, name in ("scale", "var"), leaf.dtype)
+        return (0.02 * rng.standard_normal(leaf.shape, np.float32)).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+# --- The machine ---------------------------------------------------------------------------------------------------------------
+
+
+def machine(row: Row, say: Say) -> Row:
+    """Names, versions and memory."""
+    device = first_device()
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        told = ""
+    return {name: value for name, value in environment().items() if name != "command"} | {
+        "platform": device.platform,
+        "card": device.device_kind,
+        "backend": " ".join(device.client.platform_version.split()),
+        "jax_memory_gib": None if memory is None else memory / 2**30,  # JAX's share of the card's
+        "nvidia_smi": told or None,
+        "processor": platform.processor() or platform.machine(),
+    }
+
+
+# --- Logits --------------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def network(name: str, small: bool) -> tuple[Any, Any, Any, Any]:
+    """Model, variables, images, and timm's logits of these where they are recorded."""
+    if small:
+        fields = tiny.STUDENT if name.startswith("deit") else tiny.TEACHER
+        model, images = create_model(name, TINY_CLASSES, TINY_SIZE, **fields), timm_names.photographs(2, TINY_SIZE)
+        return model, random_values(jax.eval_shape(model.init, jax.random.key(0), images)), images, None
+    with np.load(timm_names.GOLDEN / "models.npz") as arrays:
+        recorded = arrays[name]
+    variables = timm_names.our_variables(timm_names.state_dict_shapes()[name])
+    # Of a model with the token: class head, distillation head, both.
+    return (
+        create_model(name),
+        variables,
+        timm_names.model_images(name),
+        recorded[-1] if recorded.ndim == 3 else recorded,
+    )
+
+
+@functools.cache
+def logits_of(name: str, small: bool, where: str | None, dtype: str) -> Any:
+    """float32[images, classes] as the first device of a platform (None: the default one) computes them."""
+    model, variables, images, _ = network(name, small)
+    device = jax.devices(where)[0]
+    model = suited_to(model.clone(dtype=jnp.dtype(dtype)), make_mesh([device]))
+    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+        output = jax.jit(model.apply)(*jax.device_put((variables, images), device))
+    return np.asarray(output.logits, np.float32)
+
+
+def logits(row: Row, say: Say) -> Row:
+    """Differences of a network's logits, by the largest of the CPU's in float32."""
+    name, dtype, small = row["model"], row["dtype"], row["tiny"]
+    reference, recorded = logits_of(name, small, "cpu", "float32"), network(name, small)[3]
+    found = logits_of(name, small, None, dtype)
+
+    def difference(one: Any, other: Any) -> float:
+        return float(np.max(np.abs(one - other)) / np.max(np.abs(reference)))
+
+    result: Row = {"difference": difference(found, reference)}
+    if dtype != "float32":
+        result["difference_of_cpu"] = difference(logits_of(name, small, "cpu", dtype), reference)
+    if recorded is not None:
+        result["difference_to_timm"] = difference(found, recorded)
+    if not np.isfinite(found).all():
+        result["error"] = "some logits are not finite"
+    return result
+
+
+# --- The train step ------------------------------------------------------------------------------------------------------------
+
+
+def step_config(recipe: str, attention: str, batch_size: int, small: bool) -> Any:
+    """configs/deit.py's for one device and this batch."""
+    config = deit.get_config(recipe)
+    config.model.attention, config.train.batch_size = attention, batch_size
+    # The sampling order deals a batch to whole blocks of groups.
+    config.augment.group_size = min(config.augment.group_size, batch_size // config.augment.groups_per_block)
+    if small:
+        config.num_classes, config.image_size = TINY_CLASSES, TINY_SIZE
+        config.augment.rand_augment = ""  # most of the compilation
+        config.teacher.name = "regnety_002"
+        with config.unlocked():
+            config.model.overrides, config.teacher.overrides = dict(tiny.STUDENT), dict(tiny.TEACHER)
+    config = without_weights(config)
+    validate(config)
+    return config
+
+
+@functools.cache
+def frozen_teacher(small: bool) -> tuple[Any, Any]:
+    """The distilled recipes' teacher in shapes, and its random variables on the device."""
+    config = step_config("small,distilled", "xla", BATCH, small)
+    size = config.image_size or native_image_size(config.model.name)
+    teacher = abstract_teacher(config, config.num_classes, size, jax.default_backend())
+    return teacher, jax.device_put(random_values(teacher.variables), replicated(make_mesh([first_device()])))
+
+
+def time_step(row: Row, batch_size: int, say: Say) -> Row:
+    """Compile and time the step with one batch size."""
+    config, mesh = step_config(row["recipe"], row["attention"], batch_size, row["tiny"]), make_mesh([first_device()])
+    plan = resolve(config, num_images=IMAGENET[0], data_classes=config.num_classes)
+    say(batch_size=batch_size, group_size=config.augment.group_size, dtype=plan.compute_dtype)
+    teacher, frozen = frozen_teacher(row["tiny"]) if "distilled" in row["recipe"] else (None, None)
+    program = build_program(config, plan, mesh, teacher)  # refuses an attention that does not suit
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (batch_size, plan.image_size, plan.image_size, 3), np.uint8)
+    batch = put_batch(mesh, {"image": pixels, "label": rng.integers(0, plan.num_classes, batch_size, np.int32)})
+    start = time.perf_counter()
+    step = program.train_step.lower(program.abstract_state, frozen, batch).compile()
+    memory = memory_of(step, {"state": program.abstract_state, "teacher": frozen, "batch": batch})
+    say(
+        compile_seconds=time.perf_counter() - start,
+        memory_gib=memory.total / 2**30,
+        temporary_gib=memory.temporary / 2**30,
+    )
+
+    state, metrics = program.init(random_values(program.abstract_state.variables)), {}
+
+    def run(steps: int) -> float:
+        """Seconds until the last of so many steps is done."""
+        nonlocal state, metrics
+        start = time.perf_counter()
+        for _ in range(steps):
+            state, metrics = step(state, frozen, batch)
+        jax.block_until_ready((state, metrics))
+        return time.perf_counter() - start
+
+    run(2)
+    steps = max(2, round((0.05 if row["tiny"] else BLOCK_SECONDS) / (run(2) / 2)))
+    rates = [steps * batch_size / run(steps) for _ in range(BLOCKS)]
+    flops = train_flops(program.model, None if teacher is None else teacher.model, plan.image_size)
+    return speed_fields(flops, batch_size, rates) | {
+        "timed": f"{BLOCKS} blocks of {steps} steps",
+        "teacher": None if teacher is None else f"{config.teacher.name}, random weights",
+        **loss_fields(float(metrics["loss"])),
+    }
+
+
+def speed_fields(flops: Any, batch_size: int, rates: list[float]) -> Row:
+    """What blocks of so many images a second say, and the memory that the process has taken up to now."""
+    device = first_device()
+    chip = find_chip(device.device_kind)
+    speed = Speed(batch_size, 1, flops, None if chip is None else chip.peak_flops)
+    values = speed.metrics(batch_size / statistics.median(rates))
+    peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+    result = {
+        "images_per_second": statistics.median(rates),
+        "slowest": min(rates),
+        "fastest": max(rates),
+        "mfu": values.get("mfu"),
+        "model_tflops_per_second": values["model_tflops_per_second"],
+        "gflops_per_image": flops.total / 1e9,
+        "peak_tflops": None if chip is None else chip.peak_flops / 1e12,
+        "process_peak_gib": None if peak is None else peak / 2**30,  # the earlier rows' included
+    }
+    if chip is None:
+        result["no_mfu"] = f"no peak of {device.device_kind!r} in deit_jax/parallel/topologies.py, so no MFU"
+    return result
+
+
+def loss_fields(loss: float) -> Row:
+    return {"loss": loss} if np.isfinite(loss) else {"error": f"the loss is {loss}"}
+
+
+def step(row: Row, say: Say) -> Row:
+    """`time_step` with the largest of BATCH, its half and so on that fits into memory."""
+    batch_size = SMALLEST_BATCH if row["tiny"] else BATCH
+    while batch_size >= SMALLEST_BATCH:
+        result = fits(functools.partial(time_step, row, batch_size, say))
+        if result is not None:
+            return result
+        say(note=f"out of memory with {batch_size} images")
+        gc.collect()
+        batch_size //= 2
+    return {"error": f"out of memory with {SMALLEST_BATCH} images"}
+
+
+# --- The quick start -----------------------------------------------------------------------------------------------------------
+
+
+def quick_start(row: Row, say: Say) -> Row:
+    """The quick start's student by the trainer."""
+    config = quickstart.get_config()
+    config.teacher.recipe, config.teacher.weights = None, "random"
+    config.train.max_steps = 4 if row["tiny"] else QUICK_START_STEPS
+    config.log.every_steps = 1 if row["tiny"] else 10
+    config.log.report = config.log.images = config.evaluation.teacher = False
+    with config.unlocked():
+        config.teacher.overrides = dict(quickstart.TEACHER)
+        if row["tiny"]:
+            config.model.overrides, config.teacher.overrides = dict(tiny.STUDENT), dict(tiny.TEACHER)
+            config.data.max_eval_images = config.evaluation.batch_size = 96
+    with tempfile.TemporaryDirectory() as folder:
+        workdir, start = Path(folder) / "run", time.perf_counter()
+        results = train(config, workdir)
+        seconds = time.perf_counter() - start
+        losses = [values["train/loss"] for values in read_rows(workdir / "metrics.jsonl") if "train/loss" in values]
+    return {
+        "steps": results["step"],
+        "batch_size": config.train.batch_size,
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
+        "images_per_second": results["images_per_second"],
+        "wall_seconds": seconds,
+        "top1": results["scores"]["raw"]["class"]["top1"],
+        "teacher": f"{config.teacher.name} in the quick start's shape, random weights",
+    }
+
+
+MEASURES = {"machine": machine, "logits": logits, "step": step, "quick start": quick_start}
+
+
+def main() -> None:
+    """Answer every line of stdin; the line with `status` is a row's last."""
+    channel = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever else is printed goes where errors go
+
+    def say(**known: Any) -> None:
+        channel.write(json.dumps(known) + "\n")
+        channel.flush()
+
+    for line in sys.stdin:
+        row = json.loads(line)
+        try:
+            result = MEASURES[row["part"]](row, say)
+            say(**result, status="error" if "error" in result else "ok")
+        except Exception as error:
+            text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            # After an error of the device nothing else should run in this process.
+            say(status="error", error=text[:300], broken=isinstance(error, jax.errors.JaxRuntimeError))
+
+
+if __name__ == "__main__":
+    main()
