@@ -278,8 +278,10 @@ def table(rows: Sequence[Row]) -> str:
 def print_table(path: Path) -> None:
     try:
         print(table([json.loads(line) for line in path.read_text().splitlines()]))
-    except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"--table={path} holds no rows of this script ({error})")
+    except OSError as error:
+        sys.exit(f"--table={path} cannot be read ({error.strerror})")
+    except (ValueError, KeyError, TypeError):
+        sys.exit(f"--table={path} holds something else than rows of this script")
 
 
 def main() -> None:
