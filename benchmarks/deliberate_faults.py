@@ -1,0 +1,308 @@
+"""The faults that faults_in_code.py puts into the package, one at a time: plausible slips that raise no error by themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A change of one file that should make a test fail.
+
+    name: for the command line. file: under the root. old: text that occurs exactly once in it; new: what replaces it.
+    tests: files or folders of the tests that mirror the module; they run first.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def problem(self, root: Path) -> str:
+        """Why this fault does not fit the code under `root`, in a line; "" if it does."""
+        path = root / self.file
+        if not path.is_file():
+            return f"{self.name}: there is no {self.file}"
+        if (count := path.read_text().count(self.old)) != 1:
+            return f"{self.name}: {self.old!r} occurs {count} times in {self.file}, not once"
+        missing = [test for test in self.tests if not (root / test).exists()]
+        return f"{self.name}: there is no {missing[0]}" if missing else ""
+
+    def applied(self, text: str) -> str:
+        """The text of the file with the fault in it."""
+        return text.replace(self.old, self.new)
+
+
+_LOSSES = ("tests/training/test_losses.py",)
+_SAMPLING = ("tests/data/test_sampling.py",)
+_LOADING = ("tests/data/test_loading.py",)
+_MIXING = ("tests/augment/test_mixing.py",)
+_DRAWS = ("tests/augment/test_draws.py",)
+_SCHEDULES = ("tests/training/test_schedules.py",)
+_EMA = ("tests/training/test_ema.py",)
+_STEP = ("tests/training/test_step.py",)
+_OPTIMIZER = ("tests/training/test_optimizer.py",)
+_RESUMED = ("tests/reliability/test_signals.py",)
+_WEIGHTS = ("tests/weights/test_loading.py",)
+
+FAULTS = (
+    # Losses.
+    Fault(
+        "kl-without-temperature",
+        "deit_jax/training/losses.py",
+        "return tau**2 * jnp.mean(terms)",
+        "return jnp.mean(terms)",
+        _LOSSES,
+    ),
+    Fault(
+        "kl-other-direction",
+        "deit_jax/training/losses.py",
+        "terms = jnp.exp(teacher) * (teacher - student)",
+        "terms = jnp.exp(student) * (student - teacher)",
+        _LOSSES,
+    ),
+    Fault(
+        "hard-decision-of-the-student",
+        "deit_jax/training/losses.py",
+        "decision = jnp.argmax(teacher_logits, axis=-1)",
+        "decision = jnp.argmax(logits, axis=-1)",
+        _LOSSES,
+    ),
+    Fault(
+        "teacher-teaches-the-class-head",
+        "deit_jax/training/losses.py",
+        "student = outputs.class_logits if outputs.distillation_logits is None else outputs.distillation_logits",
+        "student = outputs.class_logits",
+        _LOSSES,
+    ),
+    Fault(
+        "alpha-of-the-other-term",
+        "deit_jax/training/losses.py",
+        "loss = (1 - self.alpha) * class_loss + self.alpha * distillation_loss",
+        "loss = self.alpha * class_loss + (1 - self.alpha) * distillation_loss",
+        _LOSSES,
+    ),
+    Fault(
+        "label-smoothing-over-one-class-less",
+        "deit_jax/augment/mixing.py",
+        "off = smoothing / num_classes",
+        "off = smoothing / (num_classes - 1)",
+        _MIXING,
+    ),
+    # The order of the images.
+    Fault(
+        "copies-far-apart",
+        "deit_jax/data/sampling.py",
+        "image, copy = np.divmod(entry, self.repeats)",
+        "copy, image = np.divmod(entry, self.num_examples // self.repeats)",
+        _SAMPLING,
+    ),
+    Fault(
+        "copies-in-one-mixing-group",
+        "deit_jax/data/sampling.py",
+        "row = block * self.block_size + group * self.group_size + turn",
+        "row = block * self.block_size + in_block",
+        _SAMPLING,
+    ),
+    Fault(
+        "every-epoch-in-one-order",
+        "deit_jax/data/sampling.py",
+        "np.random.default_rng((_ORDER_STREAM, seed, epoch))",
+        "np.random.default_rng((_ORDER_STREAM, seed))",
+        _SAMPLING,
+    ),
+    Fault(
+        "every-host-reads-the-first-shard",
+        "deit_jax/data/loading.py",
+        "first = process_index * rows",
+        "first = 0",
+        _LOADING,
+    ),
+    # Augmentation.
+    Fault(
+        "cutmix-keeps-the-drawn-lambda",
+        "deit_jax/augment/mixing.py",
+        "return Mix(jnp.where(cutmix, lam_of_box, lam), cutmix,",
+        "return Mix(lam, cutmix,",
+        _MIXING,
+    ),
+    Fault(
+        "targets-mixed-the-other-way",
+        "deit_jax/augment/mixing.py",
+        "return _with_mirror(targets, mix.lam[:, None], group_size)",
+        "return _with_mirror(targets, 1 - mix.lam[:, None], group_size)",
+        _MIXING,
+    ),
+    Fault(
+        "partner-is-the-neighbour",
+        "deit_jax/augment/mixing.py",
+        'mirrored = rearrange(rearrange(rows, "(g n) ... -> g n ...", n=group_size)[:, ::-1], "g n ... -> (g n) ...")',
+        "mirrored = rearrange(\n"
+        '        jnp.roll(rearrange(rows, "(g n) ... -> g n ...", n=group_size), 1, axis=1), "g n ... -> (g n) ..."\n'
+        "    )",
+        _MIXING,
+    ),
+    Fault(
+        "sign-drawn-with-the-operation",
+        "deit_jax/augment/randaugment.py",
+        "argument = level_to_argument(operation, level, sign < 0.5, self.increasing)",
+        "argument = level_to_argument(operation, level, choice < 0.5, self.increasing)",
+        _DRAWS,
+    ),
+    Fault(
+        "one-key-for-all-steps",
+        "deit_jax/training/step.py",
+        "jax.random.split(jax.random.fold_in(jax.random.key(seed), step))",
+        "jax.random.split(jax.random.key(seed))",
+        _STEP,
+    ),
+    # The learning rate.
+    Fault(
+        "warm-up-from-zero",
+        "deit_jax/training/schedules.py",
+        "rising = warmup + epoch * (peak - warmup)",
+        "rising = epoch * peak",
+        _SCHEDULES,
+    ),
+    Fault(
+        "cosine-starts-after-the-warm-up",
+        "deit_jax/training/schedules.py",
+        "np.minimum(epoch / epochs, 1.0)",
+        "np.minimum((epoch - warmup_epochs) / (epochs - warmup_epochs), 1.0)",
+        _SCHEDULES,
+    ),
+    Fault(
+        "rate-changes-a-step-early",
+        "deit_jax/training/schedules.py",
+        "else jnp.asarray(step) // steps_per_epoch",
+        "else (jnp.asarray(step) + 1) // steps_per_epoch",
+        _SCHEDULES,
+    ),
+    # The moving average.
+    Fault(
+        "ema-decay-swapped",
+        "deit_jax/training/step.py",
+        "optax.incremental_update(now, ema, 1.0 - ema_decay)",
+        "optax.incremental_update(now, ema, ema_decay)",
+        _EMA,
+    ),
+    Fault(
+        "ema-of-the-weights-before-the-step",
+        "deit_jax/training/step.py",
+        'moving_average(ema, {"params": params, "batch_stats": batch_stats})',
+        'moving_average(ema, {"params": state.params, "batch_stats": batch_stats})',
+        _EMA,
+    ),
+    Fault(
+        "ema-starts-at-zero",
+        "deit_jax/training/state.py",
+        "ema=jax.tree.map(jnp.copy,",
+        "ema=jax.tree.map(jnp.zeros_like,",
+        _EMA,
+    ),
+    # A resumed run.
+    Fault(
+        "resumed-data-a-step-behind",
+        "deit_jax/data/loading.py",
+        "step += self.start_step",
+        "step += max(self.start_step - 1, 0)",
+        _LOADING,
+    ),
+    Fault(
+        "resumed-without-optimizer-state",
+        "deit_jax/training/loop.py",
+        "state = checkpoints.restore(program.abstract_state)",
+        "state = checkpoints.restore(program.abstract_state).replace(opt_state=program.init().opt_state)",
+        _RESUMED,
+    ),
+    Fault(
+        "resumed-without-ema",
+        "deit_jax/training/loop.py",
+        "state = checkpoints.restore(program.abstract_state)",
+        "state = checkpoints.restore(program.abstract_state)\n"
+        "        state = state.replace(ema=jax.tree.map(lambda leaf: leaf.copy(), state.variables))",
+        _RESUMED,
+    ),
+    # The optimizer.
+    Fault(
+        "decay-on-biases-and-norms",
+        "deit_jax/training/optimizer.py",
+        "optax.add_decayed_weights(weight_decay, mask)",
+        "optax.add_decayed_weights(weight_decay)",
+        _OPTIMIZER,
+    ),
+    Fault(
+        "decay-inside-the-moments",
+        "deit_jax/training/optimizer.py",
+        "rules = [optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps), decay]",
+        "rules = [decay, optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps)]",
+        _OPTIMIZER,
+    ),
+    # Foreign weights.
+    Fault(
+        "square-kernels-not-transposed",
+        "deit_jax/weights/timm.py",
+        'if name.endswith(".weight") and tensor.ndim > 1:',
+        'if name.endswith(".weight") and tensor.ndim > 1 and tensor.shape[0] != tensor.shape[1]:',
+        _WEIGHTS,
+    ),
+    Fault(
+        "key-before-query",
+        "deit_jax/weights/huggingface.py",
+        '_PARTS = ("q", "k", "v")',
+        '_PARTS = ("k", "q", "v")',
+        _WEIGHTS,
+    ),
+    Fault(
+        "class-and-distillation-token-swapped",
+        "deit_jax/weights/huggingface.py",
+        '("cls_token", "embeddings.cls_token"),\n    ("dist_token", "embeddings.distillation_token"),',
+        '("cls_token", "embeddings.distillation_token"),\n    ("dist_token", "embeddings.cls_token"),',
+        _WEIGHTS,
+    ),
+    # Models.
+    Fault(
+        "position-embedding-transposed",
+        "deit_jax/models/position_embedding.py",
+        'rearrange(patches, "h w d -> 1 (h w) d")',
+        'rearrange(patches, "h w d -> 1 (w h) d")',
+        ("tests/models/test_position_embedding.py",),
+    ),
+    Fault(
+        "heads-swapped",
+        "deit_jax/models/vit.py",
+        "self.fusion), class_logits, distillation_logits)",
+        "self.fusion), distillation_logits, class_logits)",
+        ("tests/models/test_vit.py",),
+    ),
+    Fault(
+        "layer-norm-epsilon-of-pytorch",
+        "deit_jax/models/layer_norm.py",
+        "EPSILON = 1e-6",
+        "EPSILON = 1e-5",
+        ("tests/models/test_layer_norm.py", "tests/models/test_vit.py"),
+    ),
+    Fault(
+        "gelu-by-tanh",
+        "deit_jax/models/activations.py",
+        "return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)",
+        "return jax.nn.gelu(wide, approximate=True).astype(x.dtype)",
+        ("tests/models/test_activations.py",),
+    ),
+    Fault(
+        "drop-path-without-scale",
+        "deit_jax/models/dropping.py",
+        "x / jnp.asarray(keep, x.dtype)",
+        "x",
+        ("tests/models/test_dropping.py",),
+    ),
+    Fault(
+        "batch-norm-epsilon-of-keras",
+        "deit_jax/models/regnet.py",
+        "BATCH_NORM_EPSILON = 1e-5",
+        "BATCH_NORM_EPSILON = 1e-3",
+        ("tests/models/test_regnet.py",),
+    ),
+)
