@@ -42,7 +42,7 @@ _MIXING = ("tests/augment/test_mixing.py",)
 _DRAWS = ("tests/augment/test_draws.py",)
 _SCHEDULES = ("tests/training/test_schedules.py",)
 _EMA = ("tests/training/test_ema.py",)
-_STEP = ("tests/training/test_step.py",)
+_PROGRAM = ("tests/training/test_program.py",)
 _OPTIMIZER = ("tests/training/test_optimizer.py",)
 _RESUMED = ("tests/reliability/test_signals.py",)
 _WEIGHTS = ("tests/weights/test_loading.py",)
@@ -156,7 +156,7 @@ FAULTS = (
         "deit_jax/training/step.py",
         "jax.random.split(jax.random.fold_in(jax.random.key(seed), step))",
         "jax.random.split(jax.random.key(seed))",
-        _STEP,
+        ("tests/training/test_randomness.py",),
     ),
     # The learning rate.
     Fault(
@@ -179,6 +179,13 @@ FAULTS = (
         "else jnp.asarray(step) // steps_per_epoch",
         "else (jnp.asarray(step) + 1) // steps_per_epoch",
         _SCHEDULES,
+    ),
+    Fault(
+        "rate-by-epoch-where-by-step-is-asked",
+        "deit_jax/training/program.py",
+        "per_step=config.schedule.per_step,",
+        "per_step=False,",
+        _PROGRAM,
     ),
     # The moving average.
     Fault(
@@ -297,6 +304,13 @@ FAULTS = (
         "x / jnp.asarray(keep, x.dtype)",
         "x",
         ("tests/models/test_dropping.py",),
+    ),
+    Fault(
+        "drop-path-rate-not-passed-on",
+        "deit_jax/training/program.py",
+        'fields |= {"drop_path_rate": config.model.drop_path_rate, "dropout_rate": config.model.dropout_rate}',
+        'fields |= {"dropout_rate": config.model.dropout_rate}',
+        _PROGRAM,
     ),
     Fault(
         "batch-norm-epsilon-of-keras",
