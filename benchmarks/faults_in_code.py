@@ -230,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="NAME,...", help="these faults; default: all")
     parser.add_argument("--list", action="store_true", help="print the faults and end")
-    parser.add_argument("--mirrored-only", action="store_true", help="leave the rest of the short tests out")
+    parser.add_argument("--mirrored-only", action="store_true", help="leave out the rest; SURVIVED then says less")
     parser.add_argument(
         "--baseline", action="store_true", help="check that the test which failed passes without the fault"
     )
