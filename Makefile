@@ -1,4 +1,4 @@
-# make quickstart | test | test-all | docs | lint | format     (VENV=.venv is made on first use; PYTHON=python3.12 picks the interpreter)
+# make quickstart | test | test-long | test-all | docs | lint | format     (VENV=.venv is made on first use; PYTHON=python3.12 picks the interpreter)
 # The newest supported Python that runs: a pyenv shim may be on the path without an interpreter behind it.
 PYTHON ?= $(shell for name in python3.13 python3.12 python3.11 python3; do \
     $$name -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$name && break; done)
@@ -11,11 +11,11 @@ CONSTRAINTS = constraints/python$(shell $(BIN)/python -c 'import sys; print(*sys
 DECLARED := pyproject.toml requirements.txt $(wildcard constraints/*.txt)
 # jax2onnx excludes orbax-checkpoint 0.12, for examples of its own.
 INSTALL_WITHOUT_REQUIREMENTS := jax2onnx==0.17.1
-# Two workers for two cores; a module stays on one, which makes its fixtures once.
-# A worker that dies ends the run with the name of its test: xdist, when it replaces one in the middle of a module, waits for ever.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --max-worker-restart=0
+# Two workers for two cores. Each takes half of the tests in their order, so that a module's fixtures are made once, and when it is done
+# half of what the other has left. A worker that dies ends the run with the name of its test.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --max-worker-restart=0
 
-.PHONY: quickstart quickstart-short test test-long test-all docs lint format constraints clean
+.PHONY: quickstart quickstart-short test test-short test-compiler test-long test-torch test-all docs lint format constraints clean
 
 $(VENV)/bin/python:
 	$(if $(PYTHON),,$(error no Python 3.11, 3.12 or 3.13 runs here: install one, or name it with PYTHON=))
@@ -30,8 +30,10 @@ $(VENV)/installed-tests: $(VENV)/installed
 	$(INSTALL) --editable '.[dev]'
 	touch $@
 
+# TORCH= leaves PyTorch out, which takes gigabytes with its CUDA; the tests that need it are skipped then.
+TORCH ?= ,torch
 $(VENV)/installed-peers: $(VENV)/installed-tests
-	$(INSTALL) --editable '.[dev,peers]'
+	$(INSTALL) --editable '.[dev,peers$(TORCH)]'
 	$(INSTALL) --no-deps $(INSTALL_WITHOUT_REQUIREMENTS)
 	touch $@
 
@@ -48,12 +50,24 @@ quickstart-short: $(VENV)/installed
 	    --config.train.max_steps=60 --config.teacher.recipe.train.max_steps=60
 
 test: $(VENV)/installed-tests
-	$(PYTEST) -m "not long"
+	$(PYTEST) -m "not long and not compiler"
+
+# Models and training alone, compiled with the usual optimizations, which tests/conftest.py leaves out: for further Pythons.
+test-short: $(VENV)/installed-tests
+	XLA_FLAGS=--xla_backend_optimization_level=3 $(PYTEST) -m "not long and not compiler" tests/models tests/training \
+	    tests/reliability/test_earlier_version.py
+
+test-compiler: $(VENV)/installed-tests
+	$(PYTEST) -m compiler
 
 test-long: $(VENV)/installed-peers
-	$(PYTEST) -m long
+	$(PYTEST) -m "long and not compiler"
 
-test-all: test test-long
+# Those of the long tests that need PyTorch.
+test-torch: $(VENV)/installed-peers
+	$(PYTEST) -m "not compiler" tests/weights/test_pickles.py tests/weights/test_peers.py tests/weights/test_loading.py
+
+test-all: test test-compiler test-long
 
 # build/site/index.html; fails for a link, page or anchor that is not there (--quiet would count no warnings).
 docs: $(VENV)/installed-docs
@@ -72,7 +86,7 @@ constraints:
 	rm -rf build/constraints
 	$(PYTHON) -m venv build/constraints
 	build/constraints/bin/python -m pip install --quiet --upgrade pip
-	build/constraints/bin/python -m pip install --quiet --editable '.[dev,peers,docs]' $(HOLD)
+	build/constraints/bin/python -m pip install --quiet --editable '.[dev,peers,docs$(TORCH)]' $(HOLD)
 	build/constraints/bin/python -m pip install --quiet --no-deps $(INSTALL_WITHOUT_REQUIREMENTS)
 	file=constraints/python$$(build/constraints/bin/python -c 'import sys; print(*sys.version_info[:2], sep=".")').txt && mkdir -p constraints && \
 	{ echo "# Tested together; written by make constraints. CUDA's libraries are left to what needs them (JAX's extra, PyTorch)."; \
