@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -37,7 +40,8 @@ def export_onnx(classifier: Classifier, path: str | Path) -> Path:
     # It imports a plugin for every library that it knows, and reports each that is not installed with a traceback.
     logging.getLogger("jax2onnx").setLevel(logging.ERROR)
     try:
-        import jax2onnx
+        with _restored(jnp):
+            import jax2onnx
     except ImportError as error:
         raise PortableError(
             "layout=onnx needs jax2onnx: pip install onnx onnx-ir onnxruntime, then pip install --no-deps jax2onnx"
@@ -51,9 +55,10 @@ def export_onnx(classifier: Classifier, path: str | Path) -> Path:
     (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of shapes whose type it does not write down
-    model: Any = jax2onnx.to_onnx(
-        outputs, [images], model_name="deit_jax", input_names=["images"], output_names=["logits", "probabilities"]
-    )
+    with _restored(jnp):
+        model: Any = jax2onnx.to_onnx(
+            outputs, [images], model_name="deit_jax", input_names=["images"], output_names=["logits", "probabilities"]
+        )
     # Shapes of what lies between: not needed, and jax2onnx notes some before it transposes, of which onnxruntime warns.
     del model.graph.value_info[:]
     described = model.metadata_props.add()
@@ -62,6 +67,16 @@ def export_onnx(classifier: Classifier, path: str | Path) -> Path:
         raise PortableError(f"{path}: the model is larger than the 2 GiB of an ONNX file")
     write_files({path: model.SerializeToString()})
     return path
+
+
+@contextlib.contextmanager
+def _restored(module: ModuleType) -> Iterator[None]:
+    """Put back what was replaced in a module: jax2onnx 0.17.1 leaves its own jax.numpy.cumsum, which takes fewer arguments."""
+    before = dict(vars(module))
+    try:
+        yield
+    finally:
+        vars(module).update(before)
 
 
 def check_onnx(path: str | Path, classifier: Classifier) -> float:
