@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 
@@ -6,7 +7,7 @@ import jax
 import pytest
 
 from deit_jax.parallel import platforms
-from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here
+from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here, unused_accelerator
 
 
 @pytest.fixture
@@ -43,6 +44,35 @@ def test_elsewhere_jax_stays_on_the_cpu(plugins, tmp_path):
     (tmp_path / "vfio" / "vfio").touch()  # the driver's own node is there without a device
     look_for_nothing_that_is_not_here(tmp_path)
     assert jax.config.jax_platforms == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "found", "install"),
+    [
+        ("nvidia0", "an NVIDIA GPU", r"pip install 'jax\[cuda13\]' \(driver 580 or newer\) or 'jax\[cuda12\]'"),
+        ("dxg", "an NVIDIA GPU", r"'jax\[cuda13\]'"),
+        ("kfd", "an AMD GPU", "ROCm"),
+        ("accel0", "a TPU", r"pip install 'jax\[tpu\]'"),
+        ("vfio/3", "a TPU", r"pip install 'jax\[tpu\]'"),
+    ],
+)
+def test_an_accelerator_that_jax_does_not_use_is_named_with_what_to_install(
+    tmp_path, monkeypatch, device, found, install
+):
+    monkeypatch.delenv("JAX_PLATFORMS")
+    (tmp_path / device).parent.mkdir(exist_ok=True)
+    (tmp_path / device).touch()
+    line = unused_accelerator(tmp_path)
+    assert re.search(rf"does not use {found} of this machine: .*{install}", line) and "\n" not in line
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert "JAX_PLATFORMS=cpu asks for that" in unused_accelerator(tmp_path)
+    monkeypatch.setattr(platforms.jax, "default_backend", lambda: "gpu")
+    assert unused_accelerator(tmp_path) is None
+
+
+def test_a_machine_without_accelerators_lacks_nothing(tmp_path):
+    (tmp_path / "nvidiactl").touch()  # the driver without a device
+    assert unused_accelerator(tmp_path) is None
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "nonsense"])
