@@ -42,12 +42,12 @@ case ${1:-} in
         trap 'rm -f "$archive"' EXIT
         git archive --format=tar.gz --output="$archive" HEAD
         gcloud compute tpus tpu-vm scp "$archive" "$name:deit_jax.tar.gz" --zone="$zone" --worker=all
-        # The images' own Python may be older than 3.11.
+        # The images' own Python may be older than 3.12.
         on_all_workers "set -e
             mkdir -p $folder && tar -xzf deit_jax.tar.gz -C $folder && cd $folder
             python3 -m pip install --quiet --user uv
-            test -d .venv || ~/.local/bin/uv venv --quiet --python=3.11 .venv
-            ~/.local/bin/uv pip install --quiet --python=.venv/bin/python -r requirements.txt 'jax[tpu]>=0.10.2'"
+            test -d .venv || ~/.local/bin/uv venv --quiet --python=3.12 .venv
+            ~/.local/bin/uv pip install --quiet --python=.venv/bin/python -c constraints/python3.12.txt -e '.[tpu]'"
         if [[ -n ${NFS:-} ]]; then
             on_all_workers "sudo apt-get install -y -qq nfs-common && sudo mkdir -p /mnt/shared && \
                 (mountpoint -q /mnt/shared || sudo mount '$NFS' /mnt/shared)"

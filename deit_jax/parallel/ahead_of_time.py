@@ -60,7 +60,7 @@ def topology_devices(topology: Topology) -> list[Any]:
     if topology.platform == "tpu":
         if importlib.util.find_spec("libtpu") is None:
             raise UserError(
-                f"--topology={topology.name} needs libtpu, TPU's compiler: pip install libtpu (no TPU is needed)"
+                f"--topology={topology.name} needs libtpu, TPU's compiler: pip install 'jax[tpu]' (no TPU is needed)"
             )
         for name, value in _TPU_ENVIRONMENT.items():
             os.environ.setdefault(name, value)

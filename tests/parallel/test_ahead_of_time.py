@@ -29,6 +29,7 @@ def report(tmp_path_factory):
     return report
 
 
+@pytest.mark.compiler
 def test_a_tiny_step_compiled_for_a_tpu_fits(report):
     assert report["devices"] == 4 and report["chip"] == "TPU v5e" and report["fits"]
     memory = report["memory"]
@@ -38,11 +39,13 @@ def test_a_tiny_step_compiled_for_a_tpu_fits(report):
     assert memory["EMA"] == memory["parameters"] and memory["optimizer"] == 2 * memory["parameters"] + 12
 
 
+@pytest.mark.compiler
 def test_what_is_left_open_follows_the_target_and_not_this_machine(report):
     assert report["compute_dtype"] == "bfloat16"
     assert report["memory"]["teacher"] < 2 * 4 * report["flops_per_image"]["teacher"]  # counted; in bfloat16
 
 
+@pytest.mark.compiler
 def test_data_parallelism_exchanges_gradients_in_a_few_all_reduces_and_gathers_nothing(report):
     assert set(report["collectives"]) == {"all-reduce"}
     row = report["collectives"]["all-reduce"]
@@ -50,6 +53,7 @@ def test_data_parallelism_exchanges_gradients_in_a_few_all_reduces_and_gathers_n
     assert row["bytes"] >= 2 * report["parameters"]  # every gradient, two bytes at least
 
 
+@pytest.mark.compiler
 def test_the_least_time_is_of_the_models_flops(report):
     flops = report["flops_per_image"]
     assert report["roofline"]["compute"] == pytest.approx((flops["student"] + flops["teacher"]) * 8 / 197e12)
@@ -60,7 +64,7 @@ def test_unknown_topologies_and_missing_compilers_are_one_line(monkeypatch):
     with pytest.raises(UserError, match="--topology=v5e8: there is no such topology; nearest first: v5e-8"):
         compile_step(tiny_config(), "v5e8")
     monkeypatch.setattr(ahead_of_time.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"--topology=v5e-8 needs libtpu, .*: pip install libtpu"):
+    with pytest.raises(UserError, match=r"--topology=v5e-8 needs libtpu, .*: pip install 'jax\[tpu\]'"):
         topology_devices(find_topology("v5e-8"))
 
     def not_there(*_, **__):
