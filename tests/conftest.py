@@ -1,5 +1,6 @@
-"""Shared by all tests: eight virtual CPU devices, quick compilation, one cache of compiled programs for all processes of a run."""
+"""Shared by all tests: eight virtual CPU devices, quick compilation, and one cache of compiled programs for a whole run."""
 
+import gc
 import os
 import tempfile
 
@@ -16,3 +17,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="deit_jax_tests_", ignore_cleanup_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+# Traces make millions of objects that live long. To look for cycles as often as Python does by default took a sixth of the time.
+gc.set_threshold(50_000, 20, 100)
+
+
+def pytest_collection_finish():
+    """What was imported stays: leave it out of every later search for cycles."""
+    gc.collect()
+    gc.freeze()

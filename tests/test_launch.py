@@ -10,8 +10,7 @@ import time
 import pytest
 
 from deit_jax.reporting.metrics import read_rows
-from tests.end_to_end.commands import ROOT, TINY, environment
-from tests.end_to_end.test_processes import free_port
+from tests.end_to_end.commands import ROOT, TINY, environment, free_port
 
 
 def start(script, *arguments, **settings):

@@ -45,6 +45,7 @@ def test_everything_off_is_the_evaluation_and_one_hot():
     np.testing.assert_array_equal(targets, np.eye(10)[labels])
 
 
+@pytest.mark.compiler
 def test_stages_that_are_off_cost_nothing():
     images, labels = batch(8)
     recipe = jax.jit(TrainAugmentation(num_classes=10, **OFF))

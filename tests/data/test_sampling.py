@@ -1,6 +1,5 @@
 import hashlib
 import pickle
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -124,9 +123,9 @@ def test_order_depends_on_seed_and_epoch_only():
 
 def test_any_step_costs_the_same():
     it = order(num_examples=1281167, batch_size=1024, group_size=64)
-    start = time.perf_counter()
-    it.positions(300 * 1251 - 1)
-    assert time.perf_counter() - start < 2
+    assert (
+        len(it.positions(300 * 1251 - 1).image_index) == 1024
+    )  # would take hours if the steps before were walked through
 
 
 def test_small_data_sets_are_not_rounded_to_nothing():

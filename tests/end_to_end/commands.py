@@ -1,15 +1,24 @@
-"""run.py as a user types it, in processes of its own."""
+"""run.py as a user types it, each command in a process of its own."""
 
+import multiprocessing
 import os
 import re
+import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from deit_jax.reporting.metrics import read_rows
 
 ROOT = Path(__file__).parents[2]
 TINY = "--config=tests/tiny.py"
+TIMEOUT = 1200  # seconds of a command
+
+# Importing JAX, Orbax and Grain takes most of a short command's time: a server imports them once and forks for each command. No
+# device is touched before the fork. `command` is for what a test starts itself, as a shell would.
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["deit_jax.command_line", "deit_jax.modes.train", "tests.end_to_end.commands"])
 
 
 def command(*arguments):
@@ -25,10 +34,42 @@ def environment(devices=1):
     }
 
 
-def run(*arguments, devices=1):
-    return subprocess.run(
-        command(*arguments), cwd=ROOT, env=environment(devices), capture_output=True, text=True, timeout=1200
-    )
+def run(*arguments, devices=1, cwd=ROOT, **settings):
+    """A command, as `subprocess.CompletedProcess` has it; `settings` are environment variables as of `forked`."""
+    return forked(_run, str(ROOT / "run.py"), *map(str, arguments), cwd=cwd, **environment(devices) | settings)
+
+
+def _run(*arguments):
+    sys.argv = list(arguments)
+    from deit_jax.command_line import main
+
+    main()
+
+
+def forked(function, *arguments, cwd=ROOT, **variables):
+    """`function(*arguments)` in a process of its own, as `subprocess.CompletedProcess` has a command.
+
+    function: of a module's top level. variables: the environment, of what is not read when JAX is imported.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = _SERVER.Process(target=_call, args=(function, arguments, str(cwd), variables, streams))
+        process.start()
+        process.join(TIMEOUT)
+        if process.is_alive():
+            process.kill()
+            process.join()
+        stdout, stderr = (path.read_text() for path in streams)
+    return subprocess.CompletedProcess(arguments, process.exitcode, stdout, stderr)
+
+
+def _call(function, arguments, cwd, variables, streams):
+    for number, path in enumerate(streams, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(cwd)
+    function(*arguments)
 
 
 def succeed(*arguments, devices=1):
@@ -44,6 +85,32 @@ def refused(*arguments) -> str:
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
     return lines[0]
+
+
+def free_port():
+    with socket.socket() as it:
+        it.bind(("127.0.0.1", 0))
+        return it.getsockname()[1]
+
+
+def run_together(workdir, *arguments, processes, devices=1):
+    """What each of several processes of one run printed."""
+    flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
+    started = [
+        subprocess.Popen(
+            command(TINY, f"--workdir={workdir}", *arguments, *flags, f"--process_id={number}"),
+            cwd=ROOT,
+            env=environment(devices),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+    printed = [process.communicate(timeout=TIMEOUT) for process in started]
+    for process, (out, error) in zip(started, printed, strict=True):
+        assert process.returncode == 0, out[-2000:] + error[-2000:]
+    return [out for out, _ in printed]
 
 
 def train_rows(workdir):

@@ -1,6 +1,5 @@
 """Several real processes on this machine as one run."""
 
-import socket
 import subprocess
 
 import jax
@@ -9,33 +8,7 @@ import pytest
 
 from deit_jax.training.checkpointing import load_variables
 
-from .commands import ROOT, TINY, command, environment, refused, succeed, train_rows
-
-
-def free_port():
-    with socket.socket() as it:
-        it.bind(("127.0.0.1", 0))
-        return it.getsockname()[1]
-
-
-def run_together(workdir, *arguments, processes, devices=1):
-    """What each of several processes of one run printed."""
-    flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
-    started = [
-        subprocess.Popen(
-            command(TINY, f"--workdir={workdir}", *arguments, *flags, f"--process_id={number}"),
-            cwd=ROOT,
-            env=environment(devices),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(processes)
-    ]
-    printed = [process.communicate(timeout=1200) for process in started]
-    for process, (out, error) in zip(started, printed, strict=True):
-        assert process.returncode == 0, out[-2000:] + error[-2000:]
-    return [out for out, _ in printed]
+from .commands import ROOT, TINY, command, environment, free_port, refused, run_together, succeed, train_rows
 
 
 def assert_same_run(one, other):

@@ -14,7 +14,7 @@ import deit_jax
 from deit_jax.training.checkpointing import load_variables
 from tests.tiny import STUDENT
 
-from .commands import ROOT, TINY, command, environment, refused, succeed, train_rows
+from .commands import ROOT, TINY, command, environment, refused, run_together, succeed, train_rows
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,24 @@ def test_it_tells_what_runs_how_it_goes_and_what_came_of_it(one_device):
     assert rows[2]["mfu"] == pytest.approx(rows[2]["model_tflops_per_second"] / 0.2)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [2, 8])
 def test_any_number_of_devices_gives_the_same_losses(one_device, tmp_path, devices):
     done = succeed(TINY, f"--workdir={tmp_path}/run", devices=devices)
     assert f"{devices} x cpu" in done.stdout
-    expected, found = train_rows(one_device[0]), train_rows(tmp_path / "run")
+    assert_same_losses(tmp_path / "run", one_device[0])
+
+
+def test_two_processes_give_the_same_losses(one_device, tmp_path):
+    printed = run_together(tmp_path / "run", processes=2)
+    assert "2 process(es)" in printed[0] and "distillation head" in printed[0]
+    assert "step" not in printed[1]  # one of them speaks
+    assert_same_losses(tmp_path / "run", one_device[0])
+
+
+def assert_same_losses(workdir, other):
+    found, expected = train_rows(workdir), train_rows(other)
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
     for name in ("train/loss", "train/class_loss", "train/distillation_loss"):
         np.testing.assert_allclose(
             [row[name] for row in found], [row[name] for row in expected], rtol=1e-4, err_msg=name
@@ -89,8 +102,8 @@ def test_further_sets_are_scored_and_named_on_the_command_line(one_device, tmp_p
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
-    # Most of an epoch (312 steps), so that the kill falls well before the end and in mid-epoch.
-    changes = ["--config.train.max_steps=300", "--config.checkpoint.every_steps=10", "--config.log.every_steps=5"]
+    # So many that the kill falls well before the end, in the first of the epochs of 312 steps.
+    changes = ["--config.train.max_steps=80", "--config.checkpoint.every_steps=10", "--config.log.every_steps=5"]
     succeed(TINY, *changes, f"--workdir={tmp_path}/whole")
 
     process = subprocess.Popen(
@@ -106,20 +119,20 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     interrupted = train_rows(tmp_path / "killed")[-1]["step"]
-    assert interrupted < 300
+    assert interrupted < 80
 
     done = succeed(TINY, *changes, f"--workdir={tmp_path}/killed")
     resumed = int(re.search(r"resuming after step (\d+)", done.stdout)[1])
     assert 10 <= resumed <= interrupted and resumed % 10 == 0
     for which in ("raw", "ema"):
         (whole, step), (killed, other_step) = (load_variables(tmp_path / name, which) for name in ("whole", "killed"))
-        assert step == other_step == 300
+        assert step == other_step == 80
         assert jax.tree.structure(whole) == jax.tree.structure(killed)
         for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(killed), strict=True):
             np.testing.assert_array_equal(one, other)
     assert optimizer_state(tmp_path / "whole") == optimizer_state(tmp_path / "killed")
     losses = [[(row["step"], row["train/loss"]) for row in train_rows(tmp_path / name)] for name in ("whole", "killed")]
-    assert losses[0] == losses[1] and len(losses[0]) == 61
+    assert losses[0] == losses[1] and len(losses[0]) == 17
 
 
 def optimizer_state(workdir) -> list[bytes]:
@@ -136,13 +149,13 @@ def test_teacher_and_student_in_one_command(tmp_path):
         done.stdout.split()
     )  # lines are folded
     assert "teacher's top-1" in done.stdout and "RANDOM" not in done.stdout
-    # The teacher alone is a run like any other, and another student takes it from its workdir.
-    done = succeed(
-        TINY,
-        f"--config.teacher.weights={tmp_path}/run/teacher",
-        "--config.train.max_steps=1",
-        f"--workdir={tmp_path}/b",
-    )
+
+
+@pytest.mark.long
+def test_another_student_takes_a_teacher_from_its_workdir(tmp_path):
+    succeed(f"{TINY}:teacher", f"--workdir={tmp_path}/teacher", "--config.train.max_steps=1")
+    weights = f"--config.teacher.weights={tmp_path}/teacher"
+    done = succeed(TINY, weights, "--config.train.max_steps=1", f"--workdir={tmp_path}/student")
     assert "teacher regnety_002" in done.stdout
 
 

@@ -32,7 +32,7 @@ def test_scores_do_not_depend_on_devices_or_batch_size(model_and_variables, devi
     images = np.stack([np.repeat(source[i].image[:, :, None], 3, axis=2) for i in range(90)]) / 255
     labels = np.array([source[i].label for i in range(90)])
     images = (images - np.array(config.augment.mean)) / np.array(config.augment.std)
-    output = model.apply(variables, images.astype(np.float32))
+    output = jax.jit(model.apply)(variables, images.astype(np.float32))
     for head, logits in (("class", output.class_logits), ("fused_logits", output.logits)):
         assert scores[head]["top1"] == pytest.approx(100 * np.mean(np.argmax(logits, -1) == labels))
 

@@ -19,7 +19,7 @@ MEAN, STD = np.array((0.485, 0.456, 0.406), np.float32), np.array((0.229, 0.224,
 def expected(vit):
     """The output of the model for the two photographs, its images made ready step by step."""
     crops = [center_crop_resize(np.asarray(Image.open(path)), 28, 0.875) for path in (CHINA, FLOWER)]
-    return vit.model.apply(vit.variables, jnp.asarray((np.stack(crops) / np.float32(255) - MEAN) / STD), train=False)
+    return jax.jit(vit.model.apply)(vit.variables, (np.stack(crops) / np.float32(255) - MEAN) / STD)
 
 
 def test_the_answer_is_the_models_for_images_of_any_kind(vit, expected):

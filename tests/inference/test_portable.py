@@ -19,7 +19,7 @@ from tests.inference.examples import example
 def expected_logits(classifier, paths):
     images = np.stack([classifier.prepare(path) for path in paths])
     images = prepare_for_evaluation(images, classifier.mean, classifier.std)
-    return np.asarray(classifier.model.apply(classifier.variables, images, train=False).logits)
+    return np.asarray(jax.jit(classifier.model.apply)(classifier.variables, images).logits)
 
 
 # docs/inference.md's own example, and then: its answers, and whether it had this package.

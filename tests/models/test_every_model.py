@@ -6,11 +6,18 @@ import pytest
 
 from deit_jax.models import create_model, list_models
 
-from .timm_names import QUICK_COMPILATION, model_images, our_name, our_variables, timm_tensor
+from .timm_names import model_images, our_name, our_variables, timm_tensor
 
 LONG = (
     "deit_base_patch16_384",
     "deit_base_distilled_patch16_384",
+    "regnety_004",
+    "regnety_006",
+    "regnety_008",
+    "regnety_032",
+    "regnety_040",
+    "regnety_064",
+    "regnety_080",
     "regnety_120",
     "regnety_160",
     "regnety_320",
@@ -21,15 +28,9 @@ def with_long(names):
     return [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in names]
 
 
-def compiler_options(name):
-    """The time of a RegNetY is its compilation's: the short tier takes the quick one for all but the smallest."""
-    return QUICK_COMPILATION if name.startswith("regnety") and name != "regnety_002" and name not in LONG else None
-
-
 @pytest.mark.parametrize("name", with_long(list_models()))
 def test_logits_are_those_of_timm(golden, timm_shapes, close, name):
-    apply = jax.jit(create_model(name).apply, compiler_options=compiler_options(name))
-    output = jax.device_get(apply(our_variables(timm_shapes[name]), model_images(name)))
+    output = jax.device_get(jax.jit(create_model(name).apply)(our_variables(timm_shapes[name]), model_images(name)))
     # PyTorch's own float32 answers are 2e-7 to 6e-7 from these, which are float64's.
     if "_distilled_" in name:
         for found, expected in zip(

@@ -55,7 +55,9 @@ def test_every_implementation_is_the_grouped_convolution_of_linen(
     jax.tree.map(functools.partial(close, limit=1e-6), found, expected)
 
 
-def test_on_several_devices_each_convolves_its_own_rows(close):
+@pytest.fixture(scope="module")
+def on_several_devices():
+    """{"native", "per device": (the program of eight devices, its gradients)}"""
     mesh = make_mesh(fsdp=2)
     whole, rows = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
     x = np.random.RandomState(0).normal(size=(16, 7, 9, 24)).astype(np.float32)
@@ -67,15 +69,24 @@ def test_on_several_devices_each_convolves_its_own_rows(close):
             kernel, x
         )
 
-    found, gathers = {}, {}
+    found = {}
     for name, module in (("native", native), ("per device", native.clone(implementation=PerDevice(mesh)))):
         compiled = jax.jit(
             functools.partial(gradients, module), in_shardings=(whole, rows), out_shardings=(whole, rows)
         )
         compiled = compiled.lower(kernel, x).compile()
-        found[name] = compiled(*jax.device_put((kernel, x), (whole, rows)))
-        gathers[name] = "all-gather" in compiled.as_text()
-    jax.tree.map(functools.partial(close, limit=1e-6), found["per device"], found["native"])
+        found[name] = compiled, compiled(*jax.device_put((kernel, x), (whole, rows)))
+    return found
+
+
+def test_on_several_devices_each_convolves_its_own_rows(close, on_several_devices):
+    (_, found), (_, expected) = on_several_devices["per device"], on_several_devices["native"]
+    jax.tree.map(functools.partial(close, limit=1e-6), found, expected)
+
+
+@pytest.mark.compiler
+def test_nothing_is_gathered_on_several_devices(on_several_devices):
+    gathers = {name: "all-gather" in program.as_text() for name, (program, _) in on_several_devices.items()}
     assert not gathers["per device"]
     assert gathers["native"], "XLA no longer gathers the batch (openxla/xla#47945): PerDevice can go"
 

@@ -11,7 +11,7 @@ from deit_jax.models import create_model
 from deit_jax.models.dropping import Dropout
 from deit_jax.models.regnet import ConvBatchNorm, RegNet
 
-from .timm_names import QUICK_COMPILATION, TRAINED_STATISTICS, model_images, our_variables, photographs
+from .timm_names import TRAINED_STATISTICS, model_images, our_variables, photographs
 
 # Three stages of 16, 24 and 48 channels: 1, 2 and 2 blocks.
 TINY = {"num_classes": 5, "w0": 16, "wa": 8.0, "wm": 1.8, "depth": 5, "group_width": 8, "stem_width": 16}
@@ -71,6 +71,7 @@ def test_native_grouped_convolutions_give_the_same_logits(golden, regnety_002, c
     close(jax.jit(model.apply)(regnety_002, model_images("regnety_002")).logits, golden["regnety_002"])
 
 
+@pytest.mark.long
 def test_stem_of_stride_1_is_that_of_timm(golden, regnety_002, close):
     output = jax.jit(create_model("regnety_002", stem_stride=1).apply)(regnety_002, photographs(2, 32))
     close(output.logits, golden["regnety_002_stride_1"])
@@ -161,7 +162,7 @@ def test_batch_norm_has_the_epsilon_of_pytorch():
 def fresh():
     """One block of 128 channels in two groups."""
     model = RegNet(num_classes=500, w0=128, wa=0.0, wm=2.0, depth=1, group_width=64)
-    return flat(jax.jit(model.init, compiler_options=QUICK_COMPILATION)(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+    return flat(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
 
 
 def test_convolutions_start_normal_by_the_fan_out_of_a_group(fresh):
@@ -257,7 +258,7 @@ def test_dropping_of_a_model_is_keyed_by_position_and_independent_in_blocks(tiny
         "mutable": ["batch_stats", "intermediates"],
     }
 
-    @functools.partial(jax.jit, compiler_options=QUICK_COMPILATION)
+    @jax.jit
     def kept(images, positions):
         rngs = {"dropout": jax.random.key(3)}
         _, state = model.apply(variables, images, train=True, positions=positions, rngs=rngs, **captures)
@@ -293,6 +294,6 @@ def test_gradients_reach_every_parameter(tiny):
         return jnp.square(output.logits).sum()
 
     images = images[:, :16, :16]
-    gradients = jax.jit(jax.grad(loss), compiler_options=QUICK_COMPILATION)(variables["params"])
+    gradients = jax.jit(jax.grad(loss))(variables["params"])
     for name, gradient in flat(gradients).items():
         assert np.isfinite(gradient).all() and np.any(gradient), name

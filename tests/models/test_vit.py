@@ -12,7 +12,7 @@ from deit_jax.models.dropping import Dropout
 from deit_jax.models.output import fuse
 from deit_jax.models.vit import LayerNorm, Mlp, VisionTransformer
 
-from .timm_names import FULL_SIZE_TOKENS, QUICK_COMPILATION, SMALL_VIT, TOKENS, model_images, our_variables, photographs
+from .timm_names import FULL_SIZE_TOKENS, SMALL_VIT, TOKENS, model_images, our_variables, photographs
 
 TINY = {"num_classes": 5, "image_size": 28, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3}
 
@@ -174,9 +174,7 @@ def test_images_of_another_size_are_refused_with_both_sizes(tiny, shape):
 def fresh():
     """deit_tiny's parameters at a smaller patch, so that the position embedding is long."""
     model = create_model("deit_tiny_distilled_patch16_224", image_size=64, patch_size=4, depth=1)
-    return flat(
-        jax.jit(model.init, compiler_options=QUICK_COMPILATION)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"]
-    )
+    return flat(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))["params"])
 
 
 NORMAL = ("cls_token", "dist_token", "pos_embed", "head/kernel", "head_dist/kernel") + tuple(
@@ -312,6 +310,6 @@ def test_bfloat16_computes_and_float32_answers(tiny, answer, close):
 def test_gradients_reach_every_parameter(tiny):
     model, variables, images = tiny
     gradient = jax.grad(lambda v: jnp.square(model.apply(v, images).logits).sum())
-    gradients = jax.jit(gradient, compiler_options=QUICK_COMPILATION)(variables)
+    gradients = jax.jit(gradient)(variables)
     for name, gradient in flat(gradients["params"]).items():
         assert np.isfinite(gradient).all() and np.any(gradient), name

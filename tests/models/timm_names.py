@@ -22,9 +22,6 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 SMALL_PART = (slice(57, 281), slice(134, 358))  # of the photograph: 224 pixels for whoever needs no more
 
-# For jax.jit(compiler_options=): code generation takes half the time. XLA's own passes, so the operations, are the same.
-QUICK_COMPILATION = {"xla_backend_optimization_level": 0}
-
 # The golden model beside timm's named ones: what it changes of deit_small_distilled_patch16_224.
 SMALL_VIT = {"image_size": 64, "patch_size": 8, "depth": 4, "num_classes": 10}
 TOKENS = (0, 1, 2, 33, 65)  # the recorded tokens of its blocks

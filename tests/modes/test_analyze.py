@@ -60,7 +60,7 @@ def test_the_matrix_is_that_of_the_networks_own_answers(workdirs, analysis):
     images = ((images - np.array(config.augment.mean)) / np.array(config.augment.std)).astype(np.float32)
     labels = np.array([source[i].label for i in range(50)])
     one, other = (load_classifier(str(workdir), which="raw") for workdir in workdirs)
-    distilled, plain = (c.model.apply(c.variables, images) for c in (one, other))
+    distilled, plain = (jax.jit(c.model.apply)(c.variables, images) for c in (one, other))
     decided = {
         "ground truth": labels, "distilled, class": np.argmax(distilled.class_logits, -1),
         "distilled, both": np.argmax(distilled.logits, -1), "plain": np.argmax(plain.logits, -1),

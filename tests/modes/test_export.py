@@ -7,7 +7,6 @@ import pytest
 from deit_jax.config import ConfigError
 from deit_jax.modes.export import export
 from deit_jax.modes.teacher import load_teacher
-from deit_jax.modes.train import train
 from deit_jax.training.checkpointing import CheckpointError, load_variables
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
@@ -15,21 +14,13 @@ from deit_jax.weights import WeightsError, load_weights
 from tests.tiny import tiny_config
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """The workdir of a tiny distilled DeiT trained for two steps."""
-    workdir = tmp_path_factory.mktemp("student")
-    train(tiny_config(train__max_steps=2), workdir)
-    return workdir
-
-
 @pytest.mark.parametrize("which", ["raw", "ema"])
 @pytest.mark.parametrize("layout", ["timm", "hf", "mmpretrain"])
-def test_the_exported_weights_are_the_checkpoints(trained, tmp_path, layout, which):
+def test_the_exported_weights_are_the_checkpoints(trained_student, tmp_path, layout, which):
     output = tmp_path / ("out.safetensors" if layout == "mmpretrain" else "out")
-    path = export(trained, output, layout=layout, which=which)
-    found = load_weights(path, build_recorded_model(read_config(trained)))
-    expected, _ = load_variables(trained, which)
+    path = export(trained_student, output, layout=layout, which=which)
+    found = load_weights(path, build_recorded_model(read_config(trained_student)))
+    expected, _ = load_variables(trained_student, which)
     for name in ("head", "head_dist", "blocks_1"):
         for one, other in zip(
             jax.tree.leaves(found["params"][name]), jax.tree.leaves(expected["params"][name]), strict=True
@@ -37,8 +28,8 @@ def test_the_exported_weights_are_the_checkpoints(trained, tmp_path, layout, whi
             np.testing.assert_array_equal(one, other)
 
 
-def test_the_card_tells_the_runs_own_preprocessing_and_classes(trained, tmp_path):
-    export(trained, tmp_path, layout="hf", which="raw")
+def test_the_card_tells_the_runs_own_preprocessing_and_classes(trained_student, tmp_path):
+    export(trained_student, tmp_path, layout="hf", which="raw")
     config = json.loads((tmp_path / "config.json").read_text())
     processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert config["image_size"] == 28 and config["patch_size"] == 14
@@ -46,10 +37,10 @@ def test_the_card_tells_the_runs_own_preprocessing_and_classes(trained, tmp_path
     assert processor["size"] == {"shortest_edge": 28}  # tests/tiny.py evaluates whole images
 
 
-def test_what_cannot_be_exported_is_refused(trained, tmp_path):
+def test_what_cannot_be_exported_is_refused(trained_student, tmp_path):
     with pytest.raises(ConfigError, match="is not the --workdir of a training run"):
         export(tmp_path, tmp_path / "out", layout="timm", which="raw")
-    (tmp_path / "config.json").write_text((trained / "config.json").read_text())
+    (tmp_path / "config.json").write_text((trained_student / "config.json").read_text())
     with pytest.raises(CheckpointError, match="holds no checkpoints"):
         export(tmp_path, tmp_path / "out", layout="timm", which="raw")
     assert not (tmp_path / "out").exists()
@@ -76,8 +67,8 @@ def test_a_file_that_is_no_average_is_not_taken_for_one(trained_teacher, tmp_pat
         load_teacher(config, tmp_path)
 
 
-def test_a_teacher_file_that_does_not_fit_is_refused(trained, tmp_path):
-    path = export(trained, tmp_path / "student.safetensors", layout="timm", which="raw")
+def test_a_teacher_file_that_does_not_fit_is_refused(trained_student, tmp_path):
+    path = export(trained_student, tmp_path / "student.safetensors", layout="timm", which="raw")
     with pytest.raises(WeightsError, match="does not fit the model: missing"):
         load_teacher(tiny_config(teacher__weights=str(path)), tmp_path)
     with pytest.raises(WeightsError, match="there is no such file"):

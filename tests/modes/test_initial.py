@@ -22,14 +22,6 @@ PLAIN = {
 
 
 @pytest.fixture(scope="module")
-def trained_student(tmp_path_factory, trained_teacher):
-    """The workdir of a small distilled DeiT trained for one step."""
-    workdir = tmp_path_factory.mktemp("student")
-    train(tiny_config(teacher__weights=str(trained_teacher), train__max_steps=1), workdir)
-    return workdir
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """timm-named files of random weights, 10 classes, 28 pixels: {"distilled" or "plain": path}."""
     folder = tmp_path_factory.mktemp("files")
@@ -148,6 +140,7 @@ def _with_other_classes(folder):
     return record
 
 
+@pytest.mark.long
 def test_fine_tuning_at_a_larger_size_with_a_teacher_at_that_size(trained_student, trained_teacher, tmp_path, capsys):
     """Two steps through the trainer, one of them after a restart that finds the first weights gone."""
     start = tmp_path / "start"

@@ -6,6 +6,8 @@ from deit_jax.training.checkpointing import CheckpointError, load_variables
 from deit_jax.training.state import count_parameters
 from tests.tiny import STUDENT, tiny_config, tiny_teacher_config
 
+from .workdirs import untrained
+
 
 def test_a_teacher_comes_from_the_workdir_with_the_shape_it_was_trained_in(trained_teacher, tmp_path):
     config = tiny_config(teacher__weights=str(trained_teacher))
@@ -42,7 +44,7 @@ def test_teachers_that_do_not_fit_are_refused(trained_teacher, tmp_path):
 
 def test_a_transformer_teacher_of_another_size_is_refused(tmp_path):
     config = tiny_config(distillation__kind="none", teacher__weights="", train__max_steps=1, ema__decay=0.0)
-    train(config, tmp_path / "teacher")
+    untrained(tmp_path / "teacher", config)
     wanted = {"teacher__weights": str(tmp_path / "teacher"), "teacher__name": config.model.name}
     assert load_teacher(tiny_config(**wanted), tmp_path).model.image_size == 28
     with pytest.raises(ConfigError, match="made for 28 pixels, the student's images have 56"):

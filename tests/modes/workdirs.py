@@ -1,5 +1,7 @@
 """Workdirs of runs that have not taken a step: a genuine record and checkpoint, and nothing compiled but the initialisation."""
 
+import jax
+
 from deit_jax.data.registry import open_source
 from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.parallel.mesh import make_mesh
@@ -14,7 +16,7 @@ def untrained(workdir, config):
     source = open_source(config.data, "train")
     plan = resolve(config, num_images=len(source), data_classes=len(source.class_names))
     program = build_program(
-        config, plan, make_mesh(), abstract_teacher(config, plan.num_classes, plan.image_size, "cpu")
+        config, plan, make_mesh(jax.devices()[:1]), abstract_teacher(config, plan.num_classes, plan.image_size, "cpu")
     )
     claim_workdir(workdir, config, plan, class_names=source.class_names)
     with Checkpoints(workdir) as checkpoints:

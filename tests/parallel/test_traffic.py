@@ -36,6 +36,7 @@ def test_every_kernel_reads_its_operands_and_writes_its_results():
     assert bytes_in_text(GPU) == scaled + product + exchanged + in_loop
 
 
+@pytest.mark.compiler
 def test_it_agrees_with_the_compiler_that_tells():
     def function(images, kernel, weights):
         x = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import re
 from typing import Any
 
 import jax
@@ -102,9 +103,9 @@ def shrink(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def program_key(config: ConfigDict) -> str:
+def program_key(config: ConfigDict, *, sizes: bool = True) -> str:
     """What gives the train step its form: equal for two configurations whose programs differ in constants, and in the heads'
-    width, at most.
+    width, at most; without `sizes` also in pixels, rows, the scale of the networks, and the augmentation.
     """
     taught = config.distillation.kind in ("soft", "hard")
     form: dict[str, Any] = {
@@ -119,7 +120,17 @@ def program_key(config: ConfigDict) -> str:
         "optimizer": [config.optimizer[name] for name in ("name", "trainable", "no_decay")],
         "rates": [config.schedule.kind, config.schedule.per_step, config.train.clip_norm is None, config.ema.decay > 0],
     }  # fmt: skip
+    if not sizes:
+        del form["sizes"], form["augment"]
+        form["model"][0] = kind_of_model(config.model.name)
+        if taught:
+            form["teacher"][0] = kind_of_model(config.teacher.name)
     return json.dumps(form, sort_keys=True, default=str)
+
+
+def kind_of_model(name: str) -> str:
+    """A model's name without its size."""
+    return re.sub(r"_(tiny|small|base)|_?\d+", "", name)
 
 
 class Tracer:

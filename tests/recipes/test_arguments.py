@@ -11,7 +11,7 @@ from deit_jax.data.sampling import TrainOrder
 from deit_jax.modes.train import train
 from deit_jax.training.optimizer import parameter_names
 
-from .programs import ARGUMENTS, CONFIGS, Tracer, get_config, quick_to_trace, without_user
+from .programs import ARGUMENTS, CONFIGS, Tracer, get_config, program_key, quick_to_trace, without_user
 
 TABLE_6_CLASSES = {
     "imagenet2012": 1000, "i_naturalist2018": 8142, "i_naturalist2019": 1010, "oxford_flowers102": 102, "cars196": 196,
@@ -49,7 +49,21 @@ def test_every_argument_is_valid_with_the_weights_that_its_command_gives(name, t
     assert TrainOrder(KNOWN_SETS[config.data.name].train_images, *order, 0).steps_per_epoch > 0
 
 
-@pytest.mark.parametrize("name", ARGUMENTS)
+def first_of_each_form():
+    """One argument of each form of program, the one of the smallest networks."""
+    first = {}
+    for name in sorted(ARGUMENTS, key=lambda name: ("tiny" not in name and "_002" not in name, "small" not in name)):
+        first.setdefault(program_key(quick_to_trace(get_config(name)), sizes=False), name)
+    return first.values()
+
+
+FIRST_OF_EACH_FORM = set(first_of_each_form())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FIRST_OF_EACH_FORM else pytest.param(name, marks=pytest.mark.long) for name in ARGUMENTS],
+)
 def test_every_argument_traces_its_full_size_step(tracer, name):
     config = quick_to_trace(get_config(name))
     program, state, metrics = tracer.trace(config)
@@ -64,7 +78,7 @@ def test_every_argument_traces_its_full_size_step(tracer, name):
     assert len(heads) == 1 + ("distilled" in config.model.name)
 
 
-@pytest.mark.parametrize("name", ["deit:tiny", "finetune:384px,distilled"])
+@pytest.mark.parametrize("name", ["deit:tiny", pytest.param("finetune:384px,distilled", marks=pytest.mark.long)])
 def test_it_traces_as_it_is_written_too(tracer, name):
     program, state, _ = tracer.trace(without_user(get_config(name)))
     assert jax.tree.structure(state) == jax.tree.structure(program.abstract_state)

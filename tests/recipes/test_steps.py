@@ -31,8 +31,8 @@ def distinct(names):
 @pytest.mark.parametrize(
     "name",
     [
-        "finetune:384px,sgd",
-        "distillation:token_labels,base",
+        pytest.param("distillation:token_labels,base", marks=pytest.mark.long),
+        pytest.param("finetune:384px,sgd", marks=pytest.mark.long),
         pytest.param("finetune:384px,distilled", marks=pytest.mark.long),
         pytest.param("teacher:regnety_160,384px", marks=pytest.mark.long),
         pytest.param("deit:vit_base", marks=pytest.mark.long),

@@ -114,17 +114,28 @@ def test_skipped_steps_are_skipped_again_by_a_resumed_run(data, tmp_path):
     assert results["skipped_steps"] == 3 and bits(tmp_path / "parts") == bits(tmp_path / "whole")
 
 
-def test_a_rollback_takes_other_data_and_is_repeated_by_a_resumed_run(data, stopped, tmp_path):
-    results = run(data, tmp_path / "whole", "rollback")
+@pytest.fixture(scope="module")
+def rolled_back(data, tmp_path_factory):
+    """(workdir, results) of a run that goes back to its last checkpoint at the white image."""
+    workdir = tmp_path_factory.mktemp("rolled_back")
+    return workdir, run(data, workdir, "rollback")
+
+
+def test_a_rollback_takes_other_data(stopped, rolled_back):
+    workdir, results = rolled_back
     assert results["rollbacks"] >= 2 and results["skipped_steps"] == 0
-    detours = json.loads((tmp_path / "whole/rollbacks.json").read_text())
+    detours = json.loads((workdir / "rollbacks.json").read_text())
     assert detours[0]["bad"] == bad_step(stopped[1]) and detours[0]["after"] == (detours[0]["bad"] - 1) // 3 * 3
-    found = losses(tmp_path / "whole")
+    found = losses(workdir)
     assert [step for step, _ in found] == [1, *range(2, 25, 2)] and all(math.isfinite(loss) for _, loss in found)
+
+
+@pytest.mark.long
+def test_a_rollback_is_repeated_by_a_resumed_run(data, rolled_back, tmp_path):
     for steps in (10, 24):
-        run(data, tmp_path / "parts", "rollback", steps=steps)
-    assert bits(tmp_path / "parts") == bits(tmp_path / "whole")
-    assert {row for row in losses(tmp_path / "whole")} <= {row for row in losses(tmp_path / "parts")}
+        run(data, tmp_path, "rollback", steps=steps)
+    assert bits(tmp_path) == bits(rolled_back[0])
+    assert set(losses(rolled_back[0])) <= set(losses(tmp_path))
 
 
 def test_the_data_of_a_rollback_is_passed_over_once(tmp_path):

@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import platform
-import subprocess
-import sys
 import tarfile
 from importlib.metadata import version
 from pathlib import Path
@@ -16,8 +13,8 @@ import pytest
 
 from deit_jax.reporting.metrics import read_rows
 from deit_jax.training.checkpointing import load_state
+from tests.end_to_end.commands import ROOT, run
 
-ROOT = Path(__file__).parents[2]
 ARCHIVE = ROOT / "tests/golden/workdir_0.1.0.tar.xz"
 METRICS = (
     "step",
@@ -71,8 +68,7 @@ def test_a_workdir_of_version_0_1_0_is_restored_to_the_bit_and_goes_on(recorded)
     assert {name.split("/")[0] for name in found} == {"step", "params", "opt_state", "ema"}
     assert found == expected["digests"]["5"]
 
-    command = [sys.executable, "run.py", f"--config=tests/golden/workdir_config.py:{workdir}", f"--workdir={workdir}"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | RUN_FLAGS, capture_output=True, text=True, timeout=600)
+    done = run(f"--config=tests/golden/workdir_config.py:{workdir}", f"--workdir={workdir}", **RUN_FLAGS)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "resuming after step 5" in done.stdout
     rows = [row for row in read_rows(workdir / "metrics.jsonl") if "train/loss" in row]

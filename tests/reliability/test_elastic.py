@@ -9,8 +9,7 @@ import pytest
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
 from deit_jax.training.plan import resolve
-from tests.end_to_end.commands import ROOT, environment, train_rows
-from tests.end_to_end.test_processes import free_port
+from tests.end_to_end.commands import ROOT, environment, free_port, train_rows
 
 from .observed_run import config_for
 

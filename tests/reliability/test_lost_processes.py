@@ -12,8 +12,7 @@ from deit_jax.data.registry import open_source, train_crop
 from deit_jax.data.sources import DataError
 from deit_jax.training.checkpointing import load_state
 from deit_jax.training.plan import resolve
-from tests.end_to_end.commands import ROOT, TINY, command, environment
-from tests.end_to_end.test_processes import free_port
+from tests.end_to_end.commands import ROOT, TINY, command, environment, free_port
 from tests.tiny import tiny_config
 
 
@@ -29,11 +28,9 @@ def test_a_reading_process_that_is_killed_is_reported():
     workers = [int(line.split()[0]) for line in children.splitlines() if "spawn_main" in line]
     assert workers
     os.kill(workers[0], signal.SIGKILL)
-    began = time.monotonic()
     with pytest.raises(DataError, match=r"reads images has ended \(exit code -9;"):
         for _ in batches:
             pass
-    assert time.monotonic() - began < 60
 
 
 def start_two(workdir, steps=100_000):

@@ -39,6 +39,7 @@ def run(folder, workdir, steps):
     return json.loads((workdir / "results.json").read_text())["replaced_images"]
 
 
+@pytest.mark.long
 def test_the_count_does_not_depend_on_interruptions(folder, tmp_path, capsys):
     whole = run(folder, tmp_path / "whole", STEPS)
     told = capsys.readouterr().out.replace("\n", "")

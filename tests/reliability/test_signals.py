@@ -50,6 +50,7 @@ def history(workdir):
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(workdir / "metrics.jsonl")]
 
 
+@pytest.mark.long
 def test_a_run_that_was_asked_to_stop_twice_ends_as_one_that_was_not(tmp_path, capfd):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     saved = []

@@ -18,6 +18,15 @@ from deit_jax.training.plan import resolve
 from deit_jax.training.program import build_program
 from tests.tiny import tiny_config, tiny_teacher_config
 
+ALONE = {"distillation__kind": "none", "teacher__weights": ""}
+
+
+def small_config(**changes):
+    """What a step computes, in a program that is quick to compile: one block, and no erasing (tests/augment has it)."""
+    config = tiny_config(augment__erase_probability=0.0, **changes)
+    config.model.overrides.depth = 1
+    return config
+
 
 def run_steps(config, tmp_path, *, devices=1, steps=2):
     """`steps` steps on the given number of devices: (state before, state after, metrics of each step)."""
@@ -38,7 +47,7 @@ def run_steps(config, tmp_path, *, devices=1, steps=2):
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
-    return run_steps(tiny_config(), tmp_path_factory.mktemp("teacher"))
+    return run_steps(small_config(), tmp_path_factory.mktemp("teacher"))
 
 
 def difference(one, other) -> float:
@@ -80,16 +89,18 @@ def test_the_moving_average_follows_the_weights(one_device):
     assert np.linalg.norm(average - start) < np.linalg.norm(end - start)
 
 
+@pytest.mark.long  # tests/end_to_end has two devices
 @pytest.mark.parametrize("devices", [2, 8])
 def test_several_devices_make_the_same_run(one_device, devices, tmp_path):
-    assert_same_run(one_device, run_steps(tiny_config(), tmp_path, devices=devices))
+    assert_same_run(one_device, run_steps(small_config(), tmp_path, devices=devices))
 
 
 def test_parameters_split_over_the_devices_make_the_same_run(one_device, tmp_path):
-    config = tiny_config(parallel__fsdp=4, parallel__fsdp_min_size=0)
+    config = small_config(parallel__fsdp=4, parallel__fsdp_min_size=0)
     assert_same_run(one_device, run_steps(config, tmp_path, devices=8))
 
 
+@pytest.mark.compiler
 def test_logits_stay_with_their_images_where_the_heads_are_split():
     """XLA would split the logits by class, as their head is split, and reduce the softmax's sums among the devices."""
     config = tiny_config(
@@ -103,16 +114,17 @@ def test_logits_stay_with_their_images_where_the_heads_are_split():
     assert kinds.count("all-reduce") == 2  # the gradients, the metrics
 
 
+@pytest.mark.long
 def test_microbatches_make_the_same_run(one_device, tmp_path):
-    assert_same_run(one_device, run_steps(tiny_config(train__accumulation_steps=4), tmp_path))
+    assert_same_run(one_device, run_steps(small_config(train__accumulation_steps=4), tmp_path))
 
 
 def test_four_microbatches_of_8_have_the_gradient_of_a_batch_of_32(tmp_path):
     # Plain gradient descent at a rate that leaves little of the weights: the update is the gradient.
     plain = {"optimizer__name": "sgd", "optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0}
-    plain |= {"schedule__warmup_learning_rate": 10.0, "ema__decay": 0.0}
+    plain |= {"schedule__warmup_learning_rate": 10.0, "ema__decay": 0.0, **ALONE}
     runs = [
-        run_steps(tiny_config(**plain, train__accumulation_steps=count), tmp_path / str(count), steps=1)
+        run_steps(small_config(**plain, train__accumulation_steps=count), tmp_path / str(count), steps=1)
         for count in (1, 4)
     ]
     (whole, metrics), (parts, parts_metrics) = (
@@ -125,17 +137,22 @@ def test_four_microbatches_of_8_have_the_gradient_of_a_batch_of_32(tmp_path):
 
 
 def test_microbatches_on_several_devices_make_the_same_run(one_device, tmp_path):
-    assert_same_run(one_device, run_steps(tiny_config(train__accumulation_steps=2), tmp_path, devices=4))
+    assert_same_run(one_device, run_steps(small_config(train__accumulation_steps=2), tmp_path, devices=4))
 
 
+@pytest.mark.long
 def test_another_seed_makes_another_run(one_device, tmp_path):
-    _, state, _ = run_steps(tiny_config(seed=1), tmp_path)
+    _, state, _ = run_steps(small_config(seed=1), tmp_path)
     assert difference(one_device[1].params, state.params) > 1e-2
 
 
-def test_a_convnet_trains_its_running_statistics(tmp_path):
-    config = tiny_teacher_config()
-    before, after, history = run_steps(config, tmp_path)
+@pytest.fixture(scope="module")
+def convnet(tmp_path_factory):
+    return run_steps(tiny_teacher_config(), tmp_path_factory.mktemp("convnet"))
+
+
+def test_a_convnet_trains_its_running_statistics(convnet):
+    before, after, history = convnet
     names = {"loss", "class_loss", "grad_norm", "learning_rate", *PRIVATE_METRICS}
     assert set(history[0]) == names
     assert difference(before.batch_stats, after.batch_stats) > 1e-3
@@ -147,16 +164,15 @@ def test_a_convnet_trains_its_running_statistics(tmp_path):
     assert np.linalg.norm(average - one) < np.linalg.norm(two - one)
 
 
-def test_several_devices_share_batchnorm_statistics(tmp_path):
-    one = run_steps(tiny_teacher_config(), tmp_path, steps=1)
-    four = run_steps(tiny_teacher_config(), tmp_path, devices=4, steps=1)
-    np.testing.assert_allclose(one[2][0]["loss"], four[2][0]["loss"], rtol=1e-5)
-    assert difference(one[1].batch_stats, four[1].batch_stats) < 1e-5
+def test_several_devices_share_batchnorm_statistics(convnet, tmp_path):
+    four = run_steps(tiny_teacher_config(), tmp_path, devices=4)
+    np.testing.assert_allclose(convnet[2][0]["loss"], four[2][0]["loss"], rtol=1e-5)
+    assert difference(convnet[1].batch_stats, four[1].batch_stats) < 1e-4
 
 
 def test_clipping_bounds_the_update_of_sgd(tmp_path):
     changes = {"optimizer__name": "sgd", "optimizer__weight_decay": 0.0, "train__clip_norm": 1e-3, "ema__decay": 0.0}
-    before, after, history = run_steps(tiny_config(**changes), tmp_path, steps=1)
+    before, after, history = run_steps(small_config(**changes, **ALONE), tmp_path, steps=1)
     moved = np.sqrt(
         sum(np.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True))
     )
@@ -167,13 +183,13 @@ def test_clipping_bounds_the_update_of_sgd(tmp_path):
 
 
 def test_without_a_teacher_the_token_head_gets_no_gradient(tmp_path):
-    config = tiny_config(distillation__kind="none", teacher__weights="", optimizer__weight_decay=0.0)
+    config = small_config(**ALONE, optimizer__weight_decay=0.0)
     before, after, _ = run_steps(config, tmp_path, steps=1)
     np.testing.assert_array_equal(before.params["head_dist"]["kernel"], after.params["head_dist"]["kernel"])
     assert np.abs(before.params["head"]["kernel"] - after.params["head"]["kernel"]).max() > 0
 
 
 def test_bfloat16_compute_keeps_float32_state(tmp_path):
-    _, after, history = run_steps(tiny_config(compute_dtype="bfloat16"), tmp_path, steps=1)
+    _, after, history = run_steps(small_config(compute_dtype="bfloat16", **ALONE), tmp_path, steps=1)
     assert {leaf.dtype for leaf in jax.tree.leaves(after.params)} == {jnp.dtype("float32")}
     assert np.isfinite(history[0]["loss"])

@@ -62,6 +62,7 @@ def test_the_rates_are_the_released_schedule_and_high_enough_to_matter(ours, tor
     assert torch["learning_rate"].max() > 9e-4
 
 
+@pytest.mark.long
 def test_rounding_cannot_change_the_decisions_of_the_teacher(given, torch):
     logits, theirs = trajectory.teacher_logits(*given), torch["teacher_logits"]
     assert logits.shape == theirs.shape == (4, 32, 10)

@@ -4,7 +4,6 @@ import hashlib
 import http.server
 import json
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -14,21 +13,11 @@ import pytest
 
 from deit_jax.weights import WeightsError, hub, load_pretrained
 from deit_jax.weights.files import encode
+from tests.end_to_end.commands import forked
 from tests.models.timm_names import state_dict_shapes, timm_tensor
 
-ROOT = Path(__file__).parents[2]
 NAME = "deit_tiny_distilled_patch16_224"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-# Prints the class head's bias that the model got, or the one line of a refusal.
-SCRIPT = """
-import sys, deit_jax
-try:
-    model, variables = deit_jax.load_pretrained({name!r}, **{arguments!r})
-    print(type(model).__name__, model.image_size, variables["params"]["head"]["bias"][:3].tolist())
-except deit_jax.WeightsError as error:
-    print("refused:", error)
-"""
 
 
 class HubHandler(http.server.BaseHTTPRequestHandler):
@@ -88,6 +77,15 @@ def server(weights):
     server.server_close()
 
 
+def print_loaded(name, arguments):
+    """Print the class head's bias that the model got, or the one line of a refusal."""
+    try:
+        model, variables = load_pretrained(name, **arguments)
+        print(type(model).__name__, model.image_size, variables["params"]["head"]["bias"][:3].tolist())
+    except WeightsError as error:
+        print("refused:", error)
+
+
 def load(server, home, *, name=NAME, offline=False, environment=(), **arguments):
     """What a process prints that loads from `server` with its cache in `home`."""
     environment = (
@@ -99,17 +97,9 @@ def load(server, home, *, name=NAME, offline=False, environment=(), **arguments)
             "HF_HUB_OFFLINE": "1" if offline else "0",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "PYTHONPATH": str(ROOT),
-            "JAX_PLATFORMS": "cpu",
         }
     )
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT.format(name=name, arguments=arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = forked(print_loaded, name, arguments, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
 
