@@ -1,6 +1,6 @@
 """The real frameworks open what we write, answer what we answer, and what they write comes back: every model, every layout.
 
-Skipped where a framework is not installed; the long tier installs PyTorch and transformers (requirements-peers.txt). timm and
+Skipped where a framework is not installed; the long tier installs PyTorch and transformers (the extras peers and torch). timm and
 torchvision need a PyTorch of several gigabytes and are tried by hand (docs/parity.md says with which versions).
 """
 
