@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
 # The package itself, editable, with what an extra of pyproject.toml asks for, in the versions that were tested with this Python.
-INSTALL = $(BIN)/python -m pip install --quiet $(foreach file,$(wildcard $(CONSTRAINTS)),--constraint $(file))
+INSTALL = PYTHONWARNINGS="ignore:Editable installation" $(BIN)/python -m pip install --quiet $(foreach file,$(wildcard $(CONSTRAINTS)),--constraint $(file))
 CONSTRAINTS = constraints/python$(shell $(BIN)/python -c 'import sys; print(*sys.version_info[:2], sep=".")').txt
 DECLARED := pyproject.toml requirements.txt $(wildcard constraints/*.txt)
 # jax2onnx excludes orbax-checkpoint 0.12, for examples of its own.
