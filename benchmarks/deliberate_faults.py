@@ -44,7 +44,7 @@ _SCHEDULES = ("tests/training/test_schedules.py",)
 _EMA = ("tests/training/test_ema.py",)
 _PROGRAM = ("tests/training/test_program.py",)
 _OPTIMIZER = ("tests/training/test_optimizer.py",)
-_RESUMED = ("tests/reliability/test_earlier_version.py",)
+_RESUMED = ("tests/reliability/test_earlier_version.py", "tests/end_to_end/test_run.py")
 _WEIGHTS = ("tests/weights/test_loading.py",)
 
 FAULTS = (
