@@ -205,9 +205,9 @@ def checkpoints(count: int, folder: Path, rng: random.Random) -> dict[str, Any]:
 
 def read_mutated_images(count: int, seed: int, answer: Any) -> None:
     """In a process of its own: reads all as training does, and counts apart what should have been replaced."""
+    from deit_jax.data.bad_images import BadImages
     from deit_jax.data.decoding import RandomResizedCrop, decode
     from deit_jax.data.loading import train_batches
-    from deit_jax.data.replacements import Replacements
     from deit_jax.data.sampling import TrainOrder
     from deit_jax.data.sources import DataError
 
@@ -226,12 +226,12 @@ def read_mutated_images(count: int, seed: int, answer: Any) -> None:
     while len(seen) < count:  # an epoch leaves out what does not fill a batch
         seen |= set(order.positions(steps).image_index.tolist())
         steps += 1
-    replacements, expected = Replacements(lambda line: None), 0
+    bad_images, expected = BadImages(lambda line: None), 0
     # num_threads=2: several at a time, as in training.
     for step, images in enumerate(
         train_batches(
             source, order, RandomResizedCrop(32), start_step=0, stop_step=steps, num_threads=2,
-            on_bad_image="replace", replacements=replacements,
+            on_bad_image="replace", bad_images=bad_images,
         )
     ):  # fmt: skip
         assert images["image"].shape == (batch, 32, 32, 3)
@@ -241,7 +241,7 @@ def read_mutated_images(count: int, seed: int, answer: Any) -> None:
     answer.put(
         {
             "tried": count, "reads": steps * batch, "faulty": sum(faulty), "replacements": expected,
-            "counted": replacements.count(steps),
+            "counted": bad_images.count(steps),
         }
     )  # fmt: skip
 

@@ -99,7 +99,10 @@ def default_config() -> ConfigDict:
     data.crop_ratio = (3 / 4, 4 / 3)  # random_resized: aspect ratio
     data.crop_padding = 4  # padded: pixels on each side
     data.max_eval_images = placeholder(int)  # None: all; else only the first so many are evaluated
-    data.on_bad_image = "stop"  # stop: name the file | replace: train on the next image instead (docs/data.md)
+    # an image that cannot be used: stop, naming the file | replace: train on the next one instead, leave it out of scores
+    data.on_bad_image = "stop"
+    # images added or removed since the run began: stop | continue with those that are there; the epochs stay as long
+    data.on_change = "stop"
     # decoding threads, of each worker if there are any; None: by the cores. 1 is best for tiny images in memory
     data.num_threads = placeholder(int)
     data.num_workers = 0  # decoding processes; 0 = threads only
@@ -164,6 +167,7 @@ def default_config() -> ConfigDict:
     evaluation.protocol = "deit"  # whose resize and crop: deit (with crop_ratio) | timm | mmpretrain (docs/data.md)
     evaluation.crop_ratio = 0.875  # deit: the image is resized to image_size / crop_ratio before the centre crop
     evaluation.teacher = True  # measure the teacher on the same images first
+    evaluation.memory_gib = 2.0  # of each host's, to keep the cropped images between evaluations if they fit; 0: none
     # further sets to score at the end, by name: ConfigDicts of source, name, path and split, as in config.data (and labels: a
     # file of ReaL's labels, or ""). One that is not there is left out with a warning
     evaluation.extra = ConfigDict()

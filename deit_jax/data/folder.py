@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deit_jax.data.sources import DataError, Example, MissingDataError, UnusableError
+from deit_jax.data.sources import DataError, Example, MissingDataError, UnusableError, digest
 
 # torchvision.datasets.folder.IMG_EXTENSIONS, so that a folder has the same files here and there.
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -102,6 +102,10 @@ class ImageFolderSource:
     def file_name(self, index: int) -> str:
         """The file's name, without its folders."""
         return self._listing.file(index).rpartition("/")[2]
+
+    def fingerprint(self) -> str:
+        """Of the files' relative paths and their labels."""
+        return digest(self._listing.names, self._listing.ends, self._listing.labels)
 
 
 def class_folders(root: str | os.PathLike[str]) -> tuple[str, ...]:

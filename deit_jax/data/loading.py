@@ -13,14 +13,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
+from deit_jax.data.bad_images import BadImages, OnBadImage
 from deit_jax.data.decoding import Crop, EvaluationCrop, decode
-from deit_jax.data.replacements import Replacements
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.data.sources import DataError, ImageSource, UnusableError, is_multi_label
 
@@ -31,7 +31,6 @@ _MAX_BAD_IN_A_ROW = 100
 _CROP_STREAM = 0xC407
 
 Batch = dict[str, np.ndarray]
-OnBadImage = Literal["stop", "replace"]
 
 
 def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
@@ -56,7 +55,7 @@ def train_batches(
     num_workers: int = 0,
     prefetch_batches: int = 2,
     on_bad_image: OnBadImage = "stop",
-    replacements: Replacements | None = None,
+    bad_images: BadImages | None = None,
 ) -> Iterator[Batch]:
     """Training batches of steps `start_step` to `stop_step - 1`; starting costs the same at any step.
 
@@ -73,7 +72,7 @@ def train_batches(
         prefetch_batches: batches read ahead.
         on_bad_image: an image that cannot be used (decoded, or found, or whose label is no class) is an error ("stop"), or the
             next one of the source that can be is read in its place, with its own label ("replace").
-        replacements: counts the images replaced, batch by batch as they are handed out; None: one that warns.
+        bad_images: counts the images replaced, batch by batch as they are handed out; None: one that warns.
 
     Returns:
         An iterator over this host's rows of each global batch, in order: `image` uint8 `[B/P, S, S, 3]` and `label` int32
@@ -84,8 +83,7 @@ def train_batches(
         DataError: while iterating, an image cannot be read or (with "stop") used.
     """
     _check_process(process_index, process_count)
-    if on_bad_image not in ("stop", "replace"):
-        raise ValueError(f"data.on_bad_image={on_bad_image!r} is none of stop, replace")
+    _check_on_bad_image(on_bad_image)
     if len(source) != order.num_examples:
         raise ValueError(f"the order is for {order.num_examples} images and the source has {len(source)}")
     if not 0 <= start_step <= stop_step:
@@ -108,7 +106,7 @@ def train_batches(
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_batches=prefetch_batches,
-        replacements=replacements or Replacements(),
+        bad_images=bad_images or BadImages(),
     )
 
 
@@ -122,6 +120,8 @@ def eval_batches(
     num_threads: int | None = None,
     num_workers: int = 0,
     prefetch_batches: int = 2,
+    on_bad_image: OnBadImage = "stop",
+    bad_images: BadImages | None = None,
 ) -> Iterator[Batch]:
     """The whole source once, in its own order: every image in exactly one batch of one process.
 
@@ -134,12 +134,14 @@ def eval_batches(
         num_threads: decoding threads, of each worker if there are any; 0 reads in the caller's thread; None goes by the cores.
         num_workers: decoding processes; 0 = threads only.
         prefetch_batches: batches read ahead.
+        on_bad_image: an image that cannot be used is an error ("stop"), or its row is masked as the padding is ("replace").
+        bad_images: counts the masked images, batch by batch as they are handed out; None: one that warns.
 
     Returns:
         An iterator over this host's rows: `image` uint8 `[B/P, S, S, 3]`, `label` int32 `[B/P]` and `mask` bool `[B/P]`,
-        which is False in the rows that pad the last batch (zeros). Of a source that is multi-label `label` is bool `[B/P, K]`,
-        K the number of its classes: True for each that is right, nowhere in the padding. Close it (or drop it) to stop the
-        readers.
+        which is False in the rows that pad the last batch (zeros) and in those of images that cannot be used. Of a source that is
+        multi-label `label` is bool `[B/P, K]`, K the number of its classes: True for each that is right, nowhere in the padding.
+        Close it (or drop it) to stop the readers.
 
     Raises:
         ValueError: `batch_size` cannot be divided among the hosts.
@@ -150,9 +152,10 @@ def eval_batches(
         raise ValueError(
             f"evaluation.batch_size={batch_size} cannot be shared by {process_count} hosts; give a multiple of {process_count}"
         )
+    _check_on_bad_image(on_bad_image)
     rows = batch_size // process_count
     edges = _edges(0, rows)
-    read = _EvalReader(source, crop, batch_size, process_index * rows, tuple(edges))
+    read = _EvalReader(source, crop, batch_size, process_index * rows, tuple(edges), on_bad_image)
     return _batches(
         read,
         steps=math.ceil(len(source) / batch_size),
@@ -161,6 +164,7 @@ def eval_batches(
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_batches=prefetch_batches,
+        bad_images=bad_images or BadImages(fate="left out"),
     )
 
 
@@ -176,6 +180,11 @@ def empty_eval_batch(source: ImageSource, crop: EvaluationCrop, rows: int) -> Ba
 def _check_process(index: int, count: int) -> None:
     if not 0 <= index < count:
         raise ValueError(f"process {index} of {count}: the index counts from 0")
+
+
+def _check_on_bad_image(on_bad_image: str) -> None:
+    if on_bad_image not in ("stop", "replace"):
+        raise ValueError(f"data.on_bad_image={on_bad_image!r} is none of stop, replace")
 
 
 def _edges(start: int, stop: int) -> list[int]:
@@ -261,21 +270,37 @@ class _EvalReader:
     batch_size: int
     first_row: int
     edges: tuple[int, ...]
+    on_bad_image: OnBadImage
 
     def __call__(self, index: int) -> dict[str, Any]:
         batch, chunk = divmod(index, len(self.edges) - 1)
         start = batch * self.batch_size + self.first_row
         rows = [row for row in range(self.edges[chunk], self.edges[chunk + 1]) if start + row < len(self.source)]
-        images = np.empty((len(rows), self.crop.size, self.crop.size, 3), np.uint8)
+        images = np.zeros((len(rows), self.crop.size, self.crop.size, 3), np.uint8)
         labels = _no_labels(self.source, len(rows))
+        mask = np.ones(len(rows), bool)
+        bad: list[str] = []
         for i, row in enumerate(rows):
-            pixels, label = _read(self.source, start + row)
+            try:
+                pixels, label = _read(self.source, start + row)
+            except UnusableError as error:
+                if self.on_bad_image == "stop":
+                    raise
+                mask[i] = False
+                bad.append(str(error))
+                continue
             images[i] = self.crop(pixels)
             if isinstance(label, tuple):
                 labels[i, list(label)] = True
             else:
                 labels[i] = label
-        return {"row": np.asarray(rows, np.int32), "image": images, "label": labels, "mask": np.ones(len(rows), bool)}
+        return {
+            "row": np.asarray(rows, np.int32),
+            "image": images,
+            "label": labels,
+            "mask": mask,
+            "bad": "\n".join(bad),
+        }
 
 
 def _batches(
@@ -287,7 +312,7 @@ def _batches(
     num_threads: int | None,
     num_workers: int,
     prefetch_batches: int,
-    replacements: Replacements | None = None,
+    bad_images: BadImages | None = None,
 ) -> Iterator[Batch]:
     if min(num_threads or 0, num_workers, prefetch_batches) < 0:
         raise ValueError(
@@ -308,7 +333,7 @@ def _batches(
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=per_process)
         )
-    return _stream(dataset, steps, chunks, empty, num_workers, replacements)
+    return _stream(dataset, steps, chunks, empty, num_workers, bad_images)
 
 
 def default_threads(num_workers: int) -> int:
@@ -323,7 +348,7 @@ def _stream(
     chunks: int,
     empty: Callable[[], Batch],
     num_workers: int,
-    replacements: Replacements | None,
+    bad_images: BadImages | None,
 ) -> Iterator[Batch]:
     if not steps:
         return
@@ -335,8 +360,8 @@ def _stream(
             batch, bad = empty(), []
             for _ in range(chunks):
                 bad += _put(_next(reader), batch)
-            if replacements is not None:
-                replacements.add(bad)
+            if bad_images is not None:
+                bad_images.add(bad)
             yield batch
     finally:
         # With workers, an abandoned iterator leaves processes behind, and its reference cycles the last chunks' shared

@@ -74,6 +74,8 @@ class TrainOrder:
         group_size: consecutive rows that share one mixing draw (`augment.group_size`).
         groups_per_block: groups that a block is dealt to (`augment.groups_per_block`).
         seed: of the permutations and of the loader's crops; 0 or more.
+        epoch_steps: steps of an epoch; None: as many as its positions make whole batches. A run that goes on with more or fewer
+            images than it began with keeps the length of its epochs, which take some images twice if there are too few.
 
     Raises:
         ValueError: the sizes do not fit together; the message names the config fields.
@@ -85,6 +87,7 @@ class TrainOrder:
     group_size: int
     groups_per_block: int
     seed: int
+    epoch_steps: int | None = None
 
     def __post_init__(self) -> None:
         for field, name in (
@@ -125,6 +128,8 @@ class TrainOrder:
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in one epoch's order; what is left over is dropped, as in the reference."""
+        if self.epoch_steps is not None and self.num_examples:
+            return self.epoch_steps
         return selected_positions(self.num_examples) // self.batch_size
 
     def positions(self, step: int, start: int = 0, stop: int | None = None) -> Positions:
@@ -146,4 +151,6 @@ class TrainOrder:
         turn, group = np.divmod(in_block, self.groups_per_block)
         row = block * self.block_size + group * self.group_size + turn
         permutation = _permutation(self.num_examples, self.seed, epoch)
+        if self.epoch_steps is not None:
+            image %= self.num_examples
         return Positions(permutation[image].astype(np.int64), copy.astype(np.int32), row.astype(np.int32))

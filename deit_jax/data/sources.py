@@ -6,6 +6,7 @@ threads. Every source pickles, because loader workers are spawned processes.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -62,6 +63,29 @@ def is_multi_label(source: ImageSource) -> bool:
     return getattr(source, "multi_label", False)
 
 
+def fingerprint_of(source: ImageSource) -> str:
+    """A digest of which images a source holds, in which order, with which labels: 32 hexadecimal digits.
+
+    Of a folder the relative file names count, of arrays the values, of a TFDS data set its version and split; so it does not
+    depend on where the data is. "" if the source has no method `fingerprint`.
+    """
+    method = getattr(source, "fingerprint", None)
+    return "" if method is None else method()
+
+
+def digest(*parts: bytes | np.ndarray) -> str:
+    """The digest of bytes and arrays, each with its length, type and shape: 32 hexadecimal digits."""
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            found.update(f"{part.dtype.str}{part.shape}".encode())
+            part = np.ascontiguousarray(part).reshape(-1).view(np.uint8) if part.size else b""
+        else:
+            found.update(f"bytes({len(part)})".encode())
+        found.update(part)
+    return found.hexdigest()
+
+
 class Subset:
     """Some images of another source, in the order given; one may be there more than once.
 
@@ -93,6 +117,11 @@ class Subset:
     def describe(self, index: int) -> str:
         """Where the image is, for error messages: the other source's answer."""
         return self._source.describe(int(self._indices[index]))
+
+    def fingerprint(self) -> str:
+        """Of the other source's images and the indices."""
+        whole = fingerprint_of(self._source)
+        return digest(whole.encode(), self._indices) if whole else ""
 
 
 class FirstImages(Subset):
@@ -190,6 +219,10 @@ class ArraySource:
         """The array's origin and the index."""
         return f"image {index} of {self._origin}"
 
+    def fingerprint(self) -> str:
+        """Of the pixels and the labels."""
+        return digest(self._images, self._labels)
+
 
 class TfdsSource:
     """A prepared TFDS data set, read as encoded bytes without TensorFlow.
@@ -245,6 +278,8 @@ class TfdsSource:
                 "data.train_split and data.eval_split"
             ) from error
         self._class_names = tuple(label.names)
+        shards = {name: list(info.shard_lengths or ()) for name, info in sorted(builder.info.splits.items())}
+        self._fingerprint = digest(builder.info.full_name.encode(), split.encode(), repr(shards).encode())
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -278,3 +313,7 @@ class TfdsSource:
     def describe(self, index: int) -> str:
         """The data set's name, split and the index."""
         return f"image {index} of TFDS {self._name} ({self._split})"
+
+    def fingerprint(self) -> str:
+        """Of the data set's name, configuration and version, the lengths of its shards, and the split."""
+        return self._fingerprint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -96,14 +96,20 @@ def make_eval_step(model: nn.Module, *, mean: tuple[float, ...], std: tuple[floa
 
 def evaluate(eval_step: EvalStep, variables: Any, batches: Iterable[dict[str, jax.Array]], num_images: int) -> Scores:
     """Scores of `variables` over all batches (global arrays "image", "label", "mask"); see `mean_scores`."""
-    return mean_scores(sum_scores(eval_step, variables, batches), num_images)[0]
+    return mean_scores(sum_scores(eval_step, {"": variables}, batches)[""], num_images)[0]
 
 
-def sum_scores(eval_step: EvalStep, variables: Any, batches: Iterable[dict[str, jax.Array]]) -> Totals:
-    """What `eval_step` adds up over all batches, on the host. The sums stay on the device until the end."""
-    totals: Totals = {}
+def sum_scores(
+    eval_step: EvalStep, weights: Mapping[str, Any], batches: Iterable[dict[str, jax.Array]]
+) -> dict[str, Totals]:
+    """What `eval_step` adds up for each of `weights` in one pass over the batches, on the host, by the name of the weights.
+
+    The sums stay on the device until the end.
+    """
+    totals: dict[str, Totals] = {name: {} for name in weights}
     for batch in batches:
-        totals = eval_step(totals, variables, batch)
+        for name, variables in weights.items():
+            totals[name] = eval_step(totals[name], variables, batch)
     return jax.device_get(totals)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 from ml_collections import ConfigDict
 
+from deit_jax.data.classes import with_classes
 from deit_jax.data.registry import open_further_set
 from deit_jax.data.sources import DataError, ImageSource, MissingDataError
 from deit_jax.evaluation.run import Evaluator, Weights
@@ -17,12 +18,12 @@ from deit_jax.reporting import console
 Sources = dict[str, ImageSource]
 
 
-def open_extra_sets(config: ConfigDict, num_classes: Collection[int], *, strict: bool) -> Sources:
+def open_extra_sets(config: ConfigDict, class_names: Sequence[str], *, strict: bool) -> Sources:
     """The sets that are there, by name; a warning says of each of the others how to get it.
 
     Args:
       config: validated.
-      num_classes: that a set may have: the model's, and the evaluation images' if the model has more.
+      class_names: of the model, with which the sets' classes are matched.
       strict: one that is there and faulty (damaged, or of other classes) is an error; else a warning, too.
 
     Raises DataError for a faulty set. Of several processes all give the same sets.
@@ -31,9 +32,7 @@ def open_extra_sets(config: ConfigDict, num_classes: Collection[int], *, strict:
     for name, entry in sorted(config.evaluation.extra.items()):
         fault: DataError | None = None
         try:
-            source = open_further_set(entry)
-            if len(source.class_names) not in num_classes:
-                raise DataError(f"it has {len(source.class_names)} classes, the model {max(num_classes)}")
+            source = with_classes(open_further_set(entry), class_names, what="its images", of="the model", numbers=True)
         except DataError as error:
             fault = error
         faulty = sum_over_processes(fault is not None and not isinstance(fault, MissingDataError))

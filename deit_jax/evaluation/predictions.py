@@ -20,12 +20,13 @@ class Predictions(NamedTuple):
     """Of N images, the first k classes of the model's own answer (two heads fused as its `fusion` says).
 
     classes: int32[N, k], the most probable first, of equals the lower number. probabilities: float32[N, k] of these, softmax.
-    labels: int32[N].
+    labels: int32[N]. positions: int64[N], which of the images in the batches' order: those whose mask is set.
     """
 
     classes: np.ndarray
     probabilities: np.ndarray
     labels: np.ndarray
+    positions: np.ndarray
 
     @property
     def right(self) -> np.ndarray:
@@ -51,12 +52,14 @@ def make_predict_step(
 def predict(step: PredictStep, variables: Any, batches: Iterable[dict[str, jax.Array]]) -> Predictions:
     """The answers to all images of `batches` ("image", "label", "mask"), in order; of a single process."""
     found: list[tuple[np.ndarray, ...]] = []
+    masks = []
     for batch in batches:
         answers = step(variables, batch["image"])
         *values, mask = jax.device_get((*answers, batch["label"], batch["mask"]))
         found.append(tuple(value[mask] for value in values))
+        masks.append(mask)
     classes, probabilities, labels = (np.concatenate(column) for column in zip(*found, strict=True))
-    return Predictions(classes, probabilities, labels)
+    return Predictions(classes, probabilities, labels, np.flatnonzero(np.concatenate(masks)))
 
 
 def confusion_matrix(labels: np.ndarray, decided: np.ndarray, num_classes: int) -> np.ndarray:

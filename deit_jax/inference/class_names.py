@@ -38,15 +38,20 @@ def readable(class_names: Sequence[str]) -> tuple[str, ...]:
 
 
 @functools.cache
-def _names_by_number() -> dict[str, str]:
-    names, folder = imagenet_class_names(), _tfds_folder()
-    if names is None or folder is None:
-        return {}
+def imagenet_wordnet_numbers() -> tuple[str, ...] | None:
+    """WordNet's numbers of ImageNet's 1,000 classes ("n01440764"), in their order; None where the installed TFDS lacks them."""
+    folder = _tfds_folder()
     try:
-        numbers = (folder / _NUMBERS).read_text().split()
+        numbers = tuple((folder / _NUMBERS).read_text(encoding="utf-8").split()) if folder else ()
     except OSError:
-        return {}
-    return dict(zip(numbers, names, strict=True)) if len(numbers) == len(names) else {}
+        return None
+    return numbers if len(numbers) == _IMAGENET_CLASSES else None
+
+
+@functools.cache
+def _names_by_number() -> dict[str, str]:
+    names, numbers = imagenet_class_names(), imagenet_wordnet_numbers()
+    return {} if names is None or numbers is None else dict(zip(numbers, names, strict=True))
 
 
 def _tfds_folder() -> Path | None:

@@ -27,6 +27,7 @@ from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
 from deit_jax.weights import load_pretrained, load_weights
+from deit_jax.weights.labels import read_class_names
 from deit_jax.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -168,9 +169,12 @@ class Classifier:
     ) -> Classifier:
         """Weights of a file that `deit_jax.load_weights` reads, of the model `name`.
 
-        num_classes: None is the number of names, without names 1,000. **overrides: as of `create_model`. Raises WeightsError if
+        class_names: None: those that the file or the config.json beside it has. num_classes: None is the number of names, without
+        names 1,000. **overrides: as of `create_model`. Raises WeightsError if
         the file cannot be read or does not fit, ValueError for an unknown model.
         """
+        if class_names is None and (own := read_class_names(path)) and num_classes in (None, len(own)):
+            class_names = readable(own)
         num_classes = num_classes or (1000 if class_names is None else len(class_names))
         model = create_model(name, num_classes, image_size, **overrides)
         return cls(

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from deit_jax.augment.recipe import prepare_for_evaluation
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.config_check import validate
+from deit_jax.data.classes import with_classes
 from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source
@@ -94,7 +95,12 @@ def analyze(
     first = classifiers[0]
     other_size = _other_size(first, image_size)
     files = [(Path(file).stem, _read_image(Path(file))) for file in image_files]  # before anything takes long
-    images = EvaluationImages(config, open_source(config.data, "eval"), mesh)
+    source = open_source(config.data, "eval")
+    if first.class_names is not None:
+        source = with_classes(
+            source, first.class_names, what="the evaluation images", of=first.description, numbers=True
+        )
+    images = EvaluationImages(config, source, mesh)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,12 +10,14 @@ from typing import Any
 import flax.linen as nn
 
 from deit_jax.config import ConfigError, recorded_config
+from deit_jax.data.classes import difference
 from deit_jax.models import create_model, list_models, native_image_size
 from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
 from deit_jax.weights import load_pretrained, load_weights
 from deit_jax.weights.files import is_weights
+from deit_jax.weights.labels import read_class_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Classifier:
     image_size: int  # pixels
     mean: tuple[float, ...]  # of RGB in [0, 1]
     std: tuple[float, ...]
+    class_names: tuple[str, ...] | None = None  # in the order of the outputs; None: not known
 
 
 def load_classifier(entry: str, *, which: str, like: Classifier | None = None) -> Classifier:
@@ -45,15 +48,17 @@ def load_classifier(entry: str, *, which: str, like: Classifier | None = None) -
     if not named:
         variables = load_weights(entry, like.model)
         return Classifier(
-            Path(entry).name, f"weights of {entry}", like.model, variables, image_size=like.image_size, **fields
-        )
-    size, classes = native_image_size(name), like.model.num_classes
+            Path(entry).name, f"weights of {entry}", like.model, variables, image_size=like.image_size,
+            class_names=read_class_names(entry), **fields,
+        )  # fmt: skip
+    size, classes, class_names = native_image_size(name), like.model.num_classes, None
     if weights == "pretrained":
         model, variables = load_pretrained(name, classes, size, dtype=like.model.dtype)
     else:
         model = create_model(name, classes, size, dtype=like.model.dtype)
-        variables = load_weights(weights, model)
-    return Classifier(name, f"{name}, weights of {weights}", model, variables, image_size=size, **fields)
+        variables, class_names = load_weights(weights, model), read_class_names(weights)
+    description = f"{name}, weights of {weights}"
+    return Classifier(name, description, model, variables, image_size=size, class_names=class_names, **fields)
 
 
 def _from_workdir(workdir: Path, which: str) -> Classifier:
@@ -68,13 +73,14 @@ def _from_workdir(workdir: Path, which: str) -> Classifier:
         image_size=record["resolved"]["image_size"],
         mean=tuple(config.augment.mean),
         std=tuple(config.augment.std),
+        class_names=tuple(record["resolved"].get("class_names") or ()) or None,
     )
 
 
 def load_classifiers(workdir: Path, others: Sequence[str], *, which: str) -> list[Classifier]:
     """Those of `workdir`, of the teacher that was trained in it if there is one, and of `others`, under labels that differ.
 
-    Raises ConfigError if they do not answer in the same number of classes, and as `load_classifier`.
+    Raises ConfigError if they do not answer in the same classes, and as `load_classifier`.
     """
     first = load_classifier(str(workdir), which=which)
     found = [first]
@@ -87,6 +93,11 @@ def load_classifiers(workdir: Path, others: Sequence[str], *, which: str) -> lis
             raise ConfigError(
                 f"{other.description} answers in {other.model.num_classes} classes, {first.description} in "
                 f"{first.model.num_classes}: their decisions cannot be compared"
+            )
+        if other.class_names and first.class_names and other.class_names != first.class_names:
+            raise ConfigError(
+                f"{other.description} answers in other classes than {first.description} "
+                f"({difference(other.class_names, first.class_names)}): their decisions cannot be compared"
             )
     labels: list[str] = []
     for classifier in found:

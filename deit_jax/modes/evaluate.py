@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import MUST_BE_GIVEN, ConfigError, default_config, recorded_config
 from deit_jax.config_check import validate
+from deit_jax.data.classes import with_classes
 from deit_jax.data.registry import open_source
+from deit_jax.data.sources import ImageSource
 from deit_jax.errors import machine_fault
 from deit_jax.evaluation.extra import open_extra_sets, score_extra_sets
 from deit_jax.evaluation.protocol import protocol_of
 from deit_jax.evaluation.run import Evaluator
+from deit_jax.inference.class_names import imagenet_wordnet_numbers
 from deit_jax.models import native_image_size
 from deit_jax.models.position_embedding import resize_position_embedding
 from deit_jax.models.vit import VisionTransformer
@@ -34,6 +38,7 @@ from deit_jax.training.record import read_config, show_results
 from deit_jax.training.state import Variables
 from deit_jax.weights import load_pretrained, load_weights
 from deit_jax.weights.files import is_weights
+from deit_jax.weights.labels import read_class_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Subject:
     step: int | None  # None: of weights that this project did not train
     image_size: int
     trained_image_size: int | None  # None: not known
+    class_names: tuple[str, ...] | None  # in the order of the outputs; None: not known, labels are taken as they are
 
 
 def evaluate(
@@ -73,13 +79,9 @@ def evaluate(
             "(or =pretrained) without one"
         )
     source = open_source(config.data, "eval")
-    subject = load_subject(config, workdir, len(source.class_names), checkpoint)
-    if len(source.class_names) > subject.model.num_classes:
-        raise ConfigError(
-            f"the evaluation images have {len(source.class_names)} classes, the model {subject.model.num_classes}: "
-            "set config.data to images of its own"
-        )
-    extra = open_extra_sets(config, {len(source.class_names), subject.model.num_classes}, strict=True)
+    subject = load_subject(config, workdir, source.class_names, checkpoint)
+    source = as_labelled(source, subject)
+    extra = open_extra_sets(config, source.class_names, strict=True)
     protocol = protocol_of(config, subject.image_size)
     if subject.trained_image_size not in (None, subject.image_size):
         resized = ", position embeddings resized (bicubic)" if isinstance(subject.model, VisionTransformer) else ""
@@ -95,8 +97,9 @@ def evaluate(
         "image_size": subject.image_size,
         "trained_image_size": subject.trained_image_size,
         "protocol": protocol,
-        "eval_images": len(source),
-        "scores": {name: evaluator(subject.model, variables) for name, variables in weights.items()},
+        "scores": evaluator.weights(subject.model, weights),
+        "eval_images": len(source) - evaluator.unreadable,
+        "unreadable_images": evaluator.unreadable,
         "teacher": None,
         "extra": score_extra_sets(evaluator, subject.model, weights, extra, strict=True),
     }
@@ -107,8 +110,27 @@ def evaluate(
     return results
 
 
-def load_subject(config: ConfigDict, workdir: Path | None, num_classes: int, checkpoint: str) -> Subject:
-    """The weights that `evaluate` scores, and their model; `num_classes` are the data's, where nothing else tells."""
+def as_labelled(source: ImageSource, subject: Subject) -> ImageSource:
+    """Evaluation images with labels that count in the model's classes, matched by name. They may be of some of the classes only.
+
+    Raises DataError for a class that the model does not know, ConfigError for too many where names are not known.
+    """
+    if subject.class_names is None:
+        if len(source.class_names) > subject.model.num_classes:
+            raise ConfigError(
+                f"the evaluation images have {len(source.class_names)} classes, the model {subject.model.num_classes}: "
+                "set config.data to images of its own"
+            )
+        return source
+    there, known = len(source.class_names), len(subject.class_names)
+    source = with_classes(source, subject.class_names, what="the evaluation images", of=subject.origin, numbers=True)
+    if there < known:
+        console.say(f"the evaluation images are of {there} of the {known} classes")
+    return source
+
+
+def load_subject(config: ConfigDict, workdir: Path | None, data_names: Sequence[str], checkpoint: str) -> Subject:
+    """The weights that `evaluate` scores, and their model. data_names: the data's classes, for weights that know no names."""
     weights = config.model.weights
     if workdir is not None and (has_checkpoints(workdir) or not weights):
         return _of_run(config, workdir, checkpoint)
@@ -118,7 +140,10 @@ def load_subject(config: ConfigDict, workdir: Path | None, num_classes: int, che
         raise CheckpointError(
             f"--checkpoint={checkpoint} is of a --workdir; config.model.weights={weights} has no such"
         )
-    num_classes = config.num_classes or num_classes
+    class_names = _names_of_weights(weights, data_names)
+    num_classes = config.num_classes or len(class_names or data_names)
+    if class_names is not None and len(class_names) != num_classes:
+        class_names = None
     try:
         native = native_image_size(config.model.name)
     except ValueError as error:
@@ -133,7 +158,18 @@ def load_subject(config: ConfigDict, workdir: Path | None, num_classes: int, che
     else:
         origin, trained, which = f"weights of {weights}", None, config.model.variables
         variables = load_weights(weights, model, which="ema" if which == "ema" else None)
-    return Subject(model, {which: variables}, origin, None, size, trained)
+    return Subject(model, {which: variables}, origin, None, size, trained, class_names)
+
+
+def _names_of_weights(weights: str, data_names: Sequence[str]) -> tuple[str, ...] | None:
+    """The class names of a weights file, or of published weights where the data's are ImageNet's; None if not known."""
+    names = None if weights == "pretrained" else read_class_names(weights)
+    numbers = imagenet_wordnet_numbers()
+    if numbers is None or not set(data_names) & set(numbers):
+        return names
+    # ImageNet's classes as words ("tench, Tinca tinca"): the data has WordNet's numbers of the same classes, in the same order.
+    in_words = names is not None and len(names) == len(numbers) and not set(names) & set(numbers)
+    return numbers if weights == "pretrained" or in_words else names
 
 
 def _of_run(config: ConfigDict, folder: Path, checkpoint: str) -> Subject:
@@ -147,7 +183,8 @@ def _of_run(config: ConfigDict, folder: Path, checkpoint: str) -> Subject:
     )
     weights, step = load_weights_of_run(folder, checkpoint)
     weights = {name: _at_image_size(model, variables) for name, variables in weights.items()}
-    return Subject(model, weights, f"{folder} after step {step}", step, size, resolved["image_size"])
+    names = tuple(resolved.get("class_names") or ()) or None
+    return Subject(model, weights, f"{folder} after step {step}", step, size, resolved["image_size"], names)
 
 
 def _at_image_size(model: nn.Module, variables: Variables) -> Variables:

@@ -25,6 +25,7 @@ from deit_jax.training.plan import compute_dtype
 from deit_jax.training.program import build_model
 from deit_jax.weights import load_pretrained, load_weights
 from deit_jax.weights.files import is_weights
+from deit_jax.weights.labels import read_class_names
 
 SHOWN = 5  # classes of an image
 _IMAGENET = "imagenet2012"
@@ -77,7 +78,8 @@ def _of_config(config: ConfigDict, which: str, checkpoint: str) -> Classifier:
         size = config.image_size or native_image_size(name)
     except ValueError as error:
         raise ConfigError(f"config.model: {error}") from error
-    names = imagenet_class_names() if weights == "pretrained" else _class_names(config)
+    own_names = None if weights == "pretrained" else read_class_names(weights)
+    names = readable(own_names) if own_names else _class_names(config, published=weights == "pretrained")
     known = known_set(config.data.name)
     num_classes = 1000 if weights == "pretrained" else config.num_classes or (names and len(names))
     num_classes = num_classes or (known.num_classes if known else 1000)
@@ -97,9 +99,9 @@ def _of_config(config: ConfigDict, which: str, checkpoint: str) -> Classifier:
     )
 
 
-def _class_names(config: ConfigDict) -> tuple[str, ...] | None:
+def _class_names(config: ConfigDict, *, published: bool) -> tuple[str, ...] | None:
     """Those of the configuration's data, ImageNet's also without its images; None where they are not here."""
-    if config.data.source == "tfds" and config.data.name.startswith(_IMAGENET):
+    if published or (config.data.source == "tfds" and config.data.name.startswith(_IMAGENET)):
         return imagenet_class_names()
     try:
         return readable(open_source(config.data, "eval").class_names)

@@ -30,7 +30,7 @@ from deit_jax.evaluation.predictions import (
 )
 from deit_jax.models.grouped_conv import suited_to
 from deit_jax.models.vit import VisionTransformer
-from deit_jax.modes.evaluate import Subject, load_subject, without_teacher
+from deit_jax.modes.evaluate import Subject, as_labelled, load_subject, without_teacher
 from deit_jax.parallel.distributed import is_main_process, wait_for_all
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
@@ -42,6 +42,7 @@ from deit_jax.reporting.metrics import read_rows, replace_file, write_json
 from deit_jax.reporting.pictures import Pictures
 from deit_jax.reporting.plots import confusion_picture
 from deit_jax.reporting.run_log import RunLog
+from deit_jax.training.checkpointing import has_checkpoints
 from deit_jax.training.first_images import TRAINING_IMAGES, first_images
 from deit_jax.training.record import closing_table, read_config
 
@@ -92,6 +93,8 @@ def report(
     Raises ConfigError where `workdir` is that of no run, or the file cannot be written.
     """
     record = read_config(workdir)
+    if not has_checkpoints(workdir) and not read_rows(workdir / "metrics.jsonl"):
+        raise ConfigError(f"{workdir}: nothing has been trained here yet, so there is nothing to report")
     trained = recorded_config(record)
     if config is not None:
         trained.data, trained.evaluation = config.data, config.evaluation
@@ -170,19 +173,22 @@ def _network_parts(config: ConfigDict, workdir: Path, which: str, log: RunLog | 
         if jax.process_count() > 1:
             raise UserError(f"the run is of several processes; run.py --mode=report --workdir={workdir} in one adds it")
         source = open_source(config.data, "eval")
-        subject = load_subject(config, workdir, len(source.class_names), "newest")
+        subject = load_subject(config, workdir, source.class_names, "newest")
         if which not in subject.weights:
             raise UserError(f"the run has no {which} weights")
-        if len(source.class_names) > subject.model.num_classes:
-            raise UserError("the evaluation images have more classes than the model")
+        source = as_labelled(source, subject)
         wanted = min(max(PREDICTED_IMAGES, IMAGES_A_CLASS * len(source.class_names)), MOST_IMAGES)
         indices = spread_indices(len(source), wanted)
         found = _predict(config, subject, which, Subset(source, indices))
+        readable = indices[found.positions]  # of those that config.data.on_bad_image lets be left out
     except (UserError, jax.errors.JaxRuntimeError) as error:
         return [sections.left_out(*name, first_line(error)) for name in names]
 
     whole = len(indices) == len(source)
     sample = f"all {len(source):,}" if whole else f"{len(indices):,}, evenly taken, of {len(source):,}"
+    if len(readable) < len(indices):
+        sample += f" ({len(indices) - len(readable):,} of them unreadable)"
+    indices = readable
     told = f"{sample} evaluation images, {which} weights after step {subject.step:,}, the model's own answer."
     classes = _class_names(source, subject)
     matrix = confusion_matrix(found.labels, found.classes[:, 0], len(classes))
@@ -216,7 +222,8 @@ def _predict(config: ConfigDict, subject: Subject, which: str, source: ImageSour
         suited_to(subject.model, mesh), mean=tuple(config.augment.mean), std=tuple(config.augment.std)
     )
     variables = jax.device_put(subject.weights[which], replicated(mesh))
-    batches = eval_batches(source, crop, batch, num_threads=config.data.num_threads)
+    data = config.data
+    batches = eval_batches(source, crop, batch, num_threads=data.num_threads, on_bad_image=data.on_bad_image)
     return predict(step, variables, (put_batch(mesh, batch) for batch in batches))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, listed_names, needs_teacher, recorded_config
+from deit_jax.data.classes import difference, order_of
 from deit_jax.data.registry import open_source
 from deit_jax.models import create_model, native_image_size
 from deit_jax.models.ensemble import Ensemble, joined_variables, renormalisation
@@ -23,6 +25,7 @@ from deit_jax.training.record import read_config
 from deit_jax.training.state import Variables
 from deit_jax.weights.files import is_weights
 from deit_jax.weights.hub import fetch_pretrained
+from deit_jax.weights.labels import read_class_names
 from deit_jax.weights.loading import count_classes, fit_weights
 
 IMAGENET_CLASSES = 1000
@@ -39,14 +42,17 @@ def load_teacher(config: ConfigDict, workdir: Path) -> Teacher | None:
     """
     if not needs_teacher(config):
         return None
-    num_classes = config.num_classes or len(open_source(config.data, "train").class_names)
+    class_names = open_source(config.data, "train").class_names
+    num_classes = config.num_classes or len(class_names)
     image_size = config.image_size or native_image_size(config.model.name)
     _check_number_of_classes(config, num_classes)
     if config.teacher.recipe is not None:
-        members = [_trained_teacher(config, config.teacher.name, workdir / "teacher", num_classes, image_size)]
+        members = [
+            _trained_teacher(config, config.teacher.name, workdir / "teacher", num_classes, class_names, image_size)
+        ]
     else:
         members = [
-            _load_one(config, number, name, weights, num_classes, image_size)
+            _load_one(config, number, name, weights, num_classes, class_names, image_size)
             for number, (name, weights) in enumerate(_names_and_weights(config))
         ]
     return _joined(config, members)
@@ -99,10 +105,18 @@ def _abstract_model(config: ConfigDict, name: str, weights: str, num_classes: in
     return _create(config, name, _untold_classes(config, weights, num_classes), image_size)
 
 
-def _load_one(config: ConfigDict, number: int, name: str, weights: str, num_classes: int, image_size: int) -> Teacher:
-    """The teacher of that number in the list, counted from 0."""
+def _load_one(
+    config: ConfigDict,
+    number: int,
+    name: str,
+    weights: str,
+    num_classes: int,
+    class_names: tuple[str, ...],
+    image_size: int,
+) -> Teacher:
+    """The teacher of that number in the list, counted from 0, with its classes in the student's order where both have names."""
     if weights not in ("random", "pretrained") and not is_weights(Path(weights)):
-        return _trained_teacher(config, name, Path(weights), num_classes, image_size)
+        return _trained_teacher(config, name, Path(weights), num_classes, class_names, image_size)
     if weights == "random":
         model = _create(config, name, _untold_classes(config, weights, num_classes), image_size)
         key = jax.random.key(config.seed)
@@ -126,10 +140,13 @@ def _load_one(config: ConfigDict, number: int, name: str, weights: str, num_clas
             f"the teacher {where} is made for another image size than the student's {image_size} pixels (its position "
             f"embedding would be resized from {fitted.resized}): {_fine_tune_first(weights, image_size)}"
         )
-    return freeze(model, fitted.variables, where, compute_dtype=compute_dtype(config))
+    teacher = freeze(model, fitted.variables, where, compute_dtype=compute_dtype(config))
+    return _by_name(config, teacher, None if weights == "pretrained" else read_class_names(path), class_names, weights)
 
 
-def _trained_teacher(config: ConfigDict, name: str, folder: Path, num_classes: int, image_size: int) -> Teacher:
+def _trained_teacher(
+    config: ConfigDict, name: str, folder: Path, num_classes: int, class_names: tuple[str, ...], image_size: int
+) -> Teacher:
     """A teacher that this project trained in `folder`; it knows its own fields."""
     record = read_config(folder)
     found = record["config"]["model"]["name"]
@@ -141,7 +158,29 @@ def _trained_teacher(config: ConfigDict, name: str, folder: Path, num_classes: i
     warn_of_another_normalisation(config, recorded_config(record), f"the teacher in {folder}", "config.teacher")
     variables, step = load_variables(folder, config.teacher.variables)
     description = f"{name}, {config.teacher.variables} weights of {folder} after step {step}"
-    return freeze(model, variables, description, compute_dtype=compute_dtype(config))
+    teacher = freeze(model, variables, description, compute_dtype=compute_dtype(config))
+    return _by_name(config, teacher, record["resolved"].get("class_names"), class_names, str(folder))
+
+
+def _by_name(
+    config: ConfigDict, teacher: Teacher, own_names: Sequence[str] | None, class_names: tuple[str, ...], where: str
+) -> Teacher:
+    """The teacher with its classes in the student's order, `class_names`; as it is where it does not know its own names.
+
+    Raises ConfigError if the names differ: labels are positions, and it would teach the wrong classes.
+    """
+    if config.teacher.classes is not None or not own_names or tuple(own_names) == class_names:
+        return teacher
+    numbers = order_of(class_names, own_names)
+    if numbers is None:
+        raise ConfigError(
+            f"the teacher in {where} has other classes than the student ({difference(own_names, class_names)}): use one that was "
+            "trained on the same classes, or let config.teacher.classes name the student's among the teacher's"
+        )
+    unnamed = range(len(numbers), teacher.model.num_classes)
+    model = Ensemble((teacher.model,), (*numbers, *unnamed))
+    variables = joined_variables([teacher.variables])
+    return Teacher(model, variables, f"{teacher.description}; classes matched by name", teacher.num_parameters)
 
 
 def _joined(config: ConfigDict, members: list[Teacher]) -> Teacher:

@@ -8,18 +8,15 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import MUST_BE_GIVEN, ConfigError
 from deit_jax.config_check import validate
-from deit_jax.data.registry import open_source
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.report import report_of_finished_run
 from deit_jax.modes.teacher import load_teacher
 from deit_jax.parallel.distributed import is_main_process
-from deit_jax.parallel.mesh import make_mesh
 from deit_jax.reporting import console
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.training.loop import Results
 from deit_jax.training.loop import train as run_training
-from deit_jax.training.plan import resolve
-from deit_jax.training.program import build_program
+from deit_jax.training.preparation import build_run, open_run
 
 
 def train(config: ConfigDict, workdir: Path) -> Results:
@@ -42,17 +39,10 @@ def train(config: ConfigDict, workdir: Path) -> Results:
 def _train(config: ConfigDict, workdir: Path, log: RunLog) -> Results:
     initial = load_initial(config, workdir)
     if config.teacher.recipe is not None:
-        refuse_what_cannot_be_built(config)  # rather than after the teacher's training
+        build_run(config, open_run(config, workdir))  # refused now rather than after the teacher's training
         console.say("first the teacher, then its student")
         train(config.teacher.recipe, workdir / "teacher")
     results = run_training(config, workdir, load_teacher(config, workdir), initial, log)
     if config.log.report:
         report_of_finished_run(workdir, log)
     return results
-
-
-def refuse_what_cannot_be_built(config: ConfigDict) -> None:
-    """Build the student's program without computing anything; raises ConfigError or DataError as training would."""
-    source = open_source(config.data, "train")
-    plan = resolve(config, num_images=len(source), data_classes=len(source.class_names))
-    build_program(config, plan, make_mesh(fsdp=config.parallel.fsdp))

@@ -89,13 +89,14 @@ def progress(
     say(line)
 
 
-def scores_line(step: int, scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """One line an evaluation: top-1 by weights and head."""
+def scores_line(step: int, scores: Mapping[str, Mapping[str, Mapping[str, float]]], unreadable: int = 0) -> None:
+    """One line an evaluation: top-1 by weights and head, and how many images were left out because they could not be read."""
     parts = []
     for weights, by_head in scores.items():
         tops = ", ".join(f"{HEAD_NAMES[head]} {score['top1']:.2f}" for head, score in by_head.items())
         parts.append(f"{weights}: {tops}")
-    say(f"evaluation at step {step}, top-1 %:  " + ";  ".join(parts))
+    left_out = f"  ({unreadable:,} unreadable image(s) left out)" if unreadable else ""
+    say(f"evaluation at step {step}, top-1 %:  " + ";  ".join(parts) + left_out)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

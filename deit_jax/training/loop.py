@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from deit_jax.data.bad_images import BadImages
 from deit_jax.data.loading import train_batches
-from deit_jax.data.registry import open_source, train_crop
-from deit_jax.data.replacements import Replacements
+from deit_jax.data.registry import train_crop
 from deit_jax.data.sources import ImageSource
 from deit_jax.errors import Stopped, first_line
 from deit_jax.evaluation.accuracy import best_top1
-from deit_jax.evaluation.extra import open_extra_sets, score_extra_sets
+from deit_jax.evaluation.extra import score_extra_sets
 from deit_jax.evaluation.protocol import protocol_of
 from deit_jax.evaluation.run import Evaluator
 from deit_jax.models.flops import train_flops
@@ -28,7 +28,6 @@ from deit_jax.parallel.distributed import (
     sum_over_processes,
     wait_for_all,
 )
-from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.parallel.topologies import find_chip
 from deit_jax.reporting import console
@@ -44,10 +43,12 @@ from deit_jax.training.first_images import TRAINING_IMAGES, first_of_batch
 from deit_jax.training.interruption import Interruption
 from deit_jax.training.lock import hold
 from deit_jax.training.optimizer import parameter_names
-from deit_jax.training.plan import Plan, resolve
-from deit_jax.training.program import Initial, Program, Teacher, build_program
+from deit_jax.training.plan import Plan
+from deit_jax.training.preparation import build_run, open_run
+from deit_jax.training.program import Initial, Program, Teacher
 from deit_jax.training.record import claim_workdir, finished_results, show_results, skipped_steps, write_results
 from deit_jax.training.state import TrainState, Variables
+from deit_jax.training.teacher_scores import score_teacher
 
 Results = dict[str, Any]
 
@@ -70,32 +71,28 @@ def train(
     if log is None:
         with RunLog(config, workdir, silent=not is_main_process()) as log:
             return train(config, workdir, teacher, initial, log)
-    # --- What will be done -------------------------------------------------------------------------------------------------
-    train_source, eval_source = open_source(config.data, "train"), open_source(config.data, "eval")
-    plan = resolve(config, num_images=len(train_source), data_classes=len(train_source.class_names))
+    # --- What will be done; nothing is written before all that can be refused has been checked ------------------------------
+    opened = open_run(config, workdir)
+    plan = opened.plan
+    if opened.record is not None and (results := finished_results(workdir, plan)) is not None:
+        console.say(f"{workdir} is finished: {plan.total_steps} steps are done. Another --workdir starts from scratch.")
+        show_results(config, results)
+        return results
+    built = build_run(config, opened, teacher)
+    mesh, program, evaluator = built.mesh, built.program, built.evaluator
     with hold(workdir):
-        claim_workdir(workdir, config, plan, class_names=train_source.class_names)
-        wait_for_all("the workdir is claimed")
-        if (results := finished_results(workdir, plan)) is not None:
-            console.say(f"{workdir} is finished: {plan.total_steps} steps are done. Another --workdir starts anew.")
-            show_results(config, results)
-            return results
-
-        mesh = make_mesh(fsdp=config.parallel.fsdp)
-        program = build_program(config, plan, mesh, teacher)
-        evaluator = Evaluator(config, eval_source, mesh, image_size=plan.image_size)
-        # Now, so that a set that is missing is known before the training and not after it.
-        extra_sources = open_extra_sets(config, {plan.num_classes, len(eval_source.class_names)}, strict=False)
-        console.announce(
-            f"Training in {workdir}", describe(config, plan, program, train_source, eval_source, teacher, initial)
-        )
+        from_main_process(lambda: claim_workdir(workdir, config, plan, opened.identity, checked=opened.record))
+        facts = describe(config, plan, program, opened.train_source, opened.eval_source, teacher, initial)
+        console.announce(f"Training in {workdir}", facts)
         with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
             teacher_variables, teacher_scores = None, None
             if teacher is not None:
                 teacher_variables = jax.device_put(teacher.variables, replicated(mesh))
                 if config.evaluation.teacher:
-                    teacher_scores = evaluator(teacher.model, teacher_variables)
-                    console.say(f"teacher's top-1 on the evaluation images: {teacher_scores['class']['top1']:.2f} %")
+                    teacher_scores = score_teacher(
+                        workdir, teacher, lambda: evaluator(teacher.model, teacher_variables), opened.identity.evaluation,
+                        protocol_of(config, plan.image_size),
+                    )  # fmt: skip
 
             # --- The steps, once more from the last checkpoint if they lead nowhere ----------------------------------------
             detours = Detours(workdir)
@@ -111,7 +108,7 @@ def train(
                 plan,
                 program,
                 evaluator,
-                train_source,
+                opened.train_source,
                 teacher_variables,
                 initial,
                 checkpoints,
@@ -134,14 +131,15 @@ def train(
             # --- What came of it -------------------------------------------------------------------------------------------
             state, scores, pace, replaced = done
             if scores is None:  # stopped between the last save and the results
-                scores = evaluator.weights(program.model, state.variables, state.ema)
+                scores = evaluator.weights(program.model, {"raw": state.variables, "ema": state.ema})
             checkpoints.wait()  # a run with results is finished: its last checkpoint is there
         weights = {"raw": state.variables, "ema": state.ema}
-        extra = score_extra_sets(evaluator, program.model, weights, extra_sources, strict=False)
+        extra = score_extra_sets(evaluator, program.model, weights, built.extra_sources, strict=False)
         seconds = pace.seconds_per_step()
         results = {
             "step": plan.total_steps,
-            "eval_images": len(eval_source),
+            "eval_images": len(opened.eval_source) - evaluator.unreadable,
+            "unreadable_images": evaluator.unreadable,
             "scores": scores,
             "extra": extra,
             "protocol": protocol_of(config, plan.image_size),
@@ -194,10 +192,10 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
         state = checkpoints.restore(program.abstract_state)
         start = int(state.step)
         console.say(f"resuming after step {start}")
-    replacements, replaced_before = Replacements(console.warn), checkpoints.notes().get("replaced", 0)
+    bad_images, replaced_before = BadImages(console.warn), checkpoints.notes().get("replaced", 0)
 
     def replaced(step: int) -> int:
-        return replaced_before + sum_over_processes(replacements.count(step - start))
+        return replaced_before + sum_over_processes(bad_images.count(step - start))
 
     pace, scores, metrics = Pace(), None, None
     # A step that is judged, and what of it is logged, if anything: metrics, and how many steps were measured up to it.
@@ -205,7 +203,7 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
     train_step = compiled_together(program.train_step)
     log = run.log
     log.begin(start)
-    on_host = host_batches(run, start, replacements)
+    on_host = host_batches(run, start, bad_images)
     if start == 0 and log.shows_pictures:
         on_host = pictured(run, on_host)
     on_mesh = one_ahead(put_batch(program.mesh, batch) for batch in on_host)
@@ -254,9 +252,9 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
                 watch.read(through=step)  # what is evaluated and saved is sound
                 top1 = None
                 if evaluating:
-                    scores = run.evaluator.weights(program.model, state.variables, state.ema)
+                    scores = run.evaluator.weights(program.model, {"raw": state.variables, "ema": state.ema})
                     log.write(step, flatten(scores))
-                    console.scores_line(step, scores)
+                    console.scores_line(step, scores, run.evaluator.unreadable)
                     top1 = best_top1(scores, config.model.fusion)
                 if saving or stopping or (top1 is not None and checkpoints.would_be_best(top1)):
                     log.sync()  # every row up to this step: a resumed run writes only later ones
@@ -268,7 +266,7 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
     return state, scores, pace, replaced(plan.total_steps)
 
 
-def host_batches(run: Run, start: int, replacements: Replacements) -> Iterator[dict[str, np.ndarray]]:
+def host_batches(run: Run, start: int, bad_images: BadImages) -> Iterator[dict[str, np.ndarray]]:
     """This host's batches of the steps from `start` (counted from 0) on."""
     config, data = run.config, run.config.data
     for first, end in run.detours.stretches(start, run.plan.total_steps):
@@ -284,9 +282,9 @@ def host_batches(run: Run, start: int, replacements: Replacements) -> Iterator[d
             num_workers=data.num_workers,
             prefetch_batches=data.prefetch_batches,
             on_bad_image=data.on_bad_image,
-            replacements=replacements,
+            bad_images=bad_images,
         )
-    replacements.tell_total()
+    bad_images.warn_of_total()
 
 
 def pictured(run: Run, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:

@@ -27,10 +27,18 @@ class Plan:
     checkpoint_every: int  # steps
 
 
-def resolve(config: ConfigDict, *, num_images: int, data_classes: int, platform: str | None = None) -> Plan:
+def resolve(
+    config: ConfigDict,
+    *,
+    num_images: int,
+    data_classes: int,
+    platform: str | None = None,
+    epoch_steps: int | None = None,
+) -> Plan:
     """The plan of a validated configuration for a training set of `num_images` images in `data_classes` classes.
 
-    platform: what the devices are, "cpu", "gpu" or "tpu"; None: those here.
+    platform: what the devices are, "cpu", "gpu" or "tpu"; None: those here. epoch_steps: steps of an epoch, of a run that goes on
+    with other images than it started with; None: what follows from the images.
 
     Raises ConfigError when the two do not fit: too few images for a batch, more classes than the model has.
     """
@@ -42,6 +50,7 @@ def resolve(config: ConfigDict, *, num_images: int, data_classes: int, platform:
             group_size=config.augment.group_size,
             groups_per_block=config.augment.groups_per_block,
             seed=config.seed,
+            epoch_steps=epoch_steps,
         )
         image_size = config.image_size or native_image_size(config.model.name)
     except ValueError as error:

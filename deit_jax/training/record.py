@@ -11,6 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, default_config, differing_fields, listed_names
+from deit_jax.data.identity import Identity
+from deit_jax.data.sampling import selected_positions
 from deit_jax.errors import machine_fault
 from deit_jax.evaluation.accuracy import Scores, answer_of
 from deit_jax.evaluation.protocol import protocol_line
@@ -26,57 +28,91 @@ FORMAT = 2  # of a workdir; 1 had no manifests. What can still be read by an ear
 _FREE_TO_CHANGE = (
     "log.", "checkpoint.", "evaluation.", "parallel.", "published.", "train.max_steps", "teacher.recipe.",
     "data.path", "data.eval_split", "data.max_eval_images", "data.num_threads", "data.num_workers", "data.prefetch_batches",
-    "data.on_bad_image", "on_nonfinite",
+    "data.on_bad_image", "data.on_change", "on_nonfinite",
 )  # fmt: skip
 
 
-def claim_workdir(workdir: Path, config: ConfigDict, plan: Plan, *, class_names: tuple[str, ...]) -> None:
-    """Write `config.json` into a new workdir, or check that the one there is this run's.
+def check_workdir(workdir: Path, config: ConfigDict, identity: Identity) -> dict[str, Any] | None:
+    """Refuse a workdir that holds another run than this one; nothing is written. Returns its record, None for a new workdir.
 
-    Raises ConfigError that names the differing fields if another configuration has been trained here, or that tells of the
-    later version of deit_jax that has.
+    Raises ConfigError that names the differing fields, the differing classes, or the images that were added or removed since the
+    run began (unless config.data.on_change is "continue"), or the later version of deit_jax that made the workdir.
     """
     path = workdir / "config.json"
-    fields = json.loads(config.to_json_best_effort())
-    if path.exists():
-        record = read_config(workdir)
-        if record.get("format", 1) > FORMAT:
-            raise ConfigError(
-                f"{workdir} was made by deit_jax {record.get('version', 'of a later version')}, which this one "
-                f"({__version__}) does not understand: use that version, or another --workdir"
-            )
-        recorded = record["config"]
-        defaults = json.loads(default_config().to_json_best_effort())
-        changed = [
-            name
-            for name in differing_fields(recorded, fields)
-            if not _free_to_change(name, config)
-            # A field that the version which wrote the workdir did not have yet was what is now the default.
-            and not (_value(recorded, name) is None and _value(fields, name) == _value(defaults, name))
-        ]
-        if changed:
-            raise ConfigError(
-                f"{workdir} holds a run of another configuration, which differs in {', '.join(changed[:5])}"
-                f"{' and more' if len(changed) > 5 else ''}; use another --workdir, or the values in {path}"
-            )
-        names = record["resolved"].get("class_names", [])
-        if names != list(class_names) and sorted(names) == sorted(class_names):
-            raise ConfigError(f"{workdir} was trained with the same classes in another order: use another --workdir")
+    if not path.exists():
+        return None
+    record = read_config(workdir)
+    if record.get("format", 1) > FORMAT:
+        raise ConfigError(
+            f"{workdir} was made by deit_jax {record.get('version', 'of a later version')}, which this one "
+            f"({__version__}) does not understand: use that version, or another --workdir"
+        )
+    recorded, fields = record["config"], json.loads(config.to_json_best_effort())
+    defaults = json.loads(default_config().to_json_best_effort())
+    changed = [
+        name
+        for name in differing_fields(recorded, fields)
+        if not _free_to_change(name, config)
+        # A field that the version which wrote the workdir did not have yet was what is now the default.
+        and not (_value(recorded, name) is None and _value(fields, name) == _value(defaults, name))
+    ]
+    if changed:
+        raise ConfigError(
+            f"{workdir} holds a run of another configuration, which differs in {', '.join(changed[:5])}"
+            f"{' and more' if len(changed) > 5 else ''}; use another --workdir, or the values in {path}"
+        )
+    resolved = record["resolved"]
+    if (other := identity.other_classes(resolved)) is not None:
+        raise ConfigError(
+            f"{workdir} was trained on other classes ({other}): give the class names that it began with, or use another --workdir"
+        )
+    # Another evaluation split or limit may be asked for on purpose; of the same one the images must be the same.
+    same_split = all(
+        _value(recorded, name) == _value(fields, name) for name in ("data.eval_split", "data.max_eval_images")
+    )
+    changes = identity.other_images(resolved, evaluation=same_split)
+    natural = selected_positions(identity.train.images) // config.train.batch_size
+    if "data" not in resolved and natural != resolved["steps_per_epoch"]:  # of a version that did not record the images
+        changes.append(f"{resolved['steps_per_epoch']:,} steps per epoch then, {natural:,} now")
+    if not changes:
+        return record
+    if config.data.on_change == "stop":
+        raise ConfigError(
+            f"the data of {workdir} has changed since its first start ({'; '.join(changes)}): restore it, or go on with what is "
+            "there now by --config.data.on_change=continue, which keeps the steps per epoch and the schedule"
+        )
+    console.warn(
+        f"the data has changed since the first start ({'; '.join(changes)}): the run goes on with what is there now"
+    )
+    return record
+
+
+def claim_workdir(
+    workdir: Path, config: ConfigDict, plan: Plan, identity: Identity, *, checked: dict[str, Any] | None = None
+) -> None:
+    """Write `config.json`. Everything that can be refused has been checked by then, and the workdir is locked.
+
+    checked: what `check_workdir` returned. Raises ConfigError if another run has begun here since, or the disk does not take it.
+    """
     if not is_main_process():
         return
+    if checked != (read_config(workdir) if (workdir / "config.json").exists() else None):
+        raise ConfigError(f"another run began in {workdir} at the same time: use another --workdir, or start again")
     resolved = {
         "num_classes": plan.num_classes,
         "image_size": plan.image_size,
         "compute_dtype": plan.compute_dtype,
         "steps_per_epoch": plan.steps_per_epoch,
-        "class_names": list(class_names),
+        **identity.record(),
     }
+    fields = json.loads(config.to_json_best_effort())
     record = {"format": FORMAT, "version": __version__, "config": fields, "resolved": resolved}
+    path = workdir / "config.json"
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); mend that") from error
+        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); fix that") from error
 
 
 def _free_to_change(name: str, config: ConfigDict) -> bool:
@@ -140,6 +176,7 @@ def skipped_steps(workdir: Path) -> int:
 
 # Of results.json: what a run got over, told when there was any.
 _INCIDENTS = {
+    "unreadable_images": "evaluation image(s) could not be used and are left out of the scores (config.data.on_bad_image)",
     "replaced_images": "times an image was replaced by the next one (config.data.on_bad_image)",
     "skipped_steps": "step(s) were skipped because loss or gradient was not finite (config.on_nonfinite)",
     "rollbacks": "time(s) the run went back to a checkpoint because loss or gradient was not finite (config.on_nonfinite)",

@@ -202,14 +202,18 @@ def _as_numpy(value: Any, where: str) -> np.ndarray:
 # --- writing --------------------------------------------------------------------------------------------------------
 
 
-def encode(path: Path, tensors: Tensors, *, wrapper: str | None = None) -> bytes:
+def encode(
+    path: Path, tensors: Tensors, *, wrapper: str | None = None, metadata: Mapping[str, str] | None = None
+) -> bytes:
     """The content of a .safetensors, or with torch a .pth file (under the key `wrapper` if given), by the suffix of `path`.
+
+    metadata: further texts that a .safetensors file keeps.
 
     Raises WeightsError: another suffix, or no torch for .pth.
     """
     tensors = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
     if path.suffix.lower() == ".safetensors":
-        return safetensors.numpy.save(tensors, metadata={"format": "pt"})
+        return safetensors.numpy.save(tensors, metadata={"format": "pt", **(metadata or {})})
     if path.suffix.lower() not in WRITTEN:
         raise WeightsError(f"{path}: weights are written as .safetensors or .pth, or into a folder (no suffix)")
     torch = _import_torch(path)

@@ -15,7 +15,7 @@ import numpy as np
 
 from deit_jax.models.stacking import unstack_blocks
 from deit_jax.models.vit import VisionTransformer
-from deit_jax.weights import huggingface, mmpretrain, timm
+from deit_jax.weights import huggingface, labels, mmpretrain, timm
 from deit_jax.weights.cards import CARD_NAMES, check_class_names, huggingface_cards, timm_cards
 from deit_jax.weights.errors import MisfitError, WeightsError, listed
 from deit_jax.weights.files import WRITTEN, Tensors, encode, write_files
@@ -46,7 +46,7 @@ def save_weights(
         (`from_pretrained(FOLDER)`); mmpretrain has no such thing. Files of these names are replaced.
       layout: "timm" (also facebookresearch/deit), "hf" (transformers 4 and 5), or "mmpretrain".
       preprocessing: of the images; None: the reference's evaluation.
-      class_names: one a class, for the labels in config.json.
+      class_names: one a class, for the labels in config.json, and the metadata of a .safetensors file.
 
     A folder is written whole or not at all.
 
@@ -65,7 +65,7 @@ def save_weights(
     _refuse_other_variables(tensors, timm.expected_tensors(model))
     tensors = LAYOUTS[layout].from_timm(tensors)
     if path.suffix.lower() in WRITTEN:
-        write_files({path: encode(path, tensors, wrapper=_WRAPPERS[layout])})
+        write_files({path: encode(path, tensors, wrapper=_WRAPPERS[layout], metadata=labels.metadata(class_names))})
         return path
 
     _refuse_as_a_folder(path, layout)
@@ -76,7 +76,7 @@ def save_weights(
         cards = huggingface_cards(model, preprocessing, class_names)
     contents = {path / name: (json.dumps(card, indent=2) + "\n").encode() for name, card in cards.items()}
     weights = path / "model.safetensors"
-    write_files({weights: encode(weights, tensors), **contents})
+    write_files({weights: encode(weights, tensors, metadata=labels.metadata(class_names)), **contents})
     for stale in (path / name for name in CARD_NAMES if name not in cards):
         stale.unlink(missing_ok=True)  # of an earlier export in another layout
     return weights

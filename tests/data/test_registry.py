@@ -79,13 +79,6 @@ def test_a_folder_without_evaluation_images_holds_some_out(tmp_path, train):
     assert paths(open_source(data, "eval")) == {str(tmp_path / f"val/{name}/0.png") for name in ("a", "b")}
 
 
-def test_folder_splits_must_have_the_same_classes(tmp_path):
-    make_folder(tmp_path / "train", ["a", "b", "c"])
-    make_folder(tmp_path / "validation", ["a", "c"])
-    with pytest.raises(DataError, match=r"1 class folders are not the same.*'b'"):
-        open_source(config(source="folder", path=str(tmp_path)), "eval")
-
-
 def numbers(source):
     return {source.describe(i) for i in range(len(source))}
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from deit_jax.data import decoding
+from deit_jax.data.bad_images import BadImages
 from deit_jax.data.decoding import CenterCrop, RandomResizedCrop, decode
 from deit_jax.data.folder import ImageFolderSource
 from deit_jax.data.loading import eval_batches, train_batches
-from deit_jax.data.replacements import Replacements
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.data.sources import ArraySource, DataError
 
@@ -151,10 +151,10 @@ def small(files, tmp_path_factory):
 def train(source, **options):
     order = TrainOrder(num_examples=12, batch_size=12, repeats=1, group_size=6, groups_per_block=2, seed=0)
     told = []
-    replacements = Replacements(told.append)
-    options |= {"start_step": 0, "stop_step": 3, "replacements": replacements}
+    bad_images = BadImages(told.append)
+    options |= {"start_step": 0, "stop_step": 3, "bad_images": bad_images}
     batches = list(train_batches(source, order, RandomResizedCrop(16), **options))
-    replacements.tell_total()
+    bad_images.warn_of_total()
     return batches, told, order
 
 
@@ -168,7 +168,7 @@ def test_faulty_files_are_replaced_by_the_next_image_and_counted(small, options)
         np.testing.assert_array_equal(batch["label"][row], [small[i].label for i in replaced])
     assert sum("replaced: " in line and "cannot be decoded" in line for line in told) == 2
     # In each of three epochs: the one directly, the other directly and on the way from the first.
-    assert told[-1] == "2 image(s) could not be used and were replaced 9 times by the next ones"
+    assert told[-1] == "2 image(s) could not be used and were replaced 9 times"
     stopped, *_ = train(ImageFolderSource(Path(small.describe(0)).parents[1]), on_bad_image="replace", num_threads=0)
     for one, other in zip(batches, stopped, strict=True):
         np.testing.assert_array_equal(one["image"], other["image"])
@@ -181,9 +181,18 @@ def test_stopping_is_the_default(small):
         train(small, on_bad_image="skip")
 
 
-def test_evaluation_never_replaces(small):
+def test_evaluation_stops_at_a_faulty_image_or_leaves_it_out(small):
     with pytest.raises(DataError, match=r"a/empty\.jpg"):
         list(eval_batches(small, CenterCrop(16), 6))
+    with pytest.raises(ValueError, match=r"data\.on_bad_image='skip'"):
+        eval_batches(small, CenterCrop(16), 6, on_bad_image="skip")
+    told = []
+    bad_images = BadImages(told.append, "left out")
+    batches = list(eval_batches(small, CenterCrop(16), 6, on_bad_image="replace", bad_images=bad_images))
+    mask, labels = (np.concatenate([batch[name] for batch in batches]) for name in ("mask", "label"))
+    assert np.flatnonzero(~mask).tolist() == [5, 6] and bad_images.count() == 2  # the others keep their places
+    assert labels[mask].tolist() == [small[i].label for i in range(12) if i not in (5, 6)]
+    assert [line.rpartition("/")[2][:9] for line in told] == ["empty.jpg", "text.jpg:"]
 
 
 def test_only_faulty_files_end_a_run(files, tmp_path):
@@ -208,7 +217,7 @@ def test_a_file_that_vanishes_is_faulty(twelve):
     with pytest.raises(DataError, match=r"03\.jpg: is gone"):
         train(source)
     _, told, _ = train(source, on_bad_image="replace")
-    assert told[-1] == "1 image(s) could not be used and were replaced 3 times by the next ones"
+    assert told[-1] == "1 image(s) could not be used and were replaced 3 times"
 
 
 def test_a_file_that_cannot_be_read_is_not_replaced(twelve):

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 
 from deit_jax.config import default_config
+from deit_jax.data.bad_images import BadImages
 from deit_jax.data.registry import open_source
-from deit_jax.data.sources import DataError, Example
+from deit_jax.data.sources import ArraySource, DataError, Example, Subset
 from deit_jax.evaluation.protocol import protocol_line, protocol_of
 from deit_jax.evaluation.run import Evaluator
 from deit_jax.models import create_model
@@ -35,6 +36,66 @@ def test_scores_do_not_depend_on_devices_or_batch_size(model_and_variables, devi
     output = jax.jit(model.apply)(variables, images.astype(np.float32))
     for head, logits in (("class", output.class_logits), ("fused_logits", output.logits)):
         assert scores[head]["top1"] == pytest.approx(100 * np.mean(np.argmax(logits, -1) == labels))
+
+
+class Counted(ArraySource):
+    """Random images, counting how often one is read; those in `broken` cannot be."""
+
+    def __init__(self, count=90, broken=()):
+        rng = np.random.default_rng(0)
+        names = tuple(f"class {k}" for k in range(10))
+        super().__init__(rng.integers(0, 255, (count, 28, 28), np.uint8), rng.integers(0, 10, count), names)
+        self.reads, self.broken = 0, set(broken)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        example = super().__getitem__(index)
+        return example._replace(image=b"not an image") if index in self.broken else example
+
+
+def evaluator_of(source, **changes):
+    return Evaluator(tiny_config(**changes), source, make_mesh(jax.devices()[:1]), image_size=28, keep_images=True)
+
+
+@pytest.fixture(scope="module")
+def two_weights(model_and_variables):
+    model, variables = model_and_variables
+    return model, {"raw": variables, "ema": jax.tree.map(lambda leaf: leaf * 1.5, variables), "none": None}
+
+
+def test_several_weights_are_scored_in_one_pass_and_images_are_kept(two_weights):
+    model, weights = two_weights
+    source = Counted()
+    evaluator = evaluator_of(source)
+    scores = evaluator.weights(model, weights)
+    assert source.reads == 90 and set(scores) == {"raw", "ema"} and scores["raw"] != scores["ema"]
+    assert evaluator.weights(model, weights) == scores and source.reads == 90  # from memory
+    assert evaluator(model, weights["ema"]) == scores["ema"]
+
+    reading = evaluator_of(source, evaluation__memory_gib=89 * 28 * 28 * 3 / 2**30)  # one image too few
+    assert reading.weights(model, weights) == reading.weights(model, weights) == scores and source.reads == 270
+
+
+def test_images_that_cannot_be_read_are_counted_beside_the_score(two_weights, capsys):
+    model, weights = two_weights
+    broken = (3, 41, 89)
+    with pytest.raises(DataError, match="image 3 of the arrays"):
+        evaluator_of(Counted(broken=broken)).weights(model, weights)
+    evaluator = evaluator_of(Counted(broken=broken), data__on_bad_image="replace")
+    scores = evaluator.weights(model, weights)
+    assert evaluator.unreadable == 3 and evaluator.weights(model, weights) == scores and evaluator.unreadable == 3
+    told = capsys.readouterr().out
+    assert told.count("left out of the scores: image") == 3
+
+    whole = Counted()
+    sound = Subset(whole, np.array([i for i in range(90) if i not in broken]))
+    expected = evaluator_of(sound).weights(model, weights)
+    for name, by_head in expected.items():
+        for head, values in by_head.items():
+            assert scores[name][head] == pytest.approx(values, rel=1e-5)
+    further = evaluator.further(model, weights, Counted(broken=broken))
+    assert (further["images"], further["unreadable"]) == (87, 3)
+    assert further["scores"]["raw"] == scores["raw"]
 
 
 class SeveralLabels:
@@ -76,7 +137,7 @@ def test_of_several_processes_none_is_left_waiting_for_one_that_cannot_read(mode
     source, faults = SeveralLabels(open_source(tiny_config().data, "eval")), []
 
     def batches():
-        yield from list(evaluator._batches(source))[:1]
+        yield from list(evaluator._batches(source, BadImages()))[:1]
         raise DataError("gone")
 
     told = list(evaluator._in_step(batches(), source, faults))

@@ -85,12 +85,12 @@ def test_a_run_ends_with_the_sets_that_are_there_and_a_line_for_each_that_is_not
     workdir, _, said = trained
     results = json.loads((workdir / "results.json").read_text())
     assert set(results["extra"]) == {"again", "real"}
-    assert results["extra"]["again"] == {"images": 80, "scores": results["scores"]}
+    assert results["extra"]["again"] == {"images": 80, "unreadable": 0, "scores": results["scores"]}
     lines = {line.split(" is left out: ")[0].rpartition(".")[2]: line for line in said if " is left out: " in line}
     assert len(lines) == sum(" is left out: " in line for line in said) == 4
     assert "nowhere/validation: no such folder" in lines["nowhere"]
     assert "tfds build cifar10" in lines["unprepared"]
-    assert "has 2 classes, the model 10" in lines["two"]
+    assert "the classes are not those of the model (new: 'a', 'b'; missing:" in lines["two"]
     assert "cannot be decoded" in lines["damaged"]
     assert results["protocol"]["resize"] == results["protocol"]["crop"] == 28
 
@@ -129,7 +129,7 @@ def test_real_scores_are_those_counted_by_hand(trained, photos):
             assert found["scores"]["raw"][head][name] == pytest.approx(100 * np.mean(hits))
 
 
-@pytest.mark.parametrize(("name", "message"), [("two", "has 2 classes"), ("damaged", "cannot be decoded")])
+@pytest.mark.parametrize(("name", "message"), [("two", "new: 'a', 'b'"), ("damaged", "cannot be decoded")])
 def test_a_faulty_set_is_an_error_where_it_was_asked_for(trained, name, message):
     workdir, config, _ = trained
     with pytest.raises(DataError, match=rf"config\.evaluation\.extra\.{name}: .*{message}"):

@@ -2,6 +2,7 @@
 
 import jax
 
+from deit_jax.data.identity import Identity
 from deit_jax.data.registry import open_source
 from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.parallel.mesh import make_mesh
@@ -18,7 +19,7 @@ def untrained(workdir, config):
     program = build_program(
         config, plan, make_mesh(jax.devices()[:1]), abstract_teacher(config, plan.num_classes, plan.image_size, "cpu")
     )
-    claim_workdir(workdir, config, plan, class_names=source.class_names)
+    claim_workdir(workdir, config, plan, Identity.of(source, open_source(config.data, "eval")))
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(program.init())
     return workdir

@@ -1,15 +1,25 @@
+import dataclasses
 import json
+import re
 
 import pytest
 
 from deit_jax.config import ConfigError
+from deit_jax.data.identity import Identity, Images
 from deit_jax.training.plan import resolve
-from deit_jax.training.record import claim_workdir, read_config
+from deit_jax.training.record import check_workdir, claim_workdir, read_config
 from tests.tiny import tiny_config
 
+DATA = Identity(("a", "b"), Images(10_000, "0a"), Images(90, "0b"))
 
-def claim(workdir, config):
-    claim_workdir(workdir, config, resolve(config, num_images=10_000, data_classes=10), class_names=("a", "b"))
+
+def claim(workdir, config, data=DATA):
+    """Check and claim a workdir as the trainer does; returns the steps of an epoch."""
+    record = check_workdir(workdir, config, data)
+    steps = None if record is None else record["resolved"]["steps_per_epoch"]
+    plan = resolve(config, num_images=data.train.images, data_classes=len(data.class_names), epoch_steps=steps)
+    claim_workdir(workdir, config, plan, data, checked=record)
+    return plan.steps_per_epoch
 
 
 def edit(workdir, change):
@@ -52,3 +62,70 @@ def test_the_remedy_for_losses_that_are_not_finite_may_change(tmp_path):
     claim(tmp_path, tiny_config())
     claim(tmp_path, tiny_config(on_nonfinite="rollback"))
     assert read_config(tmp_path)["config"]["on_nonfinite"] == "rollback"
+
+
+def refused(workdir, data, match, **changes):
+    before = (workdir / "config.json").read_bytes()
+    with pytest.raises(ConfigError, match=match) as error:
+        claim(workdir, tiny_config(**changes), data)
+    assert "\n" not in str(error.value) and (workdir / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("a", "z"), "new: 'z'; missing: 'b'"),
+        (("a", "b", "c"), "new: 'c'"),
+        (("a",), "missing: 'b'"),
+        (("b", "a"), "the same names in another order, class 0 is 'b', not 'a'"),
+    ],
+)
+def test_other_classes_are_refused(tmp_path, names, shown):
+    claim(tmp_path, tiny_config())
+    data = dataclasses.replace(DATA, class_names=names)
+    for options in ({}, {"data__on_change": "continue"}):
+        refused(tmp_path, data, re.escape(f"was trained on other classes ({shown})"), **options)
+
+
+def test_other_images_are_refused_unless_the_run_may_go_on_with_them(tmp_path, capsys):
+    steps = claim(tmp_path, tiny_config())
+    more = dataclasses.replace(DATA, train=Images(13_000, "0c"))
+    refused(tmp_path, more, "10,000 training images then, 13,000 now.*--config.data.on_change=continue")
+    renamed = dataclasses.replace(DATA, train=Images(10_000, "0d"))
+    refused(tmp_path, renamed, "10,000 training images as then, but not the same ones")
+
+    assert claim(tmp_path, tiny_config(data__on_change="continue"), more) == steps
+    assert "goes on with what is there now" in capsys.readouterr().out
+    assert claim(tmp_path, tiny_config(), more) == steps  # the new images are recorded, the epochs stay as long
+    assert capsys.readouterr().out == ""
+    refused(tmp_path, DATA, "13,000 training images then, 10,000 now")
+    few = dataclasses.replace(DATA, train=Images(20, "0e"))  # fewer than a batch
+    assert claim(tmp_path, tiny_config(data__on_change="continue"), few) == steps
+
+
+def test_other_evaluation_images_are_refused_unless_asked_for(tmp_path):
+    claim(tmp_path, tiny_config())
+    fewer = dataclasses.replace(DATA, evaluation=Images(80, "0c"))
+    refused(tmp_path, fewer, "90 evaluation images then, 80 now")
+    claim(tmp_path, tiny_config(data__max_eval_images=80), fewer)
+    claim(tmp_path, tiny_config(data__max_eval_images=80), fewer)
+
+
+def test_of_a_version_that_recorded_no_images_the_steps_of_an_epoch_count(tmp_path):
+    claim(tmp_path, tiny_config())
+    record = read_config(tmp_path)
+    del record["resolved"]["data"]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    refused(tmp_path, dataclasses.replace(DATA, train=Images(8_000, "")), "312 steps per epoch then, 248 now")
+    claim(tmp_path, tiny_config())
+    assert read_config(tmp_path)["resolved"]["data"]["train"] == {"images": 10_000, "digest": "0a"}
+
+
+def test_a_run_that_began_in_between_is_not_overwritten(tmp_path):
+    config = tiny_config()
+    plan = resolve(config, num_images=10_000, data_classes=2)
+    assert check_workdir(tmp_path, config, DATA) is None
+    claim(tmp_path, tiny_config(seed=1))
+    with pytest.raises(ConfigError, match="another run began in"):
+        claim_workdir(tmp_path, config, plan, DATA, checked=None)
+    assert read_config(tmp_path)["config"]["seed"] == 1

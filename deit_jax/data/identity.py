@@ -1,0 +1,64 @@
+"""What a run depends on of its data: class names, numbers of images, and a digest of what they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from deit_jax.data.classes import difference
+from deit_jax.data.sources import ImageSource, fingerprint_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """The images of a split: how many, and the digest of which (see `fingerprint_of`; "" if the source has none)."""
+
+    images: int
+    digest: str
+
+    @classmethod
+    def of(cls, source: ImageSource) -> Images:
+        """Those of a source."""
+        return cls(len(source), fingerprint_of(source))
+
+    def change(self, recorded: dict[str, Any] | None, what: str) -> str | None:
+        """How these differ from what was recorded of the same split, for people; None if they do not, or nothing is recorded."""
+        if recorded is None or recorded == dataclasses.asdict(self):
+            return None
+        if recorded["images"] != self.images:
+            return f"{recorded['images']:,} {what} then, {self.images:,} now"
+        if not (recorded["digest"] and self.digest):
+            return None
+        return f"{self.images:,} {what} as then, but not the same ones"
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a run records of its data."""
+
+    class_names: tuple[str, ...]
+    train: Images
+    evaluation: Images
+
+    @classmethod
+    def of(cls, train_source: ImageSource, eval_source: ImageSource) -> Identity:
+        """That of a run's two sources."""
+        return cls(tuple(train_source.class_names), Images.of(train_source), Images.of(eval_source))
+
+    def record(self) -> dict[str, Any]:
+        """For config.json: {"class_names", "data": {"train": {"images", "digest"}, "evaluation": ...}}."""
+        data = {name: dataclasses.asdict(getattr(self, name)) for name in ("train", "evaluation")}
+        return {"class_names": list(self.class_names), "data": data}
+
+    def other_classes(self, recorded: dict[str, Any]) -> str | None:
+        """How the classes differ from those of a `record`, for people; None if they do not, or the record has none."""
+        names = recorded.get("class_names")
+        return None if not names or list(names) == list(self.class_names) else difference(self.class_names, names)
+
+    def other_images(self, recorded: dict[str, Any], *, evaluation: bool) -> list[str]:
+        """How the images differ from those of a `record`, for people; with `evaluation` those for evaluation, too."""
+        then = recorded.get("data", {})
+        changes = [self.train.change(then.get("train"), "training images")]
+        if evaluation:
+            changes.append(self.evaluation.change(then.get("evaluation"), "evaluation images"))
+        return [change for change in changes if change is not None]

@@ -1,0 +1,78 @@
+"""Everything about a run that can be refused, before a byte of its workdir is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from deit_jax.data.classes import with_classes
+from deit_jax.data.identity import Identity
+from deit_jax.data.registry import open_source
+from deit_jax.data.sources import ImageSource
+from deit_jax.evaluation.extra import Sources, open_extra_sets
+from deit_jax.evaluation.run import Evaluator
+from deit_jax.parallel.mesh import make_mesh
+from deit_jax.reporting import console
+from deit_jax.training.plan import Plan, resolve
+from deit_jax.training.program import Program, Teacher, build_program
+from deit_jax.training.record import check_workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """The data and the plan of a run, and what its workdir says of an earlier start."""
+
+    train_source: ImageSource
+    eval_source: ImageSource  # labels count in the training images' class names
+    identity: Identity
+    record: dict[str, Any] | None  # of the workdir; None if it is new
+    plan: Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """What is compiled and evaluated in a run."""
+
+    mesh: Mesh
+    program: Program
+    evaluator: Evaluator
+    extra_sources: Sources
+
+
+def open_run(config: ConfigDict, workdir: Path) -> Opened:
+    """Open the data of a validated configuration and compare it, and the configuration, with what `workdir` was started with.
+
+    Raises ConfigError or DataError: the data cannot be opened or does not fit, or the workdir holds another run.
+    """
+    train_source, eval_source = open_source(config.data, "train"), open_source(config.data, "eval")
+    names = train_source.class_names
+    if len(names) > (there := len(eval_source.class_names)):
+        console.warn(f"there are evaluation images of {there} of the {len(names)} classes only")
+    eval_source = with_classes(eval_source, names, what="the evaluation images", of="the training images")
+    identity = Identity.of(train_source, eval_source)
+    record = check_workdir(workdir, config, identity)
+    plan = resolve(
+        config,
+        num_images=len(train_source),
+        data_classes=len(names),
+        # A run that went on with other images keeps the epochs it began with.
+        epoch_steps=None if record is None else record["resolved"]["steps_per_epoch"],
+    )
+    return Opened(train_source, eval_source, identity, record, plan)
+
+
+def build_run(config: ConfigDict, opened: Opened, teacher: Teacher | None = None) -> Built:
+    """Build program and evaluator, and open the further evaluation sets. Nothing is computed on a device yet.
+
+    Raises ConfigError for what cannot be built.
+    """
+    plan = opened.plan
+    mesh = make_mesh(fsdp=config.parallel.fsdp)
+    program = build_program(config, plan, mesh, teacher)
+    evaluator = Evaluator(config, opened.eval_source, mesh, image_size=plan.image_size, keep_images=True)
+    extra_sources = open_extra_sets(config, opened.train_source.class_names, strict=False)
+    return Built(mesh, program, evaluator, extra_sources)
