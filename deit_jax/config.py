@@ -91,6 +91,9 @@ def default_config() -> ConfigDict:
     # folder, where there is no folder of eval_split: the share of every class's training images that is evaluated instead of
     # trained on; path may then hold the class folders themselves. 0: the folder must be there
     data.held_out = 0.0
+    # folder: where the list of its files is kept for the next start: a folder (several hosts may share it), "auto" for deit_jax
+    # in the user's cache folder, "" for nowhere
+    data.index = "auto"
     data.repeats = 3  # repeated augmentation: copies of an image in the sampling order; 1 = off (paper, section 6)
     # random_resized | padded (random crop after zero padding, the reference's for <= 32 px) | center (the evaluation's, as FixRes
     # fine-tunes)

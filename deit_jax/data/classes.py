@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from deit_jax.data.sources import DataError, Example, ImageSource, fingerprint_of, is_multi_label
+from deit_jax.data.sources import DataError, Example, ImageSource, fingerprint_of, is_multi_label, notes_of
 
 _SHOWN = 3  # names that a message lists
 
@@ -27,6 +27,7 @@ class Relabelled:
         self._source = source
         self._class_names = tuple(class_names)
         self._numbers = tuple(int(number) for number in numbers)
+        self.notes = tuple(notes_of(source))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -119,8 +120,9 @@ def _near(new: Sequence[str], missing: Sequence[str]) -> str:
         other = pairs.get(_plain(name))
         if other is None:
             continue
-        same_letters = unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other)
-        return f"; {name!r} and {other!r} differ in " + ("Unicode spelling" if same_letters else "spelling") + " only"
+        if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
+            return f"; {name!a} and {other!a} are the same letters in composed and decomposed Unicode characters"
+        return f"; {name!r} and {other!r} differ in capitals or spaces only"
     return ""
 
 

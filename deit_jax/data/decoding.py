@@ -14,6 +14,7 @@ import warnings
 from typing import Any, Protocol
 
 import numpy as np
+import PIL
 import simplejpeg
 from PIL import Image
 
@@ -85,10 +86,21 @@ def _reason(image: bytes, error: Exception) -> str:
     if not image:
         return "an empty file"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "no image format that Pillow knows"
+        return _unknown_format(image)
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {MAX_PIXELS:,} pixels"
     return str(error).split("\n")[0] or type(error).__name__
+
+
+def _unknown_format(image: bytes) -> str:
+    brand = image[8:12] if image[4:8] == b"ftyp" else b""  # ISO 14496-12
+    if brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
+        return (
+            "HEIC, whatever the file's ending, which Pillow reads only with the plugin pillow-heif; convert it to JPEG"
+        )
+    if brand in (b"avif", b"avis"):
+        return f"AVIF, which this Pillow, {PIL.__version__}, does not read; install 11.3 or newer"
+    return "no image format that Pillow knows"
 
 
 def _as_rgb(image: np.ndarray) -> np.ndarray:

@@ -1,29 +1,23 @@
-"""Images in class folders, and the index that saves listing them at every start.
-
-ImageNet has 1.28 million files; listing them takes seconds on a local disk and minutes on a network one. The first start writes
-what it found to an index; later ones only look whether a folder has changed since.
-"""
+"""Images in class folders, as a source."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import os
-import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+import PIL
+from PIL import Image
 
+from deit_jax.data.file_names import IMAGE_EXTENSIONS, describe_skipped, is_utf8, printable, skipped_note
+from deit_jax.data.folder_index import AUTO, read_index, write_index
+from deit_jax.data.folder_listing import Listing, list_class, list_files, scan_root
 from deit_jax.data.sources import DataError, Example, MissingDataError, UnusableError, digest
 
-# torchvision.datasets.folder.IMG_EXTENSIONS, so that a folder has the same files here and there.
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-
-INDEX_NAME = ".deit_jax_index.npz"
-_INDEX_VERSION = 1
-_LISTING_THREADS = 16  # a network file system answers many questions at a time as fast as one
+SMALLEST_INDEXED = 10_000  # images; fewer are listed at once, so that no file is left for every small folder
 # A folder that changed this short a time before it was listed may change again without its modification time telling.
 _SETTLED_SECONDS = 2.0
 
@@ -33,51 +27,62 @@ class ImageFolderSource:
 
     Classes are the sorted names of the sub-folders of `root`, unless all of them are numbers: those are sorted as numbers, where
     torchvision would put 10 before 2 (ImageNet V2 names its folders by the class). Files are searched in them
-    recursively. Only names are read here; a file's bytes are read when it is asked for.
+    recursively. Unlike torchvision's, hidden folders and files are skipped (file_names.py has the rules), and so are links to
+    a folder that is above or listed already. Only names are read here; a file's bytes are read when it is asked for.
 
     Args:
         root: the split's folder, e.g. `/data/imagenet/train`.
-        use_index: read the names from the index of an earlier start where no folder has changed since, and write one where
-            there is none. It lies in `root`, or, if nothing can be written there, in the user's cache folder.
+        index: where the names that were found are kept for the next start: a folder, "auto" for the user's cache folder, "" for
+            nowhere. They are listed again if a folder has changed since. A folder of fewer than 10,000 images is always listed.
+        notes: lines about the choice of `root`, which precede those of the source.
 
     Raises:
-        DataError: `root` is missing, has no class folders, or a class folder has no images.
+        DataError: `root` is missing or cannot be read, has no class folders, a class folder has no images or a name that is not
+            UTF-8, or one folder is in two classes by a link.
     """
 
-    def __init__(self, root: str | os.PathLike[str], use_index: bool = True):
+    def __init__(self, root: str | os.PathLike[str], index: str = AUTO, notes: Sequence[str] = ()):
         self._root = os.fspath(root)
         if not os.path.isdir(self._root):
             raise MissingDataError(
-                f"{self._root}: no such folder; set data.path to the folder that holds `train` and `val`, or with data.held_out "
-                "the class folders"
+                f"{printable(self._root)}: no such folder; set data.path to the folder that holds `train` and `val`, or with "
+                "data.held_out the class folders"
             )
-        self._class_names = class_folders(self._root)
+        self._class_names, skipped, loose = scan_root(self._root)
         if not self._class_names:
-            raise DataError(f"{self._root}: no class folders; put the images of each class in a folder of its own")
-        listing = _read_index(self._root, self._class_names) if use_index else None
+            raise DataError(
+                f"{printable(self._root)}: no class folders; put the images of each class in a folder of its own"
+                + (f" ({len(loose):,} images lie directly in it)" if loose else "")
+            )
+        _refuse_names(self._root, self._class_names)
+        listing = read_index(self._root, self._class_names, index)
         if listing is None:
             began = time.time()
-            listing = _list_files(self._root, self._class_names)
-            if use_index and listing.modified.max() < (began - _SETTLED_SECONDS) * 1e9:
-                _write_index(self._root, listing)
-        for label in np.flatnonzero(np.bincount(listing.labels, minlength=len(self._class_names)) == 0):
-            raise DataError(
-                f"{os.path.join(self._root, self._class_names[label])}: a class folder without images "
-                f"({' '.join(IMAGE_EXTENSIONS)}); add images or remove the folder"
-            )
+            listing = list_files(self._root, self._class_names)
+            self._refuse_empty_classes(listing)
+            settled = listing.modified.max() < (began - _SETTLED_SECONDS) * 1e9
+            if settled and len(listing.labels) >= SMALLEST_INDEXED:
+                write_index(self._root, listing, index)
         self._listing = listing
+        self._refuse_unreadable_kinds()
+        self._notes = (*notes, *self._own_notes(skipped, len(loose)))
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The folders' names, in the order of the labels."""
         return self._class_names
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to print about the source at the start of a run, a line each: how many files were skipped and why."""
+        return self._notes
+
     def __len__(self) -> int:
         return len(self._listing.labels)
 
     def __getitem__(self, index: int) -> Example:
         try:
-            with open(self.describe(index), "rb") as file:
+            with open(self.path(index), "rb") as file:
                 return Example(file.read(), int(self._listing.labels[index]))
         except FileNotFoundError as error:
             raise UnusableError(f"{self.describe(index)}: is gone; restore the file or start again") from error
@@ -95,9 +100,13 @@ class ImageFolderSource:
         """The file's path from the split's folder on."""
         return self._listing.file(index)
 
-    def describe(self, index: int) -> str:
+    def path(self, index: int) -> str:
         """The file's path."""
         return os.path.join(self._root, self._listing.file(index))
+
+    def describe(self, index: int) -> str:
+        """The file's path, with bytes that are not UTF-8 and control characters escaped."""
+        return printable(self.path(index))
 
     def file_name(self, index: int) -> str:
         """The file's name, without its folders."""
@@ -107,104 +116,59 @@ class ImageFolderSource:
         """Of the files' relative paths and their labels."""
         return digest(self._listing.names, self._listing.ends, self._listing.labels)
 
-
-def class_folders(root: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The names of the folders in `root`: sorted, if all are numbers then by these."""
-    with os.scandir(root) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir())
-    if all(name.isascii() and name.isdigit() for name in names):
-        names.sort(key=int)
-    return tuple(names)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Listing:
-    """The files of a folder, in order, and the state of the folders that they were found in.
-
-    Names are one array of bytes, not a million strings: it loads at once and is small to send to a worker.
-    """
-
-    names: np.ndarray  # uint8, paths relative to the root, end to end
-    ends: np.ndarray  # int64[N]: where each path ends
-    labels: np.ndarray  # int32[N]
-    folders: np.ndarray  # uint8, the folders below the root, relative to it, each ended by a zero
-    modified: np.ndarray  # int64: their times of modification, ns
-
-    def file(self, index: int) -> str:
-        start = self.ends[index - 1] if index else 0
-        return os.fsdecode(self.names[start : self.ends[index]].tobytes())
-
-    def is_current(self, root: str) -> bool:
-        folders = self.folders.tobytes().split(b"\0")[:-1]
-        return len(folders) == len(self.modified) and all(
-            os.stat(os.path.join(os.fsencode(root), folder)).st_mtime_ns == modified
-            for folder, modified in zip(folders, self.modified.tolist(), strict=True)
+    def _refuse_empty_classes(self, listing: Listing) -> None:
+        empty = np.flatnonzero(np.bincount(listing.labels, minlength=len(self._class_names)) == 0)
+        if not empty.size:
+            return
+        name = self._class_names[empty[0]]
+        skipped = list_class(self._root, name).skipped
+        raise DataError(
+            f"{printable(os.path.join(self._root, name))}: a class folder without images ({' '.join(IMAGE_EXTENSIONS)})"
+            + (f", it has {describe_skipped(skipped)}" if skipped else "")
+            + (f", and {empty.size - 1} more like it" if empty.size > 1 else "")
+            + "; add images or remove the folder"
         )
 
-    def classes(self) -> tuple[str, ...]:
-        return tuple(os.fsdecode(folder) for folder in self.folders.tobytes().split(b"\0")[:-1] if b"/" not in folder)
+    def _refuse_unreadable_kinds(self) -> None:
+        # One search in all names, which is fast: most folders have none.
+        if b".avif" in self._listing.names.tobytes().lower() and not _reads_avif():
+            found = [i for i in range(len(self)) if self.relative_path(i).lower().endswith(".avif")]
+            if found:
+                raise DataError(
+                    f"{self.describe(found[0])} and {len(found) - 1:,} more: this Pillow ({PIL.__version__}) does not read AVIF; "
+                    "install Pillow 11.3 or newer, or convert them to JPEG"
+                )
+
+    def _own_notes(self, skipped: Counter[str], loose: int) -> list[str]:
+        root = printable(self._root)
+        notes = [skipped_note(self._root, skipped + self._listing.skipped_kinds())]
+        if loose:
+            notes.append(f"{loose:,} images lie in {root} itself, in no class folder, and are not used")
+        repeated, elsewhere = self._listing.repeated.tolist()
+        if repeated:
+            notes.append(
+                f"{repeated:,} images of {root} are links to another one's file"
+                + (f", {elsewhere:,} of them to one in another class" if elsewhere else "")
+            )
+        return [note for note in notes if note]
 
 
-def _list_class(root: str, name: str) -> tuple[list[tuple[str, int]], list[str]]:
-    """The folders of a class with their times of modification, and its image files, as paths relative to `root`."""
-    folders, files = [], []
-    for folder, _, in_folder in sorted(os.walk(os.path.join(root, name), followlinks=True)):
-        relative = os.path.relpath(folder, root).replace(os.sep, "/")
-        folders.append((relative, os.stat(folder).st_mtime_ns))
-        files += [f"{relative}/{file}" for file in sorted(in_folder) if file.lower().endswith(IMAGE_EXTENSIONS)]
-    return folders, files
+def _refuse_names(root: str, class_names: tuple[str, ...]) -> None:
+    for name in class_names:
+        if not is_utf8(name):
+            raise DataError(
+                f"{printable(os.path.join(root, name))}: the name of a class is not UTF-8; rename the folder "
+                "(convmv -f latin1 -t utf8 -r --notest renames all)"
+            )
+    by_form: dict[str, str] = {}
+    for name in class_names:
+        other = by_form.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise DataError(
+                f"{printable(root)}: the class folders {other!a} and {name!a} look the same, in composed and decomposed Unicode "
+                "characters; put their images into one folder"
+            )
 
 
-def _list_files(root: str, class_names: tuple[str, ...]) -> _Listing:
-    with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-        found = list(pool.map(lambda name: _list_class(root, name), class_names))
-    names = [os.fsencode(file) for _, files in found for file in files]
-    folders = [folder for some, _ in found for folder in some]
-    return _Listing(
-        names=np.frombuffer(b"".join(names), np.uint8),
-        ends=np.cumsum([len(name) for name in names], dtype=np.int64),
-        labels=np.repeat(np.arange(len(found), dtype=np.int32), [len(files) for _, files in found]),
-        folders=np.frombuffer(b"".join(os.fsencode(name) + b"\0" for name, _ in folders), np.uint8),
-        modified=np.asarray([modified for _, modified in folders], np.int64),
-    )
-
-
-def index_paths(root: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Where the index of a folder may be: in the folder itself, else in the user's cache folder, under the path's digest."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deit_jax"
-    digest = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]
-    return Path(root) / INDEX_NAME, cache / f"index_{digest}.npz"
-
-
-def _read_index(root: str, class_names: tuple[str, ...]) -> _Listing | None:
-    """An index that tells of the folder as it is now, or None."""
-    for path in index_paths(root):
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                if int(file["version"]) != _INDEX_VERSION:
-                    continue
-                listing = _Listing(**{field.name: file[field.name] for field in dataclasses.fields(_Listing)})
-            consistent = len(listing.ends) == len(listing.labels) and listing.ends[-1] == len(listing.names)
-            if consistent and listing.classes() == class_names and listing.is_current(root):
-                return listing
-        except Exception:  # no index, a damaged one, a folder that has gone: list the files anew
-            continue
-    return None
-
-
-def _write_index(root: str, listing: _Listing) -> None:
-    """Keeps a listing for the next start, in the first place that can be written; it is no matter if none can."""
-    for path in index_paths(root):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".npz")
-        except OSError:
-            continue
-        try:
-            with open(handle, "wb") as file:
-                np.savez(file, version=_INDEX_VERSION, **dataclasses.asdict(listing))
-            os.chmod(temporary, 0o644)  # others may train on this data, too
-            os.replace(temporary, path)  # whole or not at all, also when several hosts write
-            return
-        except OSError:  # e.g. the disk is full
-            os.unlink(temporary)
+def _reads_avif() -> bool:
+    return ".avif" in Image.registered_extensions()  # Pillow's own, since 11.3, or a plugin's

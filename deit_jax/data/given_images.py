@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from deit_jax.data.decoding import decode, decode_opened
+from deit_jax.data.file_names import printable
 from deit_jax.data.sources import DataError
 
 
@@ -19,7 +20,7 @@ def read_image(image: Any, what: str = "the image") -> np.ndarray:
     what: the image's name in messages; of a path that is the path. Raises DataError.
     """
     if isinstance(image, str | os.PathLike):
-        what = os.fspath(image)
+        what = printable(image)
         image = _read_file(Path(os.path.expanduser(image)))
     elif not isinstance(image, Image.Image | np.ndarray):
         raise DataError(
@@ -42,8 +43,8 @@ def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
+        raise DataError(f"{printable(path)}: there is no such file") from None
     except IsADirectoryError:
-        raise DataError(f"{path} is a folder: name the images in it") from None
+        raise DataError(f"{printable(path)} is a folder: name the images in it") from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+        raise DataError(f"{printable(path)} cannot be read ({error.strerror})") from error

@@ -10,7 +10,7 @@ import json
 import re
 from pathlib import Path
 
-from deit_jax.data.sources import DataError, Example, ImageSource, MissingDataError
+from deit_jax.data.sources import DataError, Example, ImageSource, MissingDataError, notes_of
 
 URL = "https://raw.githubusercontent.com/google-research/reassessed-imagenet/master/real.json"
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})(?!\d)")
@@ -35,6 +35,7 @@ class RealLabels:
             raise DataError(f"{path}: ReaL's labels go by file names, which {source.describe(0)} does not have")
         self._source, self._path = source, path
         self._labels = read_real_labels(path, len(source.class_names))
+        self.notes = tuple(notes_of(source))
 
     @property
     def class_names(self) -> tuple[str, ...]:

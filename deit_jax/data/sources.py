@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -86,17 +87,27 @@ def digest(*parts: bytes | np.ndarray) -> str:
     return found.hexdigest()
 
 
+def notes_of(*sources: ImageSource) -> list[str]:
+    """What to print about sources at the start of a run, each line once: e.g. which files of a folder were skipped.
+
+    A source may have it as an attribute `notes`, a sequence of lines.
+    """
+    return list(dict.fromkeys(note for source in sources for note in getattr(source, "notes", ())))
+
+
 class Subset:
     """Some images of another source, in the order given; one may be there more than once.
 
     Args:
         source: the images.
         indices: integers `[N]`, each of an image of `source`.
+        notes: lines to print at the start of a run, after those of `source`.
     """
 
-    def __init__(self, source: ImageSource, indices: np.ndarray):
+    def __init__(self, source: ImageSource, indices: np.ndarray, notes: Sequence[str] = ()):
         self._source = source
         self._indices = np.asarray(indices, np.int64)
+        self.notes = (*notes_of(source), *notes)
 
     @property
     def class_names(self) -> tuple[str, ...]:

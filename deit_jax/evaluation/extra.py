@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from deit_jax.data.classes import with_classes
 from deit_jax.data.registry import open_further_set
-from deit_jax.data.sources import DataError, ImageSource, MissingDataError
+from deit_jax.data.sources import DataError, ImageSource, MissingDataError, notes_of
 from deit_jax.evaluation.run import Evaluator, Weights
 from deit_jax.parallel.distributed import sum_over_processes
 from deit_jax.reporting import console
@@ -32,12 +32,15 @@ def open_extra_sets(config: ConfigDict, class_names: Sequence[str], *, strict: b
     for name, entry in sorted(config.evaluation.extra.items()):
         fault: DataError | None = None
         try:
-            source = with_classes(open_further_set(entry), class_names, what="its images", of="the model", numbers=True)
+            source = open_further_set(entry, config.data.index)
+            source = with_classes(source, class_names, what="its images", of="the model", numbers=True)
         except DataError as error:
             fault = error
         faulty = sum_over_processes(fault is not None and not isinstance(fault, MissingDataError))
         if not faulty and not sum_over_processes(fault is not None):
             sources[name] = source
+            for note in notes_of(source):
+                console.say(f"config.evaluation.extra.{name}: {note}")
             continue
         fault = fault or DataError("another process cannot use it")
         if strict and faulty:

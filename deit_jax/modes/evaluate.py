@@ -17,7 +17,7 @@ from deit_jax.config import MUST_BE_GIVEN, ConfigError, default_config, recorded
 from deit_jax.config_check import validate
 from deit_jax.data.classes import with_classes
 from deit_jax.data.registry import open_source
-from deit_jax.data.sources import ImageSource
+from deit_jax.data.sources import ImageSource, notes_of
 from deit_jax.errors import machine_fault
 from deit_jax.evaluation.extra import open_extra_sets, score_extra_sets
 from deit_jax.evaluation.protocol import protocol_of
@@ -82,6 +82,8 @@ def evaluate(
     subject = load_subject(config, workdir, source.class_names, checkpoint)
     source = as_labelled(source, subject)
     extra = open_extra_sets(config, source.class_names, strict=True)
+    for note in notes_of(source):
+        console.say(note)
     protocol = protocol_of(config, subject.image_size)
     if subject.trained_image_size not in (None, subject.image_size):
         resized = ", position embeddings resized (bicubic)" if isinstance(subject.model, VisionTransformer) else ""

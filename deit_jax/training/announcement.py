@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from deit_jax.data.registry import holds_out
 from deit_jax.data.sampling import selected_positions
-from deit_jax.data.sources import ImageSource
+from deit_jax.data.sources import ImageSource, notes_of
 from deit_jax.training.optimizer import trained
 from deit_jax.training.plan import Plan
 from deit_jax.training.program import Initial, Program, Teacher
@@ -54,6 +54,8 @@ def describe(
         f"{len(train_source.class_names)} classes"
         + (f" ({config.data.held_out:.0%} of every class held out)" if holds_out(config.data) else "")
     )
+    if notes := notes_of(train_source, eval_source):
+        facts["data notes"] = "\n".join(notes)
     facts |= _recipe(config, plan)
     facts["length"] = (
         f"{plan.total_steps:,} steps of {config.train.batch_size} images, {plan.steps_per_epoch:,} an epoch "

@@ -28,7 +28,7 @@ FORMAT = 2  # of a workdir; 1 had no manifests. What can still be read by an ear
 _FREE_TO_CHANGE = (
     "log.", "checkpoint.", "evaluation.", "parallel.", "published.", "train.max_steps", "teacher.recipe.",
     "data.path", "data.eval_split", "data.max_eval_images", "data.num_threads", "data.num_workers", "data.prefetch_batches",
-    "data.on_bad_image", "data.on_change", "on_nonfinite",
+    "data.index", "data.on_bad_image", "data.on_change", "on_nonfinite",
 )  # fmt: skip
 
 

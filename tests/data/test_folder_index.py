@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.data import folder
-from deit_jax.data.folder import ImageFolderSource, index_paths
+from deit_jax.data import folder, folder_index
+from deit_jax.data.folder import ImageFolderSource
+from deit_jax.data.folder_index import index_path
 from deit_jax.data.sources import DataError
 
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """Folders that were last changed an hour ago; the user's cache folder is the test's own."""
+    """Folders that were last changed an hour ago; the user's cache folder is the test's own. Small ones are indexed, too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(folder, "SMALLEST_INDEXED", 4)
     file = io.BytesIO()
     Image.new("RGB", (3, 2)).save(file, "PNG")
     for name in ("b/2.png", "b/1.png", "a/deep/3.png", "a/ä 4.png", "a/notes.txt"):
@@ -34,21 +36,53 @@ def settle(root, seconds_ago=3600):
 @pytest.fixture
 def listings(monkeypatch):
     """How often the files were listed."""
-    calls, list_files = [], folder._list_files
-    monkeypatch.setattr(folder, "_list_files", lambda *arguments: calls.append(1) or list_files(*arguments))
+    calls, list_files = [], folder.list_files
+    monkeypatch.setattr(folder, "list_files", lambda *arguments: calls.append(1) or list_files(*arguments))
     return calls
 
 
 def contents(source):
-    return source.class_names, [(source.describe(i), source[i].label, source[i].image) for i in range(len(source))]
+    return source.class_names, source.notes, [(source.describe(i), *source[i]) for i in range(len(source))]
 
 
-def test_the_second_start_does_not_list_the_files(root, listings):
+def test_the_second_start_does_not_list_the_files(root, listings, tmp_path):
     first = contents(ImageFolderSource(root))
-    assert (root / ".deit_jax_index.npz").is_file() and len(listings) == 1
+    (index,) = (tmp_path / "cache/deit_jax").iterdir()
+    assert index == index_path(root, "auto") and len(listings) == 1
+    assert sorted(path.name for path in root.iterdir()) == ["a", "b"]  # nothing is left in the user's folder
     assert contents(ImageFolderSource(root)) == first and len(listings) == 1
-    assert [Path(name).name for name, *_ in first[1]] == ["ä 4.png", "3.png", "1.png", "2.png"]
-    assert contents(ImageFolderSource(root, use_index=False)) == first and len(listings) == 2
+    assert [Path(name).name for name, *_ in first[2]] == ["ä 4.png", "3.png", "1.png", "2.png"]
+    assert first[1] == (f"skipped in {root}: 1 file: 1 .txt",)
+
+
+def test_the_index_can_be_switched_off_and_put_elsewhere(root, listings, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    first = contents(ImageFolderSource(root, index=""))
+    assert contents(ImageFolderSource(root, index="")) == first and len(listings) == 2
+    assert index_path(root, "") is None and not (tmp_path / "cache").exists()
+    for place, where in (
+        (str(tmp_path / "shared"), tmp_path / "shared"),
+        ("~/lists", tmp_path / "home/lists"),
+        (str(root), root),
+    ):
+        del listings[:]
+        for _ in range(2):
+            assert contents(ImageFolderSource(root, index=place)) == first
+        assert len(listings) == 1 and len(list(where.glob("deit_jax_index_*.npz"))) == 1
+        settle(root)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_cache_folder_is_the_users_or_there_is_none(root, monkeypatch, tmp_path):
+    for value in ("", "relative"):  # the XDG specification: relative paths are ignored
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        monkeypatch.setenv("HOME", "/home/ada")
+        assert index_path(root, "auto").parent == Path("/home/ada/.cache/deit_jax")
+    # A container's user without a name and HOME: expanduser leaves ~ as it is.
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(folder_index.os.path, "expanduser", lambda path: path)
+    assert index_path(root, "auto") is None
+    assert len(ImageFolderSource(root)) == 4
 
 
 @pytest.mark.parametrize(
@@ -67,7 +101,7 @@ def test_a_change_makes_the_index_stale(root, listings, change):
     change(root)
     source = ImageFolderSource(root)
     assert len(listings) == 2
-    assert contents(source) == contents(ImageFolderSource(root, use_index=False))
+    assert contents(source) == contents(ImageFolderSource(root, index=""))
 
 
 def test_changed_bytes_are_read_without_a_new_listing(root, listings):
@@ -77,8 +111,8 @@ def test_changed_bytes_are_read_without_a_new_listing(root, listings):
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 nonsense", None])
-def test_a_damaged_index_is_made_anew(root, listings, damage):
-    path = root / ".deit_jax_index.npz"
+def test_a_damaged_index_is_replaced(root, listings, damage):
+    path = index_path(root, "auto")
     expected = contents(ImageFolderSource(root))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
@@ -86,40 +120,53 @@ def test_a_damaged_index_is_made_anew(root, listings, damage):
     assert contents(ImageFolderSource(root)) == expected and len(listings) == 2  # whole again
 
 
-def test_an_index_of_another_layout_is_ignored(root, listings):
-    path = root / ".deit_jax_index.npz"
+def test_an_index_of_another_layout_or_other_rules_is_ignored(root, listings):
+    path = index_path(root, "auto")
     ImageFolderSource(root)
     with np.load(path) as file:
         arrays = dict(file)
-    np.savez(path, **{**arrays, "version": 99})
+    for change in (
+        {"version": 99},
+        {"ends": arrays["ends"][:-1]},
+        {"rules": "('.jpg',)"},
+        {"skipped": arrays["skipped"][:-1]},
+    ):
+        del listings[:]
+        np.savez(path, **(arrays | change))
+        assert len(ImageFolderSource(root)) == 4 and len(listings) == 1
+        assert len(ImageFolderSource(root)) == 4 and len(listings) == 1
+
+
+def test_the_index_that_earlier_versions_left_in_the_folder_is_neither_read_nor_removed(root, listings):
+    path = root / ".deit_jax_index.npz"
+    path.write_bytes(b"names of files that are skipped today")
+    settle(root)
+    assert len(ImageFolderSource(root)) == 4 and len(listings) == 1 and path.exists()
+
+
+@pytest.mark.parametrize("fault", ["mkdir", "mkstemp", "replace"])
+def test_an_index_that_cannot_be_written_does_not_matter(root, listings, monkeypatch, fault, tmp_path):
+    def refuse(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    owner = {"mkdir": Path, "mkstemp": folder_index.tempfile, "replace": folder_index.os}[fault]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, fault, refuse)
+        expected = contents(ImageFolderSource(root))
+    assert not list(tmp_path.glob("cache/deit_jax/*"))
+    assert contents(ImageFolderSource(root)) == expected and len(listings) == 2
+
+
+def test_small_folders_are_not_indexed(root, listings, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "SMALLEST_INDEXED", 5)
     ImageFolderSource(root)
-    np.savez(path, **{**arrays, "ends": arrays["ends"][:-1]})
-    assert len(ImageFolderSource(root)) == 4
-    assert len(listings) == 3
-
-
-def test_where_the_folder_cannot_be_written_the_users_cache_holds_the_index(root, listings, monkeypatch):
-    inside, in_cache = index_paths(root)
-    make = folder.tempfile.mkstemp
-
-    def refuse(dir, **options):
-        if dir == inside.parent:
-            raise PermissionError(13, "Permission denied")
-        return make(dir=dir, **options)
-
-    monkeypatch.setattr(folder.tempfile, "mkstemp", refuse)
-    expected = contents(ImageFolderSource(root))
-    assert in_cache.is_file() and not inside.exists()
-    assert contents(ImageFolderSource(root)) == expected and len(listings) == 1
-    in_cache.unlink()
-    monkeypatch.setattr(folder.tempfile, "mkstemp", lambda **_: (_ for _ in ()).throw(OSError(28, "No space")))
-    assert contents(ImageFolderSource(root)) == expected  # nowhere: no matter
+    assert not (tmp_path / "cache").exists()
 
 
 def test_folders_in_the_making_are_not_indexed(root, listings):
     settle(root, seconds_ago=0.5)  # a file added now might leave the modification time as it is
     ImageFolderSource(root)
-    assert not any(path.exists() for path in index_paths(root))
+    assert not index_path(root, "auto").exists()
 
 
 def test_an_empty_class_is_refused_with_and_without_an_index(root):

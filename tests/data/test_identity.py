@@ -13,7 +13,7 @@ def folder(root, names):
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(root / name)
-    return ImageFolderSource(root, use_index=False)
+    return ImageFolderSource(root, index="")
 
 
 NAMES = ("ant/1.png", "ant/2.png", "bee/1.png")

@@ -6,7 +6,7 @@ from PIL import Image
 from deit_jax.config import default_config
 from deit_jax.data.folder import ImageFolderSource
 from deit_jax.data.registry import EMBEDDED, open_source
-from deit_jax.data.sources import ArraySource, DataError
+from deit_jax.data.sources import ArraySource, DataError, notes_of
 
 
 def config(**fields) -> ConfigDict:
@@ -77,6 +77,21 @@ def test_a_folder_without_evaluation_images_holds_some_out(tmp_path, train):
     make_folder(tmp_path / "val", ["a", "b"])
     make_folder(tmp_path / "train", [name for name in ("a", "b") if not train])
     assert paths(open_source(data, "eval")) == {str(tmp_path / f"val/{name}/0.png") for name in ("a", "b")}
+
+
+def test_spelled_splits_are_opened_and_said(tmp_path):
+    make_folder(tmp_path / "TRAIN", ["a", "b"])
+    make_folder(tmp_path / "Test_Set", ["a", "b"])
+    data = config(source="folder", path=str(tmp_path))
+    train, held_out = open_source(data, "train"), open_source(data, "eval")
+    assert train.notes == (f"training images are those of {tmp_path / 'TRAIN'}",)
+    assert paths(held_out) == {str(tmp_path / f"Test_Set/{name}/0.png") for name in ("a", "b")}
+    assert held_out.notes[0].startswith(f"evaluation images are those of {tmp_path / 'Test_Set'}, since")
+    part = open_source(config(source="folder", path=str(tmp_path), eval_split="train[50%:]", max_eval_images=1), "eval")
+    assert notes_of(train, part) == [*train.notes, f"evaluation images are those of {tmp_path / 'TRAIN'}"]
+    # one folder under two names
+    (tmp_path / "val").symlink_to("TRAIN")
+    assert f"{tmp_path / 'val'} and {tmp_path / 'TRAIN'} are one folder, by a link" in open_source(data, "eval").notes
 
 
 def numbers(source):

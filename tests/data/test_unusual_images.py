@@ -1,6 +1,7 @@
 """What docs/data.md says of unusual and faulty files, on a folder that holds them all."""
 
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from deit_jax.data import decoding
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.decoding import CenterCrop, RandomResizedCrop, decode
 from deit_jax.data.folder import ImageFolderSource
+from deit_jax.data.given_images import read_image
 from deit_jax.data.loading import eval_batches, train_batches
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.data.sources import ArraySource, DataError
@@ -122,6 +124,40 @@ def test_more_than_the_limit_is_refused(monkeypatch, kind):
 
 def test_the_limit_is_pillows():
     assert decoding.MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+
+
+def test_a_given_file_whose_name_is_not_utf8_is_named_printably(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9\x1b.jpg")
+    with pytest.raises(DataError, match=r"caf\\xe9\\x1b\.jpg: there is no such file"):
+        read_image(path)
+    path.write_bytes(encode(Image.fromarray(PHOTO), "PNG"))
+    np.testing.assert_array_equal(read_image(path), PHOTO)
+
+
+def box_of(brand):
+    return b"\0\0\0\x18ftyp" + brand + b"\0" * 40
+
+
+@pytest.mark.parametrize("brand", [b"heic", b"mif1"])
+def test_heic_is_named_whatever_the_ending(brand, tmp_path):
+    path = tmp_path / "IMG_0001.jpg"
+    path.write_bytes(box_of(brand))
+    with pytest.raises(DataError, match=r"IMG_0001\.jpg: .*\(HEIC, .* convert it to JPEG\)"):
+        read_image(path)
+
+
+@pytest.mark.skipif(".avif" not in Image.registered_extensions(), reason="Pillow was built without AVIF")
+def test_avif_is_read():
+    pixels = decode(encode(Image.fromarray(PHOTO), "AVIF", quality=95)).astype(int)
+    assert pixels.shape == PHOTO.shape and abs(pixels - PHOTO).mean() < 4
+
+
+def test_avif_that_pillow_does_not_read_is_named(monkeypatch):
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
+    monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind != "AVIF"])
+    with pytest.raises(DataError, match=r"\(AVIF, which this Pillow, .*, does not read; install 11\.3 or newer\)"):
+        decode(box_of(b"avif"))
 
 
 @pytest.mark.parametrize("name", FAULTY)

@@ -40,6 +40,7 @@ def photos(tmp_path_factory):
         path = root / "val" / str(i % 10) / f"ILSVRC2012_val_{i + 1:08d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path)
+    (root / "val" / "3" / "notes.txt").touch()
     rng = np.random.default_rng(0)
     lists = [[] if i in (3, 7) else sorted({int(it) for it in rng.integers(0, 10, 1 + i % 4)}) for i in range(12)]
     (root / "real.json").write_text(json.dumps(lists))
@@ -62,7 +63,7 @@ def trained(tmp_path_factory, photos):
             "again": further(source="fashion_mnist_10k", split="test[:80]"),
             "real": further(path=str(root), labels=str(root / "real.json")),
             "nowhere": further(path=str(root / "nowhere")),
-            "unprepared": further(source="tfds", name="cifar10", path=str(root), split="test"),
+            "unprepared": further(source="tfds", name="cifar10", path=str(root / "tfds"), split="test"),
             "two": further(source="npz", path=str(root / "two.npz"), split="test"),
             "damaged": further(path=str(root / "damaged")),
         },
@@ -88,7 +89,7 @@ def test_a_run_ends_with_the_sets_that_are_there_and_a_line_for_each_that_is_not
     assert results["extra"]["again"] == {"images": 80, "unreadable": 0, "scores": results["scores"]}
     lines = {line.split(" is left out: ")[0].rpartition(".")[2]: line for line in said if " is left out: " in line}
     assert len(lines) == sum(" is left out: " in line for line in said) == 4
-    assert "nowhere/validation: no such folder" in lines["nowhere"]
+    assert "nowhere: no such folder" in lines["nowhere"]
     assert "tfds build cifar10" in lines["unprepared"]
     assert "the classes are not those of the model (new: 'a', 'b'; missing:" in lines["two"]
     assert "cannot be decoded" in lines["damaged"]
@@ -108,6 +109,7 @@ def test_the_newest_checkpoint_scores_as_at_the_end_of_its_run(trained, capsys):
     printed = capsys.readouterr().out
     assert "shorter side to 28, centre 28 (bicubic, antialiased); mean 0.485, 0.456, 0.406" in printed
     assert "real, 10 images" in printed and "again, 80 images" in printed
+    assert printed.count("config.evaluation.extra.real: skipped in ") == printed.count("1 file: 1 .txt\n") == 1
 
 
 def test_real_scores_are_those_counted_by_hand(trained, photos):

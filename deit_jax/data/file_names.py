@@ -1,0 +1,137 @@
+"""What the names in a data folder mean: which are images, which are skipped and why, and how a name is printed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+# torchvision.datasets.folder.IMG_EXTENSIONS, so that a folder has the same files here and there; then other endings of JPEG,
+# which browsers write, and AVIF.
+IMAGE_EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
+    ".jfif", ".jpe", ".avif",
+)  # fmt: skip
+ARCHIVE_EXTENSIONS = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+
+INDEX_PREFIX = (
+    "deit_jax_index"  # of the file with a folder's listing (folder_index.py); once it lay in the folder, hidden
+)
+
+# Folders that operating systems, storage devices and Python leave behind, in lower case. Some hold small copies of the images.
+_SYSTEM_FOLDERS = (
+    "__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "recycler",
+    "system volume information", "lost+found", "found.000", "network trash folder", "temporary items", "__pycache__",
+)  # fmt: skip
+_SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r")
+# Copies that editors keep, downloads that are not complete, and the mark that Windows puts on a downloaded file.
+_LEFTOVER_ENDINGS = (
+    "~", ".bak", ".old", ".orig", ".swp", ".swo", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".filepart",
+    ".aria2", ":zone.identifier",
+)  # fmt: skip
+
+HIDDEN, LEFTOVER, NO_ENDING = "hidden", "left by a system, an editor or a download", "without an ending"
+BROKEN_LINK, NOT_A_FILE = "broken link", "neither file nor folder"
+HIDDEN_FOLDER, SYSTEM_FOLDER = "hidden folder", "folder of an operating system"
+LINK_ABOVE, LINK_AGAIN = "link to a folder above", "link to a folder that is listed already"
+_FOLDER_KINDS = (HIDDEN_FOLDER, SYSTEM_FOLDER, LINK_ABOVE, LINK_AGAIN)
+_PLURALS = {
+    BROKEN_LINK: "broken links",
+    HIDDEN_FOLDER: "hidden folders",
+    SYSTEM_FOLDER: "folders of an operating system",
+    LINK_ABOVE: "links to a folder above",
+    LINK_AGAIN: "links to a folder that is listed already",
+}
+_KINDS_SHOWN = 6
+
+
+def _hints() -> dict[str, str]:
+    """By ending: what to do with files that hold images and are not read."""
+    hints = {
+        "convert them to JPEG: Pillow reads them only with the plugin pillow-heif": ".heic .heif .hif",
+        "convert them to PNG or JPEG": ".gif .apng .jp2 .j2k .jpf .jpx .jxl .tga .psd .ico .exr .hdr .dds .pcx .xcf .dcm .pnm",
+        "camera raw: develop them to JPEG": ".raw .dng .cr2 .cr3 .crw .nef .nrw .arw .srf .sr2 .raf .orf .rw2 .pef .srw .3fr",
+        "render them to PNG": ".svg .svgz .eps .ps .ai .pdf",
+        "save their frames as JPEG": ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg",
+        "unpack them": " ".join(ARCHIVE_EXTENSIONS),
+        "arrays: data.source=npz reads a .npz file": ".npy .npz",
+    }
+    return {ending: hint for hint, endings in hints.items() for ending in endings.split()}
+
+
+_HINTS = _hints()
+
+# Listings that were made by other rules are not used.
+RULES = repr((IMAGE_EXTENSIONS, _SYSTEM_FOLDERS, _SYSTEM_FILES, _LEFTOVER_ENDINGS))
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is listed as an image: by its ending, in any case, unless the file is hidden."""
+    return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith((".", "~$"))
+
+
+def skipped_file(name: str) -> str | None:
+    """Why a file is not listed: its ending in lower case, or one of the kinds above; None for an image."""
+    if is_image(name):
+        return None
+    lower = name.lower()
+    if lower in _SYSTEM_FILES or lower.endswith(_LEFTOVER_ENDINGS) or name.startswith("~$"):
+        return LEFTOVER
+    if name.startswith("."):
+        return HIDDEN
+    ending = os.path.splitext(lower)[1]
+    return printable(ending) if 1 < len(ending) <= 12 else NO_ENDING
+
+
+def skipped_folder(name: str) -> str | None:
+    """Why a folder is neither a class nor searched, HIDDEN_FOLDER or SYSTEM_FOLDER; None for a folder that is."""
+    if name.startswith("."):
+        return HIDDEN_FOLDER
+    return SYSTEM_FOLDER if name.lower() in _SYSTEM_FOLDERS else None
+
+
+def is_index(name: str) -> bool:
+    """Whether a file is a listing that this project has written, which is not counted among the skipped ones."""
+    return name.removeprefix(".").startswith(INDEX_PREFIX) and name.endswith(".npz")
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file's ending is that of a packed archive."""
+    return name.lower().endswith(ARCHIVE_EXTENSIONS)
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    r"""A name as it can be printed anywhere: bytes that are not UTF-8 and control characters as `\xe9`."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: ascii(match[0])[1:-1], text)
+
+
+def is_utf8(name: str) -> bool:
+    """Whether the bytes of a name are UTF-8."""
+    return not any("\udc80" <= character <= "\udcff" for character in name)
+
+
+def describe_skipped(skipped: Mapping[str, int]) -> str:
+    """What was skipped, by kind, the most frequent first: "11 .heic (convert them to JPEG: ...), 2 .txt, 1 hidden"."""
+    ranked = sorted(skipped.items(), key=lambda item: (item[0] not in _HINTS, -item[1], item[0]))
+    parts = [
+        f"{count:,} {kind if count == 1 else _PLURALS.get(kind, kind)}"
+        + (f" ({_HINTS[kind]})" if kind in _HINTS else "")
+        for kind, count in ranked
+    ]
+    if len(parts) > _KINDS_SHOWN:
+        parts = [*parts[:_KINDS_SHOWN], f"{sum(count for _, count in ranked[_KINDS_SHOWN:]):,} others"]
+    return ", ".join(parts)
+
+
+def skipped_note(where: str, skipped: Mapping[str, int]) -> str:
+    """One line with the numbers of files and folders that were skipped in a folder, and why; "" if there are none."""
+    files = {kind: count for kind, count in skipped.items() if kind not in _FOLDER_KINDS}
+    folders = {kind: count for kind, count in skipped.items() if kind in _FOLDER_KINDS}
+    parts = []
+    if files:
+        number = sum(files.values())
+        parts.append(f"{number:,} {'file' if number == 1 else 'files'}: {describe_skipped(files)}")
+    if folders:
+        parts.append(describe_skipped(folders))
+    return f"skipped in {printable(where)}: {'; '.join(parts)}" if parts else ""

@@ -1,0 +1,116 @@
+"""Which folder holds the training images and which the evaluation images: splits' folders by their usual names.
+
+A folder of exactly the configured name is taken, or else the one that differs in capitals only. The default names also mean
+their usual spellings: "train" is also `training` or `train_set`, "validation" is also `val`, `valid`, `dev`, `eval`. Where
+several fit, none is chosen. A `test` folder may serve for "validation" where there is no other folder for evaluation.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from deit_jax.data.file_names import printable
+from deit_jax.data.folder_listing import class_folders
+from deit_jax.data.sources import DataError
+
+_SPELLINGS = {
+    "train": ("train", "training", "trn"),
+    "validation": ("validation", "val", "valid", "validate", "validating", "eval", "evaluation", "dev", "devel"),
+}
+_TEST = ("test", "testing", "tst")
+_FILLERS = ("set", "data", "images", "imgs", "img", "split")
+
+
+def find_split(root: str, name: str, *, held_out: bool = False, or_test: bool = False) -> str | None:
+    """The folder in `root` that holds a split, by the rules above.
+
+    Args:
+        root: the folder of the splits' folders.
+        name: of the split.
+        held_out: the folders in `root` may be the classes themselves. Then a folder of a split's name that has no folders in it
+            is a class ("train", among vehicles), and "dev" is a split only where "train" is.
+        or_test: `test` serves for "validation" where there is no other folder.
+
+    Returns:
+        Its path; None if there is none.
+
+    Raises:
+        DataError: several folders fit.
+    """
+    exact = os.path.join(root, name)
+    if os.path.isdir(exact) and not (held_out and not class_folders(exact)):
+        return exact
+    if not os.path.isdir(root):
+        return None
+    there = class_folders(root)
+    candidates = [[folder for folder in there if folder.casefold() == name.casefold()]]
+    spellings = _SPELLINGS.get(name, ())
+    if held_out and name != "train" and find_split(root, "train", held_out=True) is None:
+        spellings = spellings[:2]
+    candidates.append([folder for folder in there if _split_word(folder) in spellings])
+    if name == "validation" and or_test:
+        candidates.append([folder for folder in there if _split_word(folder) in _TEST])
+    for found in candidates:
+        paths = [path for folder in found if class_folders(path := os.path.join(root, folder))]
+        if len({os.path.realpath(path) for path in paths}) > 1:
+            names = [printable(os.path.basename(path)) for path in paths]
+            field = "train_split" if name == "train" else "eval_split"
+            raise DataError(
+                f"{printable(root)}: the folders {' and '.join(names)} could each be {name!r}; say which one, e.g. "
+                f"--config.data.{field}={names[0]}"
+            )
+        if paths:
+            return paths[0]
+    return None
+
+
+def split_note(folder: str, name: str, what: str) -> list[str]:
+    """A line that names the folder of the `what` ("training", "evaluation") images, if its name is not the configured one."""
+    found = os.path.basename(folder)
+    if found == name or (name, found) == ("validation", "val"):
+        return []
+    if name == "validation" and _split_word(found) in _TEST:
+        return [
+            f"{what} images are those of {printable(folder)}, since there is no folder `validation` or `val`; training chooses "
+            "its best checkpoint by them"
+        ]
+    return [f"{what} images are those of {printable(folder)}"]
+
+
+def is_split_folder(name: str) -> bool:
+    """Whether a folder's name is one that splits usually have."""
+    return any(_split_word(name) in words for words in (*_SPELLINGS.values(), _TEST))
+
+
+def unused_splits(root: str, used: str) -> list[str]:
+    """A line for each split's folder in `root` with class folders, except the `used` one."""
+    return [
+        f"{printable(folder)} is not used; --config.data.eval_split={printable(os.path.basename(folder))} evaluates on it"
+        for folder in _other_splits(root, used)
+    ]
+
+
+def splits_beside(folder: str) -> list[str]:
+    """A line for each split's folder beside `folder`, if that is the folder of a split by its name too."""
+    if not is_split_folder(os.path.basename(os.path.abspath(folder))):
+        return []
+    above = os.path.normpath(os.path.join(folder, os.pardir))
+    return [
+        f"{printable(other)} is not used; --config.data.path={printable(above)} takes both"
+        for other in _other_splits(above, folder)
+    ]
+
+
+def _other_splits(root: str, used: str) -> list[str]:
+    try:
+        folders = [os.path.join(root, name) for name in class_folders(root) if is_split_folder(name)]
+        return [folder for folder in folders if class_folders(folder) and not os.path.samefile(folder, used)]
+    except (DataError, OSError):  # what is not used need not be readable
+        return []
+
+
+def _split_word(name: str) -> str:
+    """ "train" of "Train_Set" and "train-images"; "" for a name of several such words."""
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word and word not in _FILLERS]
+    return words[0].removesuffix("set") if len(words) == 1 else ""
