@@ -307,9 +307,9 @@ FAULTS = (
     ),
     Fault(
         "drop-path-rate-not-passed-on",
-        "deit_jax/training/program.py",
-        'fields |= {"drop_path_rate": config.model.drop_path_rate, "dropout_rate": config.model.dropout_rate}',
-        'fields |= {"dropout_rate": config.model.dropout_rate}',
+        "deit_jax/config_model.py",
+        '_OPTIONS = ("drop_path_rate", "dropout_rate",',
+        '_OPTIONS = ("dropout_rate",',
         _PROGRAM,
     ),
     Fault(

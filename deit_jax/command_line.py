@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
+import dataclasses
 import os
 import re
 import signal
@@ -13,19 +13,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from deit_jax.config import default_config
-from deit_jax.config_file import field_names, refusal
+from deit_jax.config_file import field_names, load_config
+from deit_jax.config_overrides import Override, apply, split
+from deit_jax.config_unused import without_effect
 from deit_jax.errors import Stopped, UserError
 from deit_jax.help import MODES, page, requested
+from deit_jax.paths import expand_paths, folder, typed_path
 from deit_jax.recipes.location import find_config, own_configs
 
-_CONFIG = config_flags.DEFINE_config_file(
+_CONFIG = flags.DEFINE_string(
     "config",
     None,
     "the configuration: a file, e.g. configs/quickstart.py, and for some an argument, e.g. configs/deit.py:small,distilled",
-    lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "the folder of the run: checkpoints, metrics, results; made if it is not there"
@@ -102,35 +104,64 @@ class UsageError(UserError):
     """A command line that cannot be understood; the message is one line."""
 
 
+@dataclasses.dataclass
+class _Configuration:
+    """The configuration of the command line: --config's file with the values of --config.FIELD in it."""
+
+    config: ConfigDict | None = None
+    file: Path | None = None
+    typed: frozenset[str] = frozenset()  # the fields that are given on the command line
+
+
+_GIVEN = _Configuration()
+
+
 def parse(argv: Sequence[str]) -> list[str]:
-    """Parse flags; raises UsageError with one line instead of absl's and ml_collections' own messages and tracebacks."""
-    argv = [
-        "--list=all" if argument in ("--list", "-list") else argument for argument in argv
-    ]  # its value may be left out
+    """Parse flags and read the configuration; raises UserError with one line instead of absl's messages and tracebacks."""
     _show_help(argv)
-    argv = _with_found_configs(argv)
-    _refuse_unknown_config_keys(argv)
+    # --list's value may be left out.
+    argv = ["--list=all" if argument in ("--list", "-list") else argument for argument in argv]
     flags.FLAGS.set_gnu_getopt(True)  # files and flags in any order
     try:
-        logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is refused below
-        rest = flags.FLAGS(list(argv))
-    except Exception as error:  # of the file itself anything
-        _refuse_bad_config_file(argv)
-        if not isinstance(error, flags.Error | AttributeError | KeyError | TypeError | ValueError):
-            raise
-        line = _one_line(str(error))
-        # Python's words for a value of the wrong type, after the flag's own.
-        line = re.sub(r": invalid literal for int\(\).*", ": give a whole number", line)
-        line = re.sub(r": could not convert string to float.*", ": give a number", line)
-        if isinstance(error, flags.UnrecognizedFlagError):
-            fields = [key for key in field_names() if key.rpartition(".")[2] == error.flagname]
-            line += "".join(f"; the configuration's is --config.{field}" for field in fields[:1])
-        if re.match(r"'\w+'($| Did you mean)", line):  # ml_collections, of a key that is not defined
-            line = f"--config has no field {line}"
-        raise UsageError(line) from error
-    if not isinstance(_CONFIG.value, ConfigDict):  # none, or one that ml_collections could not read
-        _refuse_bad_config_file(argv)
+        argv, overrides = split(flags.FLAGS.read_flags_from_files(list(argv), force_gnu=True))
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UsageError(_explained(error)) from error
+    for flag in _PATHS:
+        if flags.FLAGS[flag].present and flags.FLAGS[flag].value == "":
+            raise UsageError(f"--{flag} is empty: give a path (is a variable of the shell not set?)")
+    if overrides and _CONFIG.value is None:
+        raise UsageError(f"--config.{overrides[0].key} changes a field of --config=FILE, which is missing")
+    if _CONFIG.value is not None:
+        _GIVEN.config, _GIVEN.file = _read_config(_CONFIG.value, overrides)
+        _GIVEN.typed = frozenset(key for key, _ in overrides)
+    if "--" in argv and len(rest) > 1 and rest[1].startswith("-"):
+        raise UsageError(f"{rest[1]} stands after --, where no flag is read")
     return rest
+
+
+def _explained(error: flags.Error) -> str:
+    line = " ".join(str(error).split())
+    # Python's words for a value of the wrong type, after the flag's own.
+    line = re.sub(r": invalid literal for int\(\).*", ": give a whole number", line)
+    line = re.sub(r": could not convert string to float.*", ": give a number", line)
+    if isinstance(error, flags.UnrecognizedFlagError):
+        fields = [key for key in field_names() if key.rpartition(".")[2] == error.flagname.rpartition(".")[2]]
+        line += "".join(f"; the configuration's is --config.{field}" for field in fields[:1])
+    return line
+
+
+def _read_config(argument: str, overrides: Sequence[Override]) -> tuple[ConfigDict, Path]:
+    """The configuration and its file: the package's where the current folder has none of that name."""
+    name, colon, words = argument.partition(":")
+    try:
+        file = find_config(typed_path("--config", name))
+    except UserError as error:
+        raise UsageError(f"--config={str(error).removeprefix('--config=')}") from error
+    config = load_config(f"{file}{colon}{words}")
+    apply(config, overrides)
+    expand_paths(config)
+    return config, file
 
 
 def _show_help(argv: Sequence[str]) -> None:
@@ -141,59 +172,6 @@ def _show_help(argv: Sequence[str]) -> None:
             sys.stdout.write(page(pages[-1], __name__))
             sys.stdout.flush()
         sys.exit(0)
-
-
-def _refuse_bad_config_file(argv: Sequence[str]) -> None:
-    """Say what is wrong with the file of --config, if it is that; ml_collections' messages lack the line."""
-    for argument in argv[1:]:
-        match = re.match(r"--?config=(.+)", argument)
-        line = refusal(match[1], field_names()) if match else None
-        if line is not None:
-            raise UsageError(line)
-
-
-def _one_line(message: str) -> str:
-    """The last line of a traceback that stands in a message, without the exception's name; else the message's lines joined."""
-    if "Traceback (most recent call last)" in message:
-        message = re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
-    if message[:1] in "'\"" and message[:1] == message[-1:]:  # a KeyError's text is the repr of its message
-        message = message[1:-1]
-    return " ".join(message.replace("\\n", " ").replace("\\'", "'").split())
-
-
-def _with_found_configs(argv: Sequence[str]) -> list[str]:
-    """`argv` with the paths of --config's files: the package's where there is none of that name in the current folder.
-
-    `--config FILE` becomes `--config=FILE`.
-    """
-    found: list[str] = []
-    rest = list(argv)
-    while rest:
-        argument = rest.pop(0)
-        flag, equals, value = argument.partition("=")
-        if found and flag in ("--config", "-config") and (equals or rest):
-            name, colon, words = (value if equals else rest.pop(0)).partition(":")
-            try:
-                argument = f"--config={find_config(name)}{colon}{words}"
-            except UserError as error:
-                raise UsageError(f"--config={error}") from error
-        found.append(argument)
-    return found
-
-
-def _refuse_unknown_config_keys(argv: Sequence[str]) -> None:
-    """ml_collections' message for an unknown key names the nearest of its level only, behind a traceback."""
-    known = field_names()
-    for argument in argv[1:]:
-        match = re.match(r"--?config\.([\w.]+)", argument)
-        if match is None:
-            continue
-        key = re.sub(r"^(teacher\.recipe\.)+", "", match[1])
-        # What the configuration file itself names is checked when it is set.
-        if key in known or re.match(r"(model|teacher)\.overrides\.|published\.|evaluation\.extra\.", key):
-            continue
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-        raise UsageError(f"--config.{match[1]}: there is no such field; the nearest is --config.{near[0]}")
 
 
 # What a mode cannot do without, and what is said where it lacks.
@@ -210,6 +188,7 @@ _NEEDS = {
     "figures": ("figure", "output"),
     "report": ("workdir",),  # as analyze
 }
+_PATHS = ("config", "workdir", "output")
 _MISSING = {
     "config": "--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)",
     "workdir": "--workdir is missing: the folder for checkpoints, metrics and results",
@@ -231,9 +210,9 @@ def run(argv: Sequence[str]) -> None:
     if _LIST.value is not None:
         from deit_jax.modes.recipes import list_recipes
 
-        list_recipes(_LIST.value, Path(_OUTPUT.value) if _OUTPUT.value else None)
+        list_recipes(_LIST.value, _output())
         return
-    mode = _MODE.value
+    mode, config = _MODE.value, _GIVEN.config
     for flag in _NEEDS[mode]:
         if not flags.FLAGS[flag].value:
             raise UsageError(_MISSING[flag])
@@ -241,25 +220,27 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError(
             f"--workdir={_WORKDIR.value} is an address: give a folder, on a disk that all processes of the run share"
         )
+    workdir = None if _WORKDIR.value is None else folder("--workdir", _WORKDIR.value)
+    output, files = _output(), [typed_path("FILE", name) for name in argv[1:]]
     if mode == "predict":
-        _check_predict(argv[1:])
+        _check_predict(files)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
     # What takes long to import is imported late, so that --help and mistakes in flags answer at once.
     from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here, require_devices
 
     look_for_nothing_that_is_not_here()
-    if _CONFIG.value is not None and mode != "compile":  # which touches no device
-        _prepare_process(_CONFIG.value)
+    if config is not None and mode != "compile":  # which touches no device
+        _prepare_process(config)
     elif mode in ("analyze", "predict", "report"):
         _prepare_process(default_config())
     elif mode != "compile":
         require_devices()
-    if _CONFIG.value is not None:
-        _tell_packaged_file(Path(config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]))
-    output = Path(_OUTPUT.value) if _OUTPUT.value else None
+    if config is not None and _GIVEN.file is not None:
+        _tell_packaged_file(_GIVEN.file)
+        _warn_of_what_has_no_effect(config)
     try:
-        _run_mode(mode, argv[1:], output)
+        _run_mode(mode, files, workdir, output)
     except OSError as error:
         if output is None or not _concerns(error, output):
             raise
@@ -272,50 +253,54 @@ def _concerns(error: OSError, output: Path) -> bool:
     return any(output.is_relative_to(name) or Path(name).is_relative_to(output) for name in names)
 
 
-def _run_mode(mode: str, files: Sequence[str], output: Path | None) -> None:
-    config, workdir = _CONFIG.value, Path(_WORKDIR.value or "")
+def _output() -> Path | None:
+    return None if _OUTPUT.value is None else Path(typed_path("--output", _OUTPUT.value))
+
+
+def _run_mode(mode: str, files: Sequence[str], workdir: Path | None, output: Path | None) -> None:
+    config = _GIVEN.config
     match mode:
         case "train":
             from deit_jax.modes.train import train
             from deit_jax.parallel.distributed import lost_processes_told
 
             with lost_processes_told():
-                train(config, workdir)
+                train(_given(config), _given(workdir))
         case "eval":
             from deit_jax.modes.evaluate import evaluate
 
-            evaluate(config, workdir if _WORKDIR.value else None, checkpoint=_CHECKPOINT.value, output=output)
+            evaluate(_given(config), workdir, checkpoint=_CHECKPOINT.value, output=output)
         case "export":
             from deit_jax.modes.export import export
 
-            export(workdir, _given(output), layout=_LAYOUT.value, which=_WEIGHTS.value, checkpoint=_CHECKPOINT.value)
+            names = {"layout": _LAYOUT.value, "which": _WEIGHTS.value, "checkpoint": _CHECKPOINT.value}
+            export(_given(workdir), _given(output), **names)
         case "preview":
             from deit_jax.modes.preview import preview
 
-            preview(config, _given(output))
+            preview(_given(config), _given(output))
         case "compile":
             from deit_jax.modes.compile import compile_step
 
-            compile_step(config, _given(_TOPOLOGY.value), output=output, search_batch=_SEARCH_BATCH.value)
+            compile_step(_given(config), _given(_TOPOLOGY.value), output=output, search_batch=_SEARCH_BATCH.value)
         case "analyze":
             from deit_jax.modes.analyze import analyze
 
             analyze(
-                workdir, config=config, others=_COMPARE.value, which=_WEIGHTS.value, image_files=_IMAGES.value,
-                image_size=_IMAGE_SIZE.value, output=output,
+                _given(workdir), config=config, others=[_network(entry) for entry in _COMPARE.value], which=_WEIGHTS.value,
+                image_files=[typed_path("--images", name) for name in _IMAGES.value], image_size=_IMAGE_SIZE.value, output=output,
             )  # fmt: skip
         case "predict":
             from deit_jax.modes.predict import predict
 
             predict(
-                files, workdir=workdir if _WORKDIR.value else None, config=config, which=_WEIGHTS.value,
-                checkpoint=_CHECKPOINT.value, output=output,
-            )  # fmt: skip
+                files, workdir=workdir, config=config, which=_WEIGHTS.value, checkpoint=_CHECKPOINT.value, output=output
+            )
         case "throughput":
             from deit_jax.modes.throughput import throughput
 
             measures = tuple(dict.fromkeys(_MEASURE.value))
-            throughput(config, measures=measures, batch_size=_BATCH_SIZE.value, runs=_RUNS.value, output=output)
+            throughput(_given(config), measures=measures, batch_size=_BATCH_SIZE.value, runs=_RUNS.value, output=output)
         case "models":
             from deit_jax.modes.models import show_models
 
@@ -326,14 +311,14 @@ def _run_mode(mode: str, files: Sequence[str], output: Path | None) -> None:
             draw(
                 _given(_FIGURE.value),
                 _given(output),
-                workdirs=[Path(name) for name in _RESULTS.value],
+                workdirs=[folder("--results", name) for name in _RESULTS.value],
                 which=_WEIGHTS.value,
             )
 
         case "report":
             from deit_jax.modes.report import report
 
-            report(workdir, config=config, which=_WEIGHTS.value, output=output)
+            report(_given(workdir), config=config, which=_WEIGHTS.value, output=output)
 
 
 _Value = TypeVar("_Value")
@@ -343,6 +328,21 @@ def _given(value: _Value | None) -> _Value:
     """A flag that _NEEDS has made sure of."""
     assert value is not None
     return value
+
+
+def _network(entry: str) -> str:
+    """An entry of --compare: a path, or a model's name, a colon and a path."""
+    name, colon, weights = entry.partition(":")
+    return f"{name}:{typed_path('--compare', weights)}" if colon else typed_path("--compare", entry)
+
+
+def _warn_of_what_has_no_effect(config: ConfigDict) -> None:
+    """Name the fields that other fields make useless, in one line: whoever set them believes that they do something."""
+    from deit_jax.reporting import console
+
+    useless = [f"config.{name} ({reason})" for name, reason in without_effect(config, _GIVEN.typed)]
+    if useless:
+        console.warn(f"without effect: {', '.join(useless)}")
 
 
 def _tell_packaged_file(path: Path) -> None:

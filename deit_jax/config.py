@@ -8,6 +8,7 @@ refused by `deit_jax.config_check.validate`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,7 +31,7 @@ class ConfigError(UserError):
 
 
 def default_config() -> ConfigDict:
-    """The published recipe with DeiT-S distilled as the student. Locked: unknown keys are refused."""
+    """The published recipe of DeiT-S, without a teacher. Locked: unknown keys are refused."""
     config = ConfigDict()
     config.seed = 0  # of everything random: the initial weights, the data's order, augmentations, dropping
     config.num_classes = placeholder(int)  # None: as many as the data set has
@@ -41,8 +42,8 @@ def default_config() -> ConfigDict:
     config.on_nonfinite = "stop"
 
     config.model = model = ConfigDict()
-    model.name = "deit_small_distilled_patch16_224"  # any of deit_jax.list_models()
-    model.overrides = ConfigDict()  # fields of the model, by name, e.g. dict(depth=6, patch_size=4)
+    model.name = "deit_small_patch16_224"  # any of deit_jax.list_models()
+    model.overrides = ConfigDict()  # fields of the model: --config.model.overrides.depth=6, in a file dict(depth=6)
     # start from: a workdir of this project, a weights file (as teacher.weights), or "pretrained"; "": a random start. Heads
     # of another number of classes begin anew, position embeddings are resized; all else must fit
     model.weights = ""
@@ -58,8 +59,8 @@ def default_config() -> ConfigDict:
     model.fusion = "logits"  # how two heads become one: mean of "logits" (released code) or of "softmax" (paper)
 
     config.distillation = distillation = ConfigDict()
-    # none | soft | hard: with a distillation token the teacher teaches that token, else the class token. labels: no teacher, the
-    # second token learns the labels too (section 4's control)
+    # none: only for a model without a distillation token | soft | hard: with a distillation token the teacher teaches that token,
+    # else the class token. labels: no teacher, the second token learns the labels too (section 4's control)
     distillation.kind = "none"
     distillation.alpha = 0.5  # weight of the teacher's term; 1 - alpha is the labels'. The paper's soft rows use 0.1
     distillation.tau = 1.0  # temperature of soft distillation. The paper's soft rows use 3.0
@@ -240,12 +241,16 @@ def listed_names(text: str) -> list[str]:
 
 
 def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted names of the fields in which two configurations, as nested mappings, differ."""
+    """The dotted names of the fields in which two configurations, as nested mappings, differ. ~ equals the home folder's path."""
     names: list[str] = []
     for key in sorted(set(first) | set(second)):
         one, other = first.get(key), second.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
             names += differing_fields(one, other, f"{prefix}{key}.")
-        elif one != other:
+        elif one != other and _without_tilde(one) != _without_tilde(other):
             names.append(prefix + key + ("." if isinstance(one, Mapping) or isinstance(other, Mapping) else ""))
     return names
+
+
+def _without_tilde(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str) else value

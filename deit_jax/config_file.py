@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import re
+import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -14,6 +16,7 @@ from deit_jax.config import default_config
 from deit_jax.errors import UserError
 from deit_jax.reporting.fields import flat
 
+_MODULE = "config_file"  # the name that the file's module has
 _LONGEST = 300  # characters of another library's message
 
 
@@ -22,34 +25,63 @@ def field_names() -> list[str]:
     return [name for name, _ in flat(default_config().to_dict())]
 
 
-def refusal(argument: str, known_fields: list[str]) -> str | None:
-    """Why the FILE[:ARGUMENT] of --config gives no configuration, found by running it; None if it gives one.
+class ConfigFileError(UserError):
+    """A configuration file that gives no configuration. The message is one line: which file, which line, what."""
 
-    known_fields: dotted names, of which the nearest is named for one that does not exist.
+
+def load_config(argument: str) -> ConfigDict:
+    """The configuration of --config=FILE[:ARGUMENT], locked, by running the file's `get_config`.
+
+    Raises ConfigFileError if there is none, and the file's own UserError as it is.
     """
     name, *arguments = argument.split(":", 1)
     try:
-        spec = importlib.util.spec_from_file_location("config_file", name)
+        spec = importlib.util.spec_from_file_location(_MODULE, name)
         if spec is None or spec.loader is None:
-            return f"{name} is no Python file"
+            raise ConfigFileError(f"{name} is not a Python file")
         module = importlib.util.module_from_spec(spec)
+        sys.modules[_MODULE] = module  # where dataclasses and pickle look for what the file defines
         spec.loader.exec_module(module)
         if not callable(getattr(module, "get_config", None)):
-            return f"{name} has no function get_config, which returns the configuration (as configs/deit.py has)"
+            raise ConfigFileError(
+                f"{name} has no function get_config, which returns the configuration (as configs/deit.py has)"
+            )
         config = module.get_config(*arguments)
-    except UserError as error:  # the file's own refusal of its argument
-        return str(error)
+    except UserError:
+        raise
     except SyntaxError as error:
-        return f"{_shown(error.filename or name, name)}, line {error.lineno}: {error.msg}"
+        raise ConfigFileError(f"{_shown(error.filename or name, name)}, line {error.lineno}: {error.msg}") from error
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if Path(frame.filename).resolve() == Path(name).resolve()]
         where = f"{name}, line {own[-1].lineno}" if own else name
-        return f"{where}: {_what(error, known_fields)}"
+        raise ConfigFileError(f"{where}: {_what(error, field_names())}") from error
     if not isinstance(config, ConfigDict):
         returned = "nothing" if config is None else f"a {type(config).__name__}"
-        return f"{name}: get_config returns {returned}, not a ConfigDict (is a `return config` missing?)"
-    return None
+        raise ConfigFileError(
+            f"{name}: get_config returns {returned}, not a ConfigDict (is a `return config` missing?)"
+        )
+    missing = missing_field(config)
+    if missing is not None:
+        raise ConfigFileError(f"{name}: the configuration has no field {missing!r}: start from default_config()")
+    return config.lock()
+
+
+def missing_field(config: ConfigDict) -> str | None:
+    """The dotted name of a field of `default_config` that a configuration, or its teacher's recipe, lacks; None if it has all."""
+    missing = next((name for name in field_names() if not _has(config, name)), None)
+    if missing is None and config.teacher.recipe is not None:
+        missing = missing_field(config.teacher.recipe)
+        return missing and f"teacher.recipe.{missing}"
+    return missing
+
+
+def _has(config: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not isinstance(config, ConfigDict) or part not in config:
+            return False
+        config = config[part]
+    return True
 
 
 def _shown(path: str, name: str) -> str:

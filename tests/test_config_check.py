@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 
-from deit_jax.config import ConfigError
+from deit_jax.config import ConfigError, default_config
 from deit_jax.config_check import validate
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, tiny_teacher_config
 
 
 @pytest.mark.parametrize(
@@ -23,12 +24,99 @@ from tests.tiny import tiny_config
         ("teacher.variables", "both"),
         ("optimizer.betas", (0.9,)),
         ("data.crop_ratio", (1.0, 1.0, 1.0)),
+        ("data.crop_ratio", (1.5, 1.0)),
+        ("data.crop_scale", (0.0, 1.0)),
+        ("optimizer.betas", (0.9, 1.0)),
+        ("optimizer.betas", (0.9, float("nan"))),
+        ("optimizer.betas", ("0.9", "0.99")),
+        ("optimizer.momentum", -0.1),
+        ("optimizer.weight_decay", float("inf")),
+        ("schedule.base_learning_rate", 1e300),
+        ("schedule.min_learning_rate", -1e-5),
+        ("schedule.warmup_learning_rate", float("-inf")),
+        ("augment.std", (0.2, 0.0, 0.2)),
+        ("augment.mean", (0.5, 0.5, True)),
+        ("augment.mixup_alpha", float("nan")),
+        ("teacher.std", (0.2, 0.2, float("inf"))),
+        ("train.max_steps", True),
+        ("train.epochs", 10**12),
+        ("log.peak_tflops", float("inf")),
+        ("model.remat", "some"),
     ],
 )
 def test_values_out_of_bounds_are_named(name, value):
     config = tiny_config()
     config.update_from_flattened_dict({name: value})
     with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("published", {"theirs": float("nan")}, "published: 'theirs' is nan: give a finite number"),
+        ("model.overrides", {"depth": "6"}, "depth='6' of deit_tiny_distilled_patch16_224: give a whole number"),
+        ("model.overrides", {"mlp_ratio": float("inf")}, "mlp_ratio=inf"),
+        ("model.overrides", {"num_heads": 0}, "num_heads=0"),
+        ("model.overrides", {"drop_path_rate": 0.5}, "set config.model.drop_path_rate instead"),
+        ("teacher.overrides", {"wm": True}, "wm=True of regnety_002"),
+        ("teacher.overrides", {"num_classes": 3}, "the student's config.num_classes decides it"),
+        ("teacher.overrides", {"folded": True}, "teacher.overrides.folded"),
+        (
+            "evaluation.extra",
+            {"v2": {"source": "npz", "name": "", "path": 3, "split": ""}},
+            "extra.v2.path=3: give a text",
+        ),
+        ("evaluation.extra", {"v2": 3}, "extra.v2 has the fields of no ConfigDict"),
+    ],
+)
+def test_wrong_values_of_open_sections_are_named(section, value, message):
+    config = tiny_config()
+    *outer, name = section.split(".")
+    with config.unlocked():
+        for part in outer:
+            config = config[part]
+        config[name] = value
+    config = tiny_config(**{section.replace(".", "__"): config[name]})
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_fields_that_there_are_not_and_that_are_missing_are_named():
+    config = tiny_config()
+    with config.unlocked():
+        config.train.epoch = 3
+    with pytest.raises(
+        ConfigError, match=r"config\.train\.epoch: there is no such field; the nearest is config\.train\.epochs"
+    ):
+        validate(config)
+    with config.unlocked():
+        del config.train.epoch, config.optimizer
+    with pytest.raises(ConfigError, match=r"config has no field 'optimizer\.betas'"):
+        validate(config)
+
+
+def test_numbers_of_numpy_and_lists_are_numbers():
+    config = tiny_config(schedule__base_learning_rate=np.float64(1e-3), optimizer__betas=[np.float32(0.5), 0.9])
+    validate(config)
+
+
+def test_a_path_that_nothing_reads_is_refused():
+    with pytest.raises(ConfigError, match=r"data\.path=/photos: config\.data\.source is fashion_mnist_10k"):
+        validate(tiny_config(data__path="/photos"))
+
+
+def test_the_defaults_and_a_recipe_are_checked_as_a_whole():
+    validate(default_config())
+    config = tiny_config(teacher__weights="")
+    config.teacher.recipe = tiny_teacher_config()
+    validate(config)
+    config.teacher.recipe.model.remat = "dots"
+    with pytest.raises(ConfigError, match=r"^config\.teacher\.recipe\.model\.remat='dots': regnety_002 does not have"):
+        validate(config)
+    config.teacher.name = "deit_tiny_distilled_patch16_224"
+    config.teacher.recipe = tiny_config(distillation__kind="none", teacher__weights="", model__name=config.teacher.name)
+    with pytest.raises(ConfigError, match=r"^config\.teacher\.recipe\.distillation\.kind=none does not teach"):
         validate(config)
 
 

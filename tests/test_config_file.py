@@ -1,8 +1,8 @@
 import pytest
 
-from deit_jax.config_file import field_names, refusal
+from deit_jax.config_file import ConfigFileError, load_config
+from deit_jax.errors import UserError
 
-KNOWN = field_names()
 START = "from deit_jax.config import default_config\ndef get_config():\n    config = default_config()\n"
 
 
@@ -18,19 +18,32 @@ START = "from deit_jax.config import default_config\ndef get_config():\n    conf
         ("import nothing_like_it\n", ", line 1: ModuleNotFoundError: No module named 'nothing_like_it'"),
         ("def get_config():\n    open('/nowhere')\n", ", line 2: FileNotFoundError:"),
         ("x = 1\n", " has no function get_config"),
+        (START + "    config.teacher.recipe = type(config)({'seed': 1})\n    return config\n",
+         ": the configuration has no field 'teacher.recipe."),
+        ("import ml_collections as m\ndef get_config():\n    return m.ConfigDict()\n", ": the configuration has no field"),
     ],
 )  # fmt: skip
 def test_file_line_and_what_are_told(tmp_path, source, said):
     path = tmp_path / "mine.py"
     path.write_text(source)
-    line = refusal(str(path), KNOWN)
+    with pytest.raises(ConfigFileError) as raised:
+        load_config(str(path))
+    line = str(raised.value)
     assert line.startswith(f"{path}{said}"), line
     assert "\n" not in line and len(line) < 500
 
 
 def test_what_the_file_itself_refuses_stands_alone():
-    assert refusal("configs/deit.py:huge", KNOWN).startswith("configs/deit.py:huge: 'huge' is not known")
+    with pytest.raises(UserError, match=r"^configs/deit.py:huge: 'huge' is not known"):
+        load_config("configs/deit.py:huge")
 
 
-def test_a_good_file_is_not_refused():
-    assert refusal("configs/deit.py:small,distilled", KNOWN) is None
+def test_a_good_file_gives_its_configuration_locked(tmp_path):
+    config = load_config("configs/deit.py:small,distilled")
+    assert config.model.name == "deit_small_distilled_patch16_224" and config.is_locked
+    # A dataclass looks for its module by name.
+    source = "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass Sizes:\n    rows: int = 48\n"
+    (tmp_path / "mine.py").write_text(
+        source + START + "    config.train.batch_size = Sizes().rows\n    return config\n"
+    )
+    assert load_config(str(tmp_path / "mine.py")).train.batch_size == 48

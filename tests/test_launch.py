@@ -72,7 +72,7 @@ def test_tpu_hosts_meet_at_the_port_that_is_open(tmp_path):
 @pytest.mark.long
 def test_processes_of_one_machine_are_started_stopped_and_go_on(tmp_path):
     arguments = [2, TINY, f"--workdir={tmp_path}", "--config.evaluation.every_epochs=0"]
-    arguments += ["--config.distillation.kind=none", "--config.teacher.weights="]
+    arguments += ["--config.distillation.kind=labels", "--config.teacher.weights="]
     settings = {"PYTHON": sys.executable, "PORT": str(free_port()), "GPUS": "0"}
     process = start("local_processes.sh", *arguments, "--config.train.max_steps=100000", **settings)
     deadline = time.monotonic() + 600

@@ -9,7 +9,10 @@ TEACHER = dict(w0=8, wa=8.0, wm=2.0, depth=2, group_width=8, stem_width=8, stem_
 
 
 def tiny_config(**changes) -> ConfigDict:
-    """A distilled DeiT on embedded images with everything random on; `changes` by dotted name (with __ for the dots)."""
+    """A distilled DeiT on embedded images with everything random on; `changes` by dotted name (with __ for the dots).
+
+    With distillation__kind="none" alone it is the plain DeiT: nothing would teach the second head.
+    """
     config = default_config()
     config.image_size = 28
     config.model.name = "deit_tiny_distilled_patch16_224"
@@ -36,6 +39,8 @@ def tiny_config(**changes) -> ConfigDict:
         config.model.overrides = dict(STUDENT)
         config.teacher.overrides = dict(TEACHER)
     config.model.drop_path_rate = 0.2
+    if changes.get("distillation__kind") == "none":
+        config.model.name = "deit_tiny_patch16_224"
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return config
 

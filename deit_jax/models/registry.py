@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import flax.linen as nn
 
-from deit_jax.models.regnet import RegNet
+from deit_jax.models.regnet import RegNet, stage_plans
 from deit_jax.models.vit import VisionTransformer
 
 _VIT_WIDTHS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # embed_dim, num_heads (Table 1)
@@ -66,6 +69,46 @@ def native_image_size(name: str) -> int:
     return _find(name)[2]
 
 
+def model_fields(name: str) -> dict[str, Any]:
+    """The fields of the named model's module and their values, without num_classes and image_size, which its user decides.
+
+    Raises ValueError for an unknown name.
+    """
+    module, fields, _ = _find(name)
+    defaults = {field.name: field.default for field in dataclasses.fields(module)}
+    own = {"parent", "name", "num_classes", "image_size"}
+    return {key: value for key, value in (defaults | fields).items() if key not in own}
+
+
+def check_fields(name: str, overrides: Mapping[str, Any]) -> None:
+    """Raise ValueError, in one line, if the named model has no such field or its value is of the wrong type or out of bounds."""
+    known = model_fields(name)
+    for key, value in overrides.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise ValueError(f"{name} has no field {key!r}; nearest: {', '.join(near)}")
+        wanted = _complaint(key, known[key], value)
+        if wanted is not None:
+            raise ValueError(f"{key}={value!r} of {name}: give {wanted}")
+
+
+def _complaint(key: str, default: Any, value: Any) -> str | None:
+    """What to give instead of a value that is not like the default; None if it will do, or if the module checks it."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "True or False"
+    if isinstance(default, int):
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        return None if whole and value >= 1 else "a whole number above 0"
+    if isinstance(default, float):
+        finite = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        if key.endswith("_rate"):
+            return None if finite and 0 <= value < 1 else "a number from 0 to less than 1"
+        return None if finite and value >= 0 else "a number that is not negative"
+    if isinstance(default, str) and isinstance(value, Real):
+        return "a name"
+    return None
+
+
 def create_model(name: str, num_classes: int = 1000, image_size: int | None = None, **overrides: Any) -> nn.Module:
     """A Linen module by timm's name; `module.apply(variables, images)` takes normalised float[B, H, W, 3] images.
 
@@ -76,17 +119,20 @@ def create_model(name: str, num_classes: int = 1000, image_size: int | None = No
       **overrides: any other field of the module, e.g. depth=6, patch_size=4, drop_path_rate=0.1, dtype=jnp.bfloat16.
 
     Raises:
-      ValueError: the name or a field is unknown (the nearest names are given), or the fields do not fit together.
+      ValueError: the name or a field is unknown (the nearest names are given), a value is of the wrong type or out of bounds, or
+        the fields do not fit together.
     """
     module, fields, native = _find(name)
-    known = {field.name for field in dataclasses.fields(module)} - {"parent", "name", "num_classes", "image_size"}
-    for key in overrides:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise ValueError(f"{name} has no field {key!r}; nearest: {', '.join(near)}")
+    check_fields(name, overrides)
     if module is VisionTransformer:
         fields = fields | {"image_size": native if image_size is None else image_size}
-    return module(num_classes=num_classes, **(fields | overrides))
+    model = module(num_classes=num_classes, **(fields | overrides))
+    if isinstance(model, RegNet):
+        try:
+            stage_plans(model.w0, model.wa, model.wm, model.depth, model.group_width)
+        except (ArithmeticError, ValueError) as error:  # e.g. of wm=1.0, whose logarithm is 0
+            raise ValueError(f"w0={model.w0}, wa={model.wa} and wm={model.wm} give no widths of stages") from error
+    return model
 
 
 # Fields that change neither the parameters nor what they compute in evaluation, but for the fusion of answers already given.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, listed_names, needs_teacher, recorded_config
+from deit_jax.config_model import check_overrides
 from deit_jax.data.classes import difference, order_of
 from deit_jax.data.registry import open_source
 from deit_jax.models import create_model, native_image_size
@@ -209,6 +210,7 @@ def _joined(config: ConfigDict, members: list[Teacher]) -> Teacher:
 
 
 def _create(config: ConfigDict, name: str, num_classes: int, image_size: int) -> nn.Module:
+    check_overrides("teacher", name, config.teacher.overrides)
     try:
         return create_model(name, num_classes, image_size, **config.teacher.overrides)
     except ValueError as error:

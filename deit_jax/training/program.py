@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.config import ConfigError, recorded_config
+from deit_jax.config_model import check_heads, check_model, module_options
 from deit_jax.models import create_model
 from deit_jax.models.folding import fold_batch_norm
 from deit_jax.models.grouped_conv import suited_to
@@ -83,21 +84,24 @@ class Program:
 
 
 def build_model(config: ConfigDict, *, num_classes: int, image_size: int, compute_dtype: str) -> nn.Module:
-    """The model that the configuration names. Raises ConfigError for an unknown name or field."""
-    fields = dict(config.model.overrides)
-    fields |= {"drop_path_rate": config.model.drop_path_rate, "dropout_rate": config.model.dropout_rate}
-    if config.model.name.startswith("deit"):
-        fields |= {name: config.model[name] for name in ("fusion", "attention", "remat", "scan_blocks")}
+    """The model that the configuration names. Raises ConfigError for an unknown name or field, or an option it does not have."""
+    check_model(config)
+    return _build_model(config, num_classes, image_size, compute_dtype)
+
+
+def build_recorded_model(record: dict[str, Any]) -> nn.Module:
+    """The model of a workdir, from what `read_config` found there. Options that it does not have were without effect."""
+    resolved = record["resolved"]
+    config = recorded_config(record)
+    return _build_model(config, resolved["num_classes"], resolved["image_size"], resolved["compute_dtype"])
+
+
+def _build_model(config: ConfigDict, num_classes: int, image_size: int, compute_dtype: str) -> nn.Module:
+    fields = module_options(config)
     try:
         return create_model(config.model.name, num_classes, image_size, dtype=jnp.dtype(compute_dtype), **fields)
     except ValueError as error:
         raise ConfigError(f"config.model: {error}") from error
-
-
-def build_recorded_model(record: dict[str, Any]) -> nn.Module:
-    """The model of a workdir, from what `read_config` found there."""
-    resolved = {name: record["resolved"][name] for name in ("num_classes", "image_size", "compute_dtype")}
-    return build_model(recorded_config(record), **resolved)
 
 
 def build_augmentation(config: ConfigDict, num_classes: int) -> TrainAugmentation:
@@ -126,15 +130,11 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
             f"a device holds {config.train.batch_size // mesh.size} rows, no multiple of config.augment.group_size="
             f"{augment.group_size}: rows move between devices to be mixed"
         )
+    check_heads(config)
     model = build_model(
         config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
     )
     model = suited_to(model, mesh)
-    if config.distillation.kind == "labels" and not getattr(model, "distilled", False):
-        raise ConfigError(
-            f"config.distillation.kind=labels teaches the distillation token, which {config.model.name} has not: take a "
-            "model with one (deit_..._distilled_...)"
-        )
     _check_attention(model, plan, mesh)
     schedule = cosine_schedule(
         peak=plan.peak_learning_rate,

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, default_config, differing_fields, listed_names
+from deit_jax.config_model import absent_options
 from deit_jax.data.identity import Identity
 from deit_jax.data.sampling import selected_positions
 from deit_jax.errors import machine_fault
@@ -116,6 +117,8 @@ def claim_workdir(
 
 
 def _free_to_change(name: str, config: ConfigDict) -> bool:
+    if name in absent_options(config):  # which earlier versions ignored
+        return True
     if config.data.train_crop == "center" and name in ("evaluation.protocol", "evaluation.crop_ratio"):
         return False  # the training images are cropped so
     return name.startswith(_FREE_TO_CHANGE)

@@ -97,7 +97,7 @@ def test_further_sets_are_scored_and_named_on_the_command_line(one_device, tmp_p
     assert json.loads((tmp_path / "e.json").read_text())["extra"]["held_out"]["images"] == 30
     for argument, name in ((":extra", "hold_out"), ("", "held_out")):
         line = refused(TINY + argument, "--mode=eval", f"--config.evaluation.extra.{name}.split=test")
-        assert f"--config has no field '{name}'" in line
+        assert f"config.evaluation.extra has no set '{name}'" in line
     assert "there is nothing to evaluate" in refused(TINY, "--mode=eval")
 
 
@@ -189,6 +189,9 @@ def test_the_papers_configuration_runs_here(tmp_path):
         ([TINY, "--config.data.source=npz"], ["data.path"]),
         ([TINY, "--config.model.overrides.depht=3"], ["depht", "depth"]),
         ([TINY, "--wrkdir=x"], ["wrkdir"]),
+        ([TINY, "--config.optimizer.betas=0.9,nan"], ["betas", "finite"]),
+        ([f"{TINY}:teacher", "--config.model.scan_blocks"], ["config.model.scan_blocks=True", "regnety_002"]),
+        ([TINY, "--config.distillation.kind=none", "--config.teacher.weights="], ["distillation token", "labels"]),
         ([], ["--config"]),
     ],
 )

@@ -98,7 +98,8 @@ def test_several_labels_are_scored_over_the_images_that_have_any():
     labels = np.zeros((4, 10), bool)
     labels[0, [1, 2]] = labels[1, 7] = labels[3, 0] = True  # the third has none; the fourth is padding
     image = batch([2, 2, 2, 0], [0, 0, 0], 4)
-    totals = sum_scores(make_eval_step(Lookup(), mean=MEAN, std=STD), jnp.float32(5), [image | {"label": labels}] * 2)
+    step = make_eval_step(Lookup(), mean=MEAN, std=STD)
+    totals = sum_scores(step, {"a": jnp.float32(5)}, [image | {"label": labels}] * 2)["a"]
     scores, images = mean_scores(totals, 6)
     assert images == 4
     assert scores["class"] == {"top1": 50.0, "top5": 50.0}  # of the tied behind 2 the first four are 0, 1, 3 and 4

@@ -67,7 +67,7 @@ def trained(tmp_path_factory, photos):
             "two": further(source="npz", path=str(root / "two.npz"), split="test"),
             "damaged": further(path=str(root / "damaged")),
         },
-        distillation__kind="none",
+        distillation__kind="labels",
         teacher__weights="",
     )
     workdir = tmp_path_factory.mktemp("student")

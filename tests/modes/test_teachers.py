@@ -81,8 +81,8 @@ def test_random_teachers_of_one_name_differ(tmp_path):
         ({"teacher__name": "regnety_002,regnety_004"}, r"2 name\(s\), config.teacher.weights 1"),
         ({"teacher__weights": "a,b"}, r"1 name\(s\), config.teacher.weights 2"),
         ({"teacher__name": "regnety_002,", "teacher__weights": "a,"}, "nothing between two commas"),
-        ({"teacher__std": (0.5, 0.5)}, "config.teacher.std=.*three numbers"),
-        ({"teacher__std": (0.5, 0.5, 0.0)}, "std above 0"),
+        ({"teacher__std": (0.5, 0.5)}, "config.teacher.std=.*3 numbers"),
+        ({"teacher__std": (0.5, 0.5, 0.0)}, "config.teacher.std=.* above 0"),
         (
             {"distillation__kind": "none", "teacher__weights": "", "teacher__classes": (1, 2)},
             r"config\.teacher is given",

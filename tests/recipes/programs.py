@@ -69,7 +69,7 @@ def without_user(config: ConfigDict) -> ConfigDict:
 def quick_to_trace(config: ConfigDict) -> ConfigDict:
     """A copy of equal networks, written so that a trace takes less: one block for twelve, and groups not packed as for a CPU."""
     config = without_user(config)
-    config.model.scan_blocks = True
+    config.model.scan_blocks = config.model.name.startswith("deit")
     with config.unlocked():
         for network in (config.model, config.teacher):
             if network.name.startswith("regnety"):

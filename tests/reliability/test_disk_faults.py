@@ -118,7 +118,7 @@ def test_results_that_were_damaged_are_written_anew(tmp_path):
 def test_a_run_on_a_disk_that_fills_up_ends_with_a_line_and_goes_on_when_there_is_room(tmp_path):
     arguments = [
         TINY,
-        "--config.distillation.kind=none",
+        "--config.distillation.kind=labels",
         "--config.teacher.weights=",
         "--config.checkpoint.every_steps=3",
     ]

@@ -35,7 +35,7 @@ def test_a_reading_process_that_is_killed_is_reported():
 
 def start_two(workdir, steps=100_000):
     flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2", "--config.parallel.heartbeat_seconds=10"]
-    flags += ["--config.distillation.kind=none", "--config.teacher.weights=", f"--config.train.max_steps={steps}"]
+    flags += ["--config.distillation.kind=labels", "--config.teacher.weights=", f"--config.train.max_steps={steps}"]
     flags += ["--config.checkpoint.every_steps=3"]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     return [

@@ -92,7 +92,12 @@ def test_nothing_is_asked_outside_and_elsewhere(as_in_a_terminal):
 
 @pytest.mark.long
 def test_the_command_ends_with_the_documented_statuses(tmp_path):
-    arguments = [TINY, f"--workdir={tmp_path}/run", "--config.train.max_steps=3000", "--config.distillation.kind=none"]
+    arguments = [
+        TINY,
+        f"--workdir={tmp_path}/run",
+        "--config.train.max_steps=3000",
+        "--config.distillation.kind=labels",
+    ]
     arguments += ["--config.teacher.weights=", "--config.checkpoint.every_steps=20"]
 
     def start():

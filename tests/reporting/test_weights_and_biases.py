@@ -203,7 +203,7 @@ def test_files_that_are_cut_off_are_read_as_far_as_they_go(tmp_path):
 
 def test_a_run_that_was_killed_goes_on_in_its_wandb_run(tmp_path):
     changes = ["--config.train.max_steps=60", "--config.checkpoint.every_steps=10", "--config.log.wandb"]
-    changes += ["--config.distillation.kind=none", "--config.teacher.weights="]
+    changes += ["--config.distillation.kind=labels", "--config.teacher.weights="]
     arguments = [TINY, *changes, f"--workdir={tmp_path}/run"]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command(*arguments), cwd=ROOT, env=environment(), **pipes)

@@ -111,7 +111,9 @@ def test_labels_teach_both_heads_and_nothing_is_dropped_without_train_mode():
 
 def test_labels_need_a_second_token():
     config = tiny_config(distillation__kind="labels", teacher__weights="", model__name="deit_tiny_patch16_224")
-    with pytest.raises(ConfigError, match=r"config.distillation.kind=labels .* which deit_tiny_patch16_224 has not"):
+    with pytest.raises(
+        ConfigError, match=r"config.distillation.kind=labels .* which deit_tiny_patch16_224 does not have"
+    ):
         built(config)
     outputs = type("Output", (), {"class_logits": np.zeros((2, 3)), "distillation_logits": None})
     with pytest.raises(ValueError, match="needs a model with a distillation token"):

@@ -1,20 +1,27 @@
 """What `build_program` makes of a configuration: the model's fields and the rate of every step."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deit_jax.config import ConfigError
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.training.plan import resolve
-from deit_jax.training.program import build_program
-from tests.tiny import tiny_config
+from deit_jax.training.program import build_program, build_recorded_model
+from tests.tiny import TEACHER, tiny_config, tiny_teacher_config
 
 NO_TEACHER = {"distillation__kind": "none", "teacher__weights": ""}
 
 
 def built(**changes):
-    config = tiny_config(**NO_TEACHER, **changes)
+    overrides = changes.pop("model__overrides", None)
+    config = tiny_config(**NO_TEACHER | changes)
+    if overrides is not None:
+        with config.unlocked():
+            config.model.overrides = overrides
     plan = resolve(config, num_images=10_000, data_classes=10)
     return build_program(config, plan, make_mesh(jax.devices()[:1])), plan
 
@@ -28,8 +35,43 @@ def test_the_model_has_the_configured_fields():
         "remat": "full",
         "scan_blocks": True,
     }
-    program, _ = built(**{f"model__{name}": value for name, value in fields.items()})
+    changes = {f"model__{name}": value for name, value in fields.items()}
+    program, _ = built(model__name="deit_tiny_distilled_patch16_224", **changes | {"distillation__kind": "labels"})
     assert {name: getattr(program.model, name) for name in fields} == fields
+
+
+def test_a_convnet_has_the_options_of_all_models():
+    program, _ = built(
+        model__name="regnety_002", model__overrides=TEACHER, model__dropout_rate=0.2, model__drop_path_rate=0.3
+    )
+    assert (program.model.dropout_rate, program.model.drop_path_rate, program.model.depth) == (
+        0.2,
+        0.3,
+        TEACHER["depth"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__name": "regnety_004", "model__attention": "dot_product"}, "attention='dot_product': regnety_004 does not"),
+        ({"model__scan_blocks": True, "model__name": "regnety_002"}, "scan_blocks=True: regnety_002 does not have"),
+        ({"model__fusion": "softmax"}, "fusion='softmax': deit_tiny_patch16_224 has one head"),
+        ({"model__name": "deit_tiny_distilled_patch16_224"}, "kind=none does not teach .*model.name=deit_tiny_patch16_224"),
+        ({"model__overrides": {"distilled": True}}, "kind=none does not teach .*model.overrides.distilled=False"),
+    ],
+)  # fmt: skip
+def test_options_without_effect_and_heads_that_nothing_teaches_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        built(**{"model__overrides": {}, "image_size": 32} | changes)
+
+
+def test_a_workdir_whose_options_were_ignored_can_still_be_read():
+    config = tiny_teacher_config()
+    config.model.remat = "full"
+    record = json.loads(config.to_json_best_effort())
+    resolved = {"num_classes": 10, "image_size": 28, "compute_dtype": "float32"}
+    assert build_recorded_model({"config": record, "resolved": resolved}).depth == TEACHER["depth"]
 
 
 @pytest.mark.parametrize(("kind", "per_step"), [("released", False), ("plain", False), ("plain", True)])

@@ -8,7 +8,7 @@ from deit_jax.config import ConfigError
 from deit_jax.data.identity import Identity, Images
 from deit_jax.training.plan import resolve
 from deit_jax.training.record import check_workdir, claim_workdir, read_config
-from tests.tiny import tiny_config
+from tests.tiny import tiny_config, tiny_teacher_config
 
 DATA = Identity(("a", "b"), Images(10_000, "0a"), Images(90, "0b"))
 
@@ -56,6 +56,14 @@ def test_a_workdir_of_a_later_version_is_refused_by_its_number(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(record | {"format": 99, "version": "7.8.9"}))
     with pytest.raises(ConfigError, match=r"was made by deit_jax 7\.8\.9, which this one \(\d"):
         claim(tmp_path, tiny_config())
+
+
+def test_an_option_that_the_model_lacks_may_be_corrected(tmp_path):
+    config = tiny_teacher_config()
+    claim(tmp_path, config)
+    edit(tmp_path, lambda config: config["model"].update(remat="full"))  # an earlier version ignored it
+    claim(tmp_path, config)
+    assert read_config(tmp_path)["config"]["model"]["remat"] == "none"
 
 
 def test_the_remedy_for_losses_that_are_not_finite_may_change(tmp_path):

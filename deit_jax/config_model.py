@@ -1,0 +1,128 @@
+"""The networks of a configuration: which options their modules have, and what `model.overrides` may hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deit_jax.config import ConfigError, default_config, listed_names, needs_teacher
+from deit_jax.models.registry import check_fields, model_fields
+
+# Fields of a module that have a field of the configuration of their own, by section.
+_OPTIONS = ("drop_path_rate", "dropout_rate", "fusion", "attention", "remat", "scan_blocks")
+_ELSEWHERE = {"num_classes": "num_classes", "image_size": "image_size", "dtype": "compute_dtype"}
+# Made by `freeze` of a trained network, whose parameters then have other names.
+_NOT_FROM_OUTSIDE = ("folded",)
+
+
+def overridable(section: str, name: str) -> dict[str, Any]:
+    """The fields that `config.<section>.overrides` may hold for the named model, and the model's own values.
+
+    section: "model" or "teacher". Raises ConfigError for an unknown model.
+    """
+    try:
+        fields = model_fields(name)
+    except ValueError as error:
+        raise ConfigError(f"config.{section}: {error}") from error
+    reserved = {*_ELSEWHERE, *_NOT_FROM_OUTSIDE, *(_OPTIONS if section == "model" else ())}
+    return {key: value for key, value in fields.items() if key not in reserved}
+
+
+def check_overrides(section: str, name: str, overrides: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a field of `config.<section>.overrides` cannot be set there, is unknown or has a wrong value."""
+    known = overridable(section, name)
+    for key in overrides:
+        if key in known:
+            continue
+        if key in _OPTIONS or key in _ELSEWHERE:
+            instead = f"model.{key}" if key in _OPTIONS else _ELSEWHERE[key]
+            why = (
+                f"set config.{instead} instead" if section == "model" else f"the student's config.{instead} decides it"
+            )
+            if section == "model" or key in _ELSEWHERE:
+                raise ConfigError(f"config.{section}.overrides.{key}: {why}")
+        if key in _NOT_FROM_OUTSIDE:
+            raise ConfigError(f"config.{section}.overrides.{key}: trained networks are folded where they are frozen")
+    try:
+        check_fields(name, overrides)
+    except ValueError as error:
+        raise ConfigError(f"config.{section}.overrides: {error}") from error
+
+
+def module_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of config.model that the configured model's module has, and config.model.overrides."""
+    known = _known_fields(config)
+    options = {name: config.model[name] for name in _OPTIONS if name in known}
+    return {**config.model.overrides, **options}
+
+
+def absent_options(config: ConfigDict) -> tuple[str, ...]:
+    """The dotted names of the options of config.model that the configured model's module does not have."""
+    known = _known_fields(config)
+    return tuple(f"model.{name}" for name in _OPTIONS if name not in known)
+
+
+def check_model(config: ConfigDict) -> None:
+    """Raise ConfigError for an unknown model, a bad field of overrides, or a set option of config.model that the model lacks.
+
+    An option at its default is not set: the default is for the models that have the option.
+    """
+    name = config.model.name
+    check_overrides("model", name, config.model.overrides)
+    known, defaults = _known_fields(config), default_config().model
+    for option in _OPTIONS:
+        if option not in known and config.model[option] != defaults[option]:
+            raise ConfigError(
+                f"config.model.{option}={config.model[option]!r}: {name} does not have this option; leave it at "
+                f"{defaults[option]!r}"
+            )
+    if "fusion" in known and not has_distillation_token(config) and config.model.fusion != defaults.fusion:
+        raise ConfigError(
+            f"config.model.fusion={config.model.fusion!r}: {name} has one head, so there is nothing to fuse; leave it at "
+            f"{defaults.fusion!r}"
+        )
+
+
+def check_teachers(config: ConfigDict) -> None:
+    """Raise ConfigError for an unknown teacher or a bad field of config.teacher.overrides.
+
+    The overrides are for all teachers but those of a workdir, which have their own.
+    """
+    if not needs_teacher(config) or config.teacher.recipe is not None:
+        return
+    names = listed_names(config.teacher.name)
+    weights = [config.teacher.weights] if len(names) == 1 else listed_names(config.teacher.weights)
+    for name, where in zip(names, weights, strict=True):
+        check_overrides("teacher", name, {} if os.path.isdir(where) else config.teacher.overrides)
+
+
+def check_heads(config: ConfigDict) -> None:
+    """Raise ConfigError if training would not teach a head of the model, or would teach a head that the model does not have."""
+    kind, name, token = config.distillation.kind, config.model.name, has_distillation_token(config)
+    if kind == "labels" and not token:
+        raise ConfigError(
+            f"config.distillation.kind=labels teaches the distillation token, which {name} does not have: take a model "
+            "with one (deit_..._distilled_...)"
+        )
+    if kind == "none" and token:
+        plain = name.replace("_distilled", "")
+        without = f"config.model.name={plain}" if plain != name else "config.model.overrides.distilled=False"
+        raise ConfigError(
+            f"config.distillation.kind=none does not teach the distillation token of {name}, whose head gives half of "
+            f"each answer: set config.distillation.kind to hard or soft (with a teacher) or to labels, or {without}"
+        )
+
+
+def has_distillation_token(config: ConfigDict) -> bool:
+    """Whether the configured model has a second head, which reads a distillation token."""
+    return bool((_known_fields(config) | dict(config.model.overrides)).get("distilled", False))
+
+
+def _known_fields(config: ConfigDict) -> dict[str, Any]:
+    try:
+        return model_fields(config.model.name)
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from error

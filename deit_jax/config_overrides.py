@@ -1,0 +1,163 @@
+"""`--config.FIELD=VALUE` on the command line: which fields these are, and the configuration with their values."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from deit_jax.config import ConfigError, listed_names
+from deit_jax.config_model import check_overrides, overridable
+from deit_jax.config_values import Kind, is_bool, kind_of, kinds, parse
+from deit_jax.errors import UserError
+from deit_jax.models.registry import list_models, model_fields
+
+_RECIPE = "teacher.recipe."  # whose fields are those of a whole configuration
+_OVERRIDES = r"(model|teacher)\.overrides\.(\w+)"
+_EXTRA = r"evaluation\.extra\.(\w+)\.(\w+)"
+
+
+class Override(NamedTuple):
+    """A field by its dotted name, and the text that is given to it."""
+
+    key: str
+    text: str
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
+    """A command line without its `--config.FIELD`s, and these, as they are given.
+
+    --config.FIELD VALUE is --config.FIELD=VALUE. A field that is True or False needs no value, and --noconfig.FIELD is False.
+    Raises UserError for a field that no configuration has, and for a value that is missing.
+    """
+    rest: list[str] = []
+    overrides: list[Override] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "--":  # what follows is not a flag
+            rest += [word, *words]
+            break
+        match = re.match(r"--?(no)?config\.([^=]+)(=)?", word)
+        if match is None:
+            rest.append(word)
+            continue
+        key = re.sub(r"\[([\"'])(.*?)\1\]", r".\2", match[2])  # published['a name']
+        text = word[match.end() :]
+        kind = _kind_by_name(key)
+        if match[1]:
+            if match[3] or kind is None or kind.base is not bool:
+                raise UserError(f"{word}: --no is for a field that is True or False, and takes no value")
+            text = "False"
+        elif not match[3]:
+            following = words[0] if words else "--"
+            if kind is not None and kind.base is bool:
+                text = words.pop(0) if is_bool(following) else "True"
+            elif following.startswith("-") and not re.match(r"-[\d.]", following):
+                raise UserError(f"{word}: the value is missing, as in {word}=VALUE")
+            else:
+                text = words.pop(0)
+        overrides.append(Override(key, text))
+    return rest, overrides
+
+
+def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
+    """Give fields of a configuration their values, in place.
+
+    The last value of a field counts; of tuples several single values are one value. A field of the model's overrides has the type
+    that the model gives it, so names of models and whole sections are set first, wherever they stand. Raises UserError, in one
+    line, for what is no field or no value of its type.
+    """
+    by_key: dict[str, list[str]] = {}
+    for key, text in overrides:
+        by_key[key] = [*by_key.pop(key, []), text]
+    for key in sorted(by_key, key=lambda key: _short(key) not in kinds()):
+        texts = by_key[key]
+        section, name, kind = _place(config, key)
+        try:
+            value = parse(kind, texts[-1])
+            if kind.base is tuple and len(texts) > 1:
+                values = [parse(kind, text) for text in texts]
+                if all(value is not None and len(value) == 1 for value in values):
+                    value = tuple(item for value in values for item in value)
+            if name == "recipe" and value is not None:
+                raise ValueError(f"give None, or set the recipe's fields, e.g. --config.{key}.train.epochs")
+            if texts[-1].strip().lower() == "none" and kind.base is str and section.get(name) == "":
+                raise ValueError(f"give a text; for none, leave it empty: --config.{key}=")
+        except ValueError as error:
+            raise UserError(f"--config.{key}={texts[-1]}: {error}") from error
+        with section.unlocked(), section.ignore_type():  # it has the type that it should have
+            section[name] = value
+
+
+def _short(key: str) -> str:
+    """The name of a field without the teachers' recipes that it is in."""
+    return re.sub(rf"^({re.escape(_RECIPE)})+", "", key)
+
+
+def _kind_by_name(key: str) -> Kind | None:
+    """The kind of a field of every configuration; None if the field's section tells it. Raises UserError if there is none."""
+    short = _short(key)
+    if short in kinds():
+        return kinds()[short]
+    if re.fullmatch(rf"{_OVERRIDES}|{_EXTRA}|published\..+", short):
+        return None
+    inside = [name for name in kinds() if name.startswith(f"{short}.")]
+    if inside:
+        raise UserError(f"--config.{key} is a section: set its fields, e.g. --config.{inside[0]}")
+    near = difflib.get_close_matches(short, kinds(), n=1, cutoff=0.0)[0]
+    if _in_a_model(short.rpartition(".")[2]):
+        near = f"model.overrides.{short.rpartition('.')[2]}"
+    outer = key.removesuffix(short)
+    raise UserError(f"--config.{key}: there is no such field; the nearest is --config.{outer}{near}")
+
+
+def _in_a_model(name: str) -> bool:
+    """Whether some model has a field of that name."""
+    return any(name in model_fields(model) for model in list_models())
+
+
+def _place(config: ConfigDict, key: str) -> tuple[ConfigDict, str, Kind]:
+    """The section that holds a field, the field's name there and its kind."""
+    outer = ""
+    while key.startswith(f"{outer}{_RECIPE}"):
+        outer += _RECIPE
+        if config.teacher.recipe is None:
+            raise UserError(f"--config.{key}: config.{outer[:-1]} is None, no teacher is trained by this configuration")
+        config = config.teacher.recipe
+    short = key.removeprefix(outer)
+    if short in kinds():
+        *sections, name = short.split(".")
+        for section in sections:
+            config = config[section]
+        return config, name, kinds()[short]
+    if match := re.fullmatch(_OVERRIDES, short):
+        try:
+            return config[match[1]].overrides, match[2], _kind_in_model(config, match[1], match[2])
+        except ConfigError as error:
+            raise UserError(str(error).replace("config.", f"config.{outer}")) from error
+    if match := re.fullmatch(_EXTRA, short):
+        extra = config.evaluation.extra
+        if match[1] not in extra:
+            raise UserError(
+                f"--config.{key}: config.evaluation.extra has no set {match[1]!r}; this configuration has "
+                f"{', '.join(extra) or 'none'}"
+            )
+        if match[2] not in extra[match[1]]:
+            raise UserError(f"--config.{key}: {match[1]!r} has the fields {', '.join(extra[match[1]])}")
+        return extra[match[1]], match[2], Kind(str)
+    return config.published, short.removeprefix("published."), Kind(float)
+
+
+def _kind_in_model(config: ConfigDict, section: str, field: str) -> Kind:
+    """The kind of a field of model.overrides or teacher.overrides, as the configured model has it."""
+    names = listed_names(config[section].name)
+    for name in names:  # of several teachers one may be a workdir, which takes no overrides
+        known: dict[str, Any] = overridable(section, name)
+        if field in known:
+            return kind_of(known[field])
+    check_overrides(section, names[0], {field: None})
+    raise AssertionError(f"{field} is in {names[0]}")

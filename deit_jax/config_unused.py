@@ -1,0 +1,105 @@
+"""Fields of a configuration that other fields make useless. They are no error, but whoever set them should know."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from deit_jax.config import default_config, listed_names, needs_teacher
+
+# Files under configs/ set these for what a user may add, e.g. a teacher or weights: they are named if the command line has them.
+_ONLY_IF_TYPED = ("data.name", "model.variables", "teacher.name", "teacher.overrides", "evaluation.teacher")
+
+
+def without_effect(config: ConfigDict, typed: Collection[str] = ()) -> list[tuple[str, str]]:
+    """(field, why it has no effect) of the fields that are not at their defaults, or are in `typed`, and change nothing.
+
+    typed: dotted names of fields that are given on the command line, without "config.". The teacher's recipe is searched, too.
+    """
+    defaults = default_config()
+    found = []
+    for name, reason in _useless(config):
+        given = name in typed or any(field.startswith(f"{name}.") for field in typed)
+        if _value(config, name) != _value(defaults, name) and (given or name not in _ONLY_IF_TYPED):
+            found.append((name, reason))
+    recipe = config.teacher.recipe
+    if needs_teacher(config) and recipe is not None:
+        prefix = "teacher.recipe."
+        inner = [name.removeprefix(prefix) for name in typed if name.startswith(prefix)]
+        found += [(prefix + name, reason) for name, reason in without_effect(recipe, inner)]
+    return found
+
+
+def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Every field that has no effect here, whatever its value, and why."""
+    augment, data, log = config.augment, config.data, config.log
+    kind, teacher = config.distillation.kind, config.teacher
+
+    def these(reason: str, *names: str) -> Iterator[tuple[str, str]]:
+        return ((name, reason) for name in names)
+
+    if kind == "none":
+        yield from these("distillation.kind is none", "distillation.alpha")
+    if kind != "soft":
+        yield from these(f"distillation.kind is {kind}", "distillation.tau", "distillation.kl", "distillation.kl_mean")
+    if not needs_teacher(config):
+        yield from these(
+            f"distillation.kind is {kind}",
+            "teacher.name",
+            "teacher.overrides",
+            "teacher.variables",
+            "evaluation.teacher",
+        )
+    elif teacher.recipe is not None:
+        yield from these("teacher.recipe tells them", "teacher.overrides")
+    elif all((Path(weights) / "config.json").is_file() for weights in listed_names(teacher.weights)):
+        yield from these("a teacher of a workdir has its own", "teacher.overrides")
+    if not config.model.weights:
+        yield from these("model.weights is empty", "model.variables")
+
+    if data.source != "tfds":
+        yield from these(f"data.source is {data.source}", "data.name")
+    if data.source != "folder":
+        yield from these(f"data.source is {data.source}", "data.held_out")
+    if data.train_crop != "random_resized":
+        yield from these(f"data.train_crop is {data.train_crop}", "data.crop_scale", "data.crop_ratio")
+    if data.train_crop != "padded":
+        yield from these(f"data.train_crop is {data.train_crop}", "data.crop_padding")
+    if config.evaluation.protocol != "deit":
+        yield from these(f"evaluation.protocol is {config.evaluation.protocol}", "evaluation.crop_ratio")
+
+    if not augment.erase_probability:
+        yield from these("augment.erase_probability is 0", "augment.erase_mode", "augment.erase_count")
+    if not (augment.mixup_alpha or augment.cutmix_alpha):
+        yield from these(
+            "mixup_alpha and cutmix_alpha are 0",
+            "augment.mix_mode",
+            "augment.mix_probability",
+            "augment.switch_probability",
+        )
+    elif not (augment.mixup_alpha and augment.cutmix_alpha):
+        yield from these("mixup or cutmix is off", "augment.switch_probability")
+
+    if config.optimizer.name == "sgd":
+        yield from these("optimizer.name is sgd", "optimizer.betas", "optimizer.eps")
+    else:
+        yield from these(f"optimizer.name is {config.optimizer.name}", "optimizer.momentum")
+    if not config.optimizer.weight_decay:
+        yield from these("optimizer.weight_decay is 0", "optimizer.no_decay")
+
+    if not log.wandb:
+        yield from these("log.wandb is False", "log.wandb_project", "log.wandb_entity", "log.wandb_name")
+    if not log.profile_steps:
+        yield from these("log.profile_steps is 0", "log.profile_after")
+    if config.parallel.fsdp == 1:
+        yield from these("parallel.fsdp is 1", "parallel.sharding_rules", "parallel.fsdp_min_size")
+
+
+def _value(config: ConfigDict, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = value[part]
+    return value.to_dict() if isinstance(value, ConfigDict) else tuple(value) if isinstance(value, list) else value

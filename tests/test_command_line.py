@@ -1,0 +1,61 @@
+"""`parse` in the test's own process; tests/end_to_end has whole commands."""
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from deit_jax import command_line
+from deit_jax.errors import UserError
+
+
+@pytest.fixture
+def parse():
+    def parsed(*arguments):
+        rest = command_line.parse(["run.py", *arguments])
+        return command_line._GIVEN.config, rest[1:]
+
+    flags.FLAGS.unparse_flags()
+    with flagsaver.flagsaver():
+        yield parsed
+    flags.FLAGS.unparse_flags()
+    command_line._GIVEN.config = None
+
+
+def test_fields_may_come_before_the_file(parse):
+    config, rest = parse("a.jpg", "--config.train.epochs=7", "--config", "configs/deit.py:tiny", "b.jpg")
+    assert (config.train.epochs, config.model.name, rest) == (7, "deit_tiny_patch16_224", ["a.jpg", "b.jpg"])
+    assert config.is_locked
+
+
+def test_a_file_of_flags_may_hold_fields(parse, tmp_path):
+    (tmp_path / "flags").write_text("--config=configs/quickstart.py\n--config.seed=3\n")
+    assert parse(f"--flagfile={tmp_path}/flags", "--config.log.images=no")[0].seed == 3
+
+
+def test_the_tilde_of_a_configuration_file_is_the_home_folder(parse, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "from deit_jax.config import default_config\ndef get_config(seed='0'):\n    config = default_config()\n"
+    (tmp_path / "mine.py").write_text(
+        text + "    config.seed = int(seed)\n    config.data.path = '~/data'\n    return config\n"
+    )
+    config, _ = parse("--config=~/mine.py:8")
+    assert (config.seed, config.data.path) == (8, f"{tmp_path}/data")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config.seed=1"], r"--config\.seed changes a field of --config=FILE, which is missing"),
+        (["--config=configs/deit.py", "--workdir="], "--workdir is empty"),
+        (["--config="], "--config is empty"),
+        (["--config=configs/deit.py", "--wokrdir=x"], "'wokrdir'. Did you mean: workdir"),
+        (["--config=configs/deit.py", "--confg.ema.decay=0"], r"the configuration's is --config\.ema\.decay"),
+        (["--config=configs/deit.py", "--runs=x"], "--runs=x: give a whole number"),
+        (["--config=configs/deit.py", "--", "--config.seed=3"], "--config.seed=3 stands after --"),
+        (["--config=~/nothing.py"], "--config=.*nothing.py: there is no such file"),
+    ],
+)
+def test_mistakes_are_one_line(parse, arguments, message):
+    with pytest.raises(UserError, match=message) as raised:
+        parse(*arguments)
+    assert "\n" not in str(raised.value)

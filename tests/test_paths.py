@@ -1,0 +1,71 @@
+import pytest
+
+from deit_jax.config import differing_fields
+from deit_jax.errors import UserError
+from deit_jax.paths import expand_paths, folder, typed_path
+from tests.tiny import tiny_config
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path
+
+
+def test_the_tilde_is_the_home_folder(home, monkeypatch):
+    assert typed_path("--output", "~/a/b.json") == f"{home}/a/b.json"
+    assert typed_path("--output", "~") == str(home)
+    assert typed_path("--output", "a~/~b") == "a~/~b"
+    monkeypatch.chdir(home)
+    (home / "~$letter.jpg").touch()  # what an editor leaves
+    assert typed_path("the file", "~$letter.jpg") == "~$letter.jpg"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("~nobody-of-this-name/run", "there is no user 'nobody-of-this-name'; .* write ./~nobody-of-this-name/run"),
+        (" run", "begins or ends with a space"),
+        ("run ", "begins or ends with a space"),
+        ('"run"', "quotation marks"),
+    ],
+)
+def test_what_is_hardly_meant_is_refused(text, message):
+    with pytest.raises(UserError, match=f"^--workdir=.*{message}"):
+        folder("--workdir", text)
+
+
+def test_a_file_is_no_workdir(tmp_path):
+    (tmp_path / "run").touch()
+    with pytest.raises(UserError, match="is a file: give a folder"):
+        folder("--workdir", str(tmp_path / "run"))
+    assert folder("--workdir", str(tmp_path / "other")) == tmp_path / "other"
+
+
+def test_every_path_of_a_configuration_is_expanded(home):
+    config = tiny_config(data__path="~/images", model__weights="~/trained", teacher__weights="random,~/b.npz, ~/c")
+    config.teacher.name = "regnety_002,regnety_004,regnety_006"
+    fields = {"source": "folder", "name": "", "split": ""}
+    with config.unlocked():
+        config.evaluation.extra.real = fields | {"path": "~/val", "labels": "~/real.json"}
+    config.teacher.recipe = tiny_config(data__path="~/images", model__weights="pretrained", teacher__weights="~/x,y")
+    expand_paths(config)
+    assert (config.data.path, config.model.weights) == (f"{home}/images", f"{home}/trained")
+    assert config.teacher.weights == f"random,{home}/b.npz,{home}/c"
+    assert (config.evaluation.extra.real.path, config.evaluation.extra.real.labels) == (
+        f"{home}/val",
+        f"{home}/real.json",
+    )
+    recipe = config.teacher.recipe
+    assert (recipe.data.path, recipe.model.weights) == (f"{home}/images", "pretrained")
+    assert recipe.teacher.weights == f"{home}/x,y"  # of one teacher
+    config.data.path = "~nobody-of-this-name"
+    with pytest.raises(UserError, match=r"--config\.data\.path=~nobody-of-this-name"):
+        expand_paths(config)
+
+
+def test_a_workdir_recorded_with_a_tilde_is_of_the_same_configuration(home):
+    recorded = {"model": {"weights": "~/trained"}, "data": {"path": "~/a"}}
+    assert differing_fields(recorded, {"model": {"weights": f"{home}/trained"}, "data": {"path": f"{home}/b"}}) == [
+        "data.path"
+    ]
