@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import warnings
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,14 +17,12 @@ import PIL
 import simplejpeg
 from PIL import Image
 
+from deit_jax.data.pillow_images import muted, rgb
 from deit_jax.data.resizing import Box, resize
-from deit_jax.data.sources import DataError
+from deit_jax.data.sources import TO_UINT8, DataError
 
 MAX_PIXELS = 178_956_970  # of one image: where Pillow stops, twice its Image.MAX_IMAGE_PIXELS
 _CROP_ATTEMPTS = 10
-
-# Pillow warns from half that limit on; a large photograph is no attack.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class Crop(Protocol):
@@ -44,6 +41,7 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
 
     Grey becomes three equal channels, CMYK and palettes are converted as Pillow does, transparency is dropped, 16-bit greys are
     scaled to 8 bits, of an animation the first frame is taken, and an EXIF orientation is ignored, as torchvision's loader does.
+    What Pillow warns of is not shown.
 
     Args:
         image: an encoded file (JPEG, PNG and whatever else Pillow reads), or uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]`.
@@ -52,8 +50,8 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
         uint8 `[H, W, 3]`.
 
     Raises:
-        DataError: the bytes are no image that can be decoded or one of more than MAX_PIXELS, or the array is of another shape or
-            dtype.
+        DataError: the bytes are no image that can be decoded, one of more than MAX_PIXELS or one of 32-bit or floating-point
+            pixels, or the array is of another shape or dtype.
     """
     if isinstance(image, np.ndarray):
         return _as_rgb(image)
@@ -66,20 +64,14 @@ def decode(image: bytes | np.ndarray) -> np.ndarray:
                     return simplejpeg.decode_jpeg(image, colorspace="RGB")
             except ValueError:
                 pass  # perhaps a harmless irregularity that simplejpeg is strict about: Pillow decides
-        with Image.open(io.BytesIO(image)) as opened:
-            return decode_opened(opened)
+        with muted(), Image.open(io.BytesIO(image)) as opened:
+            return rgb(opened)
+    except DataError:
+        raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more for damaged files
         raise DataError(
             f"an image of {len(image)} bytes cannot be decoded ({_reason(image, error)}); replace or remove the image"
         ) from error
-
-
-def decode_opened(image: Image.Image) -> np.ndarray:
-    """As `decode`, of an image that Pillow has opened: uint8 `[H, W, 3]`. Raises what Pillow does for a damaged file."""
-    if image.mode.startswith("I"):  # Pillow's own conversion would clip 16-bit values to 255
-        grey = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        return _as_rgb(((grey + 128) // 257).astype(np.uint8))
-    return np.asarray(image.convert("RGB"))
 
 
 def _reason(image: bytes, error: Exception) -> str:
@@ -93,6 +85,8 @@ def _reason(image: bytes, error: Exception) -> str:
 
 
 def _unknown_format(image: bytes) -> str:
+    if image[:4] in (b"II*\0", b"MM\0*"):
+        return "a damaged TIFF, or of pixels that Pillow does not read: save it with 8 bits a channel"
     brand = image[8:12] if image[4:8] == b"ftyp" else b""  # ISO 14496-12
     if brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"):
         return (
@@ -111,15 +105,17 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
             return np.repeat(image, 3, axis=2)
         if image.ndim == 3 and image.shape[2] == 3:
             return image
-    raise DataError(f"an image array is {image.dtype}{list(image.shape)}; give uint8 [H, W], [H, W, 1] or [H, W, 3]")
+    advice = "" if image.dtype == np.uint8 else f": {TO_UINT8}"
+    raise DataError(
+        f"an image array is {image.dtype}{list(image.shape)}; give uint8 [H, W], [H, W, 1] or [H, W, 3]{advice}"
+    )
 
 
-def _resize_shorter_side(image: np.ndarray, size: int) -> np.ndarray:
+def _with_shorter_side(height: int, width: int, size: int) -> tuple[int, int]:
     # torchvision's rule: the longer side is truncated, not rounded.
-    height, width = image.shape[:2]
     if height <= width:
-        return resize(image, size, int(size * width / height))
-    return resize(image, int(size * height / width), size)
+        return size, int(size * width / height)
+    return int(size * height / width), size
 
 
 def random_resized_crop_box(
@@ -169,15 +165,16 @@ def padded_crop(image: np.ndarray, rng: np.random.Generator, size: int, padding:
     Returns:
         uint8 `[size, size, 3]`.
     """
-    if min(image.shape[:2]) != size:
-        image = _resize_shorter_side(image, size)
-    height, width = image.shape[:2]
+    height, width = _with_shorter_side(image.shape[0], image.shape[1], size)  # an image of that size is not resized
     # Offsets of the window in the image; negative in the frame. Copying the overlap is cheaper than padding the image.
     top = int(rng.integers(0, height - size + 2 * padding, endpoint=True)) - padding
     left = int(rng.integers(0, width - size + 2 * padding, endpoint=True)) - padding
-    overlap = image[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)]
+    rows = min(top + size, height) - max(top, 0)
+    columns = min(left + size, width) - max(left, 0)
     window = np.zeros((size, size, 3), np.uint8)
-    window[max(-top, 0) :, max(-left, 0) :][: overlap.shape[0], : overlap.shape[1]] = overlap
+    if rows > 0 and columns > 0:
+        overlap = resize(image, height, width, window=Box(max(top, 0), max(left, 0), rows, columns))
+        window[max(-top, 0) :, max(-left, 0) :][:rows, :columns] = overlap
     return window
 
 
@@ -192,10 +189,9 @@ def center_crop_resize(image: np.ndarray, size: int, crop_ratio: float) -> np.nd
     Returns:
         uint8 `[size, size, 3]`.
     """
-    image = _resize_shorter_side(image, int(size / crop_ratio))
-    height, width = image.shape[:2]
+    height, width = _with_shorter_side(image.shape[0], image.shape[1], int(size / crop_ratio))
     top, left = round((height - size) / 2), round((width - size) / 2)  # torchvision rounds halves to even too
-    return image[top : top + size, left : left + size]
+    return resize(image, height, width, window=Box(top, left, size, size))
 
 
 def _check_size(size: int) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from deit_jax.data.decoding import decode, decode_opened
+from deit_jax.data.decoding import decode
 from deit_jax.data.file_names import printable
+from deit_jax.data.pillow_images import muted, rgb
 from deit_jax.data.sources import DataError
 
 
@@ -27,7 +28,11 @@ def read_image(image: Any, what: str = "the image") -> np.ndarray:
             f"{what} is of type {type(image).__name__}: give a path, a PIL image or a uint8 array [height, width, 3]"
         )
     try:
-        pixels = decode_opened(image) if isinstance(image, Image.Image) else decode(image)
+        if isinstance(image, Image.Image):
+            with muted():
+                pixels = rgb(image)
+        else:
+            pixels = decode(image)
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
     except Exception as error:  # a PIL image is decoded when its pixels are asked for

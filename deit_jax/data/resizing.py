@@ -1,7 +1,7 @@
 """Pillow's antialiased bicubic resize, to the bit, several times faster.
 
 Resizing is the largest part of a crop and Pillow's loops are scalar. `resizing_kernel.py` computes the same sums of the same
-integers in vector registers, through numba. Where numba cannot be had, Pillow itself resizes: the same pixels, later.
+integers in vector registers, through numba. Where numba cannot be had, Pillow itself resizes: the same pixels, more slowly.
 """
 
 from __future__ import annotations
@@ -14,6 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from deit_jax.data.resizing_taps import resize_window
+
+_WIDEST = 1 << 16  # pixels of a row of the image that the kernel takes at a time, about
+_MOST_PIXELS = 1 << 24  # that Pillow makes where only a window of them is asked for
+
 
 class Box(NamedTuple):
     """A rectangle of pixels."""
@@ -24,7 +29,7 @@ class Box(NamedTuple):
     width: int
 
 
-def resize(image: np.ndarray, height: int, width: int, box: Box | None = None) -> np.ndarray:
+def resize(image: np.ndarray, height: int, width: int, box: Box | None = None, window: Box | None = None) -> np.ndarray:
     """Resizes an image, or the part of it in `box`, as `Image.crop(box).resize((width, height), Image.BICUBIC)` does.
 
     Both results are rounded to uint8 between the vertical and the horizontal pass; which comes first follows Pillow 13 (see
@@ -35,21 +40,45 @@ def resize(image: np.ndarray, height: int, width: int, box: Box | None = None) -
         height: pixels of the result.
         width: pixels of the result.
         box: lies in the image and is not empty; None is the whole image.
+        window: the part of the result that is returned, with the same bits; only this part is computed and takes memory. It lies
+            in the result and is not empty. None is the whole result.
 
     Returns:
-        uint8 `[height, width, 3]`; a view of `image` if nothing is to be resized.
+        uint8 `[height, width, 3]`, or of the window's size; a view of `image` if nothing is to be resized.
     """
     box = box or Box(0, 0, *image.shape[:2])
-    window = image[box.top : box.top + box.height, box.left : box.left + box.width]
+    window = window or Box(0, 0, height, width)
     if box[2:] == (height, width):
-        return window
+        return _cut(_cut(image, box), window)
     kernel = _kernel()
     if kernel is None:
-        return np.asarray(Image.fromarray(window).resize((width, height), Image.Resampling.BICUBIC))
-    out = np.empty((height, width, 3), np.uint8)
+        return _resize_by_pillow(_cut(image, box), height, width, window)
     rows = np.ascontiguousarray(image).reshape(image.shape[0], -1)
-    kernel(rows, *box, vertical_first(box.height, box.width, height, width), out.reshape(height, -1))
-    return out
+    first = vertical_first(box.height, box.width, height, width)
+
+    def compute(left: int, columns: int) -> np.ndarray:
+        out = np.empty((window.height, columns, 3), np.uint8)
+        kernel(rows, *box, height, width, window.top, left, first, out.reshape(window.height, -1))
+        return out
+
+    # The kernel lays rows side by side: of a very wide image only some columns at a time.
+    step = max(1, _WIDEST * width // box.width)
+    if step >= window.width:
+        return compute(window.left, window.width)
+    end = window.left + window.width
+    return np.concatenate([compute(left, min(step, end - left)) for left in range(window.left, end, step)], axis=1)
+
+
+def _cut(image: np.ndarray, box: Box) -> np.ndarray:
+    return image[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def _resize_by_pillow(image: np.ndarray, height: int, width: int, window: Box) -> np.ndarray:
+    if height * width <= _MOST_PIXELS:
+        return _cut(np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)), window)
+    first = vertical_first(image.shape[0], image.shape[1], height, width)
+    top, left, rows, columns = window
+    return resize_window(image, height, width, top, left, rows, columns, vertical_first=first)
 
 
 def vertical_first(height: int, width: int, new_height: int, new_width: int) -> bool:

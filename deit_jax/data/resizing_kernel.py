@@ -1,14 +1,13 @@
 """The arithmetic of Pillow's 8-bit bicubic resize, compiled by numba into vector instructions.
 
 Pillow weighs the pixels with 22-bit integers in 32-bit sums, which are exact, so that the order of additions is free and any
-arrangement gives Pillow's bits. The weights themselves are computed in Pillow's order of operations.
+arrangement gives Pillow's bits. The weights are those of `resizing_taps.py`.
 
 Compiled on first import (two seconds) and kept in numba's cache: beside this file, or in the user's cache folder.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,9 @@ import numpy as np
 from numba import boolean, int64, njit, types, void
 from numpy import int32, uint8
 
-_BITS = 22  # of the weights' fraction
+from deit_jax.data.resizing_taps import BITS as _BITS
+from deit_jax.data.resizing_taps import taps
+
 _HALF = 1 << (_BITS - 1)
 _LANES = 16  # rows that the horizontal pass takes at a time
 _IMAGE = types.Array(types.uint8, 2, "C", readonly=True)  # pixels from Pillow are read-only; numba takes both as this
@@ -35,34 +36,14 @@ def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., An
     return compile_it
 
 
-@_compiled(types.Tuple((_WHERE, _WEIGHTS))(int64, int64))
-def _taps(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """First input pixel and number of input pixels of each output pixel, int64[new_size, 2], and their weights."""
-    scale = size / new_size
-    stretch = max(scale, 1.0)  # antialiasing: the filter widens when the image shrinks
-    support = 2.0 * stretch
-    longest = math.ceil(support) * 2 + 1
-    where, weights = np.zeros((new_size, 2), np.int64), np.zeros((new_size, longest), np.int32)
-    exact = np.zeros(longest, np.float64)
-    for i in range(new_size):
-        center = (i + 0.5) * scale
-        first = max(int(center - support + 0.5), 0)
-        count = min(int(center + support + 0.5), size) - first
-        total = 0.0
-        for t in range(count):
-            x = abs((t + first - center + 0.5) * (1.0 / stretch))
-            weight = 0.0
-            if x < 1.0:
-                weight = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
-            elif x < 2.0:
-                weight = (((x - 5) * x + 8) * x - 4) * -0.5
-            exact[t] = weight
-            total += weight
-        for t in range(count):
-            weight = exact[t] / total if total != 0.0 else exact[t]
-            weights[i, t] = int32(int((-0.5 if weight < 0 else 0.5) + weight * (1 << _BITS)))
-        where[i, 0], where[i, 1] = first, count
-    return where, weights
+_taps = _compiled(types.Tuple((_WHERE, _WEIGHTS))(int64, int64, int64, int64))(taps)
+
+
+@_compiled(void(_WHERE, int64))
+def _shift(where: np.ndarray, start: int) -> None:
+    """Makes the input pixels of `where` count from `start`."""
+    for i in range(where.shape[0]):
+        where[i, 0] -= start
 
 
 @_compiled(void(_SUMS, _BYTES, int64))
@@ -127,31 +108,47 @@ def _resize_rows(
                 row[i] = result[i * _LANES + r]
 
 
-@_compiled(void(_IMAGE, int64, int64, int64, int64, boolean, _OUT))
+@_compiled(void(_IMAGE, int64, int64, int64, int64, int64, int64, int64, int64, boolean, _OUT))
 def resize_rows(
-    image: np.ndarray, top: int, left: int, height: int, width: int, vertical_first: bool, out: np.ndarray
+    image: np.ndarray,
+    top: int,
+    left: int,
+    height: int,
+    width: int,
+    new_height: int,
+    new_width: int,
+    new_top: int,
+    new_left: int,
+    vertical_first: bool,
+    out: np.ndarray,
 ) -> None:
-    """Resizes the box [top, top + height) x [left, left + width) of an image into `out`.
+    """Resizes the box [top, top + height) x [left, left + width) of an image to new_height x new_width pixels.
+
+    Of these `out` gets the rows from new_top and the columns from new_left on, as many as it has; nothing else is computed.
 
     image: uint8[H, 3 W]; out: uint8[h, 3 w]. vertical_first: which pass is first; the one between is rounded to uint8.
     """
-    new_height, new_width = out.shape[0], out.shape[1] // 3
-    start, stop = left * 3, (left + width) * 3
+    rows, columns = out.shape[0], out.shape[1] // 3
+    where_x, weights_x = _taps(width, new_width, new_left, columns)
+    where_y, weights_y = _taps(height, new_height, new_top, rows)
+    # What the window depends on: the taps of both passes ascend.
+    start, stop = where_x[0, 0], where_x[columns - 1, 0] + where_x[columns - 1, 1]
+    first, last = where_y[0, 0], where_y[rows - 1, 0] + where_y[rows - 1, 1]
     if height == new_height:
-        where, weights = _taps(width, new_width)
-        _resize_rows(image, top, start, stop, height, where, weights, out)
+        _shift(where_x, start)
+        _resize_rows(image, top + new_top, (left + start) * 3, (left + stop) * 3, rows, where_x, weights_x, out)
     elif width == new_width:
-        where, weights = _taps(height, new_height)
-        _resize_columns(image, top, start, stop, where, weights, out)
+        _resize_columns(image, top, (left + new_left) * 3, (left + new_left + columns) * 3, where_y, weights_y, out)
     elif vertical_first:
-        where, weights = _taps(height, new_height)
-        between = np.empty((new_height, width * 3), np.uint8)
-        _resize_columns(image, top, start, stop, where, weights, between)
-        where, weights = _taps(width, new_width)
-        _resize_rows(between, 0, 0, width * 3, new_height, where, weights, out)
+        between = np.empty((rows, (stop - start) * 3), np.uint8)
+        _resize_columns(image, top, (left + start) * 3, (left + stop) * 3, where_y, weights_y, between)
+        _shift(where_x, start)
+        _resize_rows(between, 0, 0, between.shape[1], rows, where_x, weights_x, out)
     else:
-        where, weights = _taps(width, new_width)
-        between = np.empty((height, new_width * 3), np.uint8)
-        _resize_rows(image, top, start, stop, height, where, weights, between)
-        where, weights = _taps(height, new_height)
-        _resize_columns(between, 0, 0, new_width * 3, where, weights, out)
+        between = np.empty((last - first, columns * 3), np.uint8)
+        _shift(where_x, start)
+        _resize_rows(
+            image, top + first, (left + start) * 3, (left + stop) * 3, last - first, where_x, weights_x, between
+        )
+        _shift(where_y, first)
+        _resize_columns(between, 0, 0, columns * 3, where_y, weights_y, out)

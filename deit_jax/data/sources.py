@@ -19,6 +19,12 @@ from deit_jax.errors import UserError
 
 Split = Literal["train", "eval"]
 
+# What to do with pixels of another type, whose white nobody but the user knows.
+TO_UINT8 = (
+    "make uint8 of them by np.clip(255 / WHITE * pixels, 0, 255).round().astype(np.uint8), "
+    "where WHITE is the value of white"
+)
+
 
 class DataError(UserError):
     """Input data that cannot be used. The message is one line: what is wrong, in which file or index, what to do."""
@@ -160,8 +166,9 @@ class ArraySource:
     ):
         images, labels = np.asarray(images), np.asarray(labels)
         if images.dtype != np.uint8 or not (images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))):
+            advice = "" if images.dtype == np.uint8 else f": {TO_UINT8}"
             raise DataError(
-                f"{origin}: images are {images.dtype}{list(images.shape)}; give uint8 [N, H, W] or [N, H, W, 1 or 3]"
+                f"{origin}: images are {images.dtype}{list(images.shape)}; give uint8 [N, H, W] or [N, H, W, 1 or 3]{advice}"
             )
         if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) != len(images):
             raise DataError(

@@ -26,8 +26,9 @@ from deit_jax.models.output import classify
 from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
-from deit_jax.weights import load_pretrained, load_weights
+from deit_jax.weights import load_pretrained
 from deit_jax.weights.labels import read_class_names
+from deit_jax.weights.loading import fit_weights
 from deit_jax.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -177,14 +178,15 @@ class Classifier:
             class_names = readable(own)
         num_classes = num_classes or (1000 if class_names is None else len(class_names))
         model = create_model(name, num_classes, image_size, **overrides)
+        fitted = fit_weights(path, model)
         return cls(
             model,
-            load_weights(path, model),
+            fitted.variables,
             crop=CenterCrop(image_size or native_image_size(name), crop_ratio),
             mean=mean,
             std=std,
             class_names=class_names,
-            description=f"{name}, weights of {path}",
+            description=f"{name}, weights of {path}" + (f"; {fitted.note}" if fitted.note else ""),
             batch_size=batch_size,
         )
 

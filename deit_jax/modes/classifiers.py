@@ -12,6 +12,7 @@ import flax.linen as nn
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.data.classes import difference
 from deit_jax.models import create_model, list_models, native_image_size
+from deit_jax.reporting import console
 from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
@@ -46,7 +47,7 @@ def load_classifier(entry: str, *, which: str, like: Classifier | None = None) -
         return _from_workdir(Path(entry), which)
     fields = {"mean": like.mean, "std": like.std}
     if not named:
-        variables = load_weights(entry, like.model)
+        variables = load_weights(entry, like.model, report=console.say)
         return Classifier(
             Path(entry).name, f"weights of {entry}", like.model, variables, image_size=like.image_size,
             class_names=read_class_names(entry), **fields,
@@ -56,7 +57,7 @@ def load_classifier(entry: str, *, which: str, like: Classifier | None = None) -
         model, variables = load_pretrained(name, classes, size, dtype=like.model.dtype)
     else:
         model = create_model(name, classes, size, dtype=like.model.dtype)
-        variables, class_names = load_weights(weights, model), read_class_names(weights)
+        variables, class_names = load_weights(weights, model, report=console.say), read_class_names(weights)
     description = f"{name}, weights of {weights}"
     return Classifier(name, description, model, variables, image_size=size, class_names=class_names, **fields)
 

@@ -159,7 +159,7 @@ def load_subject(config: ConfigDict, workdir: Path | None, data_names: Sequence[
         which = "raw"
     else:
         origin, trained, which = f"weights of {weights}", None, config.model.variables
-        variables = load_weights(weights, model, which="ema" if which == "ema" else None)
+        variables = load_weights(weights, model, which="ema" if which == "ema" else None, report=console.say)
     return Subject(model, {which: variables}, origin, None, size, trained, class_names)
 
 

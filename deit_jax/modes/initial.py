@@ -70,6 +70,8 @@ def load_initial(config: ConfigDict, workdir: Path) -> Initial | None:
     changes = [f"{head} begins anew" for head in fitted.renewed]
     if fitted.resized:
         changes.append(f"position embedding resized from {fitted.resized}")
+    if fitted.note:
+        changes.append(fitted.note)
     return Initial(jax.tree.map(np.asarray, fitted.variables), "; ".join([where, *changes]))
 
 

@@ -87,7 +87,8 @@ def _of_config(config: ConfigDict, which: str, checkpoint: str) -> Classifier:
     if weights == "pretrained":
         _, variables = load_pretrained(name, image_size=size, dtype=model.dtype, **dict(config.model.overrides))
     else:
-        variables = load_weights(weights, model, which="ema" if config.model.variables == "ema" else None)
+        averaged = "ema" if config.model.variables == "ema" else None
+        variables = load_weights(weights, model, which=averaged, report=console.say)
     return Classifier(
         model,
         variables,

@@ -141,6 +141,7 @@ def _load_one(
             f"the teacher {where} is made for another image size than the student's {image_size} pixels (its position "
             f"embedding would be resized from {fitted.resized}): {_fine_tune_first(weights, image_size)}"
         )
+    where += f"; {fitted.note}" if fitted.note else ""
     teacher = freeze(model, fitted.variables, where, compute_dtype=compute_dtype(config))
     return _by_name(config, teacher, None if weights == "pretrained" else read_class_names(path), class_names, weights)
 

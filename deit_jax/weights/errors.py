@@ -38,11 +38,11 @@ class TokenMisfitError(MisfitError):
         self.wanted = wanted
 
 
-def listed(names: Iterable[str]) -> str:
-    """How many and which: "3 (a, b, c)"; of a long list only the first names."""
+def listed(names: Iterable[str], most: int = _SHOWN) -> str:
+    """How many and which: "3 (a, b, c)"; of a long list only the first `most` names."""
     names = list(names)
-    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} ({', '.join(map(shown, names[:_SHOWN]))}{more})"
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return f"{len(names)} ({', '.join(map(shown, names[:most]))}{more})"
 
 
 def shown(name: str) -> str:

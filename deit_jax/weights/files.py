@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from deit_jax.weights.errors import WeightsError, listed, shown
+from deit_jax.weights.errors import WeightsError
 
 Tensors = dict[str, np.ndarray]
 
@@ -26,7 +26,7 @@ _WEIGHTS_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")  # as transfor
 
 
 def read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """The content of a weights file: names to arrays, perhaps wrapped (see `unwrap`).
+    """The content of a weights file: names to arrays, perhaps wrapped (see unwrapping.py).
 
     A folder stands for the model.safetensors or pytorch_model.bin in it. Raises WeightsError: there is no such file, it is of no
     known kind, damaged, unreadable, or holds something other than tensors.
@@ -47,7 +47,7 @@ def read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         _refuse_what_a_failed_download_leaves(path)
         return _READERS[path.suffix.lower()](path)
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({_reason(error)})") from error
+        raise WeightsError(f"{path} cannot be read ({reason(error)})") from error
 
 
 def is_weights(path: Path) -> bool:
@@ -85,7 +85,7 @@ def _read_safetensors(path: Path) -> Tensors:
     try:
         return safetensors.numpy.load_file(path)
     except Exception as error:  # the library's own error, and KeyError for a type that NumPy has not
-        raise WeightsError(f"{path} is no readable safetensors file, or damaged ({_reason(error)})") from error
+        raise WeightsError(f"{path} is no readable safetensors file, or damaged ({reason(error)})") from error
 
 
 def _read_npz(path: Path) -> Tensors:
@@ -93,7 +93,7 @@ def _read_npz(path: Path) -> Tensors:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zip, zlib, pickle and NumPy have many: whatever the damage leads to
-        raise WeightsError(f"{path} is no readable .npz file, damaged, or holds objects ({_reason(error)})") from error
+        raise WeightsError(f"{path} is no readable .npz file, damaged, or holds objects ({reason(error)})") from error
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
@@ -105,7 +105,7 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
     except Exception as error:  # pickle, zip, RuntimeError, EOFError: whatever the damage leads to
         raise WeightsError(
             f"{path} is no readable PyTorch file, damaged, or holds code or objects other than tensors, which were not executed "
-            f"({_reason(error)})"
+            f"({reason(error)})"
         ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict: save model.state_dict()")
@@ -129,74 +129,11 @@ def _import_torch(path: Path) -> Any:
     return torch
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """The first line of an error that says something, not too long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
     return f"{type(error).__name__}: {telling[:160]}".rstrip(": ")
-
-
-# --- wrappers -------------------------------------------------------------------------------------------------------------------
-
-# Where the frameworks keep weights in a checkpoint: facebookresearch/deit, timm and mmengine, pycls.
-_RAW = ("model", "state_dict", "model_state")
-_AVERAGED = ("model_ema", "state_dict_ema", "ema_state")
-_WRAPPED_NAMES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
-
-
-def unwrap(content: Mapping[str, Any], which: str | None, where: str) -> Tensors:
-    """The tensors of a checkpoint as NumPy arrays, without the wrappers of training scripts.
-
-    which: "raw" or "ema" weights; None: raw where there are both. Raises WeightsError if they are not there, or if an entry is no
-    array.
-    """
-    if which not in (None, "raw", "ema"):
-        raise WeightsError(f"which={which!r} is neither 'raw' nor 'ema'")
-    content = _without_mmengines_swap(content)
-    wrappers = [key for key in (*_RAW, *_AVERAGED) if isinstance(content.get(key), Mapping)]
-    if wrappers:
-        wanted = {"raw": _RAW, "ema": _AVERAGED, None: (*_RAW, *_AVERAGED)}[which]
-        chosen = [key for key in wrappers if key in wanted]
-        if not chosen:
-            raise WeightsError(f"{where} holds no {which} weights, only {listed(wrappers)}")
-        content, where = content[chosen[0]], f"{where}[{chosen[0]!r}]"
-    elif which == "ema":
-        raise WeightsError(f"{where} does not say that it holds a moving average: ask for its weights as they are")
-    names = _bare([str(name) for name in content])
-    tensors = {
-        name: _as_numpy(value, f"{where}: {shown(name)}") for name, value in zip(names, content.values(), strict=True)
-    }
-    if not tensors:
-        raise WeightsError(f"{where} holds no tensors")
-    return tensors
-
-
-def _without_mmengines_swap(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """mmengine saves the average as `state_dict` and the raw weights, with a counter, as `ema_state_dict`."""
-    raw = content.get("ema_state_dict")
-    if not isinstance(raw, Mapping) or not isinstance(content.get("state_dict"), Mapping):
-        return content
-    return {"state_dict": {k: v for k, v in raw.items() if k != "steps"}, "model_ema": content["state_dict"]}
-
-
-def _bare(names: list[str]) -> list[str]:
-    """The names without the prefixes of DistributedDataParallel and torch.compile, which all of them have or none."""
-    prefix = next((it for it in _WRAPPED_NAMES if names and all(name.startswith(it) for name in names)), None)
-    return names if prefix is None else _bare([name.removeprefix(prefix) for name in names])
-
-
-def _as_numpy(value: Any, where: str) -> np.ndarray:
-    try:
-        if hasattr(value, "detach"):  # a torch tensor; NumPy does not know its bfloat16
-            value = value.detach().cpu()
-            value = value.float() if value.is_floating_point() else value
-        if isinstance(value, str | bytes | Mapping) or not hasattr(value, "__array__"):
-            raise WeightsError(f"{where} is a {type(value).__name__}, not a tensor")
-        return np.asarray(value)
-    except (RuntimeError, TypeError, ValueError, NotImplementedError, AttributeError) as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise WeightsError(f"{where} cannot be read as an array ({_reason(error)})") from error
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -235,7 +172,7 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         for path in contents:
             os.replace(unfinished[path], path)
     except OSError as error:
-        raise WeightsError(f"{path} cannot be written ({_reason(error)})") from error
+        raise WeightsError(f"{path} cannot be written ({reason(error)})") from error
     finally:
         for path in unfinished.values():
             with contextlib.suppress(OSError):

@@ -106,7 +106,7 @@ def _from_timm(tensors: Tensors) -> Tensors:
 LAYOUT = Layout(
     "hf",
     "Hugging Face transformers",
-    r"(^|\.)embeddings\.(patch_embeddings|position_embeddings)",
+    r"((vit|deit)\.)?embeddings\.(patch_embeddings|position_embeddings)",
     _to_timm,
     _from_timm,
     _spelled_as,

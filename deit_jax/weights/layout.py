@@ -19,7 +19,8 @@ Translated = tuple[Tensors, list[str]]  # tensors under timm's names, and the na
 class Layout:
     """A framework's names.
 
-    name: as users type it. title: as messages say it. sign: a regular expression that some name of every such file matches.
+    name: as users type it. title: as messages say it. sign: a regular expression that the start of some name of every such file
+    matches.
     to_timm, from_timm: translations of whole sets of tensors; values are only cut, joined or reordered, never computed.
     """
 
@@ -33,7 +34,12 @@ class Layout:
 
     def recognises(self, names: Iterable[str]) -> bool:
         """Whether tensors of these names are in this layout."""
-        return any(re.search(self.sign, name) for name in names)
+        return any(re.match(self.sign, name) for name in names)
+
+    def prefixes(self, names: Iterable[str]) -> set[str]:
+        """What stands before the names of this layout: {""} if they are as they should be; {} if there are none."""
+        pattern = re.compile(rf"(?P<prefix>(?:[^.]+\.)*?)(?:{self.sign})")
+        return {match["prefix"] for name in names if (match := pattern.match(name))}
 
 
 def rename_to_timm(tensors: Mapping[str, np.ndarray], renaming: Renaming) -> Translated:

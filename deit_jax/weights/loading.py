@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +17,15 @@ from deit_jax.models.position_embedding import resize_position_embedding
 from deit_jax.models.stacking import stack_blocks, unstack_blocks
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.weights import huggingface, mmpretrain, pycls, timm, torchvision
-from deit_jax.weights.errors import MisfitError, TokenMisfitError, WeightsError, listed
-from deit_jax.weights.files import Tensors, read_file, unwrap
+from deit_jax.weights.errors import MisfitError, TokenMisfitError, WeightsError, listed, shown
+from deit_jax.weights.files import Tensors, read_file
 from deit_jax.weights.layout import Layout, compare
+from deit_jax.weights.relatives import other_size, relative
+from deit_jax.weights.unwrapping import WeightSet, weight_sets
+from deit_jax.weights.values import unusable_values
 
 LAYOUTS = (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT, torchvision.LAYOUT, pycls.LAYOUT)
+_LOGGER = logging.getLogger(__name__)
 _HEAD_NAMES = ("head.", "head_dist.")
 HEADS = ("keep", "reset", "reset_if_needed")
 DISTILLATION_TOKEN = ("keep", "adapt")
@@ -32,6 +37,7 @@ class Fitted(NamedTuple):
     variables: dict[str, Any]  # as `load_weights` returns them
     renewed: tuple[str, ...]  # heads that start anew: "head", "head_dist"
     resized: str  # of the position embedding: "14x14 to 24x24"; "" if it fitted
+    note: str = ""  # what was removed from the names, and which tensors were left aside; "" if nothing
 
 
 def load_weights(
@@ -42,6 +48,7 @@ def load_weights(
     distillation_token: str = "keep",
     which: str | None = None,
     seed: int = 0,
+    report: Callable[[str], None] = _LOGGER.info,
 ) -> dict[str, Any]:
     """The variables of `model` from weights that another framework wrote.
 
@@ -51,7 +58,9 @@ def load_weights(
 
     Args:
       source: a .safetensors, .npz or (with torch) .pth file, a folder with a model.safetensors, or a mapping of names to arrays.
-        Checkpoints of training scripts are unwrapped: `model`, `state_dict`, `model_state`, `model_ema` and the like.
+        Checkpoints of training scripts are unwrapped: `model`, `state_dict`, `model_state`, `model_ema` and the like, and names
+        that begin with `module.`, `model.`, `net._orig_mod.` or any other prefix. Of several sets of weights under different
+        prefixes the one that fits is taken.
       model: what `create_model` made; its fields say which shapes are wanted.
       heads: "keep": the classifiers come from the file, and another number of classes is an error. "reset": they start anew.
         "reset_if_needed": they start anew where their shapes differ, which is what the reference does in fine-tuning.
@@ -60,16 +69,24 @@ def load_weights(
         answers what the class head answers until the teacher tells them apart; of a distilled file a plain model takes the rest.
       which: "raw" or "ema" where a checkpoint holds both; None: raw.
       seed: of the heads that start anew.
+      report: is given a line that says which prefix was removed and what was left aside, if anything was.
 
     Returns:
       {"params": ...} and for a RegNet "batch_stats", jax arrays, as `model.init` gives them.
 
     Raises:
-      WeightsError: the source is unreadable or in no known layout.
+      WeightsError: the source is unreadable, in no known layout, or holds NaN, infinite numbers or negative variances; or several
+        sets of weights fit.
       MisfitError: names are missing, unexpected or of another shape; its attributes list them all. Nothing is loaded in part.
     """
     fitted = fit_weights(source, model, heads=heads, distillation_token=distillation_token, which=which, seed=seed)
+    if fitted.note:
+        report(f"{_called(source)}: {fitted.note}")
     return fitted.variables
+
+
+def _called(source: str | Path | Mapping[str, Any]) -> str:
+    return "the mapping" if isinstance(source, Mapping) else str(source)
 
 
 def fit_weights(
@@ -84,9 +101,62 @@ def fit_weights(
     """`load_weights`, and what it had to change."""
     if isinstance(model, str):
         raise WeightsError(f"model={model!r} is a name: give deit_jax.create_model({model!r})")
-    where = "the mapping" if isinstance(source, Mapping) else str(source)
-    foreign = unwrap(source if isinstance(source, Mapping) else read_file(source), which, where)
-    return _fit(foreign, _layout_of(foreign, where), model, where, heads, distillation_token, seed)
+    where = _called(source)
+    fits, misfits = [], []
+    sets, entries = _read(source, which, where)
+    for candidate in sets:
+        name = f"{where} ({shown(candidate.prefix)}*)" if candidate.prefix else where
+        try:
+            fitted = _fit(candidate.tensors, candidate.layout, model, name, heads, distillation_token, seed)
+        except WeightsError as error:
+            misfits.append(error)
+        else:
+            fits.append((candidate, fitted))
+    if not fits:
+        raise _misfit(sets, entries, misfits, where)
+    if len(fits) > 1:
+        raise WeightsError(
+            f"{where} holds several sets of weights that fit: {_prefixes(it for it, _ in fits)}; save only the one that you want"
+        )
+    candidate, fitted = fits[0]
+    _refuse_unusable_values(candidate.tensors, where)
+    note = f"{candidate.note}, the only one of {_prefixes(sets)} that fits" if len(sets) > 1 else candidate.note
+    return fitted._replace(note=note)
+
+
+def _read(
+    source: str | Path | Mapping[str, Any], which: str | None, where: str
+) -> tuple[list[WeightSet], Mapping[str, Any]]:
+    """The sets of weights in a file or mapping, at least one, and all its entries."""
+    content = source if isinstance(source, Mapping) else read_file(source)
+    sets, entries = weight_sets(content, which, where, LAYOUTS)
+    if sets:
+        return sets, entries
+    if (what := relative(entries)) is not None:
+        raise WeightsError(f"{where} holds {what}")
+    titles = ", ".join(layout.title for layout in LAYOUTS)
+    raise WeightsError(f"{where} is in no known layout ({titles}); its names are {listed(entries)}")
+
+
+def _prefixes(sets: Iterable[WeightSet]) -> str:
+    return ", ".join(f"{shown(it.prefix)}*" if it.prefix else "names without a prefix" for it in sets)
+
+
+def _misfit(sets: list[WeightSet], entries: Mapping[str, Any], misfits: list[WeightsError], where: str) -> WeightsError:
+    """What to raise where no set fits."""
+    first = misfits[0]
+    # Not what lies beside the sets: a teacher, or the network of a perceptual loss.
+    roots = {it.prefix.split(".")[0] for it in sets}
+    own = {name: entry for name, entry in entries.items() if "" in roots or name.split(".")[0] in roots}
+    if (what := relative(own)) is not None:
+        message = f"{where} holds {what}"
+    elif len(sets) > 1:
+        message = f"{where} holds several sets of weights, {_prefixes(sets)}, and none fits; the first: {first}"
+    else:
+        return first
+    if isinstance(first, MisfitError):
+        return MisfitError(message, first.missing, first.unexpected, first.misshapen)
+    return WeightsError(message)
 
 
 def fit_variables(variables: Mapping[str, Any], model: nn.Module, where: str, *, heads: str, seed: int) -> Fitted:
@@ -98,17 +168,26 @@ def fit_variables(variables: Mapping[str, Any], model: nn.Module, where: str, *,
     """
     ours = {"params": unstack_blocks(variables["params"]), "batch_stats": variables.get("batch_stats") or {}}
     layout = dataclasses.replace(timm.LAYOUT, title="names as in timm")
-    return _fit(timm.from_variables(ours), layout, model, where, heads, "keep", seed)
+    tensors = timm.from_variables(ours)
+    fitted = _fit(tensors, layout, model, where, heads, "keep", seed)
+    _refuse_unusable_values(tensors, where)
+    return fitted
 
 
 def count_classes(source: str | Path, which: str | None = None) -> int:
     """How many classes the first head in a weights file tells apart. Raises WeightsError if it cannot be read or has none."""
-    foreign = unwrap(read_file(source), which, str(source))
-    tensors, _ = _layout_of(foreign, str(source)).to_timm(foreign)
-    for name in ("head.bias", "head.fc.bias"):
-        if name in tensors:
-            return len(tensors[name])
-    raise WeightsError(f"{source} has no classifier")
+    found = {}
+    for candidate in _read(source, which, str(source))[0]:
+        tensors, _ = candidate.layout.to_timm(candidate.tensors)
+        bias = next((tensors[name] for name in ("head.bias", "head.fc.bias") if name in tensors), None)
+        if bias is not None:
+            found[candidate.prefix] = len(bias)
+    if not found:
+        raise WeightsError(f"{source} has no classifier")
+    if len(set(found.values())) > 1:
+        parts = ", ".join(f"{shown(prefix)}* with {count} classes" for prefix, count in found.items())
+        raise WeightsError(f"{source} holds several sets of weights, {parts}: save only the one that you want")
+    return next(iter(found.values()))
 
 
 def _fit(
@@ -121,29 +200,29 @@ def _fit(
         if value not in choices:
             raise WeightsError(f"{name}={value!r} is none of {', '.join(choices)}")
     _refuse_non_numbers(foreign, where)
-    tensors, strangers = layout.to_timm(foreign)
-
+    given, strangers = layout.to_timm(foreign)
     expected = timm.expected_tensors(model)
-    tensors = timm.without_counters(tensors, expected)
+    tensors = timm.without_counters(given, expected)
     if distillation_token == "adapt":
         tensors = _adapt_distillation_token(tensors, expected)
     tensors, resized = _resize_position_embedding(tensors, model, where)
     renewed: tuple[str, ...] = ()
     if heads != "keep":
         tensors, renewed = _reset_heads(tensors, expected, model, seed, all_of_them=heads == "reset")
-    _refuse_misfits(tensors, strangers, expected, foreign, layout, where, may_adapt=distillation_token == "keep")
+    may_adapt = distillation_token == "keep"
+    _refuse_misfits(tensors, given, strangers, expected, foreign, layout, where, may_adapt=may_adapt)
     variables = jax.tree.map(jnp.asarray, timm.to_variables(tensors))
     if getattr(model, "scan_blocks", False):
         variables["params"] = stack_blocks(variables["params"])
     return Fitted(variables, renewed, resized)
 
 
-def _layout_of(tensors: Tensors, where: str) -> Layout:
-    for layout in LAYOUTS:
-        if layout.recognises(tensors):
-            return layout
-    titles = ", ".join(layout.title for layout in LAYOUTS)
-    raise WeightsError(f"{where} is in no known layout ({titles}); its names are {listed(tensors)}")
+def _refuse_unusable_values(tensors: Tensors, where: str) -> None:
+    if found := unusable_values(tensors):
+        raise WeightsError(
+            f"{where} holds values that make every answer NaN: {found}; take an earlier checkpoint of the training that wrote "
+            "them, or download the file again"
+        )
 
 
 def _refuse_non_numbers(tensors: Tensors, where: str) -> None:
@@ -215,6 +294,7 @@ def _reset_heads(
 
 def _refuse_misfits(
     tensors: Tensors,
+    given: Tensors,
     strangers: list[str],
     expected: Tensors,
     foreign: Tensors,
@@ -246,9 +326,12 @@ def _refuse_misfits(
         )
     else:
         advice = ""
+    sizes = other_size(given, expected)
     kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-    problems = "; ".join(f"{kind} {listed(names)}" for kind, names in kinds if names)
-    message = f"{where} ({layout.title}) does not fit the model: {problems}{advice}"
+    problems = [f"{kind} {listed(names, 3 if sizes else 20)}" for kind, names in kinds if names]
+    if sizes:
+        problems, advice, token_differs = [f"it holds {sizes}", *problems], "", False
+    message = f"{where} ({layout.title}) does not fit the model: {'; '.join(problems)}{advice}"
     if token_differs:
         raise TokenMisfitError(message, missing, unexpected, misshapen, wanted="dist_token" in absent)
     raise MisfitError(message, missing, unexpected, misshapen)

@@ -34,5 +34,5 @@ def _from_timm(tensors: Tensors) -> Tensors:
 
 
 LAYOUT = Layout(
-    "mmpretrain", "mmpretrain", r"^backbone\.(layers\.\d+\.|patch_embed\.projection\.)", _to_timm, _from_timm
+    "mmpretrain", "mmpretrain", r"backbone\.(layers\.\d+\.|patch_embed\.projection\.)", _to_timm, _from_timm
 )

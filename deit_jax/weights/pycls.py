@@ -43,4 +43,4 @@ def _with_other_channel_order(tensors: Tensors) -> Tensors:
     return tensors | {_STEM: np.flip(stem, axis=1)}  # (out, in, h, w): BGR to RGB, or back
 
 
-LAYOUT = Layout("pycls", "pycls", r"^s\d+\.b\d+\.f\.a\.", _to_timm, _from_timm)
+LAYOUT = Layout("pycls", "pycls", r"s\d+\.b\d+\.f\.a\.", _to_timm, _from_timm)

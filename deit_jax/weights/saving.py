@@ -21,6 +21,7 @@ from deit_jax.weights.errors import MisfitError, WeightsError, listed
 from deit_jax.weights.files import WRITTEN, Tensors, encode, write_files
 from deit_jax.weights.layout import compare
 from deit_jax.weights.preprocessing import Preprocessing
+from deit_jax.weights.values import unusable_values
 
 LAYOUTS = {layout.name: layout for layout in (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT)}
 # Under which key a .pth file keeps the tensors: the reference's main.py and timm read "model", mmengine reads "state_dict".
@@ -52,7 +53,8 @@ def save_weights(
 
     All these frameworks fuse the two heads of a distilled model by their logits, whatever `model.fusion` says.
 
-    Raises WeightsError: the layout has no such model, the variables are not this model's, or the path cannot be written.
+    Raises WeightsError: the layout has no such model, the variables are not this model's or hold NaN, infinite numbers or
+    negative variances, or the path cannot be written.
     """
     path = Path(os.path.expanduser(path))
     preprocessing = preprocessing or Preprocessing()
@@ -63,6 +65,8 @@ def save_weights(
     check_class_names(model, class_names)
     tensors = timm.from_variables(_checked(variables))
     _refuse_other_variables(tensors, timm.expected_tensors(model))
+    if found := unusable_values(tensors):
+        raise WeightsError(f"the variables hold values that make every answer NaN (in timm's names): {found}")
     tensors = LAYOUTS[layout].from_timm(tensors)
     if path.suffix.lower() in WRITTEN:
         write_files({path: encode(path, tensors, wrapper=_WRAPPERS[layout], metadata=labels.metadata(class_names))})

@@ -34,7 +34,7 @@ def _from_timm(tensors: Tensors) -> Tensors:
     return tensors | counters
 
 
-LAYOUT = Layout("timm", "timm", r"^(blocks\.\d+\.attn\.qkv|s\d+\.b\d+\.conv\d\.conv)\.", _to_timm, _from_timm)
+LAYOUT = Layout("timm", "timm", r"(blocks\.\d+\.attn\.qkv|s\d+\.b\d+\.conv\d\.conv)\.", _to_timm, _from_timm)
 
 
 def without_counters(tensors: Tensors, expected: Tensors) -> Tensors:

@@ -48,4 +48,4 @@ def _from_timm(tensors: Tensors) -> Tensors:
     return rename_from_timm(tensors, _NAMES)
 
 
-LAYOUT = Layout("torchvision", "torchvision", r"^trunk_output\.block\d+\.", _to_timm, _from_timm)
+LAYOUT = Layout("torchvision", "torchvision", r"trunk_output\.block\d+\.", _to_timm, _from_timm)

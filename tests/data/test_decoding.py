@@ -205,6 +205,30 @@ def test_padded_crop_resizes_first():
     assert any(np.array_equal(window, expected[:, left : left + 32]) for left in range(17))
 
 
+@pytest.mark.parametrize("shape", [(3, 200), (200, 3), (1, 90), (90, 1), (64, 65), (17, 40)])
+def test_crops_of_elongated_images_are_windows_of_the_whole_resized_image(shape):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    height, width = (side * 32 // min(shape) for side in shape)
+    whole = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    top, left = round((height - 28) / 2), round((width - 28) / 2)
+    np.testing.assert_array_equal(CenterCrop(28, 0.875)(image), whole[top : top + 28, left : left + 28])
+    framed = np.pad(whole, ((3, 3), (3, 3), (0, 0)))
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        top, left = (int(rng.integers(0, side - 32 + 6, endpoint=True)) for side in (height, width))
+        window = padded_crop(image, np.random.default_rng(seed), 32, 3)
+        np.testing.assert_array_equal(window, framed[top : top + 32, left : left + 32])
+
+
+@pytest.mark.parametrize("shape", [(1, 200_000), (200_000, 1), (2, 100_000)])
+@pytest.mark.parametrize("crop", [RandomResizedCrop(224), PaddedCrop(32), CenterCrop(224), Squash(384)])
+def test_slivers_take_no_more_memory_than_their_pixels(crop, shape):
+    # The evaluation crop of the first would otherwise make an image of 256 x 51,200,000 pixels.
+    image = np.full((*shape, 3), 77, np.uint8)
+    result = crop(image, np.random.default_rng(0))
+    assert result.shape == (crop.size, crop.size, 3) and set(np.unique(result)) <= {0, 77}
+
+
 @pytest.mark.parametrize("crop", [RandomResizedCrop(20), PaddedCrop(20, 2), CenterCrop(20), Squash(20)])
 def test_crops_pickle_and_make_their_size(crop):
     again = pickle.loads(pickle.dumps(crop))

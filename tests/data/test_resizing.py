@@ -9,6 +9,7 @@ from PIL import Image
 from deit_jax.data import resizing
 from deit_jax.data.decoding import decode
 from deit_jax.data.resizing import Box, resize, vertical_first
+from deit_jax.data.resizing_taps import resize_window
 
 PHOTO = decode((Path(__file__).parent.parent / "golden" / "crops_china.jpg").read_bytes())
 NEW_RULE = int(PIL.__version__.split(".")[0]) >= 13  # Pillow resizes tall boxes vertically first
@@ -55,6 +56,66 @@ def test_both_orders_of_the_passes(height, width):
     for size in sizes:
         whole = whole.resize(size, Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(resize(noise, 224, 224), np.asarray(whole))
+
+
+def windows(count):
+    """Photographs and slivers, sizes to resize them to, and a window of the result."""
+    rng = np.random.default_rng(2)
+    for number in range(count):
+        sides = [int(rng.integers(1, 260)), int(rng.integers(1, 260))]
+        if number % 2:  # a sliver, lying or upright
+            sides[number // 2 % 2] = int(rng.integers(1, 5))
+        new = [int(side) for side in rng.integers(1, 300, 2)]
+        if number % 5 == 0:  # one pass, or none
+            new[number % 2] = sides[number % 2]
+        top, left = (int(rng.integers(0, side)) for side in new)
+        rows, columns = int(rng.integers(1, new[0] - top + 1)), int(rng.integers(1, new[1] - left + 1))
+        yield rng.integers(0, 256, (*sides, 3), np.uint8), *new, Box(top, left, rows, columns)
+
+
+def test_a_window_has_the_bits_of_the_whole_result():
+    orders = set()
+    for image, height, width, window in windows(300):
+        expected = resize(image, height, width)[window.top :, window.left :][: window.height, : window.width]
+        np.testing.assert_array_equal(resize(image, height, width, window=window), expected)
+        first = vertical_first(*image.shape[:2], height, width)
+        in_numpy = resize_window(image, height, width, *window, vertical_first=first)
+        np.testing.assert_array_equal(in_numpy, expected)
+        orders.add(first)
+    assert orders == {True, False}
+
+
+def test_a_window_of_a_box():
+    box, window = Box(7, 11, 90, 200), Box(13, 5, 21, 34)
+    for height, width in ((60, 70), (90, 70), (60, 200), (90, 200), (300, 80)):
+        expected = resize(PHOTO, height, width, box)[13:34, 5:39]
+        np.testing.assert_array_equal(resize(PHOTO, height, width, box, window), expected)
+
+
+@pytest.mark.parametrize("kernel", [True, False], ids=["numba", "no numba"])
+def test_a_window_takes_no_memory_of_the_whole_result(monkeypatch, kernel):
+    # The whole result would be 256 x 76,800,000 pixels.
+    image = np.random.default_rng(3).integers(0, 256, (1, 300_000, 3), np.uint8)
+    if not kernel:
+        monkeypatch.setattr(resizing, "_kernel", lambda: None)
+    for picture, turn in ((image, False), (image.transpose(1, 0, 2), True)):
+        height, width = (256 * 300_000, 256) if turn else (256, 256 * 300_000)
+        middle = Box(height // 2, 16, 512, 224) if turn else Box(16, width // 2, 224, 512)
+        found = resize(picture, height, width, window=middle)
+        # Where the image is enlarged 256 times, pixel 150,000 reaches half of its neighbours' way.
+        part = picture[149_900:150_100] if turn else picture[:, 149_900:150_100]
+        shorter = (256 * 200, 256) if turn else (256, 256 * 200)
+        same = Box(256 * 100, 16, 512, 224) if turn else Box(16, 256 * 100, 224, 512)
+        expected = resize(part, *shorter, window=same)
+        assert np.abs(found.astype(int) - expected).max() <= 1 and found.std() > 10
+
+
+def test_very_wide_images_are_resized_in_parts(monkeypatch):
+    image = np.random.default_rng(4).integers(0, 256, (5, 3000, 3), np.uint8)
+    expected = resize(image, 40, 37)
+    monkeypatch.setattr(resizing, "_WIDEST", 200)
+    np.testing.assert_array_equal(resize(image, 40, 37), expected)
+    np.testing.assert_array_equal(resize(image, 40, 37, window=Box(3, 4, 9, 30)), expected[3:12, 4:34])
 
 
 def test_any_memory_layout():

@@ -111,7 +111,6 @@ def test_100_megapixels_are_read_without_a_warning(files):
     assert (abs(crop.astype(int) - crop[0, 0]) <= 1).all() and crop.shape == (32, 32, 3)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest drops the filter of decoding.py
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_more_than_the_limit_is_refused(monkeypatch, kind):
     # The limit itself would take half a gigabyte: make both limits small.

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from deit_jax.weights.errors import WeightsError
-from deit_jax.weights.files import read_file, unwrap
+from deit_jax.weights.files import read_file
 
 from .tensor_files import TENSORS, RemovesAFile, assert_same, write_file
+from .test_wrappers import unwrap
 
 
 @pytest.fixture

@@ -32,7 +32,9 @@ def random_model(name, fields, size):
     model = create_model(name, **fields)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))
     rng = np.random.RandomState(0)
-    return model, jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    statistics = jax.tree.map(np.abs, variables.get("batch_stats", {}))  # variances are positive
+    return model, variables | ({"batch_stats": statistics} if statistics else {})
 
 
 @pytest.mark.parametrize("layout", ["timm", "hf", "mmpretrain"])
