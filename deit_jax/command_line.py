@@ -15,6 +15,7 @@ from typing import TypeVar
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
+from deit_jax.cache_folder import have_temporary_folder, without_home
 from deit_jax.config import default_config
 from deit_jax.config_file import field_names, load_config
 from deit_jax.config_overrides import Override, apply, split
@@ -22,7 +23,9 @@ from deit_jax.config_unused import without_effect
 from deit_jax.errors import Stopped, UserError
 from deit_jax.help import MODES, page, requested
 from deit_jax.paths import expand_paths, folder, typed_path
+from deit_jax.printable import in_one_line, is_utf8
 from deit_jax.recipes.location import find_config, own_configs
+from deit_jax.reporting import standard_streams
 
 _CONFIG = flags.DEFINE_string(
     "config",
@@ -365,11 +368,11 @@ def _prepare_process(config: ConfigDict) -> None:
     from deit_jax.parallel import distributed
     from deit_jax.parallel.compilation_cache import keep_compiled_programs
     from deit_jax.parallel.host_memory import keep_freed_memory
-    from deit_jax.parallel.platforms import require_devices, unused_accelerator
+    from deit_jax.parallel.platforms import require_devices, unused_accelerator, will_compute_on_cpu
     from deit_jax.reporting import console
 
-    if config.parallel.keep_host_memory:
-        keep_freed_memory()
+    if config.parallel.keep_host_memory and will_compute_on_cpu():
+        keep_freed_memory()  # before JAX starts its threads: later it often has no effect
     keep_compiled_programs(config.parallel.compilation_cache)
     told = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     distributed.start(*told, heartbeat_seconds=config.parallel.heartbeat_seconds)
@@ -381,18 +384,57 @@ def _prepare_process(config: ConfigDict) -> None:
 
 def main() -> None:
     """Entry point: exits with 0, or with one line on stderr and the status of docs/reliability.md."""
+    standard_streams.make_lenient(_warn_of_lost_output)
+    without_home()
     try:
-        app.run(run, flags_parser=parse)
+        app.run(_run_and_print, flags_parser=parse)
     except UserError as error:
         _leave(f"error: {error}", error.exit_status, together=False)
     except Stopped as stopped:
         _leave(str(stopped), stopped.exit_status)
     except KeyboardInterrupt:
         _leave("interrupted before anything was to be saved", 128 + signal.SIGINT)
+    except UnicodeEncodeError as error:
+        if sys.getfilesystemencoding() == "utf-8":
+            raise
+        _leave(
+            f"error: {error.object!r} cannot be the name of a file in this locale ({error.encoding}): set LC_ALL=C.UTF-8 or "
+            "PYTHONUTF8=1",
+            UserError.exit_status,
+            together=False,
+        )
+    finally:
+        standard_streams.let_go()
+
+
+def _run_and_print(argv: Sequence[str]) -> None:
+    have_temporary_folder(*(Path(name) for name in (_OUTPUT.value, _WORKDIR.value) if name))
+    if _WORKDIR.value and not is_utf8(os.path.abspath(_WORKDIR.value)):
+        raise UsageError(
+            f"--workdir={_WORKDIR.value}: checkpoints cannot be in a folder whose path is not UTF-8: use another, or where only "
+            "the locale is to blame set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+        )
+    run(argv)
+    if _prints_its_result():
+        standard_streams.require_printed(to_the_end=_MODE.value in ("eval", "predict"))
+
+
+def _prints_its_result() -> bool:
+    """Whether what is printed is what the command is for; else it is in files, and a lost line must not end a run."""
+    if _OUTPUT.value:
+        return False
+    pages = _LIST.value is not None or _VERSION.value
+    return pages or _MODE.value in ("eval", "predict", "compile", "throughput", "models")
+
+
+def _warn_of_lost_output(error: OSError | ValueError) -> None:
+    if flags.FLAGS.is_parsed() and not _prints_its_result() and not standard_streams.reader_has_ended(error):
+        reason = standard_streams.reason(error)
+        print(f"warning: standard output cannot be written ({reason}); the command goes on", file=sys.stderr)
 
 
 def _leave(line: str, status: int, *, together: bool = True) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(in_one_line(line), file=sys.stderr, flush=True)
     if not together and "deit_jax.parallel.distributed" in sys.modules:
         from deit_jax.parallel.distributed import leave_at_once
 

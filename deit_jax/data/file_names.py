@@ -1,10 +1,11 @@
-"""What the names in a data folder mean: which are images, which are skipped and why, and how a name is printed."""
+"""What the names in a data folder mean: which are images, and which are skipped and why."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
+
+from deit_jax.printable import printable
 
 # torchvision.datasets.folder.IMG_EXTENSIONS, so that a folder has the same files here and there; then other endings of JPEG,
 # which browsers write, and AVIF.
@@ -98,17 +99,6 @@ def is_index(name: str) -> bool:
 def is_archive(name: str) -> bool:
     """Whether a file's ending is that of a packed archive."""
     return name.lower().endswith(ARCHIVE_EXTENSIONS)
-
-
-def printable(path: str | os.PathLike[str]) -> str:
-    r"""A name as it can be printed anywhere: bytes that are not UTF-8 and control characters as `\xe9`."""
-    text = os.fsencode(path).decode("utf-8", "backslashreplace")
-    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda match: ascii(match[0])[1:-1], text)
-
-
-def is_utf8(name: str) -> bool:
-    """Whether the bytes of a name are UTF-8."""
-    return not any("\udc80" <= character <= "\udcff" for character in name)
 
 
 def describe_skipped(skipped: Mapping[str, int]) -> str:

@@ -12,10 +12,11 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from deit_jax.data.file_names import IMAGE_EXTENSIONS, describe_skipped, is_utf8, printable, skipped_note
+from deit_jax.data.file_names import IMAGE_EXTENSIONS, describe_skipped, skipped_note
 from deit_jax.data.folder_index import AUTO, read_index, write_index
 from deit_jax.data.folder_listing import Listing, list_class, list_files, scan_root
 from deit_jax.data.sources import DataError, Example, MissingDataError, UnusableError, digest
+from deit_jax.printable import is_utf8, printable
 
 SMALLEST_INDEXED = 10_000  # images; fewer are listed at once, so that no file is left for every small folder
 # A folder that changed this short a time before it was listed may change again without its modification time telling.
@@ -48,18 +49,20 @@ class ImageFolderSource:
                 f"{printable(self._root)}: no such folder; set data.path to the folder that holds `train` and `val`, or with "
                 "data.held_out the class folders"
             )
-        self._class_names, skipped, loose = scan_root(self._root)
-        if not self._class_names:
+        folders, skipped, loose = scan_root(self._root)
+        if not folders:
             raise DataError(
                 f"{printable(self._root)}: no class folders; put the images of each class in a folder of its own"
                 + (f" ({len(loose):,} images lie directly in it)" if loose else "")
             )
+        # As in a locale of UTF-8: in others Python escapes the bytes of file names, and a class must not change its name.
+        self._class_names = tuple(os.fsencode(name).decode("utf-8", "surrogateescape") for name in folders)
         _refuse_names(self._root, self._class_names)
-        listing = read_index(self._root, self._class_names, index)
+        listing = read_index(self._root, folders, index)
         if listing is None:
             began = time.time()
-            listing = list_files(self._root, self._class_names)
-            self._refuse_empty_classes(listing)
+            listing = list_files(self._root, folders)
+            self._refuse_empty_classes(folders, listing)
             settled = listing.modified.max() < (began - _SETTLED_SECONDS) * 1e9
             if settled and len(listing.labels) >= SMALLEST_INDEXED:
                 write_index(self._root, listing, index)
@@ -116,11 +119,11 @@ class ImageFolderSource:
         """Of the files' relative paths and their labels."""
         return digest(self._listing.names, self._listing.ends, self._listing.labels)
 
-    def _refuse_empty_classes(self, listing: Listing) -> None:
-        empty = np.flatnonzero(np.bincount(listing.labels, minlength=len(self._class_names)) == 0)
+    def _refuse_empty_classes(self, folders: Sequence[str], listing: Listing) -> None:
+        empty = np.flatnonzero(np.bincount(listing.labels, minlength=len(folders)) == 0)
         if not empty.size:
             return
-        name = self._class_names[empty[0]]
+        name = folders[empty[0]]
         skipped = list_class(self._root, name).skipped
         raise DataError(
             f"{printable(os.path.join(self._root, name))}: a class folder without images ({' '.join(IMAGE_EXTENSIONS)})"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deit_jax.cache_folder import cache_folder
 from deit_jax.data.file_names import INDEX_PREFIX, RULES
 from deit_jax.data.folder_listing import Listing
 
@@ -31,18 +32,11 @@ def index_path(root: str | os.PathLike[str], place: str) -> Path | None:
     Returns:
         None where there is no index, also where the user has no home folder.
     """
-    folder = _user_cache() if place == AUTO else place and Path(os.path.expanduser(place))
+    folder = cache_folder() if place == AUTO else place and Path(os.path.expanduser(place))
     if not folder:
         return None
     digest = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]
     return Path(folder) / f"{INDEX_PREFIX}_{digest}.npz"
-
-
-def _user_cache() -> Path | None:
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    # Unlike Path.home(), expanduser does not raise for a user without a home folder.
-    cache = cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")
-    return Path(cache) / "deit_jax" if os.path.isabs(cache) else None
 
 
 def read_index(root: str, class_names: tuple[str, ...], place: str) -> Listing | None:

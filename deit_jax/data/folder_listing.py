@@ -18,11 +18,11 @@ from deit_jax.data.file_names import (
     LINK_AGAIN,
     NOT_A_FILE,
     is_index,
-    printable,
     skipped_file,
     skipped_folder,
 )
 from deit_jax.data.sources import DataError
+from deit_jax.printable import printable
 
 _LISTING_THREADS = 16  # a network file system answers many questions at a time as fast as one
 

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from deit_jax.data.decoding import decode
-from deit_jax.data.file_names import printable
 from deit_jax.data.pillow_images import muted, rgb
 from deit_jax.data.sources import DataError
+from deit_jax.printable import printable
 
 
 def read_image(image: Any, what: str = "the image") -> np.ndarray:

@@ -11,7 +11,6 @@ import dataclasses
 import gc
 import math
 import os
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +18,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from deit_jax.data import shared_memory
 from deit_jax.data.bad_images import BadImages, OnBadImage
 from deit_jax.data.decoding import Crop, EvaluationCrop, decode
 from deit_jax.data.sampling import TrainOrder
@@ -29,6 +29,8 @@ _MAX_THREADS = 16  # by default; the interpreter's lock feeds hardly more
 _MAX_BAD_IN_A_ROW = 100
 # Second half of the Philox key: keeps the crops' stream apart from others that start from the same seed.
 _CROP_STREAM = 0xC407
+
+_SMALL_ARRAYS = 32 << 10  # bytes of a chunk besides its images: rows and labels, a page each
 
 Batch = dict[str, np.ndarray]
 
@@ -240,7 +242,7 @@ class _TrainReader:
                 pixels, label = self._read(image, bad)
             images[i] = self.crop(pixels, crop_rng(self.order.seed, step, row))
             labels[i] = label
-        return {"row": where.row - self.edges[0], "image": images, "label": labels, "bad": "\n".join(bad)}
+        return {"row": where.row - self.edges[0], "image": images, "label": labels, "bad": "\0".join(bad)}
 
     def _edge(self, step: int, number: int) -> int:
         """A border between chunks, moved to where the copies of an image end; the host's own borders stay."""
@@ -330,6 +332,10 @@ def _batches(
         .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(per_process, num_threads)))
     )
     if num_workers:
+        # Grain keeps as many chunks again where it opens them, and one on each side.
+        kept = min(2 * per_process + 2, math.ceil(steps * chunks / num_workers))
+        one = sum(array.nbytes for array in empty().values()) // chunks + _SMALL_ARRAYS
+        shared_memory.require(num_workers * kept * one, num_workers)
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=per_process)
         )
@@ -359,7 +365,7 @@ def _stream(
         for _ in range(steps):
             batch, bad = empty(), []
             for _ in range(chunks):
-                bad += _put(_next(reader), batch)
+                bad += _put(_next(reader, num_workers), batch)
             if bad_images is not None:
                 bad_images.add(bad)
             yield batch
@@ -372,22 +378,22 @@ def _stream(
             gc.collect()
 
 
-def _next(reader: Iterator[dict[str, Any]]) -> dict[str, Any]:
+def _next(reader: Iterator[dict[str, Any]], num_workers: int) -> dict[str, Any]:
     try:
         return next(reader)
-    except RuntimeError as error:
-        ended = re.match(r"Worker process was terminated unexpectedly with (exit code \S+\d)", str(error))
-        if ended is None:
+    except OSError as error:  # of an image it is a DataError
+        if not num_workers:
             raise
-        raise DataError(
-            f"a process that reads images has ended ({ended[1]}; -9 is often a lack of memory): run the command again, with "
-            "fewer of them (config.data.num_workers) if that recurs"
-        ) from error
+        raise shared_memory.refused(error) from error
+    except RuntimeError as error:
+        if (ended := shared_memory.ended(error)) is None:
+            raise
+        raise ended from error
 
 
 def _put(chunk: dict[str, Any], batch: Batch) -> list[str]:
     """Puts a chunk's images into their rows; returns a line for each replaced one."""
-    rows, bad = chunk.pop("row"), chunk.pop("bad", "").splitlines()
+    rows, bad = chunk.pop("row"), chunk.pop("bad", "")
     for key, values in chunk.items():
         batch[key][rows] = values
-    return bad
+    return bad.split("\0") if bad else []  # a file's name may hold any other character

@@ -6,10 +6,11 @@ import os
 import shlex
 from pathlib import Path
 
-from deit_jax.data.file_names import is_archive, is_image, printable
+from deit_jax.data.file_names import is_archive, is_image
 from deit_jax.data.folder_listing import class_folders, holds_images, scan_root
 from deit_jax.data.sources import DataError, MissingDataError
 from deit_jax.data.split_folders import find_split, is_split_folder
+from deit_jax.printable import printable
 
 # What precedes a field's name in a message; "" for a further set, whose section the message names already.
 MAIN = "--config.data."

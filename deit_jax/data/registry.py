@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from deit_jax.data.decoding import Crop, PaddedCrop, RandomResizedCrop, evaluation_crop
-from deit_jax.data.file_names import is_archive, printable
+from deit_jax.data.file_names import is_archive
 from deit_jax.data.folder import ImageFolderSource
 from deit_jax.data.folder_index import AUTO
 from deit_jax.data.other_layouts import (
@@ -34,6 +34,7 @@ from deit_jax.data.sources import (
 )
 from deit_jax.data.split_folders import find_split, split_note, splits_beside, unused_splits
 from deit_jax.data.splits import held_out, split_name, take_part
+from deit_jax.printable import printable
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
 

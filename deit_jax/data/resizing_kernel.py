@@ -15,6 +15,7 @@ import numpy as np
 from numba import boolean, int64, njit, types, void
 from numpy import int32, uint8
 
+from deit_jax.cache_folder import has_home
 from deit_jax.data.resizing_taps import BITS as _BITS
 from deit_jax.data.resizing_taps import taps
 
@@ -29,8 +30,9 @@ _WHERE, _WEIGHTS = types.Array(types.int64, 2, "C"), types.Array(types.int32, 2,
 def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def compile_it(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            return njit(signature, cache=True, nogil=True, error_model="numpy")(function)
-        except RuntimeError:  # neither folder can be written
+            # For a user without a home numba would make a folder named "~" in the current one.
+            return njit(signature, cache=has_home(), nogil=True, error_model="numpy")(function)
+        except RuntimeError:  # no folder can be written
             return njit(signature, nogil=True, error_model="numpy")(function)
 
     return compile_it

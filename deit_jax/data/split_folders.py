@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 
-from deit_jax.data.file_names import printable
 from deit_jax.data.folder_listing import class_folders
 from deit_jax.data.sources import DataError
+from deit_jax.printable import printable
 
 _SPELLINGS = {
     "train": ("train", "training", "trn"),

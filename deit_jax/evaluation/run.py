@@ -16,6 +16,7 @@ from deit_jax.config import ConfigError
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.decoding import evaluation_crop
 from deit_jax.data.loading import empty_eval_batch, eval_batches
+from deit_jax.data.shared_memory import SharedMemoryError
 from deit_jax.data.sources import DataError, ImageSource
 from deit_jax.evaluation.accuracy import EvalStep, Scores, make_eval_step, mean_scores, sum_scores
 from deit_jax.models.grouped_conv import suited_to
@@ -53,6 +54,7 @@ class Evaluator:
         self._keeps = (
             keep_images and self._batch_bytes() * self._num_batches(source) <= config.evaluation.memory_gib * 2**30
         )
+        self._num_workers = config.data.num_workers
         self._kept: list[dict[str, np.ndarray]] | None = None
         self.unreadable = 0
 
@@ -110,6 +112,14 @@ class Evaluator:
             self._kept = kept
 
     def _batches(self, source: ImageSource, bad_images: BadImages) -> Batches:
+        try:
+            return self._read(source, bad_images, self._num_workers)
+        except SharedMemoryError as error:  # which the workers of training may have filled: a run must not end for that
+            console.warn(f"evaluation reads in threads: {error}")
+            self._num_workers = 0
+            return self._read(source, bad_images, 0)
+
+    def _read(self, source: ImageSource, bad_images: BadImages, num_workers: int) -> Batches:
         data = self._config.data
         return eval_batches(
             source,
@@ -118,7 +128,7 @@ class Evaluator:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             num_threads=data.num_threads,
-            num_workers=data.num_workers,
+            num_workers=num_workers,
             prefetch_batches=data.prefetch_batches,
             on_bad_image=data.on_bad_image,
             bad_images=bad_images,

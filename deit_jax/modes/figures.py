@@ -82,7 +82,7 @@ def _kind(config: Any, image_size: int) -> str:
 
 def _read(path: Path, otherwise: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist: {otherwise}") from None
     except (OSError, ValueError) as error:

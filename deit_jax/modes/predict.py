@@ -19,6 +19,7 @@ from deit_jax.errors import machine_fault
 from deit_jax.inference.class_names import imagenet_class_names, readable
 from deit_jax.inference.classifier import Classifier, Prediction
 from deit_jax.models import native_image_size
+from deit_jax.printable import in_a_spreadsheet
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import replace_file, write_json
 from deit_jax.training.plan import compute_dtype
@@ -121,7 +122,10 @@ def _write(path: Path, files: Sequence[str], predictions: Sequence[Sequence[Pred
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("file", "rank", *Prediction._fields))
         for file, best in zip(files, predictions, strict=True):
-            writer.writerows((file, rank, *one) for rank, one in enumerate(best, start=1))
+            writer.writerows(
+                (in_a_spreadsheet(file), rank, *one._replace(label=in_a_spreadsheet(one.label)))
+                for rank, one in enumerate(best, start=1)
+            )
         replace_file(path, text.getvalue())
     except OSError as error:
         raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); mend that") from error

@@ -16,9 +16,11 @@ from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
 from deit_jax.reporting import console
+from deit_jax.reporting.fonts import undrawable
 from deit_jax.reporting.plots import image_grid
 from deit_jax.training.first_images import as_pixels, first_images
 
+_NAMED = 20  # classes on the console, of those that the picture numbers
 # Which parts of the recipe are still off after a stage. Every stage draws by itself, so that a part that is off changes
 # nothing of the others: each picture is the very image that the first training step would see at that point.
 _MIXING_OFF = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}
@@ -48,7 +50,13 @@ def preview(config: ConfigDict, output: Path, *, rows: int = 8) -> Path:
         for label, drawn, target in zip(seen.labels[:rows], operations, targets[:rows], strict=True)
     ]
     columns = ["crop (host)", *(name for name, _ in _STAGES)]
-    image_grid(output, columns, pictures[:rows], captions)
+    image_grid(output, columns, pictures[:rows], captions, class_names=seen.class_names)
+    if unwritten := undrawable(seen.class_names):
+        numbered = ", ".join(f"{number} {name}" for number, name in sorted(unwritten.items())[:_NAMED])
+        more = ", ..." if len(unwritten) > _NAMED else ""
+        console.say(
+            f"no installed font has the characters of some classes, which the picture numbers: {numbered}{more}"
+        )
     console.say(f"the first {rows} images of the first step are in {output}")
     return output
 

@@ -37,6 +37,7 @@ from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.reporting import console, html
 from deit_jax.reporting import report as sections
 from deit_jax.reporting.environment import environment
+from deit_jax.reporting.fonts import undrawable
 from deit_jax.reporting.html import Section
 from deit_jax.reporting.metrics import read_rows, replace_file, write_json
 from deit_jax.reporting.pictures import Pictures
@@ -195,12 +196,13 @@ def _network_parts(config: ConfigDict, workdir: Path, which: str, log: RunLog | 
 
     def draw(name: str, images: Sequence[np.ndarray], captions: Sequence[str]) -> None:
         if log is not None and subject.step is not None and len(images):
-            log.pictures(subject.step, Pictures(f"images/{name}", images, captions))
+            log.pictures(subject.step, Pictures(f"images/{name}", images, captions, classes))
 
     if log is not None and len(classes) <= sections.MOST_CLASSES_OF_A_MATRIX:
         draw("confusion", [confusion_picture(matrix, classes)], ["row: class, column: what it was taken for"])
+    numbered = log is not None and log.shows_pictures and bool(undrawable(tuple(classes)))
     made = [
-        sections.confusion(matrix, classes, told),
+        sections.confusion(matrix, classes, told, numbered_in_the_log=numbered),
         _part(*names[1], lambda: _samples(config, source, indices, found, classes, subject, told, draw)),
     ]
     if isinstance(subject.model, VisionTransformer):
@@ -287,6 +289,6 @@ def _attention(
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None

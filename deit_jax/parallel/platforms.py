@@ -20,6 +20,7 @@ class DeviceError(UserError):
 _TPU_DEVICES = ("accel*", "vfio/[0-9]*")
 _NVIDIA_DEVICES = ("nvidia[0-9]*", "dxg")
 _AMD_DEVICES = ("kfd",)
+_GPU_PLUGINS = ("xla_cuda", "xla_rocm")  # beginnings of their entry points' names
 
 
 def jax_option(name: str) -> Any:
@@ -37,6 +38,17 @@ def look_for_nothing_that_is_not_here(devices: Path = Path("/dev")) -> None:
         return
     if not has_tpu(devices):
         jax.config.update("jax_platforms", "cpu")
+
+
+def will_compute_on_cpu(devices: Path = Path("/dev")) -> bool:
+    """Whether JAX is told to, by JAX_PLATFORMS or `look_for_nothing_that_is_not_here`, or has plugins for absent GPUs alone.
+
+    To be called after that function and before JAX is asked for devices.
+    """
+    if wanted := jax_option("jax_platforms"):
+        return str(wanted).split(",")[0] == "cpu"
+    for_gpus = all(plugin.name.startswith(_GPU_PLUGINS) for plugin in entry_points(group="jax_plugins"))
+    return for_gpus and not _has(devices, (*_TPU_DEVICES, *_NVIDIA_DEVICES, *_AMD_DEVICES))
 
 
 def has_tpu(devices: Path = Path("/dev")) -> bool:

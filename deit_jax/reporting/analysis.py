@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from deit_jax.printable import printable
 from deit_jax.reporting import analysis_plots, console, published
 from deit_jax.reporting.metrics import replace_file, write_json
 
@@ -36,8 +37,8 @@ class Report:
             },
         }
         write_json(self.folder / "disagreement.json", result)
-        text = f"# {title}\n\nOf {self.facts['data']}.\n\n{_markdown(names, matrix)}\n"
-        text += "".join(f"- {label}: {what}\n" for label, what in self.facts["classifiers"].items())
+        text = f"# {title}\n\nOf {printable(self.facts['data'])}.\n\n{_markdown(names, matrix)}\n"
+        text += "".join(f"- {printable(f'{label}: {what}')}\n" for label, what in self.facts["classifiers"].items())
         text += f"\nPublished ({published.SOURCE}, Table 4, on ImageNet's 50,000 validation images):\n\n"
         replace_file(self.folder / "disagreement.md", text + _markdown(published.TABLE_4_NAMES, published.TABLE_4))
         analysis_plots.disagreement(self.folder / "disagreement.png", names, matrix, title=title)
@@ -106,6 +107,7 @@ class Report:
 
 
 def _markdown(names: Sequence[str], matrix: Any) -> str:
+    names = [printable(name).replace("|", "\\|") for name in names]
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for name, row in zip(names, matrix, strict=True):
         lines.append(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row) + " |")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from deit_jax.reporting import published
+from deit_jax.reporting.fonts import drawn, use_fonts
 
 _DPI = 130
 
@@ -25,6 +25,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure in the format of the path's suffix, and its folder if there is none."""
+    use_fonts(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=_DPI)
 
@@ -32,7 +33,7 @@ def save(figure: Figure, path: Path) -> None:
 def disagreement(path: Path, names: Sequence[str], matrix: np.ndarray, *, title: str) -> None:
     """The matrix [n, n] of shares in 0..1 as coloured cells with their numbers."""
     count = len(names)
-    wrapped = ["\n".join(line for part in name.split(", ") for line in textwrap.wrap(part, 30)) for name in names]
+    wrapped = ["\n".join(drawn(part, width=30, lines=3) for part in name.split(", ")) for name in names]
     figure = new_figure(0.85 * count + 3.2, 0.65 * count + 2.2)
     axis = figure.subplots()
     top = max(float(matrix.max()), 1e-9)
@@ -45,7 +46,7 @@ def disagreement(path: Path, names: Sequence[str], matrix: np.ndarray, *, title:
     axis.set_xticks(range(count), wrapped, rotation=40, ha="right", rotation_mode="anchor", fontsize=8)
     axis.set_yticks(range(count), wrapped, fontsize=8)
     axis.tick_params(length=0)
-    axis.set_title(title, fontsize=10)
+    axis.set_title(drawn(title), fontsize=10)
     figure.colorbar(shown, label="share of images", shrink=0.8)
     save(figure, path)
 
@@ -57,7 +58,7 @@ def token_curves(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> None:
     axis = figure.subplots()
     for label, curve in curves.items():
         values = [curve["learned"], curve["with_position"], *curve["after_block"]]
-        (line,) = axis.plot(range(-1, len(values) - 1), values, marker="o", markersize=4, label=label)
+        (line,) = axis.plot(range(-1, len(values) - 1), values, marker="o", markersize=4, label=drawn(label))
         axis.plot(
             [len(values) - 1], [curve["after_norm"]], marker="s", markersize=6, color=line.get_color(), mfc="none"
         )
@@ -99,7 +100,7 @@ def attention_overview(path: Path, title: str, image: np.ndarray, panels: Mappin
     figure = new_figure(2.5 * (len(panels) + 1), 3.3)
     axes = figure.subplots(1, len(panels) + 1, squeeze=False)[0]
     axes[0].imshow(image)
-    axes[0].set_title(f"{title}\nas the network sees it", fontsize=9)
+    axes[0].set_title(f"{drawn(title, width=36, lines=3)}\nas the network sees it", fontsize=9)
     for axis, (label, values) in zip(axes[1:], panels.items(), strict=True):
         _overlay(axis, image, values)
         axis.set_title(label, fontsize=9)
@@ -125,7 +126,7 @@ def attention_heads(path: Path, title: str, image: np.ndarray, maps: np.ndarray)
                 axis.set_title(f"head {head + 1}", fontsize=8)
             if head == 0:
                 axis.set_ylabel(f"block {block + 1}", fontsize=8)
-    figure.suptitle("\n".join(textwrap.wrap(title, max(28, 14 * heads))), fontsize=9)
+    figure.suptitle(drawn(title, width=max(28, 14 * heads), lines=4), fontsize=9)
     save(figure, path)
 
 

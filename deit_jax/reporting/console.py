@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from deit_jax.printable import printable
 from deit_jax.reporting.pace import duration
 
 HEAD_NAMES = {
@@ -23,6 +24,8 @@ Row = tuple[
     str, float | None, float | None, float | None
 ]  # of `summary`: what, top-1 %, top-5 %, loss; None is left blank
 
+_LEAST_WIDTH = 40  # columns
+
 _muted = False
 
 
@@ -33,34 +36,47 @@ def mute(muted: bool) -> None:
 
 
 def _console(*, heed_columns: bool = False) -> Console:
-    # A file or a pipe has no width; rich would fold its lines at 80. Asked anew each time: sys.stdout may have been redirected.
-    known = sys.stdout.isatty() or (heed_columns and "COLUMNS" in os.environ)
+    # A file or a pipe has no width; rich would fold its lines at 80. Asked each time: sys.stdout may have been redirected.
+    columns = os.environ.get("COLUMNS", "")
+    known = _is_terminal() or (heed_columns and columns)
+    if known and columns.isdecimal() and int(columns) < _LEAST_WIDTH:  # a shell without a terminal may say 0
+        return Console(width=_LEAST_WIDTH, highlight=False, quiet=_muted)
     return Console(width=None if known else 140, highlight=False, quiet=_muted)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
+
+
+def _text(text: str, style: str = "") -> Text:
+    """A text as it is, which rich would search for markup; with escapes for what the console cannot show."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return Text(printable(text).encode(encoding, "backslashreplace").decode(encoding), style)
 
 
 def announce(title: str, facts: Mapping[str, str]) -> None:
     """A block of named facts: what is about to run."""
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+    table = Table(title=_text(title, "bold"), title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, fact in facts.items():
-        table.add_row(name, Text(fact))
+        table.add_row(_text(name), _text(fact))
     _console().print(table)
 
 
 def show(what: Table | str) -> None:
     """A table that has its columns and rows, or a paragraph: in a pipe, too, no wider than COLUMNS says."""
-    _console(heed_columns=True).print(Text(what) if isinstance(what, str) else what)
+    _console(heed_columns=True).print(_text(what) if isinstance(what, str) else what)
 
 
 def say(text: str) -> None:
     """A line."""
-    _console().print(Text(text), soft_wrap=True)  # a terminal folds it, a file keeps it a line
+    _console().print(_text(text), soft_wrap=True)  # a terminal folds it, a file keeps it a line
 
 
 def warn(text: str) -> None:
     """A line that should be noticed."""
-    _console().print(Text("warning: " + text, style="yellow"), soft_wrap=True)
+    _console().print(_text("warning: " + text, "yellow"), soft_wrap=True)
 
 
 def progress(
@@ -101,11 +117,11 @@ def scores_line(step: int, scores: Mapping[str, Mapping[str, Mapping[str, float]
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A table of texts; all columns but the first stand flush right."""
-    shown = Table(title=title, title_justify="left", title_style="bold")
+    shown = Table(title=_text(title, "bold"), title_justify="left")
     for i, column in enumerate(columns):
-        shown.add_column(column, justify="right" if i else "left")
+        shown.add_column(_text(column), justify="right" if i else "left")
     for row in rows:
-        shown.add_row(*(Text(cell) for cell in row))
+        shown.add_row(*(_text(cell) for cell in row))
     _console().print(shown)
 
 
@@ -117,19 +133,19 @@ def summary(
     notes: Iterable[str] = (),
 ) -> None:
     """The closing table; `further` rows stand under headings of their own, the notes below all, a line each."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=_text(title, "bold"), title_justify="left")
     table.add_column("model")
     for column in ("top-1 %", "top-5 %", "loss"):
         table.add_column(column, justify="right")
     for heading, group in {"": rows, **(further or {})}.items():
         if heading:
             table.add_section()
-            table.add_row(Text(heading, style="bold"))
+            table.add_row(_text(heading, "bold"))
         for name, *values in group:
             cells = [
                 "" if value is None else f"{value:.{digits}f}" for value, digits in zip(values, (2, 2, 4), strict=True)
             ]
-            table.add_row(name, *cells)
+            table.add_row(_text(name), *cells)
     _console().print(table)
     for note in notes:
-        _console().print(Text(note), soft_wrap=True)  # the table's width is no matter of theirs
+        _console().print(_text(note), soft_wrap=True)  # the table's width is no matter of theirs

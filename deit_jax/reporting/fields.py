@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from deit_jax.printable import printable
+
 MISSING = object()  # the default of a field that the defaults do not have
 
 
@@ -34,7 +36,7 @@ def changed(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[tupl
 
 
 def text(value: Any) -> str:
-    """A value as it is shown: a text as it is, else JSON; nothing for MISSING."""
+    """A value as it is shown: a text printable, else JSON; nothing for MISSING."""
     if value is MISSING:
         return ""
-    return value if isinstance(value, str) and value else json.dumps(value)
+    return printable(value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False))

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from deit_jax.reporting import published
 from deit_jax.reporting.analysis_plots import new_figure, save
+from deit_jax.reporting.fonts import drawn
 
 
 class OwnResult(NamedTuple):
@@ -63,7 +64,7 @@ def throughput_against_top1(path: Path, own: Sequence[OwnResult] = ()) -> None:
             name = name.removeprefix("RegNetY-")
             _annotate(axis, name, speed, row.imagenet, offset, align, color)
     for result, color in zip(own, _cycle(len(own)), strict=True):
-        label = f"own: {result.label}, {result.data}, {result.device}"
+        label = drawn(f"own: {result.label}, {result.data}, {result.device}")
         beside.plot(
             [result.images_per_second],
             [result.top1],
@@ -111,7 +112,9 @@ def epochs_against_top1(path: Path, own: Sequence[OwnResult] = ()) -> None:
         results = sorted((r for r in own if (r.kind, r.data) == (kind, data)), key=lambda r: r.epochs)
         style = "-" if len({r.epochs for r in results}) == len(results) > 1 else "none"
         epochs, top1 = [r.epochs for r in results], [r.top1 for r in results]
-        beside.plot(epochs, top1, marker="*", markersize=12, color=color, linestyle=style, label=f"own: {kind}, {data}")
+        beside.plot(
+            epochs, top1, marker="*", markersize=12, color=color, linestyle=style, label=drawn(f"own: {kind}, {data}")
+        )
         for r in results:
             _annotate(beside, r.label, r.epochs, r.top1, *_RIGHT, color)
     beside.margins(0.12)
@@ -138,7 +141,7 @@ def _cycle(count: int) -> list[str]:
 
 
 def _annotate(axis: Any, text: str, x: float, y: float, offset: tuple[int, int], align: str, color: str) -> None:
-    axis.annotate(text, (x, y), offset, textcoords="offset points", fontsize=7.5, color=color, ha=align)
+    axis.annotate(drawn(text), (x, y), offset, textcoords="offset points", fontsize=7.5, color=color, ha=align)
 
 
 def _finish(path: Path, figure: Figure, axis: Any, beside: Any, *, x: str, title: str) -> None:

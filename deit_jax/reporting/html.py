@@ -5,14 +5,21 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape as escape_markup
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-_STYLE = Path(__file__).with_name("report.css")
+from deit_jax.printable import printable
+
+_STYLE = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+
+
+def escape(text: str) -> str:
+    """A text as part of a page: what it would do, as markup or as a control character, is shown instead."""
+    return escape_markup(printable(text))
 
 
 class Section(NamedTuple):
@@ -36,7 +43,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
         # Without an icon of its own a browser asks the server for one.
         f'<title>{escape(title)}</title>\n<link rel="icon" href="data:,">\n'
-        f"<style>\n{_STYLE.read_text()}</style>\n</head>\n<body>\n"
+        f"<style>\n{_STYLE}</style>\n</head>\n<body>\n"
         f'<header>\n<h1>{escape(title)}</h1>\n{lead}<nav aria-label="Sections"><ul>{links}</ul></nav>\n</header>\n'
         f"<main>\n{body}</main>\n</body>\n</html>\n"
     )

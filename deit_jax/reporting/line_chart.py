@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
+
+from deit_jax.reporting.html import escape
 
 COLOURS = 6  # of the page: classes c0 to c5
 _WIDTH, _HEIGHT = 440, 250
@@ -90,7 +91,7 @@ def line_chart(title: str, series: Sequence[Series], *, x_end: float, x_label: s
             if line.level
             else f"{line.name} from {points[0, 1]:.4g} to {points[-1, 1]:.4g}"
         )
-    alternative = escape(f"{title}, {y_label} over {x_label}: {'; '.join(summary)}.", quote=True)
+    alternative = escape(f"{title}, {y_label} over {x_label}: {'; '.join(summary)}.")
     keys = f'<ul class="legend">{"".join(legend)}</ul>' if len(legend) > 1 else ""
     return (
         f'<figure class="chart"><figcaption>{escape(title)} <span class="unit">{escape(y_label)}</span></figcaption>\n'

@@ -28,7 +28,7 @@ def write_json(path: Path, content: Any) -> None:
 def replace_file(path: Path, text: str) -> None:
     """Write a file whole or not at all; it is on the disk when this returns."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -39,7 +39,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`; a last line cut off by a killed process is left out, an absent file is empty."""
     rows: list[dict[str, Any]] = []
     if path.exists():
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:

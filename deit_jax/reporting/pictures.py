@@ -15,3 +15,4 @@ class Pictures:
     name: str  # under which they are logged, e.g. "images/training"
     images: Sequence[np.ndarray]  # each uint8[H, W, 3]
     captions: Sequence[str]
+    class_names: Sequence[str] = ()  # that the captions mention, in the order of the classes

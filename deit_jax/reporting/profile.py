@@ -61,7 +61,7 @@ def profiler_fault(loaded: Path = Path("/proc/self/maps")) -> str | None:
     what jax asks for in its extra `tpu`. loaded: Linux's list of the files that the process has mapped.
     """
     try:
-        if "libtpu.so" not in loaded.read_text():
+        if "libtpu.so" not in loaded.read_text(encoding="utf-8", errors="replace"):
             return None
         found = importlib.metadata.version("libtpu")
         asked = [Requirement(text) for text in importlib.metadata.requires("jax") or ()]

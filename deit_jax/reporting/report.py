@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from deit_jax.reporting import html
 from deit_jax.reporting.analysis import TOKEN_NAMES
 from deit_jax.reporting.console import HEAD_NAMES, Row
 from deit_jax.reporting.fields import changed, flat, text
-from deit_jax.reporting.html import Section
+from deit_jax.reporting.html import Section, escape
 from deit_jax.reporting.line_chart import Series, line_chart
 
 MOST_CLASSES_OF_A_MATRIX = 30
@@ -126,13 +125,22 @@ def training_images(images: np.ndarray, targets: Sequence[str]) -> Section:
     return Section("training-images", "Training images", lead + html.grid(pictures))
 
 
-def confusion(matrix: np.ndarray, names: Sequence[str], sample: str) -> Section:
-    """The matrix int64[K, K] (row: class, column: what it was taken for) as it is, or of many classes the worst."""
+def confusion(matrix: np.ndarray, names: Sequence[str], sample: str, *, numbered_in_the_log: bool = False) -> Section:
+    """The matrix int64[K, K] (row: class, column: what it was taken for) as it is, or of many classes the worst.
+
+    numbered_in_the_log: whether the run's log has pictures that number some classes, for want of a font with their names.
+    """
     title = "Confusion matrix"
     totals, right = matrix.sum(axis=1), np.diagonal(matrix)
     lead = html.paragraph(
         f"{int(right.sum()):,} of {int(totals.sum()):,} right ({_percent(right.sum(), totals.sum())} %): {sample}"
     )
+    if numbered_in_the_log:
+        lead += html.paragraph(
+            "No installed font has the characters of some classes' names: the pictures in the run's log call these by their "
+            "number, which counts from 0 in the order of the classes.",
+            "muted",
+        )
     if len(names) <= MOST_CLASSES_OF_A_MATRIX:
         head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
         lines = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from ml_collections import ConfigDict
 
 from deit_jax.errors import machine_fault
+from deit_jax.printable import all_printable, printable
 from deit_jax.reporting.metrics import LogError, MetricsFile, Row, numbers, read_rows
 from deit_jax.reporting.pictures import Pictures
 from deit_jax.reporting.tensorboard import TensorBoard
@@ -63,7 +65,7 @@ class RunLog:
             raise LogError("config.log.wandb needs the package wandb: pip install wandb, or set the field to False")
         if silent:
             return
-        fields = json.loads(config.to_json_best_effort())
+        fields = all_printable(json.loads(config.to_json_best_effort()))
         self._destinations.append(MetricsFile(self._path))
         if config.log.tensorboard:
             self._destinations.append(TensorBoard(workdir / "tensorboard", fields))
@@ -101,9 +103,10 @@ class RunLog:
     def pictures(self, step: int, pictures: Pictures) -> None:
         """Pictures as of a step; nothing if the run had nothing to do."""
         if self._begun and self.shows_pictures:
+            captions = [printable(caption) for caption in pictures.captions]
             with self._disk_faults_told():
                 for destination in self._destinations:
-                    destination.pictures(step, pictures)
+                    destination.pictures(step, dataclasses.replace(pictures, captions=captions))
 
     def sync(self) -> None:
         """Return when all rows are on the disk, where a power failure leaves them."""

@@ -16,6 +16,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import RecordWriter
 
 from deit_jax.config import default_config
+from deit_jax.printable import printable
 from deit_jax.reporting.fields import changed, flat, text
 from deit_jax.reporting.metrics import Row, numbers
 from deit_jax.reporting.pictures import Pictures
@@ -74,7 +75,7 @@ class TensorBoard:
         from deit_jax.reporting.plots import captioned_grid  # matplotlib: only where there is something to draw
 
         content = io.BytesIO()
-        height, width = captioned_grid(content, pictures.images, pictures.captions)
+        height, width = captioned_grid(content, pictures.images, pictures.captions, class_names=pictures.class_names)
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content.getvalue())
         self._event(step, summary=Summary(value=[Summary.Value(tag=pictures.name, image=image)]))
         self._flush()
@@ -96,7 +97,7 @@ class TensorBoard:
             records.close()
 
     def _scalars(self, step: int, values: Mapping[str, float]) -> None:
-        found = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        found = [Summary.Value(tag=printable(name), simple_value=value) for name, value in values.items()]
         self._event(step, summary=Summary(value=found))
 
     def _event(self, step: int, **content: Any) -> None:
@@ -128,5 +129,5 @@ def _as_markdown(config: Mapping[str, Any]) -> str:
 
     lines = [row("field", "value", "default"), row("---", "---", "---")]
     lines += [row(name, text(value), text(default)) for name, value, default in changed(config, defaults)]
-    every = [f"    {name} = {json.dumps(value)}" for name, value in flat(config)]
+    every = [f"    {name} = {json.dumps(value, ensure_ascii=False)}" for name, value in flat(config)]
     return "\n".join([*lines, "", "All fields:", "", *every])

@@ -66,7 +66,7 @@ class WeightsAndBiases:
 
         note = self._workdir / "wandb.json"
         name = (
-            json.loads(note.read_text())["id"]
+            json.loads(note.read_text(encoding="utf-8"))["id"]
             if note.exists()
             else os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex[:8])
         )

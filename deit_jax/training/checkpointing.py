@@ -27,6 +27,7 @@ from deit_jax.training import manifest
 from deit_jax.training.state import TrainState, Variables
 from deit_jax.weights.values import unusable_values
 
+_ORBAX = Path(ocp.__file__).parent
 _STATE = "default"  # of a step's folder: where Orbax writes
 _FORMAT = "format.json"  # is there since checkpoints have manifests
 _DISCARDED = ".discarded"  # renamed so before it is deleted, so that half of it is never taken for a checkpoint
@@ -35,6 +36,15 @@ _DAMAGED = ".damaged"  # renamed so and left: what to do with it is for the owne
 
 class CheckpointError(UserError):
     """A checkpoint that is not there, does not fit or cannot be written. The message is one line."""
+
+
+def _quiet_orbax() -> None:
+    """Leave out what Orbax logs at every save and restore; its errors still come through as exceptions."""
+    logging.getLogger("absl").addFilter(_is_worth_telling)  # the same function a second time changes nothing
+
+
+def _is_worth_telling(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR or not Path(record.pathname).is_relative_to(_ORBAX)
 
 
 class Checkpoints:
@@ -49,8 +59,7 @@ class Checkpoints:
     def __init__(self, workdir: str | Path, *, keep: int = 2) -> None:
         self.folder = Path(workdir).absolute() / "checkpoints"
         self._keep = keep
-        # Orbax tells the root logger at every save and restore; its errors still come through as exceptions.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        _quiet_orbax()
         self._latest: int | None = from_main_process(self._put_in_order)
         self._checkpointer = ocp.StandardCheckpointer()
         self._writing: _Write | None = None
@@ -345,7 +354,7 @@ def load_state(workdir: str | Path, checkpoint: str = "newest") -> tuple[dict[st
     if not folder.is_dir():
         raise CheckpointError(f"{workdir} holds no checkpoints: give the --workdir of a training run")
     step = _find(folder, checkpoint)
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    _quiet_orbax()
     path = folder / str(step) / _STATE
     with ocp.StandardCheckpointer() as checkpointer:
         # The shapes come from the checkpoint itself; one device, whatever mesh it was written on.

@@ -117,7 +117,7 @@ class Detours:
         self._detours: list[_Detour] = []
         if self._path.exists():
             try:
-                self._detours = [_Detour(**fields) for fields in json.loads(self._path.read_text())]
+                self._detours = [_Detour(**fields) for fields in json.loads(self._path.read_text(encoding="utf-8"))]
             except (ValueError, TypeError) as error:
                 raise UserError(
                     f"{self._path} is damaged ({str(error).splitlines()[0]}): without it the run cannot go on as it was; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -70,5 +71,6 @@ class Interruption:
 
 
 def _tell(line: str) -> None:
-    # Not print: the signal may have come in the middle of one.
-    os.write(2, f"\n{line}\n".encode())
+    # Not print: the signal may have come in the middle of one. A terminal that is gone must not end the run before it has saved.
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{line}\n".encode())

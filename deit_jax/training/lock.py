@@ -79,7 +79,7 @@ def _refuse_private(workdir: Path) -> None:
     if jax.process_count() == 1:
         return
     path = workdir / _NAME
-    holder = from_main_process(path.read_text)
+    holder = from_main_process(lambda: path.read_text(encoding="utf-8"))
     blind = sum_over_processes(0 if _shows(path, holder) else 1)
     if blind:
         raise WorkdirError(
@@ -91,7 +91,7 @@ def _refuse_private(workdir: Path) -> None:
 def _shows(path: Path, text: str) -> bool:
     for _ in range(20):  # a network disk may take a moment
         with contextlib.suppress(OSError):
-            if path.read_text() == text:
+            if path.read_text(encoding="utf-8") == text:
                 return True
         time.sleep(0.5)
     return False

@@ -12,8 +12,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deit_jax.data.bad_images import BadImages
-from deit_jax.data.loading import train_batches
-from deit_jax.data.registry import train_crop
 from deit_jax.data.sources import ImageSource
 from deit_jax.errors import Stopped, first_line
 from deit_jax.evaluation.accuracy import best_top1
@@ -44,7 +42,7 @@ from deit_jax.training.interruption import Interruption
 from deit_jax.training.lock import hold
 from deit_jax.training.optimizer import parameter_names
 from deit_jax.training.plan import Plan
-from deit_jax.training.preparation import build_run, open_run
+from deit_jax.training.preparation import build_run, open_run, step_batches
 from deit_jax.training.program import Initial, Program, Teacher
 from deit_jax.training.record import claim_workdir, finished_results, show_results, skipped_steps, write_results
 from deit_jax.training.state import TrainState, Variables
@@ -268,22 +266,8 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
 
 def host_batches(run: Run, start: int, bad_images: BadImages) -> Iterator[dict[str, np.ndarray]]:
     """This host's batches of the steps from `start` (counted from 0) on."""
-    config, data = run.config, run.config.data
     for first, end in run.detours.stretches(start, run.plan.total_steps):
-        yield from train_batches(
-            run.train_source,
-            run.plan.order,
-            train_crop(config.data, run.plan.image_size, config.evaluation),
-            start_step=first,
-            stop_step=end,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_threads=data.num_threads,
-            num_workers=data.num_workers,
-            prefetch_batches=data.prefetch_batches,
-            on_bad_image=data.on_bad_image,
-            bad_images=bad_images,
-        )
+        yield from step_batches(run.config, run.train_source, run.plan, first, end, bad_images)
     bad_images.warn_of_total()
 
 
@@ -297,7 +281,7 @@ def pictured(run: Run, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dic
         seen, targets = first_of_batch(run.config, run.plan, names, first, TRAINING_IMAGES).as_trained_on(
             TRAINING_IMAGES
         )
-        run.log.pictures(0, Pictures("images/training", list(seen), targets))
+        run.log.pictures(0, Pictures("images/training", list(seen), targets, names))
     except jax.errors.JaxRuntimeError as error:  # too little memory: a picture is not worth the run
         console.warn(f"the training images are not logged ({first_line(error)})")
     yield first

@@ -45,7 +45,7 @@ def seal(folder: Path, facts: dict[str, Any]) -> None:
         _sync_folder(inner)
     content = {**facts, "files": files}
     partial = folder / (NAME + ".partial")
-    with partial.open("w") as file:
+    with partial.open("w", encoding="utf-8") as file:
         # The manifest's own digest: a flipped byte in it must not accuse a sound file, or move a fact.
         file.write(json.dumps({"content": content, "blake2b": _digest_of(content)}))
         file.flush()

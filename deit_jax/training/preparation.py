@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from deit_jax.data.bad_images import BadImages
 from deit_jax.data.classes import with_classes
 from deit_jax.data.identity import Identity
-from deit_jax.data.registry import open_source
+from deit_jax.data.loading import train_batches
+from deit_jax.data.registry import open_source, train_crop
 from deit_jax.data.sources import ImageSource
 from deit_jax.evaluation.extra import Sources, open_extra_sets
 from deit_jax.evaluation.run import Evaluator
@@ -65,6 +70,27 @@ def open_run(config: ConfigDict, workdir: Path) -> Opened:
     return Opened(train_source, eval_source, identity, record, plan)
 
 
+def step_batches(
+    config: ConfigDict, source: ImageSource, plan: Plan, start: int, end: int, bad_images: BadImages | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's training batches of the steps from `start` (counted from 0) to `end` - 1; see `train_batches`."""
+    data = config.data
+    return train_batches(
+        source,
+        plan.order,
+        train_crop(data, plan.image_size, config.evaluation),
+        start_step=start,
+        stop_step=end,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=data.num_threads,
+        num_workers=data.num_workers,
+        prefetch_batches=data.prefetch_batches,
+        on_bad_image=data.on_bad_image,
+        bad_images=bad_images,
+    )
+
+
 def build_run(config: ConfigDict, opened: Opened, teacher: Teacher | None = None) -> Built:
     """Build program and evaluator, and open the further evaluation sets. Nothing is computed on a device yet.
 
@@ -74,5 +100,7 @@ def build_run(config: ConfigDict, opened: Opened, teacher: Teacher | None = None
     mesh = make_mesh(fsdp=config.parallel.fsdp)
     program = build_program(config, plan, mesh, teacher)
     evaluator = Evaluator(config, opened.eval_source, mesh, image_size=plan.image_size, keep_images=True)
+    # Opened and left: what cannot read so, e.g. workers without shared memory, is refused before anything is written.
+    step_batches(config, opened.train_source, plan, 0, plan.total_steps)
     extra_sources = open_extra_sets(config, opened.train_source.class_names, strict=False)
     return Built(mesh, program, evaluator, extra_sources)

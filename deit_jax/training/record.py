@@ -136,7 +136,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """{"config": the configuration, "resolved": what followed from it and the data} of a run. Raises ConfigError if absent."""
     path = Path(workdir) / "config.json"
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         if not Path(workdir).exists():
             raise ConfigError(f"{workdir}: there is no such file or folder") from None
@@ -154,7 +154,7 @@ def finished_results(workdir: Path, plan: Plan) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_text(encoding="utf-8"))
         return results if results["step"] >= plan.total_steps else None
     except (ValueError, KeyError, TypeError):
         console.warn(f"{path} is damaged and is written anew")

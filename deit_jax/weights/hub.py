@@ -130,7 +130,7 @@ def _declared_hash(path: Path, hub: Any, repository: str, revision: str | None) 
     # A cache without symbolic links keeps no hash: ask the hub once, and write it beside the file.
     beside = path.with_name(f"{path.name}.sha256")
     if beside.is_file():
-        return beside.read_text().strip()
+        return beside.read_text(encoding="utf-8").strip()
     try:
         etag = str(hub.get_hf_file_metadata(hub.hf_hub_url(repository, _FILE, revision=revision)).etag)
     except Exception as error:
@@ -138,5 +138,5 @@ def _declared_hash(path: Path, hub: Any, repository: str, revision: str | None) 
         raise WeightsError(f"{path}: its hash cannot be checked, the hub does not answer ({reason})") from error
     if not _SHA256.fullmatch(etag):
         return None
-    beside.write_text(etag + "\n")
+    beside.write_text(etag + "\n", encoding="utf-8")
     return etag

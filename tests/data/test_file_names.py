@@ -1,5 +1,3 @@
-import os
-
 import pytest
 
 from deit_jax.data.file_names import (
@@ -10,8 +8,6 @@ from deit_jax.data.file_names import (
     SYSTEM_FOLDER,
     describe_skipped,
     is_image,
-    is_utf8,
-    printable,
     skipped_file,
     skipped_folder,
     skipped_note,
@@ -62,10 +58,3 @@ def test_what_is_skipped_is_counted_by_kind_and_unread_images_come_first():
     )
     assert skipped_note("d", {}) == ""
     assert describe_skipped({f".{i}": 10 - i for i in range(9)}).endswith("5 .5, 9 others")
-
-
-def test_names_are_printed_with_what_no_terminal_should_get_escaped():
-    assert printable("Zürich/猫.jpg") == "Zürich/猫.jpg"
-    assert printable(os.fsdecode(b"caf\xe9/\x1b[31m\n.jpg")) == r"caf\xe9/\x1b[31m\n.jpg"
-    assert printable("a\u2028b") == r"a\u2028b"
-    assert is_utf8("Zürich") and not is_utf8(os.fsdecode(b"caf\xe9"))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deit_jax.data.bad_images import BadImages
 from deit_jax.data.decoding import CenterCrop, PaddedCrop, RandomResizedCrop, decode
 from deit_jax.data.folder import ImageFolderSource
 from deit_jax.data.loading import crop_rng, default_threads, eval_batches, train_batches
@@ -215,6 +216,22 @@ def test_a_damaged_image_is_named(broken_folder, threads, workers):
     order = TrainOrder(num_examples=40, batch_size=8, repeats=1, group_size=4, groups_per_block=2, seed=0)
     with pytest.raises(DataError, match=r"class1/33\.jpg"):
         run(source=broken_folder, order=order, stop=5, num_threads=threads, num_workers=workers)
+
+
+def test_a_replaced_file_counts_once_whatever_its_name(tmp_path):
+    for name in ("a", "b\nc\x85d", "e", "f"):
+        path = tmp_path / "class" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(PHOTO[:32, :32]).save(path)
+    (tmp_path / "class" / "b\nc\x85d.png").write_bytes(b"broken")
+    told = []
+    bad_images = BadImages(told.append)
+    order = TrainOrder(num_examples=4, batch_size=4, repeats=1, group_size=2, groups_per_block=1, seed=0)
+    list(train_batches(
+        ImageFolderSource(tmp_path), order, PaddedCrop(28, 4), start_step=0, stop_step=1, num_threads=0,
+        on_bad_image="replace", bad_images=bad_images,
+    ))  # fmt: skip
+    assert bad_images.count(1) == 1 and len(told) == 1 and r"b\nc" in told[0]
 
 
 def reader_threads():

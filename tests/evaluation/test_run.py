@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from deit_jax.config import default_config
+from deit_jax.data import shared_memory
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ArraySource, DataError, Example, Subset
@@ -11,6 +12,7 @@ from deit_jax.evaluation.run import Evaluator
 from deit_jax.models import create_model
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated
+from tests.reliability.small_disk import small_disk
 from tests.tiny import STUDENT, tiny_config
 
 
@@ -96,6 +98,15 @@ def test_images_that_cannot_be_read_are_counted_beside_the_score(two_weights, ca
     further = evaluator.further(model, weights, Counted(broken=broken))
     assert (further["images"], further["unreadable"]) == (87, 3)
     assert further["scores"]["raw"] == scores["raw"]
+
+
+def test_workers_that_shared_memory_has_no_room_for_are_left_out(two_weights, tmp_path, monkeypatch, capsys):
+    model, weights = two_weights
+    with small_disk(tmp_path / "shm", megabytes=0.1) as shm:
+        monkeypatch.setattr(shared_memory, "FOLDER", str(shm))
+        evaluator = evaluator_of(Counted(), data__num_workers=1)
+        assert evaluator.weights(model, weights) == evaluator_of(Counted()).weights(model, weights)
+    assert "evaluation reads in threads: data.num_workers=1 needs" in " ".join(capsys.readouterr().out.split())
 
 
 class SeveralLabels:

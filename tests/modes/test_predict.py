@@ -4,9 +4,9 @@ import json
 import pytest
 
 from deit_jax.config import ConfigError
-from deit_jax.inference.classifier import Classifier
+from deit_jax.inference.classifier import Classifier, Prediction
 from deit_jax.modes.export import export
-from deit_jax.modes.predict import predict
+from deit_jax.modes.predict import _write, predict
 from tests.inference.conftest import CHINA, FLOWER
 from tests.modes.workdirs import untrained
 from tests.tiny import tiny_config
@@ -32,6 +32,20 @@ def test_a_workdirs_predictions_are_printed_and_written(workdir, tmp_path, capsy
     rows = list(csv.DictReader((tmp_path / "found.csv").open()))
     assert len(rows) == 10 and rows[5]["file"] == FILES[1] and rows[5]["rank"] == "1"
     assert rows[5]["label"] == wanted[1][0].label and float(rows[5]["probability"]) == wanted[1][0].probability
+
+
+def test_names_that_others_chose_do_nothing_in_a_spreadsheet_and_are_exact_as_json(tmp_path):
+    files, names = ["=1+1.png", "caf\udce9.png"], ["@SUM(A1)", 'a "b", c\n\x1b']
+    found = [[Prediction(name, 0, 0.5)] for name in names]
+    _write(tmp_path / "found.csv", files, found)
+    with (tmp_path / "found.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["'=1+1.png", r"caf\xe9.png"]
+    assert [row["label"] for row in rows] == ["'@SUM(A1)", r'a "b", c\n\x1b']
+    _write(tmp_path / "found.json", files, found)
+    written = json.loads((tmp_path / "found.json").read_text())
+    assert [entry["file"] for entry in written] == files
+    assert [entry["predictions"][0]["label"] for entry in written] == names
 
 
 def test_a_weights_file_takes_names_and_crop_from_the_configuration(workdir, tmp_path):

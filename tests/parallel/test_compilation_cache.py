@@ -29,3 +29,10 @@ def test_none_is_none_and_an_impossible_one_too(no_folder_yet, tmp_path):
     for folder in ("", str(tmp_path / "file" / "cache")):
         keep_compiled_programs(folder)
         assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_without_a_home_its_folder_is_none(no_folder_yet, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "")
+    keep_compiled_programs("~/.cache/deit_jax")
+    assert jax.config.jax_compilation_cache_dir is None and list(tmp_path.iterdir()) == []

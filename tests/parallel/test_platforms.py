@@ -2,12 +2,13 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 
 import jax
 import pytest
 
 from deit_jax.parallel import platforms
-from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here, unused_accelerator
+from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here, unused_accelerator, will_compute_on_cpu
 
 
 @pytest.fixture
@@ -44,6 +45,26 @@ def test_elsewhere_jax_stays_on_the_cpu(plugins, tmp_path):
     (tmp_path / "vfio" / "vfio").touch()  # the driver's own node is there without a device
     look_for_nothing_that_is_not_here(tmp_path)
     assert jax.config.jax_platforms == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "installed", "device", "cpu"),
+    [
+        ("cpu", [], None, True),
+        ("cuda,cpu", ["xla_cuda13"], None, False),
+        (None, ["xla_cuda13"], "nvidia0", False),
+        (None, ["xla_cuda12"], None, True),  # a login node
+        (None, ["xla_rocm7"], "kfd", False),
+        (None, ["of_another_kind"], None, False),
+        (None, [], "accel0", False),
+    ],
+)
+def test_the_cpu_is_known_before_jax_is_asked(plugins, tmp_path, wanted, installed, device, cpu):
+    plugins.extend(EntryPoint(name, "", "jax_plugins") for name in installed)
+    jax.config.update("jax_platforms", wanted)
+    if device:
+        (tmp_path / device).touch()
+    assert will_compute_on_cpu(tmp_path) == cpu
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,15 @@ from tests.end_to_end.commands import ROOT, TINY, command, environment, free_por
 from tests.tiny import tiny_config
 
 
-def test_a_reading_process_that_is_killed_is_reported():
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (signal.SIGKILL, r"reads images has ended \(exit code -9;"),
+        # What the system sends a process that writes to shared memory when there is none left.
+        (signal.SIGBUS, r"exit code -7: shared memory is full; .* free in /dev/shm\): .*--shm-size"),
+    ],
+)
+def test_a_reading_process_that_is_killed_is_reported(number, words):
     config = tiny_config()
     source = open_source(config.data, "train")
     plan = resolve(config, num_images=len(source), data_classes=10)
@@ -27,8 +35,8 @@ def test_a_reading_process_that_is_killed_is_reported():
     children = subprocess.run(["pgrep", "-a", "-P", str(os.getpid())], capture_output=True, text=True).stdout
     workers = [int(line.split()[0]) for line in children.splitlines() if "spawn_main" in line]
     assert workers
-    os.kill(workers[0], signal.SIGKILL)
-    with pytest.raises(DataError, match=r"reads images has ended \(exit code -9;"):
+    os.kill(workers[0], number)
+    with pytest.raises(DataError, match=words):
         for _ in batches:
             pass
 

@@ -33,6 +33,13 @@ def test_texts_are_escaped_wherever_they_stand():
     assert all(attributes["alt"] for attributes in page.all("img"))
 
 
+def test_control_characters_are_shown_and_the_page_is_utf8():
+    page = of(report.left_out("nothing", "a\x1b[31m\n", "b\u202e caf\udce9"))
+    assert r"a\x1b[31m\n" in page.text and r"b\u202e caf\xe9" in page.text
+    section = report.confusion(np.eye(2, dtype=np.int64), ["花", "b"], "all", numbered_in_the_log=True)
+    assert "call these by their number" in Page(section.html).text and "花" in section.html
+
+
 def test_the_configuration_shows_what_differs_and_folds_the_rest():
     defaults = {"seed": 0, "model": {"name": "a", "overrides": {}}, "teacher": {"recipe": None}, "new": 1}
     fields = {

@@ -77,6 +77,17 @@ def test_a_row_is_on_disk_when_write_returns(tmp_path):
         assert losses(tmp_path / "tensorboard") == [(1, 0.5)]
 
 
+def test_texts_that_are_not_utf8_are_logged_printable(tmp_path):
+    config = tiny_config(log__tensorboard=True, data__path="caf\udce9\x1b")
+    with RunLog(config, tmp_path) as log:
+        log.begin(0)
+        log.write(1, {"eval/a\x1b/top1": 0.5})
+        log.pictures(1, Pictures("images/some", PICTURES.images[:1], ["花\x1b\udce9"], ["花\x1b\udce9"]))
+    assert (r"eval/a\x1b/top1", 1, 0.5) in shown(tmp_path / "tensorboard")
+    texts = [value.tensor.string_val for event in events(tmp_path / "tensorboard") for value in event.summary.value]
+    assert any(rb"caf\xe9\x1b" in text for found in texts for text in found)
+
+
 def test_before_a_run_begins_and_in_other_processes_nothing_is_touched(tmp_path):
     with RunLog(tiny_config(log__tensorboard=True), tmp_path / "a") as log:
         log.pictures(0, PICTURES)  # of the report of a run that was finished before

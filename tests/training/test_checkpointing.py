@@ -1,3 +1,6 @@
+import logging
+
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +39,17 @@ def test_the_whole_state_comes_back_and_only_the_newest_are_kept(tmp_path):
         assert checkpoints.latest_step() == 3
         assert_equal(checkpoints.restore(jax.eval_shape(lambda: make_state(0))), make_state(3))
     assert {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()} == {"2", "3"}
+
+
+def test_the_log_keeps_what_others_say_and_orbax_errors(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, logger="absl"):
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(make_state(1))
+        load_state(tmp_path)
+        logging.getLogger("absl").info("said by another library")
+        absl.logging.warning("said by another one")
+        assert [record.message for record in caplog.records] == ["said by another library", "said by another one"]
+        assert logging.getLogger("absl").level == logging.INFO
 
 
 def test_a_state_saved_before_it_was_donated_is_whole(tmp_path):

@@ -1,0 +1,50 @@
+"""The user's folders for what can be made again, and machines that lack them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+
+def cache_folder() -> Path | None:
+    """`$XDG_CACHE_HOME/deit_jax`, else `~/.cache/deit_jax`; None for a user without a home, e.g. of a container.
+
+    The folder may not exist yet, and it may not be writable.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # the specification ignores other values
+        return Path(base, "deit_jax")
+    return Path(os.path.expanduser("~"), ".cache", "deit_jax") if has_home() else None
+
+
+def has_home() -> bool:
+    """Whether "~" is a folder's name: HOME or the list of users has to say which."""
+    return os.environ.get("HOME") != "" and os.path.isabs(os.path.expanduser("~"))
+
+
+def without_home() -> None:
+    """Give a process whose user has no home one that does not exist, so that other libraries do without.
+
+    They would take "~" for the name of a folder, and make it in the current one. Not even root can make one below /dev/null.
+    """
+    if not has_home():
+        os.environ["HOME"] = os.devnull
+
+
+def have_temporary_folder(*others: Path) -> None:
+    """Let temporary files go to shared memory, or to the first of `others` that can be written, where /tmp and its like cannot.
+
+    A folder that does not exist yet stands for the one that it will be in. matplotlib needs a temporary folder where it cannot
+    write to the home, and describes that at length; it is asked to be silent.
+    """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        for folder in (Path("/dev/shm"), *others):
+            there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+            if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+                tempfile.tempdir = os.environ["TMPDIR"] = str(there)
+                return

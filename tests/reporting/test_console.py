@@ -1,0 +1,62 @@
+import io
+import sys
+
+import pytest
+
+from deit_jax.reporting import console
+
+NASTY = "[red]\x1b[31m\n花[/]"
+SHOWN = r"[red]\x1b[31m\n花[/]"
+
+
+@pytest.fixture
+def stream(monkeypatch):
+    """Makes sys.stdout one of an encoding; returns what it was given."""
+
+    def of(encoding):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, write_through=True))
+        return raw
+
+    return of
+
+
+def everything():
+    console.announce(NASTY, {NASTY: NASTY})
+    console.table(NASTY, (NASTY, NASTY), [(NASTY, NASTY)])
+    console.summary(NASTY, [(NASTY, 1.0, None, None)], {NASTY: [(NASTY, 2.0, 3.0, 4.0)]}, notes=[NASTY])
+    console.show(NASTY)
+    console.say(NASTY)
+    console.warn(NASTY)
+
+
+def test_names_are_shown_as_they_are_wherever_they_stand(stream):
+    raw = stream("utf-8")
+    everything()
+    printed = raw.getvalue().decode()
+    assert "\x1b" not in printed and printed.count(SHOWN) == 16
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+def test_a_console_that_lacks_characters_gets_escapes_in_straight_columns(stream, encoding):
+    raw = stream(encoding)
+    everything()
+    console.table("t", ("class", "p"), [("花", "1"), ("plain", "2")])
+    printed = raw.getvalue().decode(encoding)
+    assert printed.count(SHOWN.replace("花", r"\u82b1")) == 16
+    table = printed.splitlines()[-6:]
+    assert r"| \u82b1 | 1 |" in table and len({len(line) for line in table}) == 1, table
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-5", "wide", ""])
+def test_any_number_of_columns_shows_the_text(stream, monkeypatch, columns):
+    raw = stream("utf-8")
+    monkeypatch.setenv("COLUMNS", columns)
+    console.show("some words")
+    console.table("title", ("a", "b"), [("one", "two")])
+    assert "some words" in raw.getvalue().decode() and "two" in raw.getvalue().decode()
+
+
+def test_a_process_without_standard_output_says_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    everything()

@@ -1,0 +1,56 @@
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from deit_jax import cache_folder
+from deit_jax.cache_folder import has_home, have_temporary_folder, without_home
+
+
+def test_the_folder_is_where_the_system_says(monkeypatch):
+    monkeypatch.setenv("HOME", "/somebody")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert cache_folder.cache_folder() == Path("/somebody/.cache/deit_jax")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder.cache_folder() == Path("/somebody/.cache/deit_jax")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
+    assert cache_folder.cache_folder() == Path("/scratch/deit_jax")
+    monkeypatch.setenv("HOME", "")
+    assert cache_folder.cache_folder() == Path("/scratch/deit_jax")
+
+
+def test_without_a_home_there_is_none_and_nothing_makes_one(monkeypatch, tmp_path):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "")
+    assert not has_home() and cache_folder.cache_folder() is None
+    without_home()
+    with pytest.raises(OSError):
+        Path("~/.cache/of_another_library").expanduser().mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    without_home()
+    assert os.environ["HOME"] == str(tmp_path)
+
+
+def test_a_user_whom_the_system_does_not_know_has_none():
+    stranger = ["env", "-u", "HOME", "-u", "XDG_CACHE_HOME", "unshare", "--user", "--map-user=31415"]
+    if subprocess.run([*stranger, "true"], capture_output=True).returncode:
+        pytest.skip("no other user can be made here")
+    program = f"import runpy; print(runpy.run_path({cache_folder.__file__!r})['cache_folder']())"
+    done = subprocess.run([*stranger, sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "None\n", done.stderr
+
+
+def test_temporary_files_find_a_place_where_the_usual_ones_cannot_be_written(monkeypatch, tmp_path):
+    def none():
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", "/nowhere")
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == tmp_path)
+    have_temporary_folder(Path("/proc/nothing"), tmp_path / "to be made" / "run")
+    assert tempfile.tempdir == os.environ["TMPDIR"] == str(tmp_path)
+    assert list(tmp_path.iterdir()) == []
