@@ -110,7 +110,8 @@ def sum_scores(
     for batch in batches:
         for name, variables in weights.items():
             totals[name] = eval_step(totals[name], variables, batch)
-    return jax.device_get(totals)
+    found = jax.device_get(totals)  # sorted by name
+    return {name: found[name] for name in weights}
 
 
 def mean_scores(totals: Totals, num_images: int) -> tuple[Scores, int]:
