@@ -60,9 +60,11 @@ def module_options(config: ConfigDict) -> dict[str, Any]:
 
 
 def absent_options(config: ConfigDict) -> tuple[str, ...]:
-    """The dotted names of the options of config.model that the configured model's module does not have."""
+    """The dotted names of the options of config.model that have no effect on the configured model."""
     known = _known_fields(config)
-    return tuple(f"model.{name}" for name in _OPTIONS if name not in known)
+    absent = {name for name in _OPTIONS if name not in known}
+    absent |= set() if has_distillation_token(config) else {"fusion"}
+    return tuple(f"model.{name}" for name in _OPTIONS if name in absent)
 
 
 def check_model(config: ConfigDict) -> None:

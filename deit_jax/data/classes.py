@@ -5,7 +5,15 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from deit_jax.data.sources import DataError, Example, ImageSource, fingerprint_of, is_multi_label, notes_of
+from deit_jax.data.sources import (
+    DataError,
+    Example,
+    ImageSource,
+    UnusableError,
+    fingerprint_of,
+    is_multi_label,
+    notes_of,
+)
 
 _SHOWN = 3  # names that a message lists
 
@@ -45,12 +53,15 @@ class Relabelled:
     def __getitem__(self, index: int) -> Example:
         image, label = self._source[index]
         if isinstance(label, tuple):
-            return Example(image, tuple(self._number(one) for one in label))
-        return Example(image, self._number(label))
+            return Example(image, tuple(self._number(one, index) for one in label))
+        return Example(image, self._number(label, index))
 
-    def _number(self, label: int) -> int:
-        # A label that is none of the source's classes stays one: the reader refuses it by name.
-        return self._numbers[label] if 0 <= label < len(self._numbers) else -1
+    def _number(self, label: int, index: int) -> int:
+        if not 0 <= label < len(self._numbers):
+            raise UnusableError(
+                f"{self.describe(index)}: label {label} is outside the {len(self._numbers)} classes; correct it"
+            )
+        return self._numbers[label]
 
     def describe(self, index: int) -> str:
         """The other source's answer."""
@@ -77,11 +88,17 @@ def with_classes(
         ClassesError: `source` has a class that `class_names` does not have, or names are not unique and differ.
     """
     found, wanted = tuple(source.class_names), tuple(class_names)
-    if found == wanted or (numbers and _are_numbers(found, len(wanted))):
-        return source if found == wanted else Relabelled(source, wanted, range(len(wanted)))
+    if found == wanted:
+        return source
     where = {name: number for number, name in enumerate(wanted)}
-    if set(found) <= set(wanted) and len(where) == len(wanted) and len(set(found)) == len(found):
+    if set(found) <= set(wanted):
+        if twice := [name for names in (found, wanted) for name in names if names.count(name) > 1]:
+            raise ClassesError(
+                f"{what} cannot be matched with the classes of {of}: the class name {twice[0]!r} is there twice"
+            )
         return Relabelled(source, wanted, [where[name] for name in found])
+    if numbers and found == tuple(map(str, range(len(wanted)))):
+        return Relabelled(source, wanted, range(len(wanted)))
     raise ClassesError(
         f"{what}: the classes are not those of {of} ({difference(found, wanted)}); give images of classes with the same names"
     )
@@ -128,9 +145,3 @@ def _near(new: Sequence[str], missing: Sequence[str]) -> str:
 
 def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold().strip()
-
-
-def _are_numbers(names: Sequence[str], count: int) -> bool:
-    return len(names) == count and all(
-        name.isascii() and name.isdigit() and int(name) == number for number, name in enumerate(names)
-    )

@@ -32,6 +32,12 @@ class Images:
         return f"{self.images:,} {what} as then, but not the same ones"
 
 
+def is_record_of_images(value: Any) -> bool:
+    """Whether a part of a config.json is what `Identity.record` writes for a split."""
+    fields = {"images": int, "digest": str}
+    return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in fields.items())
+
+
 @dataclasses.dataclass(frozen=True)
 class Identity:
     """What a run records of its data."""

@@ -301,7 +301,7 @@ class _EvalReader:
             "image": images,
             "label": labels,
             "mask": mask,
-            "bad": "\n".join(bad),
+            "bad": "\0".join(bad),
         }
 
 

@@ -7,6 +7,8 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from deit_jax.weights.labels import read_class_names
+
 # Files of TFDS, a dependency of this package: the 1,000 names, and the WordNet numbers in the same order.
 _NAMES, _NUMBERS = "datasets/siscore/labels.py", "datasets/imagenet2012/labels.txt"
 _IMAGENET_CLASSES = 1000
@@ -46,6 +48,17 @@ def imagenet_wordnet_numbers() -> tuple[str, ...] | None:
     except OSError:
         return None
     return numbers if len(numbers) == _IMAGENET_CLASSES else None
+
+
+def names_of_weights(weights: str, data_names: Sequence[str]) -> tuple[str, ...] | None:
+    """The class names of a weights file, or of published weights where the data's are ImageNet's; None if not known."""
+    names = None if weights == "pretrained" else read_class_names(weights)
+    numbers = imagenet_wordnet_numbers()
+    if numbers is None or not set(data_names) & set(numbers):
+        return names
+    # ImageNet's classes as words ("tench, Tinca tinca"): the data has WordNet's numbers of the same classes, in the same order.
+    in_words = names is not None and len(names) == len(numbers) and not set(names) & set(numbers)
+    return numbers if weights == "pretrained" or in_words else names
 
 
 @functools.cache

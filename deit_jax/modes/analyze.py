@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from deit_jax.augment.recipe import prepare_for_evaluation
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.config_check import validate
-from deit_jax.data.classes import with_classes
+from deit_jax.data.bad_images import BadImages
 from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source
@@ -30,6 +30,7 @@ from deit_jax.evaluation.tokens import at_resolution, position_norms, token_cosi
 from deit_jax.models.grouped_conv import suited_to
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.modes.classifiers import Classifier, load_classifiers
+from deit_jax.modes.evaluate import as_labelled
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.reporting import analysis, console
@@ -39,20 +40,47 @@ GROUND_TRUTH = "ground truth"
 FIRST_IMAGES = 4  # whose attention is pictured where no files are given
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class EvaluationImages:
-    """The evaluation images of a configuration, in one order, at any size."""
+    """The evaluation images of a configuration, in one order, at any size.
+
+    `unreadable` counts those that the last pass left out (config.data.on_bad_image).
+    """
 
     config: ConfigDict
     source: ImageSource
     mesh: Mesh
+    unreadable: int = 0
 
     def batches(self, image_size: int) -> Iterator[dict[str, jax.Array]]:
         """All of them once, as `eval_batches` gives them, on the mesh."""
-        config = self.config
-        crop, threads = evaluation_crop(config.evaluation, image_size), config.data.num_threads
-        for batch in eval_batches(self.source, crop, config.evaluation.batch_size, num_threads=threads):
+        config, data = self.config, self.config.data
+        bad_images = BadImages(lambda line: None if self.unreadable else console.warn(line), "left out")  # said once
+        batches = eval_batches(
+            self.source,
+            evaluation_crop(config.evaluation, image_size),
+            config.evaluation.batch_size,
+            num_threads=data.num_threads,
+            num_workers=data.num_workers,
+            on_bad_image=data.on_bad_image,
+            bad_images=bad_images,
+        )
+        for batch in batches:
             yield put_batch(self.mesh, batch)
+        self.unreadable = bad_images.count()
+
+    def first(self, count: int) -> list[np.ndarray]:
+        """The pixels of the first images that can be used."""
+        found: list[np.ndarray] = []
+        for index in range(len(self.source)):
+            if len(found) == count:
+                break
+            try:
+                found.append(decode(self.source[index].image))
+            except DataError:
+                if self.config.data.on_bad_image == "stop":
+                    raise
+        return found
 
 
 def analyze(
@@ -95,11 +123,9 @@ def analyze(
     first = classifiers[0]
     other_size = _other_size(first, image_size)
     files = [(Path(file).stem, _read_image(Path(file))) for file in image_files]  # before anything takes long
-    source = open_source(config.data, "eval")
-    if first.class_names is not None:
-        source = with_classes(
-            source, first.class_names, what="the evaluation images", of=first.description, numbers=True
-        )
+    source = as_labelled(
+        open_source(config.data, "eval"), first.class_names, first.model.num_classes, first.description
+    )
     images = EvaluationImages(config, source, mesh)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -114,9 +140,7 @@ def analyze(
     if isinstance(first.model, VisionTransformer):
         found["position_embedding"] = _position_embedding(images, first, other_size, report)
         if not files:
-            files = [
-                (f"eval_{i}", decode(images.source[i].image)) for i in range(min(FIRST_IMAGES, len(images.source)))
-            ]
+            files = [(f"eval_{i}", pixels) for i, pixels in enumerate(images.first(FIRST_IMAGES))]
         _attention(config, first, files, report)
     else:
         console.say(f"{first.label} is no transformer: it has no position embedding and no attention to look at")
@@ -203,7 +227,8 @@ def _position_embedding(
         if model not in steps:  # the two at the other size are compiled once
             steps[model] = make_eval_step(model, mean=classifier.mean, std=classifier.std)
         on_mesh = jax.device_put(variables, replicated(images.mesh))
-        scores = evaluate(steps[model], on_mesh, images.batches(model.image_size), len(images.source))
+        counted = len(images.source) - images.unreadable  # of the passes before
+        scores = evaluate(steps[model], on_mesh, images.batches(model.image_size), counted)
         norms[label] = position_norms(model, variables)
         table[label] = {
             "image_size": model.image_size,

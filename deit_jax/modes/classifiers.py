@@ -11,6 +11,7 @@ import flax.linen as nn
 
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.data.classes import difference
+from deit_jax.inference.class_names import names_of_weights
 from deit_jax.models import create_model, list_models, native_image_size
 from deit_jax.reporting import console
 from deit_jax.training.checkpointing import load_variables
@@ -18,7 +19,6 @@ from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
 from deit_jax.weights import load_pretrained, load_weights
 from deit_jax.weights.files import is_weights
-from deit_jax.weights.labels import read_class_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +50,17 @@ def load_classifier(entry: str, *, which: str, like: Classifier | None = None) -
         variables = load_weights(entry, like.model, report=console.say)
         return Classifier(
             Path(entry).name, f"weights of {entry}", like.model, variables, image_size=like.image_size,
-            class_names=read_class_names(entry), **fields,
+            class_names=names_of_weights(entry, like.class_names or ()), **fields,
         )  # fmt: skip
     size, classes, class_names = native_image_size(name), like.model.num_classes, None
     if weights == "pretrained":
         model, variables = load_pretrained(name, classes, size, dtype=like.model.dtype)
     else:
         model = create_model(name, classes, size, dtype=like.model.dtype)
-        variables, class_names = load_weights(weights, model, report=console.say), read_class_names(weights)
+        variables, class_names = (
+            load_weights(weights, model, report=console.say),
+            names_of_weights(weights, like.class_names or ()),
+        )
     description = f"{name}, weights of {weights}"
     return Classifier(name, description, model, variables, image_size=size, class_names=class_names, **fields)
 

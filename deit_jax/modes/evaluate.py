@@ -22,7 +22,7 @@ from deit_jax.errors import machine_fault
 from deit_jax.evaluation.extra import open_extra_sets, score_extra_sets
 from deit_jax.evaluation.protocol import protocol_of
 from deit_jax.evaluation.run import Evaluator
-from deit_jax.inference.class_names import imagenet_wordnet_numbers
+from deit_jax.inference.class_names import names_of_weights
 from deit_jax.models import native_image_size
 from deit_jax.models.position_embedding import resize_position_embedding
 from deit_jax.models.vit import VisionTransformer
@@ -33,12 +33,11 @@ from deit_jax.reporting import console
 from deit_jax.reporting.metrics import write_json
 from deit_jax.training.checkpointing import CheckpointError, has_checkpoints, load_weights_of_run
 from deit_jax.training.plan import compute_dtype
-from deit_jax.training.program import build_model
+from deit_jax.training.program import build_model, build_recorded_model
 from deit_jax.training.record import read_config, show_results
 from deit_jax.training.state import Variables
 from deit_jax.weights import load_pretrained, load_weights
 from deit_jax.weights.files import is_weights
-from deit_jax.weights.labels import read_class_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +79,7 @@ def evaluate(
         )
     source = open_source(config.data, "eval")
     subject = load_subject(config, workdir, source.class_names, checkpoint)
-    source = as_labelled(source, subject)
+    source = as_labelled(source, subject.class_names, subject.model.num_classes, subject.origin)
     extra = open_extra_sets(config, source.class_names, strict=True)
     for note in notes_of(source):
         console.say(note)
@@ -112,22 +111,23 @@ def evaluate(
     return results
 
 
-def as_labelled(source: ImageSource, subject: Subject) -> ImageSource:
+def as_labelled(source: ImageSource, class_names: Sequence[str] | None, num_classes: int, origin: str) -> ImageSource:
     """Evaluation images with labels that count in the model's classes, matched by name. They may be of some of the classes only.
+
+    class_names, num_classes: the model's; None: names that nothing tells. origin: whose model it is, for messages.
 
     Raises DataError for a class that the model does not know, ConfigError for too many where names are not known.
     """
-    if subject.class_names is None:
-        if len(source.class_names) > subject.model.num_classes:
+    there = len(source.class_names)
+    if class_names is None:
+        if there > num_classes:
             raise ConfigError(
-                f"the evaluation images have {len(source.class_names)} classes, the model {subject.model.num_classes}: "
-                "set config.data to images of its own"
+                f"the evaluation images have {there} classes, the model {num_classes}: set config.data to images of its own"
             )
         return source
-    there, known = len(source.class_names), len(subject.class_names)
-    source = with_classes(source, subject.class_names, what="the evaluation images", of=subject.origin, numbers=True)
-    if there < known:
-        console.say(f"the evaluation images are of {there} of the {known} classes")
+    source = with_classes(source, class_names, what="the evaluation images", of=origin, numbers=True)
+    if there < len(class_names):
+        console.say(f"the evaluation images are of {there} of the {len(class_names)} classes")
     return source
 
 
@@ -142,7 +142,7 @@ def load_subject(config: ConfigDict, workdir: Path | None, data_names: Sequence[
         raise CheckpointError(
             f"--checkpoint={checkpoint} is of a --workdir; config.model.weights={weights} has no such"
         )
-    class_names = _names_of_weights(weights, data_names)
+    class_names = names_of_weights(weights, data_names)
     num_classes = config.num_classes or len(class_names or data_names)
     if class_names is not None and len(class_names) != num_classes:
         class_names = None
@@ -163,26 +163,13 @@ def load_subject(config: ConfigDict, workdir: Path | None, data_names: Sequence[
     return Subject(model, {which: variables}, origin, None, size, trained, class_names)
 
 
-def _names_of_weights(weights: str, data_names: Sequence[str]) -> tuple[str, ...] | None:
-    """The class names of a weights file, or of published weights where the data's are ImageNet's; None if not known."""
-    names = None if weights == "pretrained" else read_class_names(weights)
-    numbers = imagenet_wordnet_numbers()
-    if numbers is None or not set(data_names) & set(numbers):
-        return names
-    # ImageNet's classes as words ("tench, Tinca tinca"): the data has WordNet's numbers of the same classes, in the same order.
-    in_words = names is not None and len(names) == len(numbers) and not set(names) & set(numbers)
-    return numbers if weights == "pretrained" or in_words else names
-
-
 def _of_run(config: ConfigDict, folder: Path, checkpoint: str) -> Subject:
     record = read_config(folder)
     resolved, trained = record["resolved"], recorded_config(record)
     if trained.model.name != config.model.name:
         raise ConfigError(f"config.model.name={config.model.name!r}, but {folder} holds {trained.model.name!r}")
     size = config.image_size or resolved["image_size"]
-    model = build_model(
-        trained, num_classes=resolved["num_classes"], image_size=size, compute_dtype=resolved["compute_dtype"]
-    )
+    model = build_recorded_model(record, image_size=size)
     weights, step = load_weights_of_run(folder, checkpoint)
     weights = {name: _at_image_size(model, variables) for name, variables in weights.items()}
     names = tuple(resolved.get("class_names") or ()) or None

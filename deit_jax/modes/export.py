@@ -37,7 +37,7 @@ def export(workdir: Path, output: Path, *, layout: str, which: str, checkpoint: 
         mean=tuple(trained.augment.mean),
         std=tuple(trained.augment.std),
     )
-    names = resolved["class_names"]
+    names = resolved.get("class_names", [])
     # The model may have more classes than its data set, which then cannot name them all.
     names = names if len(names) == model.num_classes else None
     path = save_weights(variables, model, output, layout, preprocessing=preprocessing, class_names=names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import flax.linen as nn
@@ -10,7 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, recorded_config
+from deit_jax.data.classes import difference
 from deit_jax.data.registry import open_source
+from deit_jax.inference.class_names import names_of_weights
 from deit_jax.models import native_image_size
 from deit_jax.parallel.distributed import from_main_process
 from deit_jax.reporting import console
@@ -59,6 +62,7 @@ def load_initial(config: ConfigDict, workdir: Path) -> Initial | None:
             where = f"weights of {weights}"
             which = "ema" if config.model.variables == "ema" else None
             fitted = fit_weights(weights, model, heads=heads, which=which, seed=config.seed)
+            _warn_of_other_classes(fitted, names_of_weights(weights, class_names), class_names, weights)
         else:
             where, fitted = _from_workdir(config, Path(weights), model, heads, class_names)
     except TokenMisfitError as error:
@@ -89,12 +93,19 @@ def _from_workdir(
     variables, step = load_variables(folder, config.model.variables)
     where = f"{folder}, {config.model.variables} weights after step {step:,}"
     fitted = fit_variables(variables, model, where, heads=heads, seed=config.seed)
-    if not fitted.renewed and list(resolved["class_names"]) != list(class_names):
-        console.warn(
-            f"the heads of {folder} fit by their number of classes, but the classes have other names: "
-            "config.model.reset_heads=True begins them anew"
-        )
+    _warn_of_other_classes(fitted, resolved.get("class_names"), class_names, str(folder))
     return where, fitted
+
+
+def _warn_of_other_classes(
+    fitted: Fitted, own_names: Sequence[str] | None, class_names: Sequence[str], where: str
+) -> None:
+    """Warn of heads that are kept although they tell other classes apart than those of the data, as far as names are known."""
+    if own_names and not fitted.renewed and tuple(own_names) != tuple(class_names):
+        console.warn(
+            f"the heads of {where} fit by their number of classes, but the classes are others "
+            f"({difference(own_names, class_names)}): config.model.reset_heads=True starts them from scratch"
+        )
 
 
 def warn_of_another_normalisation(config: ConfigDict, trained: ConfigDict, what: str, section: str) -> None:

@@ -177,7 +177,7 @@ def _network_parts(config: ConfigDict, workdir: Path, which: str, log: RunLog | 
         subject = load_subject(config, workdir, source.class_names, "newest")
         if which not in subject.weights:
             raise UserError(f"the run has no {which} weights")
-        source = as_labelled(source, subject)
+        source = as_labelled(source, subject.class_names, subject.model.num_classes, subject.origin)
         wanted = min(max(PREDICTED_IMAGES, IMAGES_A_CLASS * len(source.class_names)), MOST_IMAGES)
         indices = spread_indices(len(source), wanted)
         found = _predict(config, subject, which, Subset(source, indices))

@@ -15,6 +15,7 @@ from deit_jax.config import ConfigError, listed_names, needs_teacher, recorded_c
 from deit_jax.config_model import check_overrides
 from deit_jax.data.classes import difference, order_of
 from deit_jax.data.registry import open_source
+from deit_jax.inference.class_names import names_of_weights
 from deit_jax.models import create_model, native_image_size
 from deit_jax.models.ensemble import Ensemble, joined_variables, renormalisation
 from deit_jax.modes.initial import warn_of_another_normalisation
@@ -26,7 +27,6 @@ from deit_jax.training.record import read_config
 from deit_jax.training.state import Variables
 from deit_jax.weights.files import is_weights
 from deit_jax.weights.hub import fetch_pretrained
-from deit_jax.weights.labels import read_class_names
 from deit_jax.weights.loading import count_classes, fit_weights
 
 IMAGENET_CLASSES = 1000
@@ -143,7 +143,7 @@ def _load_one(
         )
     where += f"; {fitted.note}" if fitted.note else ""
     teacher = freeze(model, fitted.variables, where, compute_dtype=compute_dtype(config))
-    return _by_name(config, teacher, None if weights == "pretrained" else read_class_names(path), class_names, weights)
+    return _by_name(config, teacher, names_of_weights(weights, class_names), class_names, weights)
 
 
 def _trained_teacher(

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import MUST_BE_GIVEN, ConfigError
 from deit_jax.config_check import validate
+from deit_jax.data.classes import difference, order_of
+from deit_jax.data.registry import open_source
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.report import report_of_finished_run
 from deit_jax.modes.teacher import load_teacher
@@ -16,7 +18,7 @@ from deit_jax.reporting import console
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.training.loop import Results
 from deit_jax.training.loop import train as run_training
-from deit_jax.training.preparation import build_run, open_run
+from deit_jax.training.preparation import Opened, build_run, open_run
 
 
 def train(config: ConfigDict, workdir: Path) -> Results:
@@ -37,12 +39,23 @@ def train(config: ConfigDict, workdir: Path) -> Results:
 
 
 def _train(config: ConfigDict, workdir: Path, log: RunLog) -> Results:
+    opened = open_run(config, workdir)
     initial = load_initial(config, workdir)
     if config.teacher.recipe is not None:
-        build_run(config, open_run(config, workdir))  # refused now rather than after the teacher's training
+        build_run(config, opened)  # refused now rather than after the teacher's training
+        _check_classes_of_recipe(config, opened)
         console.say("first the teacher, then its student")
         train(config.teacher.recipe, workdir / "teacher")
-    results = run_training(config, workdir, load_teacher(config, workdir), initial, log)
+    results = run_training(config, workdir, load_teacher(config, workdir), initial, log, opened)
     if config.log.report:
         report_of_finished_run(workdir, log)
     return results
+
+
+def _check_classes_of_recipe(config: ConfigDict, opened: Opened) -> None:
+    taught, names = open_source(config.teacher.recipe.data, "train").class_names, opened.train_source.class_names
+    if config.teacher.classes is None and order_of(names, taught) is None:
+        raise ConfigError(
+            f"config.teacher.recipe trains on other classes than the student's ({difference(taught, names)}): set its data, or "
+            "let config.teacher.classes name the student's among the teacher's"
+        )

@@ -54,13 +54,14 @@ def _text(text: str, style: str = "") -> Text:
     return Text(printable(text).encode(encoding, "backslashreplace").decode(encoding), style)
 
 
-def announce(title: str, facts: Mapping[str, str]) -> None:
-    """A block of named facts: what is about to run."""
+def announce(title: str, facts: Mapping[str, str | Sequence[str]]) -> None:
+    """A block of named facts, each of a line or several: what is about to run."""
     table = Table(title=_text(title, "bold"), title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, fact in facts.items():
-        table.add_row(_text(name), _text(fact))
+        lines = [fact] if isinstance(fact, str) else fact
+        table.add_row(_text(name), Text("\n").join(_text(line) for line in lines))
     _console().print(table)
 
 

@@ -24,9 +24,9 @@ def describe(
     eval_source: ImageSource,
     teacher: Teacher | None,
     initial: Initial | None = None,
-) -> dict[str, str]:
+) -> dict[str, str | list[str]]:
     """What is about to run: model, what it starts from, teacher, devices, data, recipe, length."""
-    facts = {
+    facts: dict[str, str | list[str]] = {
         "model": f"{config.model.name}{_fields(config.model.overrides)}: "
         f"{count_parameters(program.abstract_state.variables):,} parameters, {plan.image_size} px, "
         f"{plan.num_classes} classes, {plan.compute_dtype}",
@@ -55,7 +55,7 @@ def describe(
         + (f" ({config.data.held_out:.0%} of every class held out)" if holds_out(config.data) else "")
     )
     if notes := notes_of(train_source, eval_source):
-        facts["data notes"] = "\n".join(notes)
+        facts["data notes"] = notes
     facts |= _recipe(config, plan)
     facts["length"] = (
         f"{plan.total_steps:,} steps of {config.train.batch_size} images, {plan.steps_per_epoch:,} an epoch "

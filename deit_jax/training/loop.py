@@ -42,7 +42,7 @@ from deit_jax.training.interruption import Interruption
 from deit_jax.training.lock import hold
 from deit_jax.training.optimizer import parameter_names
 from deit_jax.training.plan import Plan
-from deit_jax.training.preparation import build_run, open_run, step_batches
+from deit_jax.training.preparation import Opened, build_run, open_run, step_batches
 from deit_jax.training.program import Initial, Program, Teacher
 from deit_jax.training.record import claim_workdir, finished_results, show_results, skipped_steps, write_results
 from deit_jax.training.state import TrainState, Variables
@@ -57,20 +57,22 @@ def train(
     teacher: Teacher | None = None,
     initial: Initial | None = None,
     log: RunLog | None = None,
+    opened: Opened | None = None,
 ) -> Results:
     """Train the configured model in `workdir`, or go on where an earlier call stopped; returns what `results.json` holds.
 
     config: validated. teacher: the frozen network for distillation, with as many classes as the student; None without one.
     initial: the weights of config.model.weights, from which a run starts that has no checkpoint yet; None: random ones.
-    log: where the numbers go, for a caller who has more to log when this returns; None: one of its own.
+    log: where the numbers go, for a caller who has more to log when this returns; None: one of its own. opened: what `open_run`
+    returned for the same arguments; None: it is opened here.
     Raises ConfigError, DataError, WorkdirError or CheckpointError, each with one clear line, before anything is compiled; later
     also DivergenceError, LogError and, when a signal asks for it, Stopped.
     """
     if log is None:
         with RunLog(config, workdir, silent=not is_main_process()) as log:
-            return train(config, workdir, teacher, initial, log)
+            return train(config, workdir, teacher, initial, log, opened)
     # --- What will be done; nothing is written before all that can be refused has been checked ------------------------------
-    opened = open_run(config, workdir)
+    opened = opened or open_run(config, workdir)
     plan = opened.plan
     if opened.record is not None and (results := finished_results(workdir, plan)) is not None:
         console.say(f"{workdir} is finished: {plan.total_steps} steps are done. Another --workdir starts from scratch.")

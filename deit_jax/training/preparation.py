@@ -98,7 +98,7 @@ def build_run(config: ConfigDict, opened: Opened, teacher: Teacher | None = None
     """
     plan = opened.plan
     mesh = make_mesh(fsdp=config.parallel.fsdp)
-    program = build_program(config, plan, mesh, teacher)
+    program = build_program(config, plan, mesh, teacher, resumed=opened.record is not None)
     evaluator = Evaluator(config, opened.eval_source, mesh, image_size=plan.image_size, keep_images=True)
     # Opened and left: what cannot read so, e.g. workers without shared memory, is refused before anything is written.
     step_batches(config, opened.train_source, plan, 0, plan.total_steps)

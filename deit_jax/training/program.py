@@ -89,11 +89,15 @@ def build_model(config: ConfigDict, *, num_classes: int, image_size: int, comput
     return _build_model(config, num_classes, image_size, compute_dtype)
 
 
-def build_recorded_model(record: dict[str, Any]) -> nn.Module:
-    """The model of a workdir, from what `read_config` found there. Options that it does not have were without effect."""
+def build_recorded_model(record: dict[str, Any], image_size: int | None = None) -> nn.Module:
+    """The model of a workdir, from what `read_config` found there. Options that it does not have were without effect.
+
+    image_size: pixels; None: as trained.
+    """
     resolved = record["resolved"]
     config = recorded_config(record)
-    return _build_model(config, resolved["num_classes"], resolved["image_size"], resolved["compute_dtype"])
+    size = image_size or resolved["image_size"]
+    return _build_model(config, resolved["num_classes"], size, resolved["compute_dtype"])
 
 
 def _build_model(config: ConfigDict, num_classes: int, image_size: int, compute_dtype: str) -> nn.Module:
@@ -114,8 +118,12 @@ def build_augmentation(config: ConfigDict, num_classes: int) -> TrainAugmentatio
         raise ConfigError(f"config.{error}") from error
 
 
-def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher | None = None) -> Program:
+def build_program(
+    config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher | None = None, *, resumed: bool = False
+) -> Program:
     """Everything that is compiled for a run. Nothing is computed on a device yet.
+
+    resumed: a run that an earlier version began with a head that nothing teaches goes on, with a warning.
 
     Raises ConfigError for a configuration that cannot be built.
     """
@@ -130,7 +138,12 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher |
             f"a device holds {config.train.batch_size // mesh.size} rows, no multiple of config.augment.group_size="
             f"{augment.group_size}: rows move between devices to be mixed"
         )
-    check_heads(config)
+    try:
+        check_heads(config)
+    except ConfigError as error:
+        if not resumed:
+            raise
+        console.warn(f"{error}; the run goes on as an earlier version began it")
     model = build_model(
         config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
     )

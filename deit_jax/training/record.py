@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, default_config, differing_fields, listed_names
 from deit_jax.config_model import absent_options
-from deit_jax.data.identity import Identity
+from deit_jax.data.identity import Identity, is_record_of_images
 from deit_jax.data.sampling import selected_positions
 from deit_jax.errors import machine_fault
 from deit_jax.evaluation.accuracy import Scores, answer_of
@@ -142,10 +142,33 @@ def read_config(workdir: Path) -> dict[str, Any]:
             raise ConfigError(f"{workdir}: there is no such file or folder") from None
         raise ConfigError(f"{path} does not exist: {workdir} is not the --workdir of a training run") from None
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is damaged ({error}); restore it or start anew in another --workdir") from error
+        raise ConfigError(f"{path} is damaged ({error}); {_RESTORE}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); {_RESTORE}") from error
     if not isinstance(record, dict) or not {"config", "resolved"} <= set(record):
         raise ConfigError(f"{path} is not that of a training run: {workdir} is not its --workdir")
+    if (wrong := _wrong_part(record)) is not None:
+        raise ConfigError(f"{path} is damaged (its {wrong} is not what a run writes); {_RESTORE}")
     return record
+
+
+_RESTORE = "restore it, or start from scratch in another --workdir"
+
+
+def _wrong_part(record: Mapping[str, Any]) -> str | None:
+    """The first part of a record that is not of the type that a run writes; None if all are."""
+    resolved = record["resolved"] if isinstance(record["resolved"], Mapping) else {}
+    data = resolved.get("data", {})
+    parts = {
+        "format": isinstance(record.get("format", 1), int),
+        "config": isinstance(record["config"], Mapping) and {"model", "train", "data"} <= set(record["config"]),
+        "resolved": {"num_classes", "image_size", "compute_dtype", "steps_per_epoch"} <= set(resolved),
+        "steps_per_epoch": isinstance(steps := resolved.get("steps_per_epoch"), int) and steps > 0,
+        "class_names": isinstance(names := resolved.get("class_names", []), list)
+        and all(isinstance(name, str) for name in names),
+        "data": isinstance(data, Mapping) and all(map(is_record_of_images, data.values())),
+    }
+    return next((name for name, sound in parts.items() if not sound), None)
 
 
 def finished_results(workdir: Path, plan: Plan) -> dict[str, Any] | None:
@@ -211,7 +234,7 @@ def closing_table(config: ConfigDict, results: dict[str, Any]) -> ClosingTable:
         rows.append((_teacher_row(config), teacher["top1"], teacher["top5"], teacher["loss"]))
     rows += _rows(results["scores"]) + [(name, top1, None, None) for name, top1 in config.published.items()]
     further = {
-        f"{name}, {extra['images']:,} images": _rows(extra["scores"])
+        f"{name}, {extra['images']:,} images{_left_out(extra)}": _rows(extra["scores"])
         for name, extra in results.get("extra", {}).items()
     }
     title = f"{config.model.name} on {results['eval_images']:,} images"
@@ -222,6 +245,10 @@ def closing_table(config: ConfigDict, results: dict[str, Any]) -> ClosingTable:
         title += f" after {results['step']:,} steps"
     incidents = [f"{results[name]:,} {what}" for name, what in _INCIDENTS.items() if results.get(name)]
     return ClosingTable(title, rows, further, notes, incidents)
+
+
+def _left_out(extra: Mapping[str, Any]) -> str:
+    return f", {extra['unreadable']:,} unreadable left out" if extra.get("unreadable") else ""
 
 
 def show_results(config: ConfigDict, results: dict[str, Any]) -> None:

@@ -80,7 +80,7 @@ def test_several_weights_are_scored_in_one_pass_and_images_are_kept(two_weights)
 
 def test_images_that_cannot_be_read_are_counted_beside_the_score(two_weights, capsys):
     model, weights = two_weights
-    broken = (3, 41, 89)
+    broken = (3, 4, 89)  # two in one chunk
     with pytest.raises(DataError, match="image 3 of the arrays"):
         evaluator_of(Counted(broken=broken)).weights(model, weights)
     evaluator = evaluator_of(Counted(broken=broken), data__on_bad_image="replace")

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -134,3 +135,29 @@ def test_what_cannot_be_analyzed_is_told(workdirs, tmp_path):
     other = untrained(tmp_path / "twelve", tiny_config(**twelve))
     with pytest.raises(ConfigError, match="answers in 12 classes"):
         analyze(distilled, others=[str(other)])
+
+
+def test_images_that_cannot_be_used_are_left_out_of_every_part(workdirs, tmp_path, capsys):
+    source = open_source(tiny_config().data, "eval")
+    for i in range(30):
+        image, label = source[i]
+        folder = tmp_path / "val" / source.class_names[label].replace("/", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+    for path in list(tmp_path.glob("val/*/*.png"))[:2]:
+        path.write_bytes(b"not an image")
+    config = tiny_config(
+        data__source="folder", data__path=str(tmp_path), data__on_bad_image="replace", data__max_eval_images=None
+    )
+    other = tmp_path / "renamed"
+    shutil.copytree(workdirs[1], other)
+    record = json.loads((other / "config.json").read_text())
+    record["resolved"]["class_names"] = [name.replace("/", "-") for name in record["resolved"]["class_names"]]
+    (other / "config.json").write_text(json.dumps(record))
+    found = analyze(other, config=config, output=tmp_path / "a")
+    hits = [row["top1"] * 28 / 100 for row in found["position_embedding"]["versions"].values()]
+    assert hits == pytest.approx([round(count) for count in hits], abs=1e-4)  # of 28 images, not 30
+    assert capsys.readouterr().out.count("left out: ") == 2
+    config.data.on_bad_image = "stop"
+    with pytest.raises(DataError, match="cannot be decoded"):
+        analyze(other, config=config, output=tmp_path / "b")

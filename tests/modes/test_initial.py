@@ -129,7 +129,7 @@ def test_a_random_start_with_the_fields_of_a_fine_tuning_is_told(tmp_path, capsy
 def test_classes_of_other_names_are_told(trained_student, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("deit_jax.modes.initial.read_config", _with_other_classes)
     load_initial(tiny_config(model__weights=str(trained_student)), tmp_path)
-    assert "config.model.reset_heads=True begins them anew" in " ".join(capsys.readouterr().out.split())
+    assert "config.model.reset_heads=True starts them from scratch" in " ".join(capsys.readouterr().out.split())
 
 
 def _with_other_classes(folder):

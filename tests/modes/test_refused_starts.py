@@ -86,6 +86,17 @@ def test_a_student_that_cannot_be_evaluated_is_refused_before_its_teacher_is_tra
     assert not (tmp_path / "work").exists()
 
 
+def test_a_recipe_of_other_classes_is_refused_before_the_teacher_is_trained(tmp_path):
+    images(tmp_path / "data")
+    config = plain(tmp_path / "data", distillation__kind="hard", model__name="deit_tiny_distilled_patch16_224")
+    config.teacher.recipe = tiny_teacher_config()
+    with pytest.raises(
+        ConfigError, match=r"config\.teacher\.recipe trains on other classes than the student's \(new: 'T-shirt"
+    ):
+        train(config, tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+
+
 def test_a_class_that_was_renamed_is_refused_by_the_command_and_no_byte_changes(trained):
     folder, workdir = trained
     before = contents(workdir)

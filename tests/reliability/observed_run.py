@@ -17,7 +17,7 @@ from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.modes.train import train
 from deit_jax.parallel import distributed
 from deit_jax.parallel.mesh import BATCH_AXES
-from deit_jax.training import loop
+from deit_jax.training import loop, preparation
 from deit_jax.training.step import step_keys
 from tests.tiny import STUDENT, tiny_config
 
@@ -39,8 +39,8 @@ def main(workdir, record, max_steps, coordinator=None, processes=None, process=N
     config, seen = config_for(int(max_steps)), {}
 
     def observed(build):
-        def build_program(config, plan, mesh, teacher):
-            program = build(config, plan, mesh, teacher)
+        def build_program(config, plan, mesh, teacher, **options):
+            program = build(config, plan, mesh, teacher, **options)
             fields = {k: v for k, v in config.augment.to_dict().items() if k != "groups_per_block"}
             recipe = TrainAugmentation(num_classes=plan.num_classes, **fields)
             augment = jax.jit(lambda key, images, labels: recipe(key, images, labels, mesh=mesh, axis=BATCH_AXES))
@@ -61,7 +61,7 @@ def main(workdir, record, max_steps, coordinator=None, processes=None, process=N
 
         return build_program
 
-    loop.build_program = observed(loop.build_program)
+    preparation.build_program = observed(preparation.build_program)
     loop.compiled_together = lambda function: function  # what is observed is no jitted function; what it calls is
     train(config, Path(workdir))
     np.savez(record, **seen)

@@ -60,3 +60,10 @@ def test_any_number_of_columns_shows_the_text(stream, monkeypatch, columns):
 def test_a_process_without_standard_output_says_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     everything()
+
+
+def test_a_fact_of_several_lines_has_a_line_for_each(stream):
+    raw = stream("utf-8")
+    console.announce("Run", {"data notes": ["skipped in a: 1 file", f"skipped in {NASTY}"]})
+    lines = [line.strip() for line in raw.getvalue().decode().splitlines()]
+    assert lines == ["Run", "data notes  skipped in a: 1 file", f"skipped in {SHOWN}"]

@@ -87,3 +87,13 @@ def test_the_rate_follows_the_configured_schedule(kind, per_step):
     epochs = steps / 312 if per_step else steps // 312
     epochs = np.maximum(epochs - 1, 0) if kind == "released" else epochs
     np.testing.assert_allclose(rates, 1e-3 + epochs * (0.5 - 1e-3) / 5, rtol=1e-5)  # within the five epochs of warm-up
+
+
+def test_a_run_that_began_with_a_head_that_nothing_teaches_goes_on_with_a_warning(capsys):
+    config = tiny_config()
+    config.distillation.kind, config.teacher.weights = "none", ""
+    plan = resolve(config, num_images=10_000, data_classes=10)
+    with pytest.raises(ConfigError, match="does not teach the distillation token"):
+        build_program(config, plan, make_mesh(jax.devices()[:1]))
+    build_program(config, plan, make_mesh(jax.devices()[:1]), resumed=True)
+    assert "the run goes on as an earlier version began it" in " ".join(capsys.readouterr().out.split())

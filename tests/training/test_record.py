@@ -50,6 +50,27 @@ def test_another_programs_config_is_no_record(tmp_path, content):
         read_config(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "named"),
+    [
+        ("resolved", {}, "resolved"), ("resolved", [], "resolved"), ("config", [], "config"), ("format", "x", "format"),
+        ("resolved.steps_per_epoch", 0, "steps_per_epoch"), ("resolved.class_names", 7, "class_names"),
+        ("resolved.data", None, "data"), ("resolved.data.train", 7, "data"), ("resolved.data.train", {"digest": "a"}, "data"),
+    ],
+)  # fmt: skip
+def test_a_record_that_was_edited_is_damaged_and_named(tmp_path, part, value, named):
+    claim(tmp_path, tiny_config())
+    record = read_config(tmp_path)
+    *path, name = part.split(".")
+    inner = record
+    for step in path:
+        inner = inner[step]
+    inner[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=rf"config\.json is damaged \(its {named} is not what a run writes\)"):
+        read_config(tmp_path)
+
+
 def test_a_workdir_of_a_later_version_is_refused_by_its_number(tmp_path):
     claim(tmp_path, tiny_config())
     record = read_config(tmp_path)
