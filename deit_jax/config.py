@@ -45,10 +45,10 @@ def default_config() -> ConfigDict:
     model.name = "deit_small_patch16_224"  # any of deit_jax.list_models()
     model.overrides = ConfigDict()  # fields of the model: --config.model.overrides.depth=6, in a file dict(depth=6)
     # start from: a workdir of this project, a weights file (as teacher.weights), or "pretrained"; "": a random start. Heads
-    # of another number of classes begin anew, position embeddings are resized; all else must fit
+    # of another number of classes start from scratch, position embeddings are resized; all else must fit
     model.weights = ""
     model.variables = "raw"  # which weights of a workdir or training checkpoint: raw or ema
-    model.reset_heads = False  # begin the heads anew even if they fit: other classes, as many
+    model.reset_heads = False  # start the heads from scratch even if they fit: other classes, as many
     model.drop_path_rate = 0.1  # stochastic depth of the last block; rates grow linearly from 0
     model.dropout_rate = 0.0  # after the position embedding, attention projection and MLP layers
     # xla: written out; dot_product: jax.nn's; cudnn: its fused kernel, for bfloat16 on NVIDIA GPUs
@@ -171,7 +171,8 @@ def default_config() -> ConfigDict:
     evaluation.protocol = "deit"  # whose resize and crop: deit (with crop_ratio) | timm | mmpretrain (docs/data.md)
     evaluation.crop_ratio = 0.875  # deit: the image is resized to image_size / crop_ratio before the centre crop
     evaluation.teacher = True  # measure the teacher on the same images first
-    evaluation.memory_gib = 2.0  # of each host's, to keep the cropped images between evaluations if they fit; 0: none
+    # GiB of each process, to keep the cropped images between evaluations if they fit; 0: none
+    evaluation.memory_gib = 2.0
     # further sets to score at the end, by name: ConfigDicts of source, name, path and split, as in config.data (and labels: a
     # file of ReaL's labels, or ""). One that is not there is left out with a warning
     evaluation.extra = ConfigDict()
@@ -253,4 +254,7 @@ def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any], prefix
 
 
 def _without_tilde(value: Any) -> Any:
-    return os.path.expanduser(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    parts = value.split(",")  # weights of several teachers
+    return ",".join(os.path.expanduser(part.strip()) if part.lstrip().startswith("~") else part for part in parts)

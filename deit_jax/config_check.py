@@ -15,7 +15,7 @@ from deit_jax.config_file import missing_field
 from deit_jax.config_model import check_heads, check_model, check_teachers
 from deit_jax.config_values import Kind, kinds, will_do
 
-_CHOICES = {
+CHOICES = {
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "on_nonfinite": ("stop", "skip", "rollback"),
     "model.attention": ("xla", "dot_product", "cudnn"),
@@ -109,7 +109,7 @@ def validate(config: ConfigDict) -> None:
     bounds, an option that the model does not have, or values that do not go together.
     """
     _refuse_wrong_fields(config)
-    for name, choices in _CHOICES.items():
+    for name, choices in CHOICES.items():
         value = _get(config, name)
         if value not in choices:
             raise ConfigError(f"config.{name}={value!r} is none of {', '.join(choices)}")
@@ -120,6 +120,9 @@ def validate(config: ConfigDict) -> None:
                 at_least = "above 0" if low == _TINY else f"at least {low}"
                 at_most = "" if not high else " and below 1" if high == _BELOW_1 else f" and at most {high}"
                 raise ConfigError(f"config.{name}={value!r} must be {at_least}{at_most}")
+    for name, value in _fields(config):
+        if kinds()[name].base is int and value is not None and value > _MOST:
+            raise ConfigError(f"config.{name}={value!r} must be at most {_MOST}")
     for name, length in _LENGTHS.items():
         value = _get(config, name)
         if value is not None and len(value) != length:
@@ -158,11 +161,9 @@ def _refuse_wrong_fields(config: ConfigDict) -> None:
             raise ConfigError(f"config.{name}: there is no such field; the nearest is config.{near}")
         if not will_do(kind, value):
             raise ConfigError(f"config.{name}={value!r}: give {kind.wanted}")
-        if kind.base is int and value is not None and abs(value) > _MOST:
-            raise ConfigError(f"config.{name}={value!r} must be at most {_MOST}")
     for name, value in config.published.items():
         if not will_do(Kind(float), value):
-            raise ConfigError(f"config.published: {name!r} is {value!r}: give {Kind(float).wanted}")
+            raise ConfigError(f"config.published: {name!r} is {_plain(value)!r}: give {Kind(float).wanted}")
 
 
 def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -185,10 +186,10 @@ def _refuse_bad_extra_sets(config: ConfigDict) -> None:
             )
         wrong = [field for field in sorted(fields) if not isinstance(entry[field], str)]
         if wrong:
-            raise ConfigError(f"config.evaluation.extra.{name}.{wrong[0]}={entry[wrong[0]]!r}: give a text")
-        if entry.source not in _CHOICES["data.source"]:
+            raise ConfigError(f"config.evaluation.extra.{name}.{wrong[0]}={_plain(entry[wrong[0]])!r}: give a text")
+        if entry.source not in CHOICES["data.source"]:
             raise ConfigError(
-                f"config.evaluation.extra.{name}.source={entry.source!r} is none of {', '.join(_CHOICES['data.source'])}"
+                f"config.evaluation.extra.{name}.source={entry.source!r} is none of {', '.join(CHOICES['data.source'])}"
             )
 
 
@@ -239,6 +240,11 @@ def _refuse_bad_patterns(field: str, patterns: Sequence[str]) -> None:
             re.compile(pattern)
         except re.error as error:
             raise ConfigError(f"config.{field}: {pattern!r} is not a regular expression ({error})") from error
+
+
+def _plain(value: Any) -> Any:
+    """A value as a message shows it: the representation of a ConfigDict has several lines."""
+    return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
 def _get(config: ConfigDict, name: str) -> Any:

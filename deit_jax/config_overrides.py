@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, listed_names
+from deit_jax.config_check import CHOICES
 from deit_jax.config_model import check_overrides, overridable
 from deit_jax.config_values import Kind, is_bool, kind_of, kinds, parse
 from deit_jax.errors import UserError
@@ -17,7 +18,7 @@ from deit_jax.models.registry import list_models, model_fields
 
 _RECIPE = "teacher.recipe."  # whose fields are those of a whole configuration
 _OVERRIDES = r"(model|teacher)\.overrides\.(\w+)"
-_EXTRA = r"evaluation\.extra\.(\w+)\.(\w+)"
+_EXTRA = r"evaluation\.extra\.([^.]+)\.(\w+)"
 
 
 class Override(NamedTuple):
@@ -85,12 +86,17 @@ def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
                     value = tuple(item for value in values for item in value)
             if name == "recipe" and value is not None:
                 raise ValueError(f"give None, or set the recipe's fields, e.g. --config.{key}.train.epochs")
-            if texts[-1].strip().lower() == "none" and kind.base is str and section.get(name) == "":
+            if texts[-1].strip().lower() == "none" and kind.base is str and not kind.optional and not _takes_none(name):
                 raise ValueError(f"give a text; for none, leave it empty: --config.{key}=")
         except ValueError as error:
             raise UserError(f"--config.{key}={texts[-1]}: {error}") from error
         with section.unlocked(), section.ignore_type():  # it has the type that it should have
             section[name] = value
+
+
+def _takes_none(name: str) -> bool:
+    """Whether "none" is a choice of a field, by its name without sections: teacher.overrides.remat is as model.remat."""
+    return any("none" in choices for field, choices in CHOICES.items() if field.rpartition(".")[2] == name)
 
 
 def _short(key: str) -> str:
@@ -99,7 +105,7 @@ def _short(key: str) -> str:
 
 
 def _kind_by_name(key: str) -> Kind | None:
-    """The kind of a field of every configuration; None if the field's section tells it. Raises UserError if there is none."""
+    """The kind of a field of every configuration; None if it depends on the section. Raises UserError if there is none."""
     short = _short(key)
     if short in kinds():
         return kinds()[short]

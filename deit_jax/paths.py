@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from deit_jax.cache_folder import has_home
 from deit_jax.config import MUST_BE_GIVEN, listed_names
 from deit_jax.errors import UserError
 
@@ -39,10 +40,16 @@ def typed_path(flag: str, text: str) -> str:
 def expand_paths(config: ConfigDict, section: str = "config") -> None:
     """Put the home folder for ~ into every path of a configuration, in place; raises UserError as `typed_path`.
 
-    parallel.compilation_cache keeps its ~, because it is no result of a run: the user's home may be another next time.
+    parallel.compilation_cache is only checked. It keeps its ~, because it does not change a result: the user's home may be
+    another next time, and a user without a home does without the cache.
     """
     data = config.data
     data.path = _expanded(f"--{section}.data.path", data.path)
+    if data.index not in ("", "auto"):
+        data.index = typed_path(f"--{section}.data.index", data.index)
+    cache = config.parallel.compilation_cache
+    if cache and (has_home() or cache.partition("/")[0] != "~"):
+        typed_path(f"--{section}.parallel.compilation_cache", cache)
     config.model.weights = _expanded(f"--{section}.model.weights", config.model.weights)
     teacher = config.teacher
     alone = len(listed_names(teacher.name)) == 1  # the weights of one may have a comma in their name

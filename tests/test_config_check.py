@@ -58,6 +58,9 @@ def test_values_out_of_bounds_are_named(name, value):
         ("model.overrides", {"depth": "6"}, "depth='6' of deit_tiny_distilled_patch16_224: give a whole number"),
         ("model.overrides", {"mlp_ratio": float("inf")}, "mlp_ratio=inf"),
         ("model.overrides", {"num_heads": 0}, "num_heads=0"),
+        ("model.overrides", {"depth": {"a": 1}}, r"depth=\{'a': 1\} of deit_tiny.*: give a whole number"),
+        ("teacher.overrides", {"depth": {"a": {"b": 1}}}, r"depth=\{'a': \{'b': 1\}\} of regnety_002"),
+        ("published", {"theirs": {"a": 1}}, r"'theirs' is \{'a': 1\}: give a finite number"),
         ("model.overrides", {"drop_path_rate": 0.5}, "set config.model.drop_path_rate instead"),
         ("teacher.overrides", {"wm": True}, "wm=True of regnety_002"),
         ("teacher.overrides", {"num_classes": 3}, "the student's config.num_classes decides it"),
@@ -132,3 +135,12 @@ def test_teachers_must_fit_the_distillation():
     config.teacher.weights = ""
     with pytest.raises(ConfigError, match="trains 'deit_tiny"):
         validate(config)
+
+
+@pytest.mark.parametrize(("value", "message"), [(-(10**11), "at least 0"), (10**11, "at most 4294967295")])
+def test_a_number_far_out_of_bounds_is_refused_by_the_bound_that_it_breaks(value, message):
+    for name in ("seed", "data.num_threads"):
+        config = tiny_config()
+        config.update_from_flattened_dict({name: value})
+        with pytest.raises(ConfigError, match=f"config.{name}={value} must be .*{message}"):
+            validate(config)

@@ -4,6 +4,7 @@ from deit_jax.config_check import validate
 from deit_jax.config_file import load_config
 from deit_jax.config_overrides import apply, split
 from deit_jax.errors import UserError
+from tests.tiny import tiny_config
 
 NO_TEACHER = "configs/quickstart.py:no_teacher"
 
@@ -66,6 +67,8 @@ def test_none_undoes_what_the_file_sets():
         ("log.report=maybe", "give True or False"),
         ("parallel.sharding_rules=fsdp", "give pairs of texts"),
         ("teacher.weights=None", "leave it empty: --config.teacher.weights=$"),
+        ("data.index=None", "leave it empty: --config.data.index=$"),
+        ("model.name= none", "give a text"),
         ("published.ours=inf", "give a finite number"),
         ("model.overrides=depth", "give a dictionary"),
         ("train=1", "is a section: set its fields, e.g. --config.train"),
@@ -149,3 +152,26 @@ def test_what_the_file_names_can_be_set():
     config, _ = configured("--config.evaluation.extra.held_out.split=test[:9]", file="tests/tiny.py:extra")
     assert config.evaluation.extra.held_out.split == "test[:9]"
     assert configured("--config.published['a b']=3")[0].published.to_dict() == {"a b": 3.0}
+
+
+def test_none_is_a_choice_of_some_texts():
+    assert value("distillation.kind", "--config.distillation.kind=none") == "none"
+    config, _ = configured(
+        "--config.model.remat=none",
+        "--config.teacher.overrides.remat=none",
+        "--config.teacher.name=deit_tiny_patch16_224",
+    )
+    assert config.model.remat == config.teacher.overrides.remat == "none"
+
+
+def test_an_extra_set_may_have_a_hyphen_in_its_name():
+    config = tiny_config()
+    with config.unlocked():
+        config.evaluation.extra["imagenet-v2"] = {"source": "folder", "name": "", "path": "", "split": "val"}
+    _, overrides = split(
+        ["--config.evaluation.extra.imagenet-v2.path=/a", "--config.evaluation.extra['imagenet-v2'].split", "b"]
+    )
+    apply(config, overrides)
+    assert (config.evaluation.extra["imagenet-v2"].path, config.evaluation.extra["imagenet-v2"].split) == ("/a", "b")
+    with pytest.raises(UserError, match="has no set 'top-images'; this configuration has imagenet-v2"):
+        apply(config, split(["--config.evaluation.extra.top-images.path=/a"])[1])

@@ -69,3 +69,23 @@ def test_a_workdir_recorded_with_a_tilde_is_of_the_same_configuration(home):
     assert differing_fields(recorded, {"model": {"weights": f"{home}/trained"}, "data": {"path": f"{home}/b"}}) == [
         "data.path"
     ]
+
+
+def test_workdirs_with_the_tildes_of_several_teachers_are_of_the_same_configuration(home):
+    recorded = {"teacher": {"weights": "~/a, random,~/b.npz"}}
+    assert differing_fields(recorded, {"teacher": {"weights": f"{home}/a, random,{home}/b.npz"}}) == []
+    assert differing_fields(recorded, {"teacher": {"weights": f"{home}/a, random,{home}/c.npz"}}) == ["teacher.weights"]
+
+
+def test_caches_are_paths_too(home, monkeypatch):
+    for place, expected in (("~/lists", f"{home}/lists"), ("auto", "auto"), ("", "")):
+        config = tiny_config(data__index=place, parallel__compilation_cache="~/programs")
+        expand_paths(config)
+        assert config.data.index == expected
+        assert config.parallel.compilation_cache == "~/programs"
+    for field in ("data.index", "parallel.compilation_cache"):
+        config = tiny_config(**{field.replace(".", "__"): "~nobody-of-this-name/a"})
+        with pytest.raises(UserError, match=f"--config.{field}=~nobody-of-this-name/a: there is no user"):
+            expand_paths(config)
+    monkeypatch.setenv("HOME", "")
+    expand_paths(tiny_config(parallel__compilation_cache="~/programs"))  # such a user does without
