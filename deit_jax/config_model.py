@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, default_config, listed_names, needs_teacher
 from deit_jax.models.registry import check_fields, model_fields
+from deit_jax.weights.files import is_workdir
 
 # Fields of a module that have a field of the configuration of their own, by section.
 _OPTIONS = ("drop_path_rate", "dropout_rate", "fusion", "attention", "remat", "scan_blocks")
@@ -47,7 +47,8 @@ def check_overrides(section: str, name: str, overrides: Mapping[str, Any]) -> No
         if key in _NOT_FROM_OUTSIDE:
             raise ConfigError(f"config.{section}.overrides.{key}: trained networks are folded where they are frozen")
     try:
-        check_fields(name, overrides)
+        # A plain dictionary, because the representation of a ConfigDict has several lines.
+        check_fields(name, overrides.to_dict() if isinstance(overrides, ConfigDict) else overrides)
     except ValueError as error:
         raise ConfigError(f"config.{section}.overrides: {error}") from error
 
@@ -95,10 +96,15 @@ def check_teachers(config: ConfigDict) -> None:
     """
     if not needs_teacher(config) or config.teacher.recipe is not None:
         return
+    for name, weights in named_teachers(config):
+        check_overrides("teacher", name, {} if is_workdir(weights) else config.teacher.overrides)
+
+
+def named_teachers(config: ConfigDict) -> list[tuple[str, str]]:
+    """The name and the weights of each teacher of a configuration without teacher.recipe, as many names as weights."""
     names = listed_names(config.teacher.name)
     weights = [config.teacher.weights] if len(names) == 1 else listed_names(config.teacher.weights)
-    for name, where in zip(names, weights, strict=True):
-        check_overrides("teacher", name, {} if os.path.isdir(where) else config.teacher.overrides)
+    return list(zip(names, weights, strict=True))
 
 
 def check_heads(config: ConfigDict) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import default_config, listed_names, needs_teacher
+from deit_jax.config import default_config, needs_teacher
+from deit_jax.config_model import named_teachers
+from deit_jax.weights.files import is_workdir
 
 # Files under configs/ set these for what a user may add, e.g. a teacher or weights: they are named if the command line has them.
 _ONLY_IF_TYPED = ("data.name", "model.variables", "teacher.name", "teacher.overrides", "evaluation.teacher")
@@ -54,8 +55,8 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
             "evaluation.teacher",
         )
     elif teacher.recipe is not None:
-        yield from these("teacher.recipe tells them", "teacher.overrides")
-    elif all((Path(weights) / "config.json").is_file() for weights in listed_names(teacher.weights)):
+        yield from these("teacher.recipe has its own", "teacher.overrides")
+    elif all(is_workdir(weights) for _, weights in named_teachers(config)):
         yield from these("a teacher of a workdir has its own", "teacher.overrides")
     if not config.model.weights:
         yield from these("model.weights is empty", "model.variables")

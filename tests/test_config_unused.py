@@ -40,3 +40,16 @@ def test_some_fields_are_named_only_if_the_command_line_has_them():
     config.teacher.weights = ""
     config.teacher.recipe = tiny_config(optimizer__momentum=0.5)
     assert ("teacher.recipe.optimizer.momentum", "optimizer.name is adamw") in without_effect(config)
+
+
+def test_only_teachers_of_a_workdir_have_their_own_overrides(tmp_path):
+    (tmp_path / "workdir" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "foreign").mkdir()
+    for name in ("config.json", "model.safetensors"):  # as transformers and timm save
+        (tmp_path / "foreign" / name).touch()
+    own = ("teacher.overrides", "a teacher of a workdir has its own")
+    for weights, expected in (("workdir", [own]), ("foreign", []), ("gone.npz", []), ("workdir,x", [own])):
+        config = tiny_config(teacher__weights=str(tmp_path / weights))
+        with config.teacher.unlocked():
+            config.teacher.overrides.group_width = 4
+        assert without_effect(config, ["teacher.overrides.group_width"]) == expected, weights

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, listed_names, needs_teacher, recorded_config
-from deit_jax.config_model import check_overrides
+from deit_jax.config import ConfigError, needs_teacher, recorded_config
+from deit_jax.config_model import check_overrides, named_teachers
 from deit_jax.data.classes import difference, order_of
 from deit_jax.data.registry import open_source
 from deit_jax.inference.class_names import names_of_weights
@@ -25,7 +25,7 @@ from deit_jax.training.plan import compute_dtype
 from deit_jax.training.program import Teacher, build_model, build_recorded_model, freeze
 from deit_jax.training.record import read_config
 from deit_jax.training.state import Variables
-from deit_jax.weights.files import is_weights
+from deit_jax.weights.files import is_workdir
 from deit_jax.weights.hub import fetch_pretrained
 from deit_jax.weights.loading import count_classes, fit_weights
 
@@ -54,7 +54,7 @@ def load_teacher(config: ConfigDict, workdir: Path) -> Teacher | None:
     else:
         members = [
             _load_one(config, number, name, weights, num_classes, class_names, image_size)
-            for number, (name, weights) in enumerate(_names_and_weights(config))
+            for number, (name, weights) in enumerate(named_teachers(config))
         ]
     return _joined(config, members)
 
@@ -72,10 +72,9 @@ def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, plat
         models = [build_model(recipe, num_classes=num_classes, image_size=image_size, compute_dtype="float32")]
     else:
         models = [
-            _abstract_model(config, name, weights, num_classes, image_size)
-            for name, weights in _names_and_weights(config)
+            _abstract_model(config, name, weights, num_classes, image_size) for name, weights in named_teachers(config)
         ]
-    frozen = []  # what is no array does not come out of eval_shape
+    frozen = []  # what is not an array does not come out of eval_shape
 
     def variables() -> Variables:
         image = jnp.zeros((1, image_size, image_size, 3))
@@ -89,21 +88,14 @@ def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, plat
     return dataclasses.replace(frozen[0], variables=shapes, description=f"{config.teacher.name}, shapes alone")
 
 
-def _names_and_weights(config: ConfigDict) -> list[tuple[str, str]]:
-    """One pair a teacher."""
-    names = listed_names(config.teacher.name)
-    weights = [config.teacher.weights] if len(names) == 1 else listed_names(config.teacher.weights)
-    return list(zip(names, weights, strict=True))
-
-
 def _abstract_model(config: ConfigDict, name: str, weights: str, num_classes: int, image_size: int) -> nn.Module:
-    if (Path(weights or ".") / "config.json").is_file():
+    if is_workdir(weights) and Path(weights).exists():  # the shapes of a missing one are those of its name
         model = build_recorded_model(read_config(Path(weights)))
         _check_image_size(model, weights, image_size)
         if config.teacher.classes is not None:
             _check_classes(config, model.num_classes, num_classes, weights)
         return model
-    return _create(config, name, _untold_classes(config, weights, num_classes), image_size)
+    return _create(config, name, _assumed_classes(config, weights, num_classes), image_size)
 
 
 def _load_one(
@@ -116,10 +108,10 @@ def _load_one(
     image_size: int,
 ) -> Teacher:
     """The teacher of that number in the list, counted from 0, with its classes in the student's order where both have names."""
-    if weights not in ("random", "pretrained") and not is_weights(Path(weights)):
+    if is_workdir(weights):
         return _trained_teacher(config, name, Path(weights), num_classes, class_names, image_size)
     if weights == "random":
-        model = _create(config, name, _untold_classes(config, weights, num_classes), image_size)
+        model = _create(config, name, _assumed_classes(config, weights, num_classes), image_size)
         key = jax.random.key(config.seed)
         key = jax.random.fold_in(key, number) if number else key
         variables = jax.jit(model.init)(key, jnp.zeros((1, image_size, image_size, 3)))
@@ -218,8 +210,8 @@ def _create(config: ConfigDict, name: str, num_classes: int, image_size: int) ->
         raise ConfigError(f"config.teacher: {error}") from error
 
 
-def _untold_classes(config: ConfigDict, weights: str, num_classes: int) -> int:
-    """How many classes a teacher is given of which nothing tells: no more than are asked for."""
+def _assumed_classes(config: ConfigDict, weights: str, num_classes: int) -> int:
+    """How many classes to give a teacher whose number is not known: no more than are asked for."""
     if config.teacher.classes is None:
         return num_classes
     return IMAGENET_CLASSES if weights == "pretrained" else max(config.teacher.classes) + 1
@@ -235,7 +227,7 @@ def _check_number_of_classes(config: ConfigDict, num_classes: int) -> None:
             "name one for each"
         )
     if min(classes) < 0:
-        raise ConfigError(f"config.teacher.classes: {min(classes)} is no class, they are counted from 0")
+        raise ConfigError(f"config.teacher.classes: {min(classes)} is not a class, they are counted from 0")
 
 
 def _check_classes(config: ConfigDict, classes: int, num_classes: int, where: str) -> None:

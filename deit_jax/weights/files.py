@@ -43,7 +43,7 @@ def read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             raise WeightsError(f"{path}: there is no such file")
         if path.suffix.lower() not in _READERS:
             kinds = ", ".join(_READERS)
-            raise WeightsError(f"{path}: {path.suffix or 'no suffix'} is no kind of weights file; give {kinds}")
+            raise WeightsError(f"{path}: {path.suffix or 'no suffix'} is not a kind of weights file; give {kinds}")
         _refuse_what_a_failed_download_leaves(path)
         return _READERS[path.suffix.lower()](path)
     except OSError as error:
@@ -55,6 +55,11 @@ def is_weights(path: Path) -> bool:
     if path.is_dir():
         return not (path / "checkpoints").exists() and any((path / name).is_file() for name in _WEIGHTS_IN_A_FOLDER)
     return path.is_file() or path.suffix.lower() in _READERS
+
+
+def is_workdir(weights: str) -> bool:
+    """Whether a configuration's weights are those of a --workdir, which may be missing, not a file, published or random ones."""
+    return weights not in ("", "pretrained", "random") and not is_weights(Path(weights))
 
 
 def _file_in(folder: Path) -> Path:
@@ -84,8 +89,8 @@ def _refuse_what_a_failed_download_leaves(path: Path) -> None:
 def _read_safetensors(path: Path) -> Tensors:
     try:
         return safetensors.numpy.load_file(path)
-    except Exception as error:  # the library's own error, and KeyError for a type that NumPy has not
-        raise WeightsError(f"{path} is no readable safetensors file, or damaged ({reason(error)})") from error
+    except Exception as error:  # the library's own error, and KeyError for a type that NumPy does not have
+        raise WeightsError(f"{path} is not a readable safetensors file, or damaged ({reason(error)})") from error
 
 
 def _read_npz(path: Path) -> Tensors:
@@ -93,7 +98,9 @@ def _read_npz(path: Path) -> Tensors:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:  # zip, zlib, pickle and NumPy have many: whatever the damage leads to
-        raise WeightsError(f"{path} is no readable .npz file, damaged, or holds objects ({reason(error)})") from error
+        raise WeightsError(
+            f"{path} is not a readable .npz file, damaged, or holds objects ({reason(error)})"
+        ) from error
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
@@ -104,8 +111,8 @@ def _read_pickle(path: Path) -> Mapping[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, RuntimeError, EOFError: whatever the damage leads to
         raise WeightsError(
-            f"{path} is no readable PyTorch file, damaged, or holds code or objects other than tensors, which were not executed "
-            f"({reason(error)})"
+            f"{path} is not a readable PyTorch file, damaged, or holds code or objects other than tensors, which were not "
+            f"executed ({reason(error)})"
         ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict: save model.state_dict()")
@@ -161,7 +168,7 @@ def encode(
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Write all files, none before all of them lie complete beside their places. Raises WeightsError if a disk takes them not."""
+    """Write all files, none before all lie complete beside their places. Raises WeightsError if one cannot be written."""
     unfinished = {path: path.with_name(f".{path.name}.unfinished") for path in contents}
     try:
         for path, content in contents.items():

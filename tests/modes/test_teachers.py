@@ -68,6 +68,17 @@ def test_the_shapes_of_two_teachers_need_only_the_papers_of_a_workdir(pair, tmp_
     assert shapes.model == loaded.model
 
 
+def test_a_folder_of_another_framework_is_no_workdir(tmp_path):
+    for name in ("config.json", "model.safetensors"):  # as transformers and timm save
+        (tmp_path / name).write_text("{}")
+    config = tiny_config(teacher__weights=str(tmp_path), augment__group_size=4)
+    assert abstract_teacher(config, 10, 32, "cpu").model.num_classes == 10
+    with config.teacher.unlocked():
+        config.teacher.overrides.depht = 6
+    with pytest.raises(ConfigError, match="has no field 'depht'; nearest: depth"):
+        validate(config)
+
+
 def test_random_teachers_of_one_name_differ(tmp_path):
     config = tiny_config(teacher__name="regnety_002,regnety_002", teacher__weights="random,random")
     params = load_teacher(config, tmp_path).variables["params"]
@@ -101,7 +112,7 @@ def test_what_cannot_be_is_refused_at_once(changes, message):
     [
         ((0, 1, 2), "names 3 of the teacher's classes, the student has 10"),
         ((*range(9), 10), "asks for class 10, the teacher in .* has 10, counted from 0"),
-        ((*range(9), -1), "-1 is no class"),
+        ((*range(9), -1), "-1 is not a class"),
     ],
 )
 def test_classes_that_a_teacher_has_not_are_refused(trained_teacher, tmp_path, classes, message):

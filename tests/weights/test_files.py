@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from deit_jax.weights.errors import WeightsError
-from deit_jax.weights.files import is_weights, read_file, write_files
+from deit_jax.weights.errors import WeightsError, shown
+from deit_jax.weights.files import is_weights, is_workdir, read_file, write_files
 
 from .tensor_files import TENSORS, RemovesAFile, assert_same, write_file
 
@@ -37,14 +37,14 @@ def test_a_folder_stands_for_the_weights_in_it(tmp_path):
     ("name", "content", "complaint"),
     [
         ("gone.safetensors", None, "there is no such file"),
-        ("weights.h5", b"x", r"\.h5 is no kind of weights file; give \.safetensors"),
-        ("weights", b"x", "no suffix is no kind"),
+        ("weights.h5", b"x", r"\.h5 is not a kind of weights file; give \.safetensors"),
+        ("weights", b"x", "no suffix is not a kind"),
         ("a.safetensors", b"", "is empty"),
         ("a.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git-lfs pointer"),
         ("a.npz", b"\n <!DOCTYPE html><html>", "is a web page"),
-        ("a.safetensors", b"\xff\xd8\xff\xe0 a photograph", "no readable safetensors file, or damaged"),
-        ("a.safetensors", struct.pack("<Q", 1 << 60) + b"{}", "no readable safetensors file, or damaged"),
-        ("a.npz", b"\xff\xd8\xff\xe0 a photograph", r"no readable \.npz file"),
+        ("a.safetensors", b"\xff\xd8\xff\xe0 a photograph", "not a readable safetensors file, or damaged"),
+        ("a.safetensors", struct.pack("<Q", 1 << 60) + b"{}", "not a readable safetensors file, or damaged"),
+        ("a.npz", b"\xff\xd8\xff\xe0 a photograph", r"not a readable \.npz file"),
     ],
 )
 def test_what_is_no_weights_file_is_refused_in_one_line(tmp_path, name, content, complaint):
@@ -223,3 +223,16 @@ def test_a_thousand_mutated_safetensors_are_refused_or_read_as_they_are(tmp_path
             assert list(found[name].shape) == shape and found[name].tobytes() == content, (number, name)
         outcomes["read"] += 1
     assert outcomes["refused"] > 300 and outcomes["read"] > 100, outcomes  # both kinds were tried
+
+
+def test_a_workdir_is_what_is_not_weights(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / "config.json").touch()
+    assert not any(map(is_workdir, ("", "pretrained", "random", str(tmp_path), str(tmp_path / "gone.pth"))))
+    (tmp_path / "checkpoints").mkdir()
+    assert is_workdir(str(tmp_path)) and is_workdir(str(tmp_path / "gone"))
+
+
+def test_names_are_shown_in_one_line_and_not_too_long():
+    assert shown("caf\u00e9\n\x1b[2J") == r"caf\u00e9\n\x1b[2J".replace(r"\u00e9", "\u00e9")
+    assert shown("a" * 200) == "a" * 150 + "..."

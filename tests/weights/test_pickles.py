@@ -96,7 +96,7 @@ def test_damaged_or_foreign_pth_files_are_refused(tmp_path, torch):
     whole = path.read_bytes()
     for end in range(1, len(whole), 211):
         path.write_bytes(whole[:end])
-        with pytest.raises(WeightsError, match="no readable PyTorch file"):
+        with pytest.raises(WeightsError, match="is not a readable PyTorch file"):
             read_file(path)
     torch.save([torch.zeros(2)], path)
     with pytest.raises(WeightsError, match="holds a list, not a state dict"):
