@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from deit_jax.errors import UserError
+from deit_jax.printable import printable
 
 _SHOWN = 20  # names of a list that a message shows
 _LONGEST = 150  # characters of a name
@@ -28,7 +29,7 @@ class MisfitError(WeightsError):
 class TokenMisfitError(MisfitError):
     """Weights of a distilled model for a plain one, or the reverse.
 
-    wanted: whether the model has the distillation token, which the weights then have not.
+    wanted: whether the model has the distillation token, which the weights then lack.
     """
 
     def __init__(
@@ -47,5 +48,5 @@ def listed(names: Iterable[str], most: int = _SHOWN) -> str:
 
 def shown(name: str) -> str:
     """A name as a message may hold it, whatever a file calls its tensors: printable, in one line, not too long."""
-    name = name if name.isprintable() else ascii(name)[1:-1]
+    name = printable(name)
     return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}..."

@@ -35,7 +35,7 @@ class Fitted(NamedTuple):
     """Variables of a model, and what of them the weights they come from did not give as it is."""
 
     variables: dict[str, Any]  # as `load_weights` returns them
-    renewed: tuple[str, ...]  # heads that start anew: "head", "head_dist"
+    renewed: tuple[str, ...]  # heads that start from scratch: "head", "head_dist"
     resized: str  # of the position embedding: "14x14 to 24x24"; "" if it fitted
     note: str = ""  # what was removed from the names, and which tensors were left aside; "" if nothing
 
@@ -62,13 +62,13 @@ def load_weights(
         that begin with `module.`, `model.`, `net._orig_mod.` or any other prefix. Of several sets of weights under different
         prefixes the one that fits is taken.
       model: what `create_model` made; its fields say which shapes are wanted.
-      heads: "keep": the classifiers come from the file, and another number of classes is an error. "reset": they start anew.
-        "reset_if_needed": they start anew where their shapes differ, which is what the reference does in fine-tuning.
+      heads: "keep": the classifiers come from the file, and another number of classes is an error. "reset": they start from
+        scratch. "reset_if_needed": those of other shapes start from scratch, which is what the reference does in fine-tuning.
       distillation_token: "keep": a file without the token does not fit a distilled model, nor one with it a plain model. "adapt":
         a distilled model starts from a plain file, its second token, position and head as copies of the class token's, so that it
-        answers what the class head answers until the teacher tells them apart; of a distilled file a plain model takes the rest.
+        answers what the class head answers until training makes them differ; of a distilled file a plain model takes the rest.
       which: "raw" or "ema" where a checkpoint holds both; None: raw.
-      seed: of the heads that start anew.
+      seed: of the heads that start from scratch.
       report: is given a line that says which prefix was removed and what was left aside, if anything was.
 
     Returns:
@@ -119,8 +119,10 @@ def fit_weights(
             f"{where} holds several sets of weights that fit: {_prefixes(it for it, _ in fits)}; save only the one that you want"
         )
     candidate, fitted = fits[0]
-    _refuse_unusable_values(candidate.tensors, where)
-    note = f"{candidate.note}, the only one of {_prefixes(sets)} that fits" if len(sets) > 1 else candidate.note
+    _refuse_unusable_values(candidate.tensors, candidate.layout, model, fitted.renewed, where)
+    note = candidate.note
+    if len(sets) > 1:
+        note += f"; of several sets ({_prefixes(sets, '; ')}) only this one fits"
     return fitted._replace(note=note)
 
 
@@ -138,8 +140,8 @@ def _read(
     raise WeightsError(f"{where} is in no known layout ({titles}); its names are {listed(entries)}")
 
 
-def _prefixes(sets: Iterable[WeightSet]) -> str:
-    return ", ".join(f"{shown(it.prefix)}*" if it.prefix else "names without a prefix" for it in sets)
+def _prefixes(sets: Iterable[WeightSet], separator: str = ", ") -> str:
+    return separator.join(f"{shown(it.prefix)}*" if it.prefix else "names without a prefix" for it in sets)
 
 
 def _misfit(sets: list[WeightSet], entries: Mapping[str, Any], misfits: list[WeightsError], where: str) -> WeightsError:
@@ -170,7 +172,7 @@ def fit_variables(variables: Mapping[str, Any], model: nn.Module, where: str, *,
     layout = dataclasses.replace(timm.LAYOUT, title="names as in timm")
     tensors = timm.from_variables(ours)
     fitted = _fit(tensors, layout, model, where, heads, "keep", seed)
-    _refuse_unusable_values(tensors, where)
+    _refuse_unusable_values(tensors, layout, model, fitted.renewed, where)
     return fitted
 
 
@@ -217,8 +219,18 @@ def _fit(
     return Fitted(variables, renewed, resized)
 
 
-def _refuse_unusable_values(tensors: Tensors, where: str) -> None:
-    if found := unusable_values(tensors):
+def _refuse_unusable_values(
+    foreign: Tensors, layout: Layout, model: nn.Module, renewed: tuple[str, ...], where: str
+) -> None:
+    """Refuse such values, except in what the model does not take: heads that are reset, a distillation token left out."""
+    if not unusable_values(foreign):
+        return
+    thrown_away = tuple(f"{head}." for head in renewed)
+    wanted = {name for name in timm.expected_tensors(model) if not name.startswith(thrown_away)}
+    origins = _origins(foreign, layout)
+    used = {theirs for ours, names in origins.items() if ours in wanted for theirs in names}
+    unused = {theirs for names in origins.values() for theirs in names} - used
+    if found := unusable_values({name: tensor for name, tensor in foreign.items() if name not in unused}):
         raise WeightsError(
             f"{where} holds values that make every answer NaN: {found}; take an earlier checkpoint of the training that wrote "
             "them, or download the file again"
@@ -321,9 +333,7 @@ def _refuse_misfits(
     if may_adapt and token_differs:
         advice = "; distillation_token='adapt' takes what both have"
     elif not strangers and not extra and all(name.startswith(_HEAD_NAMES) for name in absent + other):
-        advice = (
-            "; create the model with the file's number of classes, or give heads='reset_if_needed' to start them anew"
-        )
+        advice = "; create the model with the file's number of classes, or start them from scratch with heads='reset_if_needed'"
     else:
         advice = ""
     sizes = other_size(given, expected)

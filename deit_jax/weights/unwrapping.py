@@ -50,9 +50,11 @@ def weight_sets(
         chosen = {"ema": averages, "raw": raw, None: raw or averages}[which]
         if prefixes and not chosen:
             raise WeightsError(
-                f"{where} does not say that it holds a moving average: ask for its weights as they are"
+                f"{where} does not say that it holds a moving average: load its weights as they are, with which='raw' "
+                "(config.model.variables=raw)"
                 if which == "ema"
-                else f"{where} holds a moving average alone, under {listed(averages)}: ask for it"
+                else f"{where} holds only a moving average, under {listed(averages)}: load it with which='ema' "
+                "(config.model.variables=ema)"
             )
     return [_weight_set(entries, prefix, prefixes, layout_of[prefix], where) for prefix in chosen], entries
 

@@ -62,11 +62,26 @@ def test_files_of_every_layout_are_refused_by_the_tensors_own_name(recorded_shap
         deit_jax.Classifier.from_weights(tmp_path / "a.npz", PLAIN, **SMALL)
 
 
-def test_a_head_that_is_replaced_may_not_be_nan_either(recorded_shapes):
+def test_what_a_model_does_not_take_may_be_nan(recorded_shapes, regnet):
     tensors = layout_state(recorded_shapes["hf_v4"]["small_plain"])
     tensors["classifier.bias"][0] = np.nan
-    with pytest.raises(WeightsError, match=r"classifier\.bias: 1 of 10 NaN"):
-        load_weights(tensors, deit_jax.create_model(PLAIN, **SMALL), heads="reset")
+    model = deit_jax.create_model(PLAIN, **SMALL)
+    for heads in ("keep", "reset_if_needed"):  # it fits, so it is kept
+        with pytest.raises(WeightsError, match=r"NaN: 1 \(classifier\.bias: 1 of 10 NaN\)"):
+            load_weights(tensors, model, heads=heads)
+    params = load_weights(tensors, model, heads="reset")["params"]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    other = deit_jax.create_model(PLAIN, **SMALL | {"num_classes": 3})
+    load_weights(tensors, other, heads="reset_if_needed")
+    tensors["vit.embeddings.cls_token"][:] = np.inf
+    with pytest.raises(WeightsError, match=r"NaN: 1 \(vit\.embeddings\.cls_token: "):
+        load_weights(tensors, model, heads="reset")
+    convnet, variables = regnet
+    faulty = jax.tree.map(np.array, variables)
+    faulty["params"]["head"]["fc"]["bias"][2] = np.nan
+    assert fit_variables(faulty, convnet, "the run", heads="reset", seed=0).renewed == ("head",)
+    with pytest.raises(WeightsError, match=r"the run holds values .*head.*bias: 1 of 5 NaN"):
+        fit_variables(faulty, convnet, "the run", heads="keep", seed=0)
 
 
 def test_statistics_of_batch_norm_are_looked_at(tmp_path, regnet):
