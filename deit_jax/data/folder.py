@@ -53,7 +53,7 @@ class ImageFolderSource:
         if not folders:
             raise DataError(
                 f"{printable(self._root)}: no class folders; put the images of each class in a folder of its own"
-                + (f" ({len(loose):,} images lie directly in it)" if loose else "")
+                + (f" ({_images(len(loose))} directly in it)" if loose else "")
             )
         # As in a locale of UTF-8: in others Python escapes the bytes of file names, and a class must not change its name.
         self._class_names = tuple(os.fsencode(name).decode("utf-8", "surrogateescape") for name in folders)
@@ -137,8 +137,9 @@ class ImageFolderSource:
         if b".avif" in self._listing.names.tobytes().lower() and not _reads_avif():
             found = [i for i in range(len(self)) if self.relative_path(i).lower().endswith(".avif")]
             if found:
+                more = f" and {len(found) - 1:,} more" if len(found) > 1 else ""
                 raise DataError(
-                    f"{self.describe(found[0])} and {len(found) - 1:,} more: this Pillow ({PIL.__version__}) does not read AVIF; "
+                    f"{self.describe(found[0])}{more}: this Pillow ({PIL.__version__}) does not read AVIF; "
                     "install Pillow 11.3 or newer, or convert them to JPEG"
                 )
 
@@ -146,11 +147,15 @@ class ImageFolderSource:
         root = printable(self._root)
         notes = [skipped_note(self._root, skipped + self._listing.skipped_kinds())]
         if loose:
-            notes.append(f"{loose:,} images lie in {root} itself, in no class folder, and are not used")
+            notes.append(
+                f"{_images(loose)} in {root} itself, in no class folder, and {'is' if loose == 1 else 'are'} not used"
+            )
         repeated, elsewhere = self._listing.repeated.tolist()
         if repeated:
             notes.append(
-                f"{repeated:,} images of {root} are links to another one's file"
+                f"1 image of {root} is a link to another one's file" + (", in another class" if elsewhere else "")
+                if repeated == 1
+                else f"{repeated:,} images of {root} are links to another one's file"
                 + (f", {elsewhere:,} of them to one in another class" if elsewhere else "")
             )
         return [note for note in notes if note]
@@ -171,6 +176,10 @@ def _refuse_names(root: str, class_names: tuple[str, ...]) -> None:
                 f"{printable(root)}: the class folders {other!a} and {name!a} look the same, in composed and decomposed Unicode "
                 "characters; put their images into one folder"
             )
+
+
+def _images(number: int) -> str:
+    return "1 image lies" if number == 1 else f"{number:,} images lie"
 
 
 def _reads_avif() -> bool:

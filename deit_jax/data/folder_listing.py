@@ -26,7 +26,7 @@ from deit_jax.printable import printable
 
 _LISTING_THREADS = 16  # a network file system answers many questions at a time as fast as one
 
-Identity = tuple[int, int]  # device and inode
+FileId = tuple[int, int]  # device and inode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Listing:
 class _Folder:
     path: str  # relative to the root
     modified: int
-    identity: Identity
+    identity: FileId
     linked: bool  # reached through a link
     images: list[str] = dataclasses.field(default_factory=list)
     inodes: array[int] = dataclasses.field(default_factory=lambda: array("Q"))  # of the images that are no links
@@ -82,7 +82,7 @@ class Found:
 
     folders: list[_Folder] = dataclasses.field(default_factory=list)
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
-    links: list[Identity] = dataclasses.field(default_factory=list)  # what the images that are links lead to
+    links: list[FileId] = dataclasses.field(default_factory=list)  # what the images that are links lead to
 
     def files(self) -> list[str]:
         """The images' paths, relative to the root."""
@@ -101,7 +101,7 @@ def scan_root(root: str | os.PathLike[str]) -> tuple[tuple[str, ...], Counter[st
         DataError: `root` cannot be read.
     """
     names, images, skipped = list[str](), list[str](), Counter[str]()
-    above: frozenset[Identity] | None = None
+    above: frozenset[FileId] | None = None
     for entry in _entries(os.fspath(root)):
         kind, is_folder = _kind(entry)
         if kind is None and is_folder and entry.is_symlink():
@@ -141,13 +141,13 @@ def list_files(root: str, class_names: tuple[str, ...]) -> Listing:
     )
 
 
-def list_class(root: str, name: str, above: frozenset[Identity] | None = None) -> Found:
+def list_class(root: str, name: str, above: frozenset[FileId] | None = None) -> Found:
     """Lists one class folder. Links are followed, except to a folder above (those of `identities_above(root)`) or listed already.
 
     Raises:
         DataError: a folder cannot be read.
     """
-    found, seen = Found(), set[Identity]()
+    found, seen = Found(), set[FileId]()
     above = identities_above(root) if above is None else above
     real, links = [(name, os.path.islink(os.path.join(root, name)))], list[str]()
     while real or links:  # links last, so that of a folder which is reached twice the folder itself is listed
@@ -197,7 +197,7 @@ def holds_images(folder: str, depth: int = 3) -> bool:
     return depth > 0 and any(holds_images(inner, depth - 1) for inner in folders[:20])
 
 
-def identities_above(root: str) -> frozenset[Identity]:
+def identities_above(root: str) -> frozenset[FileId]:
     """Device and inode of a folder and of all folders above it."""
     path, found = os.path.realpath(root), set()
     while True:
@@ -231,7 +231,7 @@ def _kind(entry: os.DirEntry[str]) -> tuple[str | None, bool]:
     return kind, False
 
 
-def _identity(state: os.stat_result) -> Identity:
+def _identity(state: os.stat_result) -> FileId:
     return state.st_dev, state.st_ino
 
 
@@ -240,7 +240,7 @@ def _unreadable(path: str, error: OSError) -> DataError:
 
 
 def _refuse_folders_of_two_classes(root: str, found: list[Found]) -> None:
-    first: dict[Identity, tuple[int, _Folder]] = {}
+    first: dict[FileId, tuple[int, _Folder]] = {}
     for label, one in enumerate(found):
         for folder in one.folders:
             other_label, other = first.setdefault(folder.identity, (label, folder))
@@ -254,7 +254,7 @@ def _refuse_folders_of_two_classes(root: str, found: list[Found]) -> None:
 def _count_repeated(found: list[Found]) -> tuple[int, int]:
     """How many images are links to a file that is another image too, and how many of them are in another class than it."""
     targets = {identity for one in found for identity in one.links}
-    label_of: dict[Identity, int] = {}
+    label_of: dict[FileId, int] = {}
     for label, one in enumerate(found):
         for folder in one.folders if targets else ():
             inside = ((folder.identity[0], inode) for inode in folder.inodes)

@@ -156,7 +156,14 @@ def test_avif_is_refused_at_once_where_pillow_does_not_read_it(root, monkeypatch
     grow(root, "bee/1.AVIF", "bee/avif.png")
     assert len(opened(root)) == 5
     monkeypatch.setattr(folder.Image, "registered_extensions", lambda: {".png": "PNG"})
-    with pytest.raises(
-        DataError, match=r"bee/1\.AVIF and 0 more: this Pillow \(.*\) does not read AVIF; install Pillow 11\.3"
-    ):
+    with pytest.raises(DataError, match=r"bee/1\.AVIF: this Pillow \(.*\) does not read AVIF; install Pillow 11\.3"):
         opened(root)
+
+
+def test_one_image_is_not_spoken_of_as_several(root):
+    grow(root, "loose.jpg")
+    os.symlink(next((root / "bee").iterdir()).resolve(), root / "bee" / "link.jpg")
+    assert opened(root).notes == (
+        f"1 image lies in {root} itself, in no class folder, and is not used",
+        f"1 image of {root} is a link to another one's file",
+    )
