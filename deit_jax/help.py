@@ -36,7 +36,7 @@ MODES = {
         "python run.py --mode=eval --config=configs/quickstart.py --workdir=runs/quickstart",
     ),
     "report": Mode(
-        "write report.html of --workdir anew: results, curves, images, attention.",
+        "write report.html of --workdir again: results, curves, images, attention.",
         "python run.py --mode=report --workdir=runs/quickstart",
     ),
     "predict": Mode(

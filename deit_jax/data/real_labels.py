@@ -71,7 +71,7 @@ def read_real_labels(path: str, num_classes: int) -> list[tuple[int, ...]]:
     except ValueError as error:
         raise DataError(f"{path}: is damaged ({error}); get it again from {URL}") from error
     if not isinstance(lists, list) or not lists:
-        raise DataError(f"{path}: is no list of lists of labels; get ReaL's from {URL}")
+        raise DataError(f"{path}: is not a list of lists of labels; get ReaL's from {URL}")
     for number, labels in enumerate(lists, 1):
         if not isinstance(labels, list) or not all(type(it) is int and 0 <= it < num_classes for it in labels):
             raise DataError(

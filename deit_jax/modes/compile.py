@@ -63,7 +63,7 @@ def compile_step(
         mesh = make_mesh(devices, fsdp=config.parallel.fsdp)
     except NotImplementedError as error:  # its links cannot be laid out so
         raise ConfigError(
-            f"config.parallel.fsdp={config.parallel.fsdp} is no product of {topology.name}'s sides "
+            f"config.parallel.fsdp={config.parallel.fsdp} is not a product of {topology.name}'s sides "
             f"({topology.arguments.get('topology_name')})"
         ) from error
     data = training_data(config)

@@ -25,7 +25,7 @@ def draw(figure: str, output: Path, *, workdirs: Sequence[Path] = (), which: str
     Raises ConfigError, with one clear line, for another suffix and for a workdir that lacks what the figure shows.
     """
     if output.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--output={output} is no picture: end it in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"--output={output} is not a picture: end it in {', '.join(SUFFIXES)}")
     own = [read_result(workdir, which, with_throughput=figure == "1") for workdir in workdirs]
     try:
         FIGURES[figure](output, own)

@@ -128,4 +128,4 @@ def _write(path: Path, files: Sequence[str], predictions: Sequence[Sequence[Pred
             )
         replace_file(path, text.getvalue())
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); mend that") from error
+        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); fix that") from error

@@ -39,7 +39,7 @@ def preview(config: ConfigDict, output: Path, *, rows: int = 8) -> Path:
     """
     validate(config)
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
-        raise ConfigError(f"--output={output} is no picture: end it in .png, .jpg, .pdf or .svg")
+        raise ConfigError(f"--output={output} is not a picture: end it in .png, .jpg, .pdf or .svg")
     seen = first_images(config, rows)
     rows = min(rows, len(seen.images))
 

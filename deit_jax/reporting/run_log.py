@@ -128,7 +128,7 @@ class RunLog:
         except OSError as error:
             reason = machine_fault(error) or error.strerror or str(error)
             raise LogError(
-                f"{self._workdir}: the metrics cannot be written ({reason}); the checkpoints are intact, mend that and run "
+                f"{self._workdir}: the metrics cannot be written ({reason}); the checkpoints are intact, fix that and run "
                 "the command again"
             ) from error
 

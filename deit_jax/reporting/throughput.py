@@ -53,4 +53,4 @@ def show(report: Mapping[str, Any]) -> None:
     if paper is not None:
         console.say(f"published: {published.SOURCE}, {published.THROUGHPUT_NOTE.removeprefix('published, ')}")
     if any(report[what]["mfu"] is None for what in ("inference", "training") if what in report):
-        console.say("MFU: this device's peak is not listed; --config.log.peak_tflops=X tells it")
+        console.say("MFU: this device's peak is not listed; set it by --config.log.peak_tflops=X")

@@ -175,7 +175,7 @@ class Checkpoints:
             return _newest_sound(self.folder, _clear_away)
         except OSError as error:
             raise CheckpointError(
-                f"{self.folder} cannot be used ({error.strerror}); mend that or use another --workdir"
+                f"{self.folder} cannot be used ({error.strerror}); fix that or use another --workdir"
             ) from error
 
 
@@ -223,7 +223,7 @@ class _Write:
             shutil.rmtree(self._folder, ignore_errors=True)
         intact = "none was written before" if self.before is None else f"the one of step {self.before} is intact"
         return CheckpointError(
-            f"{self._folder}: the checkpoint cannot be written ({reason}); {intact}; mend that and run the command again"
+            f"{self._folder}: the checkpoint cannot be written ({reason}); {intact}; fix that and run the command again"
         )
 
 

@@ -78,14 +78,16 @@ class Watch:
         message = self._describe(step, values)
         if self._do == "stop":
             raise DivergenceError(
-                f"{message}; nothing of it is saved. Mend the cause, or go on with "
+                f"{message}; nothing of it is saved. Fix the cause, or go on with "
                 "--config.on_nonfinite=skip (leave such steps out) or rollback (back to the checkpoint, then other data)"
             )
         if self._do == "rollback":
             raise Rollback(step, message)
         self._in_a_row += 1
         if self._in_a_row >= _MOST_SKIPPED_IN_A_ROW:
-            raise DivergenceError(f"{message}; {self._in_a_row} steps in a row were skipped: this does not mend itself")
+            raise DivergenceError(
+                f"{message}; {self._in_a_row} steps in a row were skipped: this does not pass by itself"
+            )
         self._told += 1
         if self._told <= _MOST_WARNINGS:
             console.warn(f"{message}; skipped" + ("; further ones are only counted" * (self._told == _MOST_WARNINGS)))
@@ -121,7 +123,7 @@ class Detours:
             except (ValueError, TypeError) as error:
                 raise UserError(
                     f"{self._path} is damaged ({str(error).splitlines()[0]}): without it the run cannot go on as it was; "
-                    "restore it, or start anew in another --workdir"
+                    "restore it, or start from scratch in another --workdir"
                 ) from error
 
     def __len__(self) -> int:
@@ -134,7 +136,7 @@ class Detours:
         """
         if len(self._detours) >= _MOST_ROLLBACKS:
             raise DivergenceError(
-                f"{rollback}; the run has gone back {len(self)} times already: this does not mend itself"
+                f"{rollback}; the run has gone back {len(self)} times already: this does not pass by itself"
             )
         self._detours.append(_Detour(after=after, bad=rollback.step, batches=rollback.step - after))
         if write:
@@ -142,7 +144,7 @@ class Detours:
                 write_json(self._path, [dataclasses.asdict(detour) for detour in self._detours])
             except OSError as error:
                 raise DivergenceError(
-                    f"{rollback}; and going back cannot be noted in {self._path} ({error.strerror}): mend that and start again"
+                    f"{rollback}; and going back cannot be noted in {self._path} ({error.strerror}): fix that and start again"
                 ) from error
 
     def stretches(self, start: int, stop: int) -> list[tuple[int, int]]:

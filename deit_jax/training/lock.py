@@ -71,7 +71,7 @@ def _take(workdir: Path) -> int:
 
 def _unwritable(workdir: Path, error: OSError) -> WorkdirError:
     reason = machine_fault(error) or error.strerror
-    return WorkdirError(f"--workdir={workdir} cannot be written ({reason}); mend that or use another")
+    return WorkdirError(f"--workdir={workdir} cannot be written ({reason}); fix that or use another")
 
 
 def _refuse_private(workdir: Path) -> None:

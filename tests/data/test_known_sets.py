@@ -151,7 +151,7 @@ def test_real_labels_that_do_not_fit_are_refused(tmp_path):
         open_further_set(entry)
     for content, message in (
         ("[[0", "is damaged"),
-        ("{}", "is no list of lists"),
+        ("{}", "is not a list of lists"),
         ("[[0], [1]]", r"entry 2 is \[1\]"),
         ("[0]", "entry 1 is 0"),
     ):

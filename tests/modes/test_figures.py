@@ -45,7 +45,7 @@ def test_what_a_figure_lacks_is_told(workdir, tmp_path):
     (workdir / "throughput.json").write_text(json.dumps(SPEED | {"image_size": 56}))
     with pytest.raises(ConfigError, match="is of another model"):
         draw("1", tmp_path / "1.png", workdirs=[workdir])
-    with pytest.raises(ConfigError, match="is no picture"):
+    with pytest.raises(ConfigError, match="is not a picture"):
         draw("3", tmp_path / "3.txt")
     (workdir / "results.json").unlink()
     with pytest.raises(ConfigError, match=r"results\.json does not exist: the run is not finished"):

@@ -62,5 +62,5 @@ def test_a_picture_is_written(tmp_path):
     picture = Image.open(tmp_path / "deep" / "a.png")
     assert picture.width > 900 and picture.height > 600
     assert len(np.unique(np.asarray(picture.convert("L")))) > 100
-    with pytest.raises(ConfigError, match=r"is no picture: end it in \.png"):
+    with pytest.raises(ConfigError, match=r"is not a picture: end it in \.png"):
         preview(tiny_config(), tmp_path / "a.txt")

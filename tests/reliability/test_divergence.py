@@ -149,7 +149,7 @@ def test_the_data_of_a_rollback_is_passed_over_once(tmp_path):
     (tmp_path / "rollbacks.json").write_text('[{"after": 6')
     with pytest.raises(UserError, match=r"rollbacks\.json is damaged"):
         Detours(tmp_path)
-    with pytest.raises(DivergenceError, match="does not mend itself"):
+    with pytest.raises(DivergenceError, match="does not pass by itself"):
         for _ in range(100):
             detours.add(Rollback(30, "step 30"), 29, write=False)
 
