@@ -13,7 +13,7 @@ publish their teachers' optimizer settings. Those below are of the usual kind fo
 512 images, weight decay 5e-5, cosine, 5 epochs of warm-up, 100 epochs); not yet run on ImageNet.
 
 How the authors' teachers saw 384 pixels is not published either. A network trained on random crops sees objects smaller when it
-is tested, and larger images mend that; what then is off are the statistics before the classifier. So only the classifier and the
+is tested, and larger images fix that; what then is off are the statistics before the classifier. So only the classifier and the
 closing BatchNorms of the last stage learn, on centre crops as in evaluation, flipped and nothing else, and all modules run as in
 evaluation (docs/finetuning.md). Rate, decay and length are chosen here and not yet run.
 """
