@@ -180,7 +180,7 @@ def finished_results(workdir: Path, plan: Plan) -> dict[str, Any] | None:
         results = json.loads(path.read_text(encoding="utf-8"))
         return results if results["step"] >= plan.total_steps else None
     except (ValueError, KeyError, TypeError):
-        console.warn(f"{path} is damaged and is written anew")
+        console.warn(f"{path} is damaged and is written again")
         return None
 
 

@@ -18,5 +18,5 @@ def test_describe_has_the_notes_of_both_sources_each_once():
     train = Subset(images, np.arange(9), ["skipped in a: 2 files: 2 .txt"])
     held_out = Subset(train, np.arange(3), ["1 of 2 classes have one image"])
     facts = describe(config, plan, program, train, held_out, None)
-    assert facts["data notes"].splitlines() == ["skipped in a: 2 files: 2 .txt", "1 of 2 classes have one image"]
+    assert facts["data notes"] == ["skipped in a: 2 files: 2 .txt", "1 of 2 classes have one image"]
     assert "data notes" not in describe(config, plan, program, images, images, None)
