@@ -202,4 +202,4 @@ def _write(path: Path, results: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, results)
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); mend that") from error
+        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); fix that") from error

@@ -118,7 +118,7 @@ def report(
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, html.page(title, _lead(record, trained, rows, results), parts))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); mend that") from error
+        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); fix that") from error
     console.say(f"the report is {path}")
     return path
 

@@ -191,7 +191,7 @@ def write_results(workdir: Path, results: dict[str, Any]) -> None:
     except OSError as error:
         raise LogError(
             f"{workdir}/results.json cannot be written ({machine_fault(error) or error.strerror}); the last checkpoint is there, "
-            "mend that and run the command again"
+            "fix that and run the command again"
         ) from error
 
 
