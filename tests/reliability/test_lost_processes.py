@@ -71,8 +71,10 @@ def test_the_others_stop_when_one_is_killed(tmp_path, victim):
     processes[victim].send_signal(signal.SIGKILL)
     _, told = processes[1 - victim].communicate(timeout=120)  # the bound: a heartbeat of 10 s and a busy machine
     processes[victim].communicate()
-    assert processes[1 - victim].returncode == 75, told[-2000:]
-    assert "error: another process of this run is gone" in told
+    if processes[1 - victim].returncode != -signal.SIGABRT or victim != 0:
+        assert processes[1 - victim].returncode == 75, told[-2000:]
+        assert "error: another process of this run is gone" in told
+    # else JAX noticed first that its coordinator, process 0, is gone, and aborted: 134 in a shell, to be started again as 75 is
     assert load_state(tmp_path / "run")[1] >= 3
 
 
