@@ -375,7 +375,8 @@ def _prepare_process(config: ConfigDict) -> None:
         keep_freed_memory()  # before JAX starts its threads: later it often has no effect
     keep_compiled_programs(config.parallel.compilation_cache)
     told = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    distributed.start(*told, heartbeat_seconds=config.parallel.heartbeat_seconds)
+    parallel = config.parallel
+    distributed.start(*told, heartbeat_seconds=parallel.heartbeat_seconds, join_seconds=parallel.join_seconds)
     require_devices()
     console.mute(not distributed.is_main_process())
     if "JAX_PLATFORMS" not in os.environ and (warning := unused_accelerator()) is not None:

@@ -208,6 +208,7 @@ def default_config() -> ConfigDict:
     parallel.compilation_cache = "~/.cache/deit_jax"  # folder of compiled programs, which later runs take; "": none
     # several processes: one that is silent for this many seconds counts as gone, and the others stop
     parallel.heartbeat_seconds = 60
+    parallel.join_seconds = 300  # several processes: so long the first to start waits for the last
     parallel.keep_host_memory = True  # CPU: with glibc, keep freed step buffers mapped
 
     # Published or earlier figures, printed beside this run's in the closing table: {"what": top-1 in percent}.

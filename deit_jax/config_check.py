@@ -91,6 +91,7 @@ _BOUNDS = {
     "log.profile_after": (1, None),
     "parallel.fsdp": (1, None),
     "parallel.heartbeat_seconds": (10, None),
+    "parallel.join_seconds": (1, None),
     "parallel.fsdp_min_size": (0, None),
 }
 

@@ -4,8 +4,9 @@
 #     launch/local_processes.sh 2 --config=configs/quickstart.py --workdir=runs/two
 #
 # The first argument is their number; what follows is run.py's. With CUDA each gets an equal share of the GPUs (GPUS=8 says how many
-# there are, else nvidia-smi does); one process takes all GPUs just as well, and needs no script. Ends with the highest status of the
-# processes; Ctrl-C and SIGTERM are passed on, so that the run saves (docs/reliability.md).
+# there are, else nvidia-smi does); one process takes all GPUs just as well, and needs no script. Ends with the status that says what to
+# do (docs/reliability.md): a process's own mistake (1, 2, 3) before the statuses of those that it took along (75, 134). Ctrl-C and
+# SIGTERM are passed on, so that the run saves.
 set -uo pipefail
 
 processes=${1:?"the number of processes, then the arguments of run.py"}
@@ -33,7 +34,17 @@ done
 asked=0
 trap 'asked=1; kill -TERM "${started[@]}" 2>/dev/null' TERM INT
 
-highest=0
+# What a process's status says: 0 nothing; 1, 2, 3 (somebody has to fix something) before 75 (start again), before what ended it otherwise.
+rank() {
+    case $1 in
+        0) echo 0 ;;
+        1 | 2 | 3) echo $((100 + $1)) ;;
+        75) echo 50 ;;
+        *) echo 10 ;;
+    esac
+}
+
+ends_with=0
 for process in "${started[@]}"; do
     wait "$process"
     status=$?
@@ -43,6 +54,6 @@ for process in "${started[@]}"; do
         again=$?
         if ((again != 127)); then status=$again; fi
     done
-    if ((status > highest)); then highest=$status; fi
+    if (($(rank "$status") > $(rank "$ends_with"))); then ends_with=$status; fi
 done
-exit "$highest"
+exit "$ends_with"

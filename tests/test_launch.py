@@ -59,6 +59,19 @@ def test_the_gpus_of_a_machine_are_shared_evenly_or_not_at_all():
     assert process.returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [("0 0", 0), ("0 75", 75), ("2 75", 2), ("134 2", 2), ("75 134", 75), ("137 75", 75), ("3 2", 3), ("0 134", 134)],
+)
+def test_several_processes_end_with_the_status_that_says_what_to_do(tmp_path, statuses, expected):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\nread -ra statuses <<<"$STATUSES"\nexit "${statuses[${!#/--process_id=/}]}"\n')
+    python.chmod(0o755)
+    process = start("local_processes.sh", 2, "--workdir=x", PYTHON=str(python), STATUSES=statuses, GPUS="0")
+    process.communicate(timeout=60)
+    assert process.returncode == expected
+
+
 def test_tpu_hosts_meet_at_the_port_that_is_open(tmp_path):
     (tmp_path / "gcloud").write_text('#!/bin/sh\nfor argument in "$@"; do echo "$argument"; done\n')
     (tmp_path / "gcloud").chmod(0o755)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from deit_jax.config import MUST_BE_GIVEN, ConfigError, default_config, recorded_config
 from deit_jax.config_check import validate
 from deit_jax.data.classes import with_classes
+from deit_jax.data.identity import Images
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ImageSource, notes_of
 from deit_jax.errors import machine_fault
@@ -26,6 +27,7 @@ from deit_jax.inference.class_names import names_of_weights
 from deit_jax.models import native_image_size
 from deit_jax.models.position_embedding import resize_position_embedding
 from deit_jax.models.vit import VisionTransformer
+from deit_jax.parallel.agreement import agree
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated
@@ -33,6 +35,7 @@ from deit_jax.reporting import console
 from deit_jax.reporting.metrics import write_json
 from deit_jax.training.checkpointing import CheckpointError, has_checkpoints, load_weights_of_run
 from deit_jax.training.plan import compute_dtype
+from deit_jax.training.preparation import common_facts
 from deit_jax.training.program import build_model, build_recorded_model
 from deit_jax.training.record import read_config, show_results
 from deit_jax.training.state import Variables
@@ -71,13 +74,7 @@ def evaluate(
     ConfigError, DataError, CheckpointError or WeightsError, each with one clear line.
     """
     config = without_teacher(config)
-    validate(config)
-    if workdir is None and not config.model.weights:
-        raise ConfigError(
-            "there is nothing to evaluate: give the --workdir of a training run, or --config.model.weights=FILE "
-            "(or =pretrained) without one"
-        )
-    source = open_source(config.data, "eval")
+    source = agree(lambda: _open(config, workdir), lambda source: _facts(config, source))
     subject = load_subject(config, workdir, source.class_names, checkpoint)
     source = as_labelled(source, subject.class_names, subject.model.num_classes, subject.origin)
     extra = open_extra_sets(config, source.class_names, strict=True)
@@ -109,6 +106,22 @@ def evaluate(
         _write(path, results)
     show_results(config, results)
     return results
+
+
+def _open(config: ConfigDict, workdir: Path | None) -> ImageSource:
+    validate(config)
+    if workdir is None and not config.model.weights:
+        raise ConfigError(
+            "there is nothing to evaluate: give the --workdir of a training run, or --config.model.weights=FILE "
+            "(or =pretrained) without one"
+        )
+    return open_source(config.data, "eval")
+
+
+def _facts(config: ConfigDict, source: ImageSource) -> dict[str, Any]:
+    images = Images.of(source)
+    found = {"class names": list(source.class_names), "images": images.images, "digest of the images": images.digest}
+    return common_facts(config) | found
 
 
 def as_labelled(source: ImageSource, class_names: Sequence[str] | None, num_classes: int, origin: str) -> ImageSource:

@@ -13,12 +13,13 @@ from deit_jax.data.registry import open_source
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.report import report_of_finished_run
 from deit_jax.modes.teacher import load_teacher
+from deit_jax.parallel.agreement import agree
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.reporting import console
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.training.loop import Results
 from deit_jax.training.loop import train as run_training
-from deit_jax.training.preparation import Opened, build_run, open_run
+from deit_jax.training.preparation import Opened, build_run, facts, open_run
 
 
 def train(config: ConfigDict, workdir: Path) -> Results:
@@ -28,18 +29,22 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     `workdir`/teacher. Returns the content of `results.json`. Raises ConfigError, DataError, WeightsError, CheckpointError or
     LogError, each with one clear line.
     """
+    opened = agree(lambda: _open(config, workdir), lambda opened: facts(config, opened))
+    with RunLog(config, workdir, silent=not is_main_process()) as log:
+        return _train(config, workdir, opened, log)
+
+
+def _open(config: ConfigDict, workdir: Path) -> Opened:
     validate(config)
     if config.model.weights == MUST_BE_GIVEN:
         raise ConfigError(
             "this configuration continues from a trained model: set config.model.weights to its --workdir, a weights file, or "
             "'pretrained'"
         )
-    with RunLog(config, workdir, silent=not is_main_process()) as log:
-        return _train(config, workdir, log)
+    return open_run(config, workdir)
 
 
-def _train(config: ConfigDict, workdir: Path, log: RunLog) -> Results:
-    opened = open_run(config, workdir)
+def _train(config: ConfigDict, workdir: Path, opened: Opened, log: RunLog) -> Results:
     initial = load_initial(config, workdir)
     if config.teacher.recipe is not None:
         build_run(config, opened)  # refused now rather than after the teacher's training

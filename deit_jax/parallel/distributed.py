@@ -20,10 +20,7 @@ from deit_jax.errors import UserError
 from deit_jax.parallel import tpu_hosts
 from deit_jax.parallel.local_devices import devices_of_process
 from deit_jax.parallel.platforms import has_tpu
-
-
-class ClusterError(UserError):
-    """Processes that cannot find each other. The message is one line."""
+from deit_jax.parallel.rendezvous import ClusterError, meet
 
 
 class LostProcessError(UserError):
@@ -49,6 +46,7 @@ def start(
     process_id: int | None = None,
     *,
     heartbeat_seconds: int = 60,
+    join_seconds: int = 300,
 ) -> None:
     """Join the other processes of the run, if there are any. Call it before anything touches a device.
 
@@ -61,8 +59,9 @@ def start(
       process_id: this one's number, from 0.
       heartbeat_seconds: a process that is silent for so long counts as gone, and ends the others; so long, too, the first
         to finish waits for the last.
+      join_seconds: how long the first to come waits for the last.
 
-    Raises ClusterError if only some of the three are given, or the processes do not find each other.
+    Raises ClusterError if only some of the three are given, or the processes do not find each other or run other versions.
     """
     told = (coordinator, num_processes, process_id)
     by_itself = all(value is None for value in told)
@@ -73,6 +72,8 @@ def start(
             raise ClusterError(f"{lacking}; or give --coordinator, --num_processes and --process_id (docs/pods.md)")
     elif any(value is None for value in told):
         raise ClusterError("--coordinator, --num_processes and --process_id go together: give all three or none")
+    if coordinator is not None and num_processes is not None and process_id is not None:
+        meet(coordinator, num_processes, process_id, seconds=join_seconds)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -80,6 +81,7 @@ def start(
             process_id,
             local_device_ids=devices_of_process(os.environ),
             cluster_detection_method=None if by_itself else "deactivate",
+            initialization_timeout=join_seconds,
             heartbeat_timeout_seconds=heartbeat_seconds,
             shutdown_timeout_seconds=heartbeat_seconds,
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,13 @@ from deit_jax.data.classes import with_classes
 from deit_jax.data.identity import Identity
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
-from deit_jax.data.sources import ImageSource
+from deit_jax.data.sources import ImageSource, digest
 from deit_jax.evaluation.extra import Sources, open_extra_sets
 from deit_jax.evaluation.run import Evaluator
 from deit_jax.parallel.mesh import make_mesh
+from deit_jax.parallel.rendezvous import versions
 from deit_jax.reporting import console
+from deit_jax.reporting.fields import flat
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import Program, Teacher, build_program
 from deit_jax.training.record import check_workdir
@@ -89,6 +93,40 @@ def step_batches(
         on_bad_image=data.on_bad_image,
         bad_images=bad_images,
     )
+
+
+# What may differ between the processes of a run: where things are on each machine, and how fast it reads.
+_PLACES = (
+    "data.path",
+    "data.index",
+    "data.num_threads",
+    "data.num_workers",
+    "data.prefetch_batches",
+    "parallel.compilation_cache",
+)
+_PLACES_OF_SETS = re.compile(r"(teacher\.recipe\.)?evaluation\.extra\.\w+\.(path|labels)$")
+
+
+def common_facts(config: ConfigDict) -> dict[str, Any]:
+    """What has to be the same in all processes whatever they do, by the names that messages have: versions and configuration."""
+    return versions() | {
+        f"config.{name}": value
+        for name, value in flat(json.loads(config.to_json_best_effort()))
+        if name.removeprefix("teacher.recipe.") not in _PLACES and not _PLACES_OF_SETS.match(name)
+    }
+
+
+def facts(config: ConfigDict, opened: Opened) -> dict[str, Any]:
+    """What has to be the same in all processes that train together; see `agree`."""
+    identity = opened.identity
+    return common_facts(config) | {
+        "class names": list(identity.class_names),
+        "training images": identity.train.images,
+        "evaluation images": identity.evaluation.images,
+        "digest of the training images": identity.train.digest,
+        "digest of the evaluation images": identity.evaluation.digest,
+        "config.json of the workdir": "none" if opened.record is None else digest(json.dumps(opened.record).encode()),
+    }
 
 
 def build_run(config: ConfigDict, opened: Opened, teacher: Teacher | None = None) -> Built:

@@ -1,10 +1,12 @@
 """Several real processes on this machine as one run."""
 
+import re
 import subprocess
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from deit_jax.training.checkpointing import load_variables
 
@@ -60,6 +62,49 @@ def test_a_workdir_that_the_processes_do_not_share_is_refused_by_both(tmp_path):
         assert process.returncode == 2, told[-2000:]
         assert "error: 1 of 2 processes do not see what the first one writes in --workdir=" in told
     assert not (tmp_path / "0" / "checkpoints").exists()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Folders of images: `same`, `other` with other class names, `fewer` with an image less."""
+    root = tmp_path_factory.mktemp("folders")
+    for name in ("same", "other", "fewer"):
+        for label in "ab":
+            (root / name / label).mkdir(parents=True)
+            for i in range(64 - (name == "fewer" and label == "a")):
+                Image.new("L", (28, 28), i).save(root / name / label / f"{i}.png")
+    (root / "other/a").rename(root / "other/z")
+    return root
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("schedule.base_learning_rate", "1e-3", r"config\.schedule\.base_learning_rate: 0\.001, not 0\.0005"),
+        ("data.path", "{}/other", r"class names: \['b', 'z'\], not \['a', 'b'\]"),
+        ("data.path", "{}/fewer", "training images: 101, not 102"),
+        ("data.path", "{}/nowhere", "nowhere: no such folder"),
+        ("train.batch_size", "-1", r"config\.train\.batch_size=-1 must be at least 1"),
+    ],
+)
+def test_processes_that_would_do_different_things_are_refused_in_both(folders, tmp_path, field, value, said):
+    same = ["--config.data.source=folder", f"--config.data.path={folders}/same", "--config.data.held_out=0.2"]
+    flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
+    calls = [
+        command(TINY + ":teacher", f"--workdir={tmp_path / 'run'}", *same, *flags, f"--process_id={i}")
+        for i in range(2)
+    ]
+    calls[1].append(f"--config.{field}={value.format(folders)}")
+    started = [
+        subprocess.Popen(call, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for call in calls
+    ]
+    for process in started:
+        _, told = process.communicate(timeout=60)
+        lines = [line for line in told.splitlines() if "Gloo" not in line]
+        assert process.returncode == 2 and len(lines) == 1 and re.search(said, lines[0]), told
+    assert not (tmp_path / "run").exists()
 
 
 def test_half_of_the_flags_is_refused(tmp_path):
