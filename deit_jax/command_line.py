@@ -6,9 +6,10 @@ import contextlib
 import dataclasses
 import os
 import re
+import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from deit_jax.config import default_config
 from deit_jax.config_file import field_names, load_config
 from deit_jax.config_overrides import Override, apply, split
 from deit_jax.config_unused import without_effect
-from deit_jax.errors import Stopped, UserError
+from deit_jax.errors import Stopped, UserError, refuse_address
 from deit_jax.help import MODES, page, requested
 from deit_jax.paths import expand_paths, folder, typed_path
 from deit_jax.printable import in_one_line, is_utf8
@@ -51,6 +52,11 @@ _LAYOUT = flags.DEFINE_enum(
     ["timm", "hf", "mmpretrain", "jax", "onnx"],
     "export: whose names the tensors get. hf is Hugging Face transformers. jax, onnx: a program with its weights instead, which "
     "runs without this package.",
+)
+_OPSET = flags.DEFINE_integer(
+    "opset",
+    None,
+    "export: of layout=onnx, the version of ONNX's operators, 18 to 23; else 18, which the oldest runtimes read.",
 )
 _WEIGHTS = flags.DEFINE_enum(
     "weights",
@@ -223,6 +229,7 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError(
             f"--workdir={_WORKDIR.value} is an address: give a folder, on a disk that all processes of the run share"
         )
+    refuse_address("--output", _OUTPUT.value, UsageError)  # before pathlib makes one slash of two
     workdir = None if _WORKDIR.value is None else folder("--workdir", _WORKDIR.value)
     output, files = _output(), [typed_path("FILE", name) for name in argv[1:]]
     if mode == "predict":
@@ -277,7 +284,7 @@ def _run_mode(mode: str, files: Sequence[str], workdir: Path | None, output: Pat
             from deit_jax.modes.export import export
 
             names = {"layout": _LAYOUT.value, "which": _WEIGHTS.value, "checkpoint": _CHECKPOINT.value}
-            export(_given(workdir), _given(output), **names)
+            export(_given(workdir), _given(output), **names, opset=_OPSET.value)
         case "preview":
             from deit_jax.modes.preview import preview
 
@@ -365,6 +372,8 @@ def _check_predict(files: Sequence[str]) -> None:
 
 def _prepare_process(config: ConfigDict) -> None:
     """What has to be set before anything large is allocated, compiled or asked of a device."""
+    import jax
+
     from deit_jax.parallel import distributed
     from deit_jax.parallel.compilation_cache import keep_compiled_programs
     from deit_jax.parallel.host_memory import keep_freed_memory
@@ -374,6 +383,11 @@ def _prepare_process(config: ConfigDict) -> None:
     if config.parallel.keep_host_memory and will_compute_on_cpu():
         keep_freed_memory()  # before JAX starts its threads: later it often has no effect
     keep_compiled_programs(config.parallel.compilation_cache)
+    if jax.distributed.is_initialized():
+        raise UsageError(
+            "this process was one of several in an earlier run, which JAX cannot leave: start a new process for each, "
+            f"python run.py {shlex.join(sys.argv[1:])}"
+        )
     told = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     parallel = config.parallel
     distributed.start(*told, heartbeat_seconds=parallel.heartbeat_seconds, join_seconds=parallel.join_seconds)
@@ -383,29 +397,58 @@ def _prepare_process(config: ConfigDict) -> None:
         console.warn(warning)
 
 
-def main() -> None:
-    """Entry point: exits with 0, or with one line on stderr and the status of docs/reliability.md."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: returns, or exits with one line on stderr and the status of docs/reliability.md.
+
+    arguments: flags and files; None: the command's. A process, such as Jupyter's, may call this again with others.
+    """
+    before = sys.argv
     standard_streams.make_lenient(_warn_of_lost_output)
     without_home()
+    with _flags_of_one_call():
+        try:
+            if arguments is None and Path(sys.argv[0]).name == "ipykernel_launcher.py":
+                raise UsageError(
+                    'in a notebook type !python run.py --config=..., or give the flags: main(["--config=..."])'
+                )
+            if arguments is not None:
+                sys.argv = ["run.py", *arguments]  # where the run's own messages and records look
+            app.run(_run_and_print, flags_parser=parse)
+        except SystemExit as end:
+            if end.code:
+                raise
+        except UserError as error:
+            _leave(f"error: {error}", error.exit_status, together=False)
+        except Stopped as stopped:
+            _leave(str(stopped), stopped.exit_status)
+        except KeyboardInterrupt:
+            _leave("interrupted before anything was to be saved", 128 + signal.SIGINT)
+        except UnicodeEncodeError as error:
+            if sys.getfilesystemencoding() == "utf-8":
+                raise
+            _leave(
+                f"error: {error.object!r} cannot be the name of a file in this locale ({error.encoding}): set LC_ALL=C.UTF-8 "
+                "or PYTHONUTF8=1",
+                UserError.exit_status,
+                together=False,
+            )
+        finally:
+            sys.argv = before
+            standard_streams.let_go()
+
+
+@contextlib.contextmanager
+def _flags_of_one_call() -> Iterator[None]:
+    """Take back, at the end of the block, the flags that were parsed in it: absl keeps them for the whole process."""
+    given = {name for name in flags.FLAGS if flags.FLAGS[name].present}
     try:
-        app.run(_run_and_print, flags_parser=parse)
-    except UserError as error:
-        _leave(f"error: {error}", error.exit_status, together=False)
-    except Stopped as stopped:
-        _leave(str(stopped), stopped.exit_status)
-    except KeyboardInterrupt:
-        _leave("interrupted before anything was to be saved", 128 + signal.SIGINT)
-    except UnicodeEncodeError as error:
-        if sys.getfilesystemencoding() == "utf-8":
-            raise
-        _leave(
-            f"error: {error.object!r} cannot be the name of a file in this locale ({error.encoding}): set LC_ALL=C.UTF-8 or "
-            "PYTHONUTF8=1",
-            UserError.exit_status,
-            together=False,
-        )
+        yield
     finally:
-        standard_streams.let_go()
+        for name in list(flags.FLAGS):
+            if flags.FLAGS[name].present and name not in given:
+                flags.FLAGS[name].unparse()
+        _GIVEN.config = _GIVEN.file = None
+        _GIVEN.typed = frozenset()
 
 
 def _run_and_print(argv: Sequence[str]) -> None:

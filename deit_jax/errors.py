@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
+import re
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
@@ -19,6 +22,28 @@ class Stopped(Exception):
     """The run was asked to stop and has saved. The same command goes on."""
 
     exit_status = 75  # EX_TEMPFAIL of sysexits.h
+
+
+def require_choice(name: str, value: object, choices: Sequence[str], error: type[ValueError] = UserError) -> None:
+    """Raise `error`, in one line with all choices and the nearest, unless an argument's value is one of a few strings."""
+    if isinstance(value, str) and value in choices:
+        return
+    lower = [choice.lower() for choice in choices]
+    near = difflib.get_close_matches(str(value).lower(), lower, n=1, cutoff=0.5)
+    nearest = f"; the nearest is {choices[lower.index(near[0])]!r}" if near else ""
+    raise error(f"{name}={shortened(repr(value))} is none of {', '.join(choices)}{nearest}")
+
+
+def refuse_address(name: str, path: object, error: type[ValueError] = UserError) -> None:
+    """Raise `error` for "gs://bucket/folder" and the like, which pathlib would take for a folder of this machine."""
+    if re.match(r"[a-zA-Z][\w+.-]+://", str(path)):
+        raise error(f"{name}={shortened(repr(str(path)))} is an address: give a path on a disk of this machine")
+
+
+def shortened(text: str, length: int = 150) -> str:
+    """What was given, as a message may repeat it: in one line, not too long."""
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= length else f"{text[:length]}..."
 
 
 # What a disk can do to a write, in the system's words: Orbax and TensorStore hand them on in longer messages.

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -17,21 +17,24 @@ from PIL import Image
 from deit_jax.augment.recipe import prepare_for_evaluation
 from deit_jax.config import recorded_config
 from deit_jax.data.decoding import CenterCrop, EvaluationCrop, evaluation_crop
-from deit_jax.data.given_images import read_image
-from deit_jax.errors import UserError
+from deit_jax.data.given_images import is_one_image, read_image
+from deit_jax.errors import UserError, refuse_address, require_choice
 from deit_jax.evaluation.accuracy import heads
 from deit_jax.inference.class_names import imagenet_class_names, readable
 from deit_jax.models import create_model, native_image_size
 from deit_jax.models.output import classify
-from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
+from deit_jax.training.trained_weights import load_variables
 from deit_jax.weights import load_pretrained
 from deit_jax.weights.labels import read_class_names
-from deit_jax.weights.loading import fit_weights
+from deit_jax.weights.loading import WHICH, fit_weights
 from deit_jax.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
-ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
+
+
+_computing_process: int | None = None  # the first with a Classifier, of this process and those that it was forked from
 
 
 class Prediction(NamedTuple):
@@ -54,12 +57,18 @@ class Classifier:
         classifier(["rose.jpg", pil_image, array])      # a list of such lists
         classifier.probabilities("rose.jpg")            # float32[1, K]
 
-    An image is a path, a PIL image, or a uint8 array [H, W, 3] of RGB; a tuple, list or other iterable of such is many, and so
-    is a uint8 array [N, H, W, 3]. Images may differ in size. Computes on JAX's default device; batches are padded to
-    `batch_size`, so that one program is compiled for any number of images.
+    An image is a path, an open file or BytesIO, the bytes of an encoded image, a PIL image, or a uint8 array [H, W, 3] of RGB; a
+    tuple, list or other iterable of such is many, and so is a uint8 array [N, H, W, 3]. Images may differ in size.
+
+    Computes on JAX's default device, in batches of `batch_size`; what is left over is filled up to the next of `batch_sizes`, the
+    powers of two up to `batch_size` and itself: 1, 2, 4, 8. A program is compiled for each of these when it is first needed, and
+    no other. In which batch an image is computed changes its probabilities by float noise only.
+
+    Threads may share one. It pickles, and works in a process that `multiprocessing` starts by "spawn" or "forkserver"; JAX cannot
+    compute in a forked copy of a process that has used it, and PredictionError says so there.
 
     Attributes: model, variables, crop (of data/decoding.py), mean, std, class_names (None: classes are called by number),
-    description (name and origin of the weights), batch_size, heads (the names that `head` takes).
+    description (name and origin of the weights), batch_size, batch_sizes, heads (the names that `head` takes).
     """
 
     def __init__(
@@ -76,29 +85,57 @@ class Classifier:
     ) -> None:
         """`from_workdir`, `from_pretrained` and `from_weights` know the arguments themselves.
 
-        Raises PredictionError for more names than classes, or a batch of less than one image.
+        Raises PredictionError for more names than classes, a batch of less than one image, and arguments of another kind.
         """
-        if batch_size < 1:
-            raise PredictionError(f"batch_size={batch_size}: give 1 or more images")
+        if isinstance(model, str):
+            raise PredictionError(f"model={model!r} is a name: Classifier.from_weights and from_pretrained take names")
+        if isinstance(crop, str) or not callable(crop):
+            raise PredictionError(f"crop={crop!r}: give a crop, e.g. deit_jax.data.decoding.CenterCrop(224)")
+        _require_count("batch_size", batch_size, "images")
+        _require_names(class_names)
         if class_names is not None and len(class_names) > model.num_classes:
             raise PredictionError(f"{len(class_names)} class names for a model of {model.num_classes} classes")
         self.model = model
-        self.variables = jax.device_put(variables)
+        self.variables = variables
         self.crop = crop
         self.mean = tuple(float(value) for value in mean)
         self.std = tuple(float(value) for value in std)
         self.class_names = None if class_names is None else tuple(str(name) for name in class_names)
         self.description = description
-        self.batch_size = batch_size
+        self.batch_size = int(batch_size)
+        self.batch_sizes = tuple(sorted({self.batch_size, *(2**i for i in range(self.batch_size.bit_length()))}))
         distilled = getattr(model, "distilled", False)
         self.heads = ("class", "distillation", "fused_logits", "fused_softmax") if distilled else ("class",)
+        self._answer = self._program()
+        self._to_device()
+
+    def _program(self) -> Any:
+        """uint8[B, size, size, 3] to {head: float32[B, K]}."""
+        model, mean, std = self.model, self.mean, self.std
 
         @jax.jit
         def answer(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-            output = classify(model, variables, prepare_for_evaluation(images, self.mean, self.std))
+            output = classify(model, variables, prepare_for_evaluation(images, mean, std))
             return {name: jax.nn.softmax(logits) for name, logits in heads(output).items()}
 
-        self._answer = answer
+        return answer
+
+    def _to_device(self) -> None:
+        global _computing_process
+        _refuse_forked_process()
+        _computing_process = os.getpid()
+        self.variables = jax.device_put(self.variables)
+        self._on_device = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        _refuse_forked_process()
+        kept = {name: value for name, value in vars(self).items() if name != "_answer"}
+        return kept | {"variables": jax.tree.map(np.asarray, self.variables), "_on_device": False}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # No device is touched here: an error while a pool's worker unpickles a task leaves the pool waiting.
+        vars(self).update(state)
+        self._answer = self._program()
 
     def __repr__(self) -> str:
         return f"Classifier({self.description or type(self.model).__name__}, {self.model.num_classes} classes)"
@@ -109,9 +146,16 @@ class Classifier:
     ) -> Classifier:
         """The network of a training run, with the run's own crop, normalisation, fusion of heads and class names.
 
-        variables: "raw" or "ema", their moving average. checkpoint: "newest", "best" or a step. Raises ConfigError if this is no
-        workdir, CheckpointError if it holds no such weights.
+        variables: "raw" or "ema", their moving average. checkpoint: "newest", "best" or a step. Raises PredictionError for other
+        words, ConfigError if this is not a workdir, CheckpointError if it holds no such weights.
         """
+        _refuse_forked_process()
+        require_choice("variables", variables, WHICH, PredictionError)
+        if checkpoint not in ("newest", "best") and not str(checkpoint).isdecimal():
+            raise PredictionError(
+                f"checkpoint={checkpoint!r} is none of newest (the last one), best (of the highest top-1) and a step's number"
+            )
+        refuse_address("workdir", workdir, PredictionError)
         workdir = Path(os.path.expanduser(workdir))
         record = read_config(workdir)
         config, resolved = recorded_config(record), record["resolved"]
@@ -143,6 +187,8 @@ class Classifier:
         image_size: pixels; None is the model's own. crop_ratio: the released code's by default. **overrides: as of
         `create_model`. Raises as `load_pretrained`.
         """
+        _refuse_forked_process()
+        _require_count("batch_size", batch_size, "images")
         model, variables = load_pretrained(name, image_size=image_size, **overrides)
         return cls(
             model,
@@ -174,6 +220,9 @@ class Classifier:
         names 1,000. **overrides: as of `create_model`. Raises WeightsError if
         the file cannot be read or does not fit, ValueError for an unknown model.
         """
+        _refuse_forked_process()
+        refuse_address("path", path, PredictionError)
+        _require_names(class_names)
         if class_names is None and (own := read_class_names(path)) and num_classes in (None, len(own)):
             class_names = readable(own)
         num_classes = num_classes or (1000 if class_names is None else len(class_names))
@@ -195,12 +244,12 @@ class Classifier:
     ) -> list[Prediction] | list[list[Prediction]]:
         """The `top_k` most probable classes, best first: a list for one image, a list of lists for many.
 
-        head: as of `probabilities`. Raises DataError for what is no image, PredictionError for an unknown head or top_k below 1.
+        head: as of `probabilities`. Raises DataError for what is not an image, PredictionError for an unknown head, top_k below
+        1, or in a forked process.
         """
-        if top_k < 1:
-            raise PredictionError(f"top_k={top_k}: give 1 or more classes")
+        _require_count("top_k", top_k, "classes")
         answers = [self._best(row, top_k) for row in self.probabilities(images, head=head)]
-        return answers[0] if _is_one(images) else answers
+        return answers[0] if is_one_image(images) else answers
 
     def probabilities(self, images: ImageLike | Iterable[ImageLike], *, head: str | None = None) -> np.ndarray:
         """float32[N, K], the probabilities of all classes.
@@ -209,9 +258,12 @@ class Classifier:
         `self.heads`: "class", "distillation", "fused_logits" (mean of the logits) and "fused_softmax". Raises as `__call__`.
         """
         own = f"fused_{self.model.fusion}" if len(self.heads) > 1 else "class"
-        if head is not None and head not in self.heads:
-            raise PredictionError(f"head={head!r} is none of this model's: {', '.join(self.heads)}")
-        many = cast(Iterable[ImageLike], [images] if _is_one(images) else images)
+        if head is not None:
+            require_choice("head", head, self.heads, PredictionError)
+        if not self._on_device:
+            self._to_device()
+        _refuse_forked_process()
+        many = cast(Iterable[ImageLike], [images] if is_one_image(images) else images)
         found = [
             np.asarray(self._answer(self.variables, batch)[head or own])[:count] for batch, count in self._batches(many)
         ]
@@ -230,16 +282,32 @@ class Classifier:
         return [Prediction(self.label(int(index)), int(index), float(probabilities[index])) for index in order]
 
     def _batches(self, images: Iterable[ImageLike]) -> Iterator[tuple[np.ndarray, int]]:
-        """(uint8[batch_size, size, size, 3], how many of them are images), the rest being black."""
+        """(uint8[B, size, size, 3], how many of them are images), the rest being black; B is one of `batch_sizes`."""
         named = ((image, f"image {i}") for i, image in enumerate(images))
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             while group := list(itertools.islice(named, self.batch_size)):
-                batch = np.zeros((self.batch_size, self.crop.size, self.crop.size, 3), np.uint8)
+                rows = next(size for size in self.batch_sizes if size >= len(group))
+                batch = np.zeros((rows, self.crop.size, self.crop.size, 3), np.uint8)
                 batch[: len(group)] = list(threads.map(lambda entry: self.crop(read_image(*entry)), group))
                 yield batch, len(group)
 
 
-def _is_one(images: Any) -> bool:
-    if isinstance(images, np.ndarray):
-        return images.ndim != 4
-    return isinstance(images, str | bytes | os.PathLike | Image.Image) or not isinstance(images, Iterable)
+def _refuse_forked_process() -> None:
+    """JAX's threads do not exist in a forked copy of a process: what asks it to compute there hangs."""
+    if _computing_process not in (None, os.getpid()):
+        raise PredictionError(
+            f"process {os.getpid()} was forked from one that already had a Classifier, and JAX cannot compute there: "
+            "use multiprocessing.get_context('spawn'), to which a Classifier can be passed, or fork before the first is made"
+        )
+
+
+def _require_count(name: str, value: Any, what: str) -> None:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise PredictionError(f"{name}={value!r}: give 1 or more {what}")
+
+
+def _require_names(class_names: Any) -> None:
+    if isinstance(class_names, str):
+        raise PredictionError(
+            f"class_names={class_names!r} is one string: give a list of names, in the order of the classes"
+        )

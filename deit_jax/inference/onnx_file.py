@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ import numpy as np
 from jax import export as jax_export
 from PIL import Image
 
+from deit_jax.errors import first_line, refuse_address
 from deit_jax.inference.classifier import Classifier
 from deit_jax.inference.portable import PortableError, portable_answer, preprocessing_of
 from deit_jax.weights.files import write_files
@@ -26,14 +28,22 @@ _TOLERANCE = 1e-3  # of logits, relative to the largest or 1; float32 networks d
 PREPROCESSING_KEY = "preprocessing"  # of the file's metadata
 
 
-def export_onnx(classifier: Classifier, path: str | Path) -> Path:
+OPSETS = (18, 23)  # the lowest that jax2onnx writes correctly for these networks, and the highest that was tried
+DEFAULT_OPSET = OPSETS[0]  # all give the same answers, and the lowest is read by the oldest runtimes
+
+
+def export_onnx(classifier: Classifier, path: str | Path, *, opset: int = DEFAULT_OPSET) -> Path:
     """Write one .onnx file with weights and preprocessing; returns its path. Needs jax2onnx (docs/inference.md).
 
-    Input `images`: uint8[B, size, size, 3], cropped RGB, any B; outputs `logits` and `probabilities`, float32[B, K], as of
-    `portable_answer`. What preprocessing.json says is JSON in the file's metadata, under "preprocessing". A file of this name is
-    replaced. Raises PortableError: jax2onnx is missing, the path has another suffix, or the model is too large; WeightsError: the
-    disk does not take it.
+    Input `images`: uint8[B, size, size, 3], cropped RGB, B from 0 on; outputs `logits` and `probabilities`, float32[B, K], as
+    of `portable_answer`. What preprocessing.json says is JSON in the file's metadata, under "preprocessing". A file of this name
+    is replaced. opset: the version of ONNX's operators, 18 to 23. Raises PortableError: jax2onnx is missing, the path has another
+    suffix, the opset is another, or the model is too large; WeightsError: the disk does not take it.
     """
+    lowest, highest = OPSETS
+    if not lowest <= opset <= highest:
+        raise PortableError(f"opset={opset}: give {lowest} (which the oldest runtimes read) to {highest}")
+    refuse_address("path", path, PortableError)
     path = Path(os.path.expanduser(path))
     if path.suffix.lower() != ".onnx":
         raise PortableError(f"{path}: layout=onnx writes one file, whose name ends in .onnx")
@@ -42,6 +52,7 @@ def export_onnx(classifier: Classifier, path: str | Path) -> Path:
     try:
         with _restored(jnp):
             import jax2onnx
+        import onnx
     except ImportError as error:
         raise PortableError(
             "layout=onnx needs jax2onnx: pip install onnx onnx-ir onnxruntime, then pip install --no-deps jax2onnx"
@@ -57,8 +68,16 @@ def export_onnx(classifier: Classifier, path: str | Path) -> Path:
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of shapes whose type it does not write down
     with _restored(jnp):
         model: Any = jax2onnx.to_onnx(
-            outputs, [images], model_name="deit_jax", input_names=["images"], output_names=["logits", "probabilities"]
+            outputs,
+            [images],
+            model_name="deit_jax",
+            opset=opset,
+            input_names=["images"],
+            output_names=["logits", "probabilities"],
         )
+    _replace_einsums(model)
+    # jax2onnx writes that of its newest opset, which keeps older runtimes from a file that they could run.
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     # Shapes of what lies between: not needed, and jax2onnx notes some before it transposes, of which onnxruntime warns.
     del model.graph.value_info[:]
     described = model.metadata_props.add()
@@ -67,6 +86,47 @@ def export_onnx(classifier: Classifier, path: str | Path) -> Path:
         raise PortableError(f"{path}: the model is larger than the 2 GiB of an ONNX file")
     write_files({path: model.SerializeToString()})
     return path
+
+
+def _replace_einsums(model: Any) -> None:
+    """Write the Einsum nodes of an ONNX model, which are products of matrices, as Transpose, where needed, and MatMul.
+
+    onnxruntime divides by zero in an Einsum of no rows and ends the process (microsoft/onnxruntime#23379).
+    """
+    import onnx
+
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "Einsum":
+            nodes.append(node)
+            continue
+        (equation,) = (attribute.s.decode() for attribute in node.attribute if attribute.name == "equation")
+        for number, order in enumerate(_orders_of_matmul(equation)):
+            if order != sorted(order):
+                transposed = f"{node.output[0]}_operand_{number}"
+                nodes.append(onnx.helper.make_node("Transpose", [node.input[number]], [transposed], perm=order))
+                node.input[number] = transposed
+        nodes.append(onnx.helper.make_node("MatMul", node.input, node.output, name=node.name))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def _orders_of_matmul(equation: str) -> list[list[int]]:
+    """The orders of both operands' axes in which MatMul gives what Einsum does. Raises PortableError for other equations."""
+    two = re.fullmatch(r"(\w+),(\w+)->(\w+)", equation.replace(" ", ""))
+    left, right, result = two.groups() if two else ("", "", "")
+    batch = [axis for axis in result if axis in left and axis in right]
+    rows, columns = ([axis for axis in result if axis in one and axis not in batch] for one in (left, right))
+    inner = [axis for axis in left if axis in right and axis not in result]
+    lengths = (len(rows), len(columns), len(inner))
+    if lengths != (1, 1, 1) or [*batch, *rows, *columns] != list(result):
+        raise PortableError(
+            f"jax2onnx wrote an Einsum ({equation}) that is not a product of matrices: try another version of it"
+        )
+    return [
+        [left.index(axis) for axis in [*batch, *rows, *inner]],
+        [right.index(axis) for axis in [*batch, *inner, *columns]],
+    ]
 
 
 @contextlib.contextmanager
@@ -80,10 +140,10 @@ def _restored(module: ModuleType) -> Iterator[None]:
 
 
 def check_onnx(path: str | Path, classifier: Classifier) -> float:
-    """Run the file in onnxruntime, on CPU, on three images and on one; returns the largest difference of its logits from ours.
+    """Run the file in onnxruntime, on CPU, on 3, 1 and 0 images; returns the largest difference of its logits from ours.
 
     The images are noise with blurred shapes, the same every time; the difference is relative to the largest logit, or to 1 if
-    that is larger. Raises PortableError if it is above 1e-3, ImportError without onnxruntime.
+    that is larger. Raises PortableError if it is above 1e-3 or onnxruntime does not run the file, ImportError without it.
     """
     import onnxruntime
 
@@ -93,10 +153,16 @@ def check_onnx(path: str | Path, classifier: Classifier) -> float:
         [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in coarse]
     )
     ours = np.asarray(jax.jit(portable_answer(classifier))(images)["logits"])
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    difference = max(
-        float(np.abs(session.run(["logits"], {"images": images[:count]})[0] - ours[:count]).max()) for count in (1, 3)
-    ) / max(1.0, float(np.abs(ours).max()))
+    try:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        theirs = [session.run(["logits"], {"images": images[:count]})[0] for count in (3, 1, 0)]
+    except Exception as error:  # of a kind for every cause, which onnxruntime does not export
+        raise PortableError(
+            f"{path}: onnxruntime {onnxruntime.__version__} does not run it ({first_line(error)[:200]}): do not use it; try "
+            "another --opset, or another version of onnxruntime"
+        ) from error
+    difference = max(float(np.abs(found - ours[: len(found)]).max(initial=0)) for found in theirs)
+    difference /= max(1.0, float(np.abs(ours).max()))
     if not difference <= _TOLERANCE:
         raise PortableError(
             f"{path}: in onnxruntime its logits differ from the model's by {difference:.2g}: do not use it; try other "

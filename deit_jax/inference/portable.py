@@ -15,7 +15,7 @@ from jax import export as jax_export
 
 from deit_jax.augment.recipe import prepare_for_evaluation
 from deit_jax.data.decoding import Squash
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, refuse_address
 from deit_jax.inference.classifier import Classifier
 from deit_jax.models.output import classify
 from deit_jax.models.stacking import unstack_blocks
@@ -36,16 +36,18 @@ class PortableError(UserError):
 def export_jax(classifier: Classifier, folder: str | Path) -> Path:
     """Write `folder`/model.jax, for `jax.export.deserialize`, and `folder`/preprocessing.json; returns the path of the former.
 
-    The program takes uint8[B, size, size, 3], cropped RGB, any B, normalises it and returns what `portable_answer` does. It holds
-    its weights and runs on CPU, CUDA GPUs and TPUs. Files of these names are replaced, both or neither. Raises PortableError for
-    a path that looks like a file's, WeightsError if the disk does not take them.
+    The program takes uint8[B, size, size, 3], cropped RGB, B from 0 on, normalises it and returns what `portable_answer` does. It
+    holds its weights and runs on CPU, CUDA GPUs and TPUs. Files of these names are replaced, both or neither. Raises
+    PortableError for a path that looks like a file's, WeightsError if the disk does not take them.
     """
+    refuse_address("folder", folder, PortableError)
     folder = Path(os.path.expanduser(folder))
     if folder.suffix in _FILE_SUFFIXES:
         raise PortableError(
             f"{folder}: layout=jax writes {MODEL_FILE} and {PREPROCESSING_FILE} into a folder: name that"
         )
-    (batch,) = jax_export.symbolic_shape("batch")
+    # A dimension's variable is at least 1 to jax.export: so written, there may be no images as well.
+    (batch,) = jax_export.symbolic_shape("batch_plus_1 - 1")
     images = jax.ShapeDtypeStruct((batch, classifier.crop.size, classifier.crop.size, 3), jnp.uint8)
     program = jax_export.export(jax.jit(portable_answer(classifier)), platforms=PLATFORMS)(images)
     path = folder / MODEL_FILE

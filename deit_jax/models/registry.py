@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from deit_jax.models.regnet import RegNet, stage_plans
 from deit_jax.models.vit import VisionTransformer
@@ -58,8 +59,8 @@ def list_models() -> list[str]:
 
 
 def _find(name: str) -> tuple[type[nn.Module], dict[str, Any], int]:
-    if name not in _MODELS:
-        near = difflib.get_close_matches(name, _MODELS, n=3, cutoff=0.3)
+    if not isinstance(name, str) or name not in _MODELS:
+        near = difflib.get_close_matches(str(name).lower(), _MODELS, n=3, cutoff=0.3)
         raise ValueError(f"unknown model {name!r}; nearest: {', '.join(near or _MODELS)}")
     return _MODELS[name]
 
@@ -124,6 +125,8 @@ def create_model(name: str, num_classes: int = 1000, image_size: int | None = No
     """
     module, fields, native = _find(name)
     check_fields(name, overrides)
+    if "dtype" in overrides:
+        _refuse_other_types(overrides["dtype"])
     if module is VisionTransformer:
         fields = fields | {"image_size": native if image_size is None else image_size}
     model = module(num_classes=num_classes, **(fields | overrides))
@@ -133,6 +136,15 @@ def create_model(name: str, num_classes: int = 1000, image_size: int | None = No
         except (ArithmeticError, ValueError) as error:  # e.g. of wm=1.0, whose logarithm is 0
             raise ValueError(f"w0={model.w0}, wa={model.wa} and wm={model.wm} give no widths of stages") from error
     return model
+
+
+def _refuse_other_types(dtype: Any) -> None:
+    try:
+        computes = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:  # of what is not a type
+        computes = False
+    if not computes:
+        raise ValueError(f"dtype={dtype!r} is not a floating-point type: give float32, bfloat16 or float16")
 
 
 # Fields that change neither the parameters nor what they compute in evaluation, but for the fusion of answers already given.

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from deit_jax.errors import require_choice
 from deit_jax.models.dropping import Dropout
 from deit_jax.models.grouped_conv import IMPLEMENTATIONS, GroupedConv, PerDevice
 from deit_jax.models.output import ModelOutput
@@ -188,8 +189,8 @@ class RegNet(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.grouped_conv, PerDevice) and self.grouped_conv not in IMPLEMENTATIONS:
-            raise ValueError(f"grouped_conv={self.grouped_conv!r} is not one of {', '.join(IMPLEMENTATIONS)}")
+        if not isinstance(self.grouped_conv, PerDevice):
+            require_choice("grouped_conv", self.grouped_conv, IMPLEMENTATIONS, ValueError)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:

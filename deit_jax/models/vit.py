@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from deit_jax.errors import require_choice
 from deit_jax.models.activations import gelu, softmax
 from deit_jax.models.dropping import RNG_NAME, Dropout
 from deit_jax.models.layer_norm import LayerNorm
@@ -192,8 +193,7 @@ class VisionTransformer(nn.Module):
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}")
         for field, choices in (("fusion", FUSIONS), ("attention", ATTENTIONS), ("remat", tuple(_REMAT_POLICIES))):
-            if getattr(self, field) not in choices:
-                raise ValueError(f"{field}={getattr(self, field)!r} is not one of {', '.join(choices)}")
+            require_choice(field, getattr(self, field), choices, ValueError)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:

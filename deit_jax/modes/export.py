@@ -7,26 +7,31 @@ from pathlib import Path
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.data.decoding import evaluation_crop
 from deit_jax.inference.classifier import Classifier
-from deit_jax.inference.onnx_file import check_onnx, export_onnx
+from deit_jax.inference.onnx_file import DEFAULT_OPSET, check_onnx, export_onnx
 from deit_jax.inference.portable import export_jax
 from deit_jax.reporting import console
-from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
+from deit_jax.training.trained_weights import load_variables
 from deit_jax.weights import Preprocessing, save_weights
 
 PROGRAMS = ("jax", "onnx")
 
 
-def export(workdir: Path, output: Path, *, layout: str, which: str, checkpoint: str = "newest") -> Path:
+def export(
+    workdir: Path, output: Path, *, layout: str, which: str, checkpoint: str = "newest", opset: int | None = None
+) -> Path:
     """Write the "raw" or "ema" weights of a training run to `output` (see `save_weights`); returns the path of the weights file.
 
     checkpoint: "newest", "best" or a step's number. Model, image size, preprocessing and class names are those of the run. Raises
     ConfigError, CheckpointError or WeightsError, each with one clear line. layout: "jax" and "onnx" are programs that hold their
-    weights and need no such model elsewhere (see inference/), the others tensors by another framework's names.
+    weights and need no such model elsewhere (see inference/), the others tensors by another framework's names. opset: of "onnx",
+    as of `export_onnx`; refused with the others.
     """
+    if opset is not None and layout != "onnx":
+        raise ConfigError(f"--opset={opset} is of --layout=onnx, not of {layout}")
     if layout in PROGRAMS:
-        return _export_program(workdir, output, layout=layout, which=which, checkpoint=checkpoint)
+        return _export_program(workdir, output, layout=layout, which=which, checkpoint=checkpoint, opset=opset)
     record = read_config(workdir)
     trained, resolved = recorded_config(record), record["resolved"]
     model = build_recorded_model(record)
@@ -49,11 +54,16 @@ def export(workdir: Path, output: Path, *, layout: str, which: str, checkpoint: 
     return path
 
 
-def _export_program(workdir: Path, output: Path, *, layout: str, which: str, checkpoint: str) -> Path:
+def _export_program(
+    workdir: Path, output: Path, *, layout: str, which: str, checkpoint: str, opset: int | None
+) -> Path:
     if (output / "checkpoints").exists():
         raise ConfigError(f"{output} is the --workdir of a training run: give another folder")
     classifier = Classifier.from_workdir(workdir, which, checkpoint)
-    path = (export_jax if layout == "jax" else export_onnx)(classifier, output)
+    if layout == "jax":
+        path = export_jax(classifier, output)
+    else:
+        path = export_onnx(classifier, output, opset=DEFAULT_OPSET if opset is None else opset)
     console.say(f"{classifier.description}, {layout} program: {path}")
     if layout == "onnx":
         try:

@@ -108,6 +108,8 @@ def check_class_names(model: nn.Module, class_names: Sequence[str] | None) -> No
     """Raises WeightsError if there is not one name for every class, or one name for two."""
     if class_names is None:
         return
+    if isinstance(class_names, str):
+        raise WeightsError(f"class_names={class_names!r} is one string: give a list of names, one a class")
     if len(class_names) != model.num_classes:
         raise WeightsError(f"{len(class_names)} class names for a model of {model.num_classes} classes")
     if len(set(class_names)) != len(class_names):

@@ -13,7 +13,7 @@ import flax.linen as nn
 
 from deit_jax.models import create_model, list_models
 from deit_jax.weights.errors import WeightsError
-from deit_jax.weights.loading import load_weights
+from deit_jax.weights.loading import check_choices, load_weights
 
 # The authors' weights as timm's repositories keep them; the teacher is facebookresearch/deit's regnety_160-a5fe301d.
 _REPOSITORIES = {name: f"timm/{name}.fb_in1k" for name in list_models() if name.startswith("deit_")}
@@ -65,6 +65,7 @@ def load_pretrained(
         does not fit.
     """
     model = create_model(name, num_classes, image_size, **overrides)
+    check_choices(heads, distillation_token)
     return model, load_weights(
         fetch_pretrained(name, revision=revision, sha256=sha256, cache_dir=cache_dir),
         model,
@@ -80,6 +81,10 @@ def fetch_pretrained(
     if name not in _REPOSITORIES:
         raise WeightsError(
             f"no weights of {name} were published by DeiT's authors; there are {', '.join(_REPOSITORIES)}"
+        )
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{1,64}", sha256):
+        raise WeightsError(
+            f"sha256={sha256!r}: give the hexadecimal digits of the file's SHA-256, or the first of them"
         )
     return _fetch(_REPOSITORIES[name], revision, sha256, cache_dir)
 

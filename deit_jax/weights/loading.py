@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deit_jax.errors import refuse_address, require_choice
 from deit_jax.models.position_embedding import resize_position_embedding
 from deit_jax.models.stacking import stack_blocks, unstack_blocks
 from deit_jax.models.vit import VisionTransformer
@@ -29,6 +30,7 @@ _LOGGER = logging.getLogger(__name__)
 _HEAD_NAMES = ("head.", "head_dist.")
 HEADS = ("keep", "reset", "reset_if_needed")
 DISTILLATION_TOKEN = ("keep", "adapt")
+WHICH = ("raw", "ema")
 
 
 class Fitted(NamedTuple):
@@ -76,7 +78,7 @@ def load_weights(
 
     Raises:
       WeightsError: the source is unreadable, in no known layout, or holds NaN, infinite numbers or negative variances; or several
-        sets of weights fit.
+        sets of weights fit; or `heads`, `distillation_token` or `which` is none of these.
       MisfitError: names are missing, unexpected or of another shape; its attributes list them all. Nothing is loaded in part.
     """
     fitted = fit_weights(source, model, heads=heads, distillation_token=distillation_token, which=which, seed=seed)
@@ -101,6 +103,11 @@ def fit_weights(
     """`load_weights`, and what it had to change."""
     if isinstance(model, str):
         raise WeightsError(f"model={model!r} is a name: give deit_jax.create_model({model!r})")
+    check_choices(heads, distillation_token)
+    if isinstance(source, str):
+        refuse_address("source", source, WeightsError)
+    if which is not None:
+        require_choice("which", which, WHICH, WeightsError)
     where = _called(source)
     fits, misfits = [], []
     sets, entries = _read(source, which, where)
@@ -192,15 +199,15 @@ def count_classes(source: str | Path, which: str | None = None) -> int:
     return next(iter(found.values()))
 
 
+def check_choices(heads: str, distillation_token: str) -> None:
+    """Raises WeightsError for a value that `load_weights` does not know; before a file is fetched or read."""
+    require_choice("heads", heads, HEADS, WeightsError)
+    require_choice("distillation_token", distillation_token, DISTILLATION_TOKEN, WeightsError)
+
+
 def _fit(
     foreign: Tensors, layout: Layout, model: nn.Module, where: str, heads: str, distillation_token: str, seed: int
 ) -> Fitted:
-    for name, value, choices in (
-        ("heads", heads, HEADS),
-        ("distillation_token", distillation_token, DISTILLATION_TOKEN),
-    ):
-        if value not in choices:
-            raise WeightsError(f"{name}={value!r} is none of {', '.join(choices)}")
     _refuse_non_numbers(foreign, where)
     given, strangers = layout.to_timm(foreign)
     expected = timm.expected_tensors(model)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from deit_jax.errors import refuse_address, require_choice
 from deit_jax.models.stacking import unstack_blocks
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.weights import huggingface, labels, mmpretrain, timm
@@ -56,10 +57,12 @@ def save_weights(
     Raises WeightsError: the layout has no such model, the variables are not this model's or hold NaN, infinite numbers or
     negative variances, or the path cannot be written.
     """
+    refuse_address("path", path, WeightsError)
     path = Path(os.path.expanduser(path))
     preprocessing = preprocessing or Preprocessing()
-    if layout not in LAYOUTS:
-        raise WeightsError(f"layout={layout!r} is none of {', '.join(LAYOUTS)}")
+    if isinstance(model, str):
+        raise WeightsError(f"model={model!r} is a name: give the model that deit_jax.create_model makes")
+    require_choice("layout", layout, tuple(LAYOUTS), WeightsError)
     _refuse_what_the_layout_lacks(model, layout)
     preprocessing.check(model)
     check_class_names(model, class_names)

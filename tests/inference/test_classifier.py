@@ -1,3 +1,6 @@
+import io
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +23,37 @@ def expected(vit):
     """The output of the model for the two photographs, its images made ready step by step."""
     crops = [center_crop_resize(np.asarray(Image.open(path)), 28, 0.875) for path in (CHINA, FLOWER)]
     return jax.jit(vit.model.apply)(vit.variables, (np.stack(crops) / np.float32(255) - MEAN) / STD)
+
+
+def test_files_and_bytes_are_images_too(vit, expected, tmp_path):
+    encoded = FLOWER.read_bytes()
+    wanted = vit(FLOWER)
+    with FLOWER.open("rb") as file, FLOWER.open("rb") as given:
+        given.read(100)  # as a library that looked at the format may leave it
+        for image in (
+            file,
+            file,
+            given,
+            io.BytesIO(encoded),
+            encoded,
+            bytearray(encoded),
+            memoryview(encoded),
+            Stream(encoded),
+        ):
+            assert vit(image) == wanted
+    assert vit([CHINA, io.BytesIO(encoded), encoded])[1:] == [wanted, wanted]
+    with pytest.raises(DataError, match=r"^image 0: the open file cannot be read \(.*closed file"):
+        vit(file)
+    odd = tmp_path / "http:"  # a file's name, and not an address
+    odd.write_bytes(encoded)
+    assert vit(odd) == wanted
+
+
+class Stream:
+    """What a web server hands over: it can be read once, and not rewound."""
+
+    def __init__(self, content):
+        self.read = io.BytesIO(content).read
 
 
 def test_the_answer_is_the_models_for_images_of_any_kind(vit, expected):
@@ -48,14 +82,26 @@ def test_every_head_can_be_asked(vit, expected):
     for head, probabilities in wanted.items():
         np.testing.assert_allclose(vit.probabilities([CHINA, FLOWER], head=head), probabilities, atol=1e-6)
     assert np.abs(pair[0] - pair[1]).max() > 1e-3
-    with pytest.raises(PredictionError, match="head='teacher' is none of this model's: class, distillation"):
+    with pytest.raises(
+        PredictionError, match=r"^head='teacher' is none of class, distillation, fused_logits, fused_softmax"
+    ):
         vit(CHINA, head="teacher")
 
 
-def test_one_program_serves_any_number_of_images(vit):
-    for count in (1, 3, 7):
-        assert len(vit([CHINA] * count)) == count
-    assert vit._answer._cache_size() == 1
+def test_images_are_computed_in_the_smallest_batch_that_holds_them(regnet_workdir):
+    classifier = Classifier.from_workdir(regnet_workdir, batch_size=6)
+    assert classifier.batch_sizes == (1, 2, 4, 6)
+    ran, program = [], classifier._answer
+    classifier._answer = lambda variables, images: ran.append(len(images)) or program(variables, images)
+    images = np.random.default_rng(0).integers(0, 256, (9, 40, 30, 3), dtype=np.uint8)
+    found = {count: classifier.probabilities(images[:count]) for count in (1, 9, 3, 8, 2, 1, 9, 7, 5)}
+    assert ran == [1, 6, 4, 4, 6, 2, 2, 1, 6, 4, 6, 1, 6]
+    assert program._cache_size() == 4  # one program a size, each compiled once
+    for count, probabilities in found.items():
+        np.testing.assert_allclose(probabilities, found[9][:count], atol=1e-6)
+    assert np.ptp(found[9], axis=0).max() > 1e-4  # the images are not alike
+    assert Classifier.from_workdir(regnet_workdir).batch_sizes == (1, 2, 4, 8)
+    assert Classifier.from_workdir(regnet_workdir, batch_size=1).batch_sizes == (1,)
 
 
 def test_a_regnet_has_one_head(regnet):
@@ -72,7 +118,13 @@ def test_a_regnet_has_one_head(regnet):
         (np.zeros((8, 8, 3), np.float32), r"^image 0: an image array is float32\[8, 8, 3\]; give uint8"),
         (np.zeros((8, 8, 4), np.uint8), r"^image 0: an image array is uint8\[8, 8, 4\]; give uint8"),
         (np.zeros((0, 8, 3), np.uint8), "^image 0 has no pixels"),
-        (7, "^image 0 is of type int: give a path, a PIL image or a uint8 array"),
+        (
+            7,
+            "^image 0 is of type int: give a path, an open file, bytes of an encoded image, a PIL image or a uint8 array",
+        ),
+        (b"not an image", "^image 0: an image of 12 bytes cannot be decoded"),
+        ([FLOWER, io.BytesIO()], "^image 1: an image of 0 bytes cannot be decoded .an empty file"),
+        (io.StringIO("text"), "^image 0: read.. gives str, not bytes: open the file in binary mode"),
         ([CHINA, None], "^image 1 is of type NoneType"),
     ],
 )
@@ -80,6 +132,22 @@ def test_what_is_no_image_is_refused_in_one_line(vit, image, message):
     with pytest.raises(DataError, match=message) as caught:
         vit(image)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "advice"),
+    [
+        ("https://example.org/rose.jpg", "fetch the image, and give its bytes"),
+        ("S3://bucket/rose.jpg", "fetch the image"),
+        (Path("gs://bucket/rose.jpg"), "fetch the image"),
+        ("file:///tmp/no-such-rose.jpg", "give the path alone$"),
+        ("data:image/png;base64," + 10_000 * "iVBO", r"decode what follows the comma .base64\.b64decode."),
+    ],
+)
+def test_an_address_is_refused_as_one(vit, address, advice):
+    with pytest.raises(DataError, match=f"is an address, not a file: {advice}") as caught:
+        vit([FLOWER, address])
+    assert len(str(caught.value)) < 300
 
 
 def test_weights_of_a_file_answer_like_the_run_they_come_from(vit, tmp_path):

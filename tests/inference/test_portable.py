@@ -28,6 +28,7 @@ print(json.dumps({
     "logits": np.asarray(answer["logits"]).tolist(),
     "probabilities": np.asarray(answer["probabilities"]).tolist(),
     "one": np.asarray(model(images[:1])["logits"]).tolist(),
+    "none": [model(images[:0])[name].shape for name in ("logits", "probabilities")],
     "ours": [name for name in sys.modules if name.split(".")[0] in ("deit_jax", "flax", "orbax")],
     "platforms": exported.platforms,
 }))
@@ -59,6 +60,7 @@ def test_the_documented_example_runs_without_this_package(vit, regnet, tmp_path)
         np.testing.assert_allclose(answer["logits"], wanted, atol=1e-5)
         np.testing.assert_allclose(answer["one"], wanted[:1], atol=1e-5)  # another batch size, the same program
         np.testing.assert_allclose(answer["probabilities"], classifier.probabilities([CHINA, FLOWER]), atol=1e-5)
+        assert answer["none"] == [[0, 10], [0, 10]]
         assert answer["ours"] == []
         assert answer["platforms"] == ["cpu", "cuda", "tpu"]
 
@@ -76,7 +78,7 @@ def test_the_preprocessing_is_the_runs_and_dated(vit_workdir, tmp_path):
     assert (found["jax_version"], found["deit_jax_version"]) == (jax.__version__, __version__)
     assert found["format"] == 1
     exported = jax.export.deserialize(bytearray((tmp_path / "model.jax").read_bytes()))
-    assert str(exported.in_avals[0]) == "uint8[batch,28,28,3]"
+    assert str(exported.in_avals[0]) == "uint8[batch_plus_1 - 1,28,28,3]"
 
 
 def test_a_path_that_is_no_folder_is_refused(vit, vit_workdir, tmp_path):

@@ -92,7 +92,19 @@ def test_stochastic_depth_rises_over_scanned_blocks_too(plain):
     np.testing.assert_allclose(output.class_logits, np.repeat(output.class_logits[:1], 64, axis=0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("field", ["attention", "remat"])
-def test_unknown_choices_are_refused(field):
-    with pytest.raises(ValueError, match=f"{field}='fast' is not one of"):
-        create_model(NAME, **{field: "fast"})
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("attention", "fast", "'fast' is none of xla, dot_product, cudnn$"),
+        ("attention", "cuDNN", "'cuDNN' is none of xla, dot_product, cudnn; the nearest is 'cudnn'$"),
+        ("remat", "dot", "'dot' is none of none, dots, full; the nearest is 'dots'$"),
+        ("remat", None, "None is none of none, dots, full"),
+        ("fusion", "Softmax", "'Softmax' is none of logits, softmax; the nearest is 'softmax'$"),
+        ("dtype", "bf16", "'bf16' is not a floating-point type: give float32, bfloat16 or float16$"),
+        ("dtype", int, "not a floating-point type"),
+    ],
+)
+def test_unknown_choices_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=f"^{field}=.*{message}"):
+        create_model(NAME, **{field: value})
+    assert create_model(NAME, dtype="bfloat16").dtype == "bfloat16"

@@ -1,3 +1,5 @@
+import contextlib
+
 import jax
 import pytest
 
@@ -36,3 +38,24 @@ def test_without_a_home_its_folder_is_none(no_folder_yet, tmp_path, monkeypatch)
     monkeypatch.setenv("HOME", "")
     keep_compiled_programs("~/.cache/deit_jax")
     assert jax.config.jax_compilation_cache_dir is None and list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_in_a_process_gets_the_folder_that_it_asks_for(no_folder_yet, tmp_path):
+    for number, name in enumerate(("a", "b", "", "a")):
+        keep_compiled_programs(str(tmp_path / name) if name else "")
+        assert jax.config.jax_compilation_cache_dir == (str(tmp_path / name) if name else None)
+        files = {one: len(list((tmp_path / one).glob("*"))) for one in "ab" if (tmp_path / one).exists()}
+        with _everything_is_kept():
+            jax.jit(lambda x, number=number: x * number + 3).lower(1.0).compile()
+        for one, count in files.items():
+            assert (len(list((tmp_path / one).glob("*"))) > count) == (one == name)
+
+
+@contextlib.contextmanager
+def _everything_is_kept():
+    """However quickly it was compiled."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0)
+    yield
+    jax.config.update(name, before)

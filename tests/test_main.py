@@ -1,0 +1,50 @@
+"""`main` called several times in one process, as in a Jupyter kernel."""
+
+import json
+import sys
+
+import pytest
+from absl import flags
+
+from deit_jax.command_line import main
+from tests.end_to_end.commands import TINY, environment, forked
+
+
+def _several_calls(folder):
+    """Two runs of different configurations with a refused command between them, then other modes."""
+    fast = ["--config.train.max_steps=1", "--config.data.max_eval_images=20", "--config.evaluation.batch_size=20"]
+    flags.FLAGS(["kernel", "--log_dir=/theirs"])  # what others have parsed in the process stays
+    argv = list(sys.argv)
+    main([TINY + ":teacher", f"--workdir={folder}/a", "--config.seed=7", "--config.optimizer.betas=(0.8, 0.9)", *fast])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main([TINY, f"--workdir={folder}/refused", "--config.seed=8", "--mode=eval", "--config.ema.decay=3"])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["--mode=models", "--output=gs://bucket/models.json"])
+    sys.argv = ["/lib/ipykernel_launcher.py", "-f", "kernel.json"]
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main()
+    sys.argv = ["run.py", TINY + ":teacher", f"--workdir={folder}/b", "--config.model.drop_path_rate=0.1", *fast]
+    main()
+    sys.argv = argv
+    main(["--mode=export", f"--workdir={folder}/a", f"--output={folder}/a.safetensors"])
+    main(["--version"])
+    main(["--help"])
+    assert sys.argv == argv
+    assert [flags.FLAGS[name].value for name in ("config", "workdir", "mode")] == [None, None, "train"]
+    assert flags.FLAGS.log_dir == "/theirs"
+    print("all done")
+
+
+def test_a_second_run_in_a_process_has_its_own_flags(tmp_path):
+    done = forked(_several_calls, str(tmp_path), **environment())
+    assert done.returncode == 0 and done.stdout.endswith("all done\n"), done.stdout[-2000:] + done.stderr[-3000:]
+    refused, address, without_flags = done.stderr.strip().splitlines()
+    assert refused.startswith("error: config.ema.decay=3")
+    assert address == "error: --output='gs://bucket/models.json' is an address: give a path on a disk of this machine"
+    assert without_flags.startswith("error: in a notebook type !python run.py --config=")
+    first, second = (json.loads((tmp_path / name / "config.json").read_text())["config"] for name in "ab")
+    assert (first["seed"], first["optimizer"]["betas"]) == (7, [0.8, 0.9])
+    assert (second["seed"], second["optimizer"]["betas"]) == (0, [0.9, 0.999])
+    assert (first["model"]["drop_path_rate"], second["model"]["drop_path_rate"]) == (0.0, 0.1)
+    assert (tmp_path / "a.safetensors").exists()
+    assert not (tmp_path / "refused").exists()
