@@ -74,6 +74,7 @@ def default_config() -> ConfigDict:
     # the published weights, from the Hugging Face hub; or "random" (only to try a configuration). As many as there are names
     teacher.weights = ""
     teacher.variables = "raw"  # which weights of a workdir or training checkpoint: raw or ema
+    teacher.on_change = "stop"  # other weights than the run began with: stop | continue with them
     # of RGB in [0, 1], that the teacher was trained with; None: as the student's images are normalised
     teacher.mean = placeholder(tuple)
     teacher.std = placeholder(tuple)  # as mean

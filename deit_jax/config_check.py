@@ -26,6 +26,7 @@ CHOICES = {
     "distillation.kl_mean": ("elements", "batch"),
     "model.variables": ("raw", "ema"),
     "teacher.variables": ("raw", "ema"),
+    "teacher.on_change": ("stop", "continue"),
     "data.source": ("fashion_mnist_10k", "npz", "folder", "tfds"),
     "data.train_crop": ("random_resized", "padded", "center"),
     "data.on_bad_image": ("stop", "replace"),

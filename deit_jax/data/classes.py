@@ -13,6 +13,7 @@ from deit_jax.data.sources import (
     fingerprint_of,
     is_multi_label,
     notes_of,
+    searched_folders,
 )
 
 _SHOWN = 3  # names that a message lists
@@ -66,6 +67,11 @@ class Relabelled:
     def describe(self, index: int) -> str:
         """The other source's answer."""
         return self._source.describe(index)
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """As the other source."""
+        return searched_folders(self._source)
 
     def fingerprint(self) -> str:
         """The other source's: the images are the same."""

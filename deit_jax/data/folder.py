@@ -115,6 +115,11 @@ class ImageFolderSource:
         """The file's name, without its folders."""
         return self._listing.file(index).rpartition("/")[2]
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folder of the class folders."""
+        return (self._root,)
+
     def fingerprint(self) -> str:
         """Of the files' relative paths and their labels."""
         return digest(self._listing.names, self._listing.ends, self._listing.labels)

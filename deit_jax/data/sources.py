@@ -80,6 +80,11 @@ def fingerprint_of(source: ImageSource) -> str:
     return "" if method is None else method()
 
 
+def searched_folders(source: ImageSource) -> tuple[str, ...]:
+    """The folders that a source lists its images from; none of arrays and TFDS."""
+    return getattr(source, "folders", ())
+
+
 def digest(*parts: bytes | np.ndarray) -> str:
     """The digest of bytes and arrays, each with its length, type and shape: 32 hexadecimal digits."""
     found = hashlib.blake2b(digest_size=16)
@@ -134,6 +139,11 @@ class Subset:
     def describe(self, index: int) -> str:
         """Where the image is, for error messages: the other source's answer."""
         return self._source.describe(int(self._indices[index]))
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """As the other source."""
+        return searched_folders(self._source)
 
     def fingerprint(self) -> str:
         """Of the other source's images and the indices."""

@@ -14,9 +14,9 @@ from deit_jax.data.classes import difference
 from deit_jax.inference.class_names import names_of_weights
 from deit_jax.models import create_model, list_models, native_image_size
 from deit_jax.reporting import console
-from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
+from deit_jax.training.trained_weights import load_variables
 from deit_jax.weights import load_pretrained, load_weights
 from deit_jax.weights.files import is_weights
 

@@ -33,12 +33,13 @@ from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import write_json
-from deit_jax.training.checkpointing import CheckpointError, has_checkpoints, load_weights_of_run
+from deit_jax.training.checkpointing import CheckpointError, has_checkpoints
 from deit_jax.training.plan import compute_dtype
 from deit_jax.training.preparation import common_facts
 from deit_jax.training.program import build_model, build_recorded_model
 from deit_jax.training.record import read_config, show_results
 from deit_jax.training.state import Variables
+from deit_jax.training.trained_weights import load_weights_of_run
 from deit_jax.weights import load_pretrained, load_weights
 from deit_jax.weights.files import is_weights
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,21 +18,24 @@ from deit_jax.inference.class_names import names_of_weights
 from deit_jax.models import native_image_size
 from deit_jax.parallel.distributed import from_main_process
 from deit_jax.reporting import console
-from deit_jax.training.checkpointing import load_variables, newest_step
+from deit_jax.training.checkpointing import newest_step
+from deit_jax.training.network_identity import check_initial, weights_digest
 from deit_jax.training.program import Initial, build_model, build_recorded_model
 from deit_jax.training.record import read_config
+from deit_jax.training.trained_weights import load_variables
 from deit_jax.weights.errors import TokenMisfitError
 from deit_jax.weights.files import is_weights
 from deit_jax.weights.hub import fetch_pretrained
 from deit_jax.weights.loading import Fitted, fit_variables, fit_weights
 
 
-def load_initial(config: ConfigDict, workdir: Path) -> Initial | None:
+def load_initial(config: ConfigDict, workdir: Path, record: dict[str, Any] | None = None) -> Initial | None:
     """The weights that config.model.weights names, fitted to the configured model; None for a random start.
 
-    None, too, where `workdir` has a checkpoint: a resumed run reads that, and its first weights need not be there any more. As in
-    the released code heads of another number of classes begin anew (from config.seed) and position embeddings are resized; unlike
-    there all else must fit.
+    None, too, where `workdir` has a checkpoint: a resumed run reads that, and its first weights need not be there any more.
+    Weights that config.model.weights names in another place than `record`, the workdir's, are read all the same and compared. As
+    in the released code heads of another number of classes start from scratch (from config.seed) and position embeddings are
+    resized; unlike there everything else must fit.
 
     Raises ConfigError if the weights are of another kind of model, CheckpointError if their workdir holds none, WeightsError if a
     file cannot be had, read or does not fit.
@@ -44,7 +48,8 @@ def load_initial(config: ConfigDict, workdir: Path) -> Initial | None:
         raise ConfigError(
             f"config.model.weights={weights} is this run's own --workdir: give another --workdir to start in"
         )
-    if from_main_process(lambda: newest_step(workdir)) is not None:
+    resuming = from_main_process(lambda: newest_step(workdir)) is not None
+    if resuming and (record is None or record["config"]["model"]["weights"] == weights):
         return None
     class_names = open_source(config.data, "train").class_names
     shape = {
@@ -76,7 +81,11 @@ def load_initial(config: ConfigDict, workdir: Path) -> Initial | None:
         changes.append(f"position embedding resized from {fitted.resized}")
     if fitted.note:
         changes.append(fitted.note)
-    return Initial(jax.tree.map(np.asarray, fitted.variables), "; ".join([where, *changes]))
+    variables = jax.tree.map(np.asarray, fitted.variables)
+    # Heads and embeddings that were computed here are not part of what the weights are.
+    found = weights_digest(variables, without=[*fitted.renewed, *(["pos_embed"] if fitted.resized else [])])
+    check_initial(workdir, record, found)
+    return None if resuming else Initial(variables, "; ".join([where, *changes]), found)
 
 
 def _from_workdir(

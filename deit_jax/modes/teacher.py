@@ -20,11 +20,12 @@ from deit_jax.models import create_model, native_image_size
 from deit_jax.models.ensemble import Ensemble, joined_variables, renormalisation
 from deit_jax.modes.initial import warn_of_another_normalisation
 from deit_jax.reporting import console
-from deit_jax.training.checkpointing import load_variables
+from deit_jax.training.network_identity import NetworkIdentity, weights_digest
 from deit_jax.training.plan import compute_dtype
 from deit_jax.training.program import Teacher, build_model, build_recorded_model, freeze
-from deit_jax.training.record import read_config
+from deit_jax.training.record import read_config, scheduled_steps
 from deit_jax.training.state import Variables
+from deit_jax.training.trained_weights import load_variables
 from deit_jax.weights.files import is_workdir
 from deit_jax.weights.hub import fetch_pretrained
 from deit_jax.weights.loading import count_classes, fit_weights
@@ -135,7 +136,12 @@ def _load_one(
         )
     where += f"; {fitted.note}" if fitted.note else ""
     teacher = freeze(model, fitted.variables, where, compute_dtype=compute_dtype(config))
-    return _by_name(config, teacher, names_of_weights(weights, class_names), class_names, weights)
+    names = names_of_weights(weights, class_names)
+    identity = NetworkIdentity(
+        name, weights_digest(fitted.variables), which, class_names=names, image_size=getattr(model, "image_size", None)
+    )
+    teacher = dataclasses.replace(teacher, networks=(identity,))
+    return _by_name(config, teacher, names, class_names, weights)
 
 
 def _trained_teacher(
@@ -153,7 +159,13 @@ def _trained_teacher(
     variables, step = load_variables(folder, config.teacher.variables)
     description = f"{name}, {config.teacher.variables} weights of {folder} after step {step}"
     teacher = freeze(model, variables, description, compute_dtype=compute_dtype(config))
-    return _by_name(config, teacher, record["resolved"].get("class_names"), class_names, str(folder))
+    resolved = record["resolved"]
+    names = tuple(resolved.get("class_names") or ()) or None
+    identity = NetworkIdentity(
+        name, weights_digest(variables), config.teacher.variables, step, step >= scheduled_steps(record), names,
+        resolved["image_size"],
+    )  # fmt: skip
+    return _by_name(config, dataclasses.replace(teacher, networks=(identity,)), names, class_names, str(folder))
 
 
 def _by_name(
@@ -172,9 +184,12 @@ def _by_name(
             "trained on the same classes, or let config.teacher.classes name the student's among the teacher's"
         )
     unnamed = range(len(numbers), teacher.model.num_classes)
-    model = Ensemble((teacher.model,), (*numbers, *unnamed))
-    variables = joined_variables([teacher.variables])
-    return Teacher(model, variables, f"{teacher.description}; classes matched by name", teacher.num_parameters)
+    return dataclasses.replace(
+        teacher,
+        model=Ensemble((teacher.model,), (*numbers, *unnamed)),
+        variables=joined_variables([teacher.variables]),
+        description=f"{teacher.description}; classes matched by name",
+    )
 
 
 def _joined(config: ConfigDict, members: list[Teacher]) -> Teacher:
@@ -199,6 +214,7 @@ def _joined(config: ConfigDict, members: list[Teacher]) -> Teacher:
         joined_variables([member.variables for member in members]),
         description,
         sum(member.num_parameters for member in members),
+        tuple(network for member in members for network in member.networks),
     )
 
 

@@ -17,7 +17,7 @@ from deit_jax.parallel.agreement import agree
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.reporting import console
 from deit_jax.reporting.run_log import RunLog
-from deit_jax.training.loop import Results
+from deit_jax.training.loop import Results, finished_run
 from deit_jax.training.loop import train as run_training
 from deit_jax.training.preparation import Opened, build_run, facts, open_run
 
@@ -45,16 +45,24 @@ def _open(config: ConfigDict, workdir: Path) -> Opened:
 
 
 def _train(config: ConfigDict, workdir: Path, opened: Opened, log: RunLog) -> Results:
-    initial = load_initial(config, workdir)
+    if (results := finished_run(config, workdir, opened)) is None:
+        results = _train_on(config, workdir, opened, log)
+    if config.log.report:
+        report_of_finished_run(workdir, log)
+    return results
+
+
+def _train_on(config: ConfigDict, workdir: Path, opened: Opened, log: RunLog) -> Results:
+    initial = load_initial(config, workdir, opened.record)
     if config.teacher.recipe is not None:
         build_run(config, opened)  # refused now rather than after the teacher's training
         _check_classes_of_recipe(config, opened)
         console.say("first the teacher, then its student")
         train(config.teacher.recipe, workdir / "teacher")
-    results = run_training(config, workdir, load_teacher(config, workdir), initial, log, opened)
-    if config.log.report:
-        report_of_finished_run(workdir, log)
-    return results
+    teacher = load_teacher(config, workdir)
+    networks = () if teacher is None else teacher.networks
+    agree(lambda: networks, lambda networks: {"the teacher": [network.weights for network in networks]})
+    return run_training(config, workdir, teacher, initial, log, opened)
 
 
 def _check_classes_of_recipe(config: ConfigDict, opened: Opened) -> None:

@@ -56,7 +56,7 @@ def agree(make: Callable[[], _Value], facts: Callable[[_Value], Mapping[str, Any
 
 
 def _difference(number: int, facts: Mapping[str, Any], first: Mapping[str, Any]) -> str | None:
-    names = [name for name in first | facts if facts.get(name) != first.get(name)]
+    names = [name for name in {**first, **facts} if facts.get(name) != first.get(name)]
     if not names:
         return None
     shown = [f"{name}: {_short(facts.get(name))}, not {_short(first.get(name))}" for name in names[:_SHOWN]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from io import FileIO
@@ -20,9 +21,35 @@ class LogError(UserError):
     """Numbers that cannot be written. The message is one line."""
 
 
+NONFINITE = (
+    "nonfinite_values"  # of a JSON object: how many numbers in it are null because JSON has no NaN and no infinity
+)
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON; a reader sees the old file or the new one, never half of it, also after a power failure."""
-    replace_file(path, json.dumps(content, indent=2) + "\n")
+    """Write `content` as `strict_json`; a reader sees the old file or the new one, never half, also after a power failure."""
+    replace_file(path, strict_json(content, indent=2) + "\n")
+
+
+def strict_json(content: Any, indent: int | None = None) -> str:
+    """JSON that every reader takes: null for NaN and infinite numbers. An object that has any says how many, as NONFINITE."""
+    replaced = 0
+
+    def finite(value: Any) -> Any:
+        nonlocal replaced
+        if isinstance(value, Mapping):
+            return {name: finite(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(inner) for inner in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            replaced += 1
+            return None
+        return value
+
+    content = finite(content)
+    if replaced and isinstance(content, dict):
+        content[NONFINITE] = replaced
+    return json.dumps(content, indent=indent, allow_nan=False)
 
 
 def replace_file(path: Path, text: str) -> None:
@@ -36,14 +63,16 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line cut off by a killed process is left out, an absent file is empty."""
+    """The rows of a `metrics.jsonl`, NaN for null; a last line that a killed process cut off is left out, no file is no rows."""
     rows: list[dict[str, Any]] = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError:
                 break
+            row.pop(NONFINITE, None)
+            rows.append({name: math.nan if value is None else value for name, value in row.items()})
     return rows
 
 
@@ -69,14 +98,14 @@ class MetricsFile:
     def begin(self, start_step: int, kept: Sequence[Row]) -> None:
         """Keep the rows `kept` and drop those after `start_step`: the resumed run writes them again."""
         self.close(0)
-        replace_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        replace_file(self._path, "".join(strict_json(row) + "\n" for row in kept))
         # Unbuffered: what a full disk has refused is not tried again when the file is closed.
         self._file = self._path.open("ab", buffering=0)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One row, in the file when this returns."""
         assert self._file is not None
-        row = (json.dumps({"step": step, **values}) + "\n").encode()
+        row = (strict_json({"step": step, **values}) + "\n").encode()
         if self._file.write(row) != len(row):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import flax.traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -24,13 +24,13 @@ from deit_jax.parallel.distributed import from_main_process, is_main_process
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import write_json
 from deit_jax.training import manifest
-from deit_jax.training.state import TrainState, Variables
-from deit_jax.weights.values import unusable_values
+from deit_jax.training.state import TrainState
 
 _ORBAX = Path(ocp.__file__).parent
 _STATE = "default"  # of a step's folder: where Orbax writes
 _FORMAT = "format.json"  # is there since checkpoints have manifests
 _DISCARDED = ".discarded"  # renamed so before it is deleted, so that half of it is never taken for a checkpoint
+_MOST_TRIES = 20  # of a reader whose checkpoints a run deletes, one after the other
 _DAMAGED = ".damaged"  # renamed so and left: what to do with it is for the owner to say
 
 
@@ -39,12 +39,35 @@ class CheckpointError(UserError):
 
 
 def _quiet_orbax() -> None:
-    """Leave out what Orbax logs at every save and restore; its errors still come through as exceptions."""
-    logging.getLogger("absl").addFilter(_is_worth_telling)  # the same function a second time changes nothing
+    """Leave out what Orbax logs at every save and restore, and what it logs or leaves behind of faults that it raises as well.
+
+    Those come through as exceptions, and so as one line; the same filters a second time change nothing.
+    """
+    logging.getLogger("absl").addFilter(_is_worth_telling)
+    logging.getLogger("asyncio").addFilter(_is_of_others)
+    if sys.unraisablehook is not _report_unraisable:
+        global _report_before
+        _report_before, sys.unraisablehook = sys.unraisablehook, _report_unraisable
+
+
+_report_before: Callable[[Any], None] = sys.__unraisablehook__
 
 
 def _is_worth_telling(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR or not Path(record.pathname).is_relative_to(_ORBAX)
+    if not Path(record.pathname).is_relative_to(_ORBAX):
+        return True
+    raised = record.exc_info is not None or machine_fault(RuntimeError(record.getMessage())) is not None
+    return record.levelno >= logging.ERROR and not raised
+
+
+def _is_of_others(record: logging.LogRecord) -> bool:
+    return str(_ORBAX) not in record.getMessage()  # whose task has failed
+
+
+def _report_unraisable(unraisable: Any) -> None:
+    # TensorStore's writes that end after Orbax has given up on a full disk.
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+        _report_before(unraisable)
 
 
 class Checkpoints:
@@ -53,12 +76,16 @@ class Checkpoints:
     Opening them removes what a killed run left half-written and renames what is damaged; both are said. A context manager:
     leaving it waits for the last write. All processes of a run make the same calls.
 
+    scored_by: of JSON's types, by which evaluation the run scores its weights (images, crop): only scores of the same one are
+    compared, and a line names checkpoints of another.
+
     Raises CheckpointError if the folder cannot be written.
     """
 
-    def __init__(self, workdir: str | Path, *, keep: int = 2) -> None:
+    def __init__(self, workdir: str | Path, *, keep: int = 2, scored_by: Mapping[str, Any] | None = None) -> None:
         self.folder = Path(workdir).absolute() / "checkpoints"
         self._keep = keep
+        self._scored_by = None if scored_by is None else dict(scored_by)
         _quiet_orbax()
         self._latest: int | None = from_main_process(self._put_in_order)
         self._checkpointer = ocp.StandardCheckpointer()
@@ -86,8 +113,8 @@ class Checkpoints:
         return self._latest
 
     def best(self) -> tuple[int, float] | None:
-        """(step, top-1) of the checkpoint with the highest top-1 that was saved with one; None if there is none."""
-        scored = [(top1, step) for step in self._sealed() if (top1 := _top1(self.folder / str(step))) is not None]
+        """(step, top-1) of the checkpoint with the highest top-1 of the run's evaluation; None if there is none."""
+        scored = _scored(self.folder, self._sealed(), self._scored_by)[0]
         if self._writing is not None and self._writing.facts["top1"] is not None:
             scored.append((self._writing.facts["top1"], self._writing.facts["step"]))
         return (max(scored)[1], max(scored)[0]) if scored else None
@@ -118,7 +145,7 @@ class Checkpoints:
             return
         self.wait()
         self._discard_surplus()
-        facts = {"step": step, "top1": top1, "notes": notes or {}}
+        facts = {"step": step, "top1": top1, "scored_by": self._scored_by, "notes": notes or {}}
         self._writing = _Write(self._checkpointer, self.folder / str(step), state, facts, self._latest)
         self._latest = step
 
@@ -172,7 +199,9 @@ class Checkpoints:
             for path in self.folder.iterdir():
                 if path.name.endswith(_DISCARDED):
                     shutil.rmtree(path)
-            return _newest_sound(self.folder, _clear_away)
+            newest = _newest_sound(self.folder, _clear_away)
+            _say_what_is_not_compared(_scored(self.folder, self._sealed(), self._scored_by)[1])
+            return newest
         except OSError as error:
             raise CheckpointError(
                 f"{self.folder} cannot be used ({error.strerror}); fix that or use another --workdir"
@@ -257,7 +286,7 @@ def _clear_away(path: Path, reason: str) -> None:
 
 
 def _pass_over(path: Path, reason: str) -> None:
-    if not manifest.is_unfinished(path):  # a run may be writing it now
+    if path.is_dir() and not manifest.is_unfinished(path):  # a run may be writing it now, or have deleted it
         console.warn(f"checkpoint {path.name} is DAMAGED: {reason}; the one before it is used")
 
 
@@ -268,11 +297,37 @@ def _discard(path: Path) -> None:
     shutil.rmtree(gone)
 
 
-def _top1(folder: Path) -> float | None:
+def _facts(folder: Path) -> dict[str, Any]:
     try:
-        return manifest.facts(folder).get("top1")
+        return manifest.facts(folder)
     except manifest.DamageError:
-        return None  # found out when it is needed
+        return {}  # found out when it is needed
+
+
+def _scored(
+    folder: Path, steps: Iterable[int], scored_by: Mapping[str, Any] | None
+) -> tuple[list[tuple[float, int]], list[int]]:
+    """[(top-1, step), ...] of the checkpoints that were scored by this evaluation, and the steps of those scored by another.
+
+    What is not known, of earlier versions or here, is taken for the same.
+    """
+    scored, others = [], []
+    for step in steps:
+        facts = _facts(folder / str(step))
+        if facts.get("top1") is None:
+            continue
+        if None in (scored_by, facts.get("scored_by")) or facts["scored_by"] == scored_by:
+            scored.append((facts["top1"], step))
+        else:
+            others.append(step)
+    return scored, others
+
+
+def _say_what_is_not_compared(steps: list[int]) -> None:
+    if steps:
+        console.say(
+            f"checkpoint {', '.join(map(str, steps))}: scored on other evaluation images or crops, not compared with later ones"
+        )
 
 
 def _stored_shapes(checkpointer: ocp.StandardCheckpointer, path: Path) -> dict[str, Any]:
@@ -305,7 +360,30 @@ def newest_step(workdir: str | Path) -> int | None:
     folder = Path(workdir).absolute() / "checkpoints"
     if not folder.is_dir():
         return None
-    return _newest_sound(folder, _pass_over) if (folder / _FORMAT).exists() else max(_steps(folder), default=None)
+    if not (folder / _FORMAT).exists():
+        return max(_steps(folder), default=None)
+    for _ in range(_MOST_TRIES):
+        before = _steps(folder)
+        if (step := _newest_sound(folder, _pass_over)) is not None or _steps(folder) == before:
+            return step
+    return None
+
+
+def is_opened(workdir: str | Path) -> bool:
+    """Whether a run has opened its checkpoints in a workdir, though it may have saved none yet."""
+    folder = Path(workdir) / "checkpoints"
+    return (folder / _FORMAT).exists() or has_checkpoints(workdir)
+
+
+def last_step(workdir: str | Path) -> int | None:
+    """The step of the newest finished checkpoint of a workdir, whose files are not compared; None if there is none."""
+    folder = Path(workdir) / "checkpoints"
+    if not folder.is_dir():
+        return None
+    sealed = [
+        step for step in _steps(folder) if manifest.is_sealed(folder / str(step)) or not (folder / _FORMAT).exists()
+    ]
+    return max(sealed, default=None)
 
 
 def has_checkpoints(workdir: str | Path) -> bool:
@@ -324,9 +402,11 @@ def _find(folder: Path, which: str) -> int:
         return step
     there = [step for step in _steps(folder) if manifest.is_sealed(folder / str(step)) or not with_manifests]
     if which == "best":
-        scored = [(top1, step) for step in there if (top1 := _top1(folder / str(step))) is not None]
-        if not scored:
+        latest = [facts for step in there if (facts := _facts(folder / str(step))).get("top1") is not None]
+        if not latest:
             raise CheckpointError(f"{folder}: no checkpoint here was evaluated, so none is the best; take the newest")
+        scored, others = _scored(folder, there, latest[-1].get("scored_by"))
+        _say_what_is_not_compared(others)
         step = max(scored)[1]
     elif which.isascii() and which.isdigit():
         step = int(which)
@@ -339,6 +419,8 @@ def _find(folder: Path, which: str) -> int:
         try:
             manifest.check(folder / str(step))
         except manifest.DamageError as error:
+            if not (folder / str(step)).is_dir():
+                raise FileNotFoundError(step) from error  # deleted meanwhile by the run that is writing here
             raise CheckpointError(f"checkpoint {step} is DAMAGED: {error}; take another") from error
     return step
 
@@ -348,48 +430,33 @@ def load_state(workdir: str | Path, checkpoint: str = "newest") -> tuple[dict[st
 
     checkpoint: "newest" (that is sound), "best" (the highest top-1 of an evaluation) or a step's number.
 
-    Nothing is changed; a run may be writing there. Raises CheckpointError if there is none.
+    Nothing is changed; a run may be writing there, and delete the checkpoint that is being read: then the one that is the newest
+    or best by now is taken. Raises CheckpointError if there is none.
     """
     folder = Path(workdir).absolute() / "checkpoints"
     if not folder.is_dir():
         raise CheckpointError(f"{workdir} holds no checkpoints: give the --workdir of a training run")
-    step = _find(folder, checkpoint)
     _quiet_orbax()
-    path = folder / str(step) / _STATE
+    for _ in range(_MOST_TRIES):
+        step: int | None = None
+        try:
+            step = _find(folder, checkpoint)
+            return _read(folder / str(step) / _STATE), step
+        except Exception as error:  # Orbax, TensorStore and the system have many for files that are gone
+            vanished = isinstance(error, FileNotFoundError) if step is None else not (folder / str(step)).is_dir()
+            if not vanished:
+                raise
+    raise CheckpointError(
+        f"{folder}: the run that is writing there deleted each checkpoint while it was read; try again, or keep more of them "
+        "(config.checkpoint.keep)"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
     with ocp.StandardCheckpointer() as checkpointer:
         # The shapes come from the checkpoint itself; one device, whatever mesh it was written on.
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), _stored_shapes(checkpointer, path)
         )
-        return checkpointer.restore(path, like), step
-
-
-def load_variables(workdir: str | Path, which: str = "raw", checkpoint: str = "newest") -> tuple[Variables, int]:
-    """The trained weights of a workdir, as numpy arrays for model.apply, and their step.
-
-    which: "raw" or "ema"; checkpoint as of `load_state`. Raises CheckpointError if there is no checkpoint, no EMA in it, or NaN.
-    """
-    weights, step = load_weights_of_run(workdir, checkpoint, which)
-    if which not in weights:
-        raise CheckpointError(f"{workdir}, step {step}, holds no moving average (ema.decay was 0): ask for raw weights")
-    return weights[which], step
-
-
-def load_weights_of_run(
-    workdir: str | Path, checkpoint: str = "newest", which: str | None = None
-) -> tuple[dict[str, Variables], int]:
-    """{"raw": variables, and unless ema.decay was 0 "ema": variables} of a workdir, or `which` alone; see `load_variables`."""
-    state, step = load_state(workdir, checkpoint)
-    weights = {
-        name: jax.tree.map(np.asarray, {"params": tree["params"], "batch_stats": tree.get("batch_stats") or {}})
-        for name, tree in (("raw", state), ("ema", state.get("ema")))
-        if tree is not None and which in (None, name)
-    }
-    for name, variables in weights.items():
-        if found := unusable_values(flax.traverse_util.flatten_dict(variables, sep="/")):
-            raise CheckpointError(
-                f"{workdir}, step {step}: the {name} weights hold values that make every answer NaN: {found}; take another "
-                "checkpoint (--checkpoint=STEP)"
-            )
-    return weights, step
+        return checkpointer.restore(path, like)

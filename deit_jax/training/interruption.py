@@ -13,11 +13,16 @@ import jax
 
 from deit_jax.reporting import console
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP comes from a terminal or a connection that is gone, SIGUSR1 from batch systems before the end of the time.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# A second one of these ends at once. A terminal that goes away may send SIGHUP twice, which must not cost the save.
+_INSISTING = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interruption:
-    """Inside the block SIGTERM and Ctrl-C only make `asked` true; a second signal ends the process at once.
+    """Inside the block SIGTERM, Ctrl-C, SIGHUP and SIGUSR1 only make `asked` true; a second SIGTERM or Ctrl-C ends at once.
+
+    A signal that the process ignores, as SIGHUP under nohup, stays ignored.
 
     Of several processes one that is asked asks all, through jax.distributed's preemption service, which hears SIGTERM itself:
     they stop after the same step. There a second signal ends the process at once only when all have agreed on that step.
@@ -31,8 +36,9 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python handles no signals
             # In several processes SIGTERM stays with jax's own handler.
-            for number in (signal.SIGINT,) if self._together else _SIGNALS:
-                self._previous[number] = signal.signal(number, self._hear)
+            for number in _SIGNALS[1:] if self._together else _SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(
@@ -54,20 +60,22 @@ class Interruption:
         if agreed and not self._asked:
             self._asked = True
             console.say(f"asked to stop: saving after step {step}")
-            for number in _SIGNALS:
+            for number in (signal.SIGTERM, *self._previous):
                 signal.signal(number, self._hear)
         return agreed
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self._asked:
+            if number not in _INSISTING:
+                return
             _tell(f"{name} again: ending at once, the last checkpoint stays")
             os._exit(128 + number)
         self._asked = not self._together
-        _tell(f"{name}: saving after this step, then stopping; a second signal ends at once")
+        _tell(f"{name}: saving after this step, then stopping; a second SIGTERM or Ctrl-C ends at once")
         if self._together:
             os.kill(os.getpid(), signal.SIGTERM)  # which the preemption service hears and passes on
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_DFL if number in _INSISTING else signal.SIG_IGN)
 
 
 def _tell(line: str) -> None:

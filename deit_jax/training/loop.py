@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,24 @@ from deit_jax.reporting.profile import Profile
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.reporting.speed import Speed
 from deit_jax.training.announcement import describe
-from deit_jax.training.checkpointing import CheckpointError, Checkpoints
+from deit_jax.training.checkpointing import CheckpointError, Checkpoints, last_step
 from deit_jax.training.divergence import READ_EVERY, Detours, Rollback, Watch
 from deit_jax.training.first_images import TRAINING_IMAGES, first_of_batch
 from deit_jax.training.interruption import Interruption
 from deit_jax.training.lock import hold
+from deit_jax.training.network_identity import check_teacher
 from deit_jax.training.optimizer import parameter_names
 from deit_jax.training.plan import Plan
 from deit_jax.training.preparation import Opened, build_run, open_run, step_batches
 from deit_jax.training.program import Initial, Program, Teacher
-from deit_jax.training.record import claim_workdir, finished_results, show_results, skipped_steps, write_results
+from deit_jax.training.record import (
+    claim_workdir,
+    finished_results,
+    scheduled_steps,
+    show_results,
+    skipped_steps,
+    write_results,
+)
 from deit_jax.training.state import TrainState, Variables
 from deit_jax.training.teacher_scores import score_teacher
 
@@ -74,24 +83,32 @@ def train(
     # --- What will be done; nothing is written before all that can be refused has been checked ------------------------------
     opened = opened or open_run(config, workdir)
     plan = opened.plan
-    if opened.record is not None and (results := finished_results(workdir, plan)) is not None:
-        console.say(f"{workdir} is finished: {plan.total_steps} steps are done. Another --workdir starts from scratch.")
-        show_results(config, results)
+    if (results := finished_run(config, workdir, opened)) is not None:
         return results
     built = build_run(config, opened, teacher)
     mesh, program, evaluator = built.mesh, built.program, built.evaluator
+    teachers = check_teacher(
+        workdir, opened.record, () if teacher is None else teacher.networks, on_change=config.teacher.on_change,
+        step=last_step(workdir) or 0,
+    )  # fmt: skip
     with hold(workdir):
-        from_main_process(lambda: claim_workdir(workdir, config, plan, opened.identity, checked=opened.record))
+        began_with = "" if initial is None else initial.digest
+        claim = functools.partial(claim_workdir, workdir, config, plan, opened.identity)
+        from_main_process(lambda: claim(checked=opened.record, teachers=teachers, initial=began_with))
         facts = describe(config, plan, program, opened.train_source, opened.eval_source, teacher, initial)
         console.announce(f"Training in {workdir}", facts)
-        with Checkpoints(workdir, keep=config.checkpoint.keep) as checkpoints:
+        protocol = protocol_of(config, plan.image_size)
+        scored_by = dataclasses.asdict(opened.identity.evaluation) | {
+            "protocol": protocol, "fusion": config.model.fusion, "weights": ["raw", "ema"] if config.ema.decay else ["raw"]
+        }  # fmt: skip
+        with Checkpoints(workdir, keep=config.checkpoint.keep, scored_by=scored_by) as checkpoints:
             teacher_variables, teacher_scores = None, None
             if teacher is not None:
                 teacher_variables = jax.device_put(teacher.variables, replicated(mesh))
                 if config.evaluation.teacher:
                     teacher_scores = score_teacher(
                         workdir, teacher, lambda: evaluator(teacher.model, teacher_variables), opened.identity.evaluation,
-                        protocol_of(config, plan.image_size),
+                        protocol,
                     )  # fmt: skip
 
             # --- The steps, once more from the last checkpoint if they lead nowhere ----------------------------------------
@@ -142,7 +159,7 @@ def train(
             "unreadable_images": evaluator.unreadable,
             "scores": scores,
             "extra": extra,
-            "protocol": protocol_of(config, plan.image_size),
+            "protocol": protocol,
             "teacher": teacher_scores,
             "images_per_second": None if seconds is None else config.train.batch_size / seconds,
             "replaced_images": replaced,
@@ -155,6 +172,23 @@ def train(
         wait_for_all("the results are written")
         show_results(config, results)
         return results
+
+
+def finished_run(config: ConfigDict, workdir: Path, opened: Opened) -> Results | None:
+    """Print and return the results of a run that has done all its steps; None if there are steps to do."""
+    results = None if opened.record is None else finished_results(workdir, opened.plan)
+    if opened.record is None or results is None:
+        return None
+    done, schedule = opened.plan.total_steps, scheduled_steps(opened.record)
+    if done < schedule:
+        console.say(
+            f"{workdir} has done the {done:,} steps that config.train.max_steps asks for, of {schedule:,} of its schedule: raise "
+            "it to go on"
+        )
+    else:
+        console.say(f"{workdir} is finished: {done:,} steps are done. Another --workdir starts from scratch.")
+    show_results(config, results)
+    return results
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,21 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from deit_jax.config import ConfigError
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.classes import with_classes
 from deit_jax.data.identity import Identity
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
-from deit_jax.data.sources import ImageSource, digest
+from deit_jax.data.sources import ImageSource, digest, searched_folders
 from deit_jax.evaluation.extra import Sources, open_extra_sets
 from deit_jax.evaluation.run import Evaluator
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.rendezvous import versions
 from deit_jax.reporting import console
 from deit_jax.reporting.fields import flat
+from deit_jax.reporting.metrics import read_rows
+from deit_jax.training.checkpointing import is_opened, last_step
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import Program, Teacher, build_program
 from deit_jax.training.record import check_workdir
@@ -64,6 +67,10 @@ def open_run(config: ConfigDict, workdir: Path) -> Opened:
     eval_source = with_classes(eval_source, names, what="the evaluation images", of="the training images")
     identity = Identity.of(train_source, eval_source)
     record = check_workdir(workdir, config, identity)
+    if record is None:
+        _refuse_inside_the_data(workdir, (train_source, eval_source))
+    else:
+        _refuse_lost_checkpoints(workdir)
     plan = resolve(
         config,
         num_images=len(train_source),
@@ -71,7 +78,29 @@ def open_run(config: ConfigDict, workdir: Path) -> Opened:
         # A run that went on with other images keeps the epochs it began with.
         epoch_steps=None if record is None else record["resolved"]["steps_per_epoch"],
     )
+    if (done := last_step(workdir)) is not None and done > plan.total_steps:
+        raise ConfigError(
+            f"{workdir} has done {done:,} steps already, config.train.max_steps={config.train.max_steps} asks for fewer: raise "
+            "it to go on; nothing was trained"
+        )
     return Opened(train_source, eval_source, identity, record, plan)
+
+
+def _refuse_inside_the_data(workdir: Path, sources: Sequence[ImageSource]) -> None:
+    """A workdir among the class folders would be a class at the next start."""
+    for folder in {folder for source in sources for folder in searched_folders(source)}:
+        if workdir.resolve().is_relative_to(Path(folder).resolve()):
+            raise ConfigError(
+                f"--workdir={workdir} is inside {folder}, whose folders are classes: give a folder outside the data"
+            )
+
+
+def _refuse_lost_checkpoints(workdir: Path) -> None:
+    if not is_opened(workdir) and read_rows(workdir / "metrics.jsonl"):
+        raise ConfigError(
+            f"{workdir}/checkpoints is gone, although metrics.jsonl shows that the run has trained: restore it, or start from "
+            "scratch in another --workdir"
+        )
 
 
 def step_batches(

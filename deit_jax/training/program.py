@@ -22,6 +22,7 @@ from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
 from deit_jax.parallel.xla_options import xla_options
 from deit_jax.reporting import console
 from deit_jax.training.losses import DistillationLoss
+from deit_jax.training.network_identity import NetworkIdentity
 from deit_jax.training.optimizer import make_optimizer, parameter_names, trained
 from deit_jax.training.plan import Plan
 from deit_jax.training.schedules import cosine_schedule
@@ -37,6 +38,7 @@ class Teacher:
     variables: Variables  # {"params", and unless there is none "batch_stats"}
     description: str  # its name and where its weights come from, for people
     num_parameters: int = 0  # of the network as trained
+    networks: tuple[NetworkIdentity, ...] = ()  # which networks these are, for the record of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Initial:
 
     variables: Variables  # of the student's very shapes
     description: str  # where they come from and what was changed about them, for people
+    digest: str = ""  # of what of them comes from elsewhere, for the record of a run
 
 
 def freeze(model: nn.Module, variables: Variables, description: str, *, compute_dtype: str) -> Teacher:

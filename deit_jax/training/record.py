@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ FORMAT = 2  # of a workdir; 1 had no manifests. What can still be read by an ear
 _FREE_TO_CHANGE = (
     "log.", "checkpoint.", "evaluation.", "parallel.", "published.", "train.max_steps", "teacher.recipe.",
     "data.path", "data.eval_split", "data.max_eval_images", "data.num_threads", "data.num_workers", "data.prefetch_batches",
-    "data.index", "data.on_bad_image", "data.on_change", "on_nonfinite",
+    "data.index", "data.on_bad_image", "data.on_change", "teacher.on_change", "on_nonfinite",
 )  # fmt: skip
 
 
@@ -54,6 +54,9 @@ def check_workdir(workdir: Path, config: ConfigDict, identity: Identity) -> dict
         name
         for name in differing_fields(recorded, fields)
         if not _free_to_change(name, config)
+        and not (
+            name in _PLACES and _is_known(record["resolved"], name) and _value(recorded, name) and _value(fields, name)
+        )
         # A field that the version which wrote the workdir did not have yet was what is now the default.
         and not (_value(recorded, name) is None and _value(fields, name) == _value(defaults, name))
     ]
@@ -88,12 +91,29 @@ def check_workdir(workdir: Path, config: ConfigDict, identity: Identity) -> dict
     return record
 
 
+# Where a network is may change; which one it is may not, and is recorded.
+_PLACES = ("teacher.weights", "model.weights")
+
+
+def _is_known(resolved: Mapping[str, Any], place: str) -> bool:
+    return bool(resolved.get("teachers" if place == "teacher.weights" else "initial"))
+
+
 def claim_workdir(
-    workdir: Path, config: ConfigDict, plan: Plan, identity: Identity, *, checked: dict[str, Any] | None = None
+    workdir: Path,
+    config: ConfigDict,
+    plan: Plan,
+    identity: Identity,
+    *,
+    checked: dict[str, Any] | None = None,
+    teachers: Sequence[Mapping[str, Any]] = (),
+    initial: str = "",
 ) -> None:
     """Write `config.json`. Everything that can be refused has been checked by then, and the workdir is locked.
 
-    checked: what `check_workdir` returned. Raises ConfigError if another run has begun here since, or the disk does not take it.
+    checked: what `check_workdir` returned. teachers: as of `check_teacher`. initial: the digest of the weights that the run
+    begins with; "" for those that `checked` has, or none. Raises ConfigError if another run has begun here since, or the disk
+    does not take it.
     """
     if not is_main_process():
         return
@@ -106,6 +126,11 @@ def claim_workdir(
         "steps_per_epoch": plan.steps_per_epoch,
         **identity.record(),
     }
+    before = {} if checked is None else checked["resolved"]
+    if teachers:
+        resolved["teachers"] = list(teachers)
+    if initial or "initial" in before:
+        resolved["initial"] = {"weights": initial} if initial else before["initial"]
     fields = json.loads(config.to_json_best_effort())
     record = {"format": FORMAT, "version": __version__, "config": fields, "resolved": resolved}
     path = workdir / "config.json"
@@ -169,6 +194,11 @@ def _wrong_part(record: Mapping[str, Any]) -> str | None:
         "data": isinstance(data, Mapping) and all(map(is_record_of_images, data.values())),
     }
     return next((name for name, sound in parts.items() if not sound), None)
+
+
+def scheduled_steps(record: Mapping[str, Any]) -> int:
+    """The steps of the whole schedule of a run, from its record."""
+    return record["config"]["train"]["epochs"] * record["resolved"]["steps_per_epoch"]
 
 
 def finished_results(workdir: Path, plan: Plan) -> dict[str, Any] | None:

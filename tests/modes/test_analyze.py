@@ -12,7 +12,7 @@ from deit_jax.data.sources import DataError
 from deit_jax.modes.analyze import analyze
 from deit_jax.modes.classifiers import load_classifier, load_classifiers
 from deit_jax.modes.export import export
-from deit_jax.training.checkpointing import load_variables
+from deit_jax.training.trained_weights import load_variables
 from deit_jax.weights import WeightsError
 from tests.evaluation.conftest import GOLDEN
 from tests.tiny import tiny_config, tiny_teacher_config

@@ -9,8 +9,9 @@ from deit_jax.config import ConfigError
 from deit_jax.models.position_embedding import resize_position_embedding
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.train import train
-from deit_jax.training.checkpointing import load_state, load_variables
+from deit_jax.training.checkpointing import load_state
 from deit_jax.training.program import build_model
+from deit_jax.training.trained_weights import load_variables
 from deit_jax.weights import MisfitError, save_weights, timm
 from tests.tiny import tiny_config, tiny_teacher_config
 

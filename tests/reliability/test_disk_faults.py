@@ -13,7 +13,7 @@ from deit_jax.reporting.metrics import LogError, read_rows
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.training.checkpointing import CheckpointError, Checkpoints, load_state
 from deit_jax.training.lock import WorkdirError, hold
-from tests.end_to_end.commands import ROOT, TINY, command, environment, succeed
+from tests.end_to_end.commands import ROOT, TINY, command, environment, refused, succeed
 from tests.tiny import tiny_config
 from tests.training.test_checkpointing import assert_equal, make_state
 
@@ -139,3 +139,10 @@ def test_a_run_on_a_disk_that_fills_up_ends_with_a_line_and_goes_on_when_there_i
         filler.unlink()
         done = succeed(*arguments, "--config.train.max_steps=400")
         assert f"resuming after step {saved}" in done.stdout and load_state(disk / "run")[1] == 400
+
+
+def test_a_command_on_a_full_disk_ends_with_one_line(tmp_path):
+    flags = ["--config.checkpoint.every_steps=1", "--config.evaluation.every_epochs=0", "--config.train.max_steps=99"]
+    with small_disk(tmp_path / "disk", megabytes=0.74) as disk:
+        line = refused(TINY + ":teacher", f"--workdir={disk}/run", *flags)  # nothing of the libraries underneath
+        assert "(No space left on device)" in line and "run the command again" in line

@@ -50,11 +50,35 @@ def history(workdir):
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(workdir / "metrics.jsonl")]
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_lost_terminal_or_a_batch_system_asks_to_stop_and_may_ask_again(number, capfd):
+    before = signal.getsignal(number)
+    with Interruption() as interruption:
+        assert not interruption.asked(1)
+        os.kill(os.getpid(), number)
+        assert interruption.asked(2)
+        os.kill(os.getpid(), number)  # as a closed terminal does: it must not end the process before it has saved
+        assert interruption.asked(3)
+    assert signal.getsignal(number) == before
+    assert capfd.readouterr().err.count(f"{number.name}: saving after this step") == 1
+
+
+def test_what_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not interruption.asked(1)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.long
 def test_a_run_that_was_asked_to_stop_twice_ends_as_one_that_was_not(tmp_path, capfd):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     saved = []
-    for number, after in ((signal.SIGTERM, 6), (signal.SIGINT, 21)):
+    for number, after in ((signal.SIGHUP, 6), (signal.SIGINT, 21)):
         signal_when(lambda after=after: last_step(tmp_path / "parts") >= after, number)
         with pytest.raises(Stopped, match=r"stopped after step \d+, which is saved"):
             run(tmp_path / "parts")

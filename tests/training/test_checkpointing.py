@@ -1,4 +1,5 @@
 import logging
+import shutil
 
 import absl.logging
 import jax
@@ -6,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deit_jax.training import checkpointing
 from deit_jax.training.checkpointing import (
     CheckpointError,
     Checkpoints,
     has_checkpoints,
     load_state,
-    load_variables,
 )
 from deit_jax.training.state import TrainState
+from deit_jax.training.trained_weights import load_variables
 
 
 def make_state(step: int, width: int = 3, ema: bool = True) -> TrainState:
@@ -114,3 +116,61 @@ def test_without_an_evaluation_none_is_the_best(tmp_path):
     assert has_checkpoints(tmp_path)
     with pytest.raises(CheckpointError, match="none is the best; take the newest"):
         load_state(tmp_path, "best")
+
+
+def test_best_is_among_those_of_the_same_evaluation(tmp_path, capsys):
+    few, many = {"images": 10, "digest": "a"}, {"images": 90, "digest": "b"}
+    with Checkpoints(tmp_path, keep=9, scored_by=few) as checkpoints:
+        for step, top1 in ((1, 70.0), (2, 99.0), (3, None)):
+            checkpoints.save(make_state(step), top1)
+        assert checkpoints.best() == (2, 99.0)
+    capsys.readouterr()
+    with Checkpoints(tmp_path, keep=9, scored_by=many) as checkpoints:
+        told = "checkpoint 1, 2: scored on other evaluation images or crops, not compared with later ones"
+        assert told in " ".join(capsys.readouterr().out.split())
+        assert checkpoints.best() is None and checkpoints.would_be_best(1.0)
+        checkpoints.save(make_state(4), 50.0)
+        checkpoints.save(make_state(5), 40.0)
+    assert load_state(tmp_path, "best")[1] == 4
+    assert "checkpoint 1, 2: scored" in " ".join(capsys.readouterr().out.split())
+    with Checkpoints(tmp_path, keep=1, scored_by=many):
+        pass  # the surplus is removed: the best of this evaluation stays
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()} == {"4", "5"}
+
+
+def test_a_checkpoint_of_a_version_that_did_not_record_its_evaluation_is_compared(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(1), 70.0)
+    with Checkpoints(tmp_path, scored_by={"images": 10}) as checkpoints:
+        assert checkpoints.best() == (1, 70.0)
+
+
+@pytest.mark.parametrize("which", ["newest", "best"])
+def test_a_checkpoint_that_is_deleted_while_it_is_read_is_replaced_by_the_next(tmp_path, monkeypatch, capsys, which):
+    with Checkpoints(tmp_path, keep=9) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(make_state(step), float(step))
+    read, gone = checkpointing._read, []
+
+    def delete_first(path):
+        if len(gone) < 2:
+            gone.append(path.parent.name)
+            shutil.rmtree(path.parent)
+        return read(path)
+
+    monkeypatch.setattr(checkpointing, "_read", delete_first)
+    state, step = load_state(tmp_path, which)
+    assert (step, gone) == (1, ["3", "2"]) and int(state["step"]) == 1
+    assert "DAMAGED" not in capsys.readouterr().out
+
+
+def test_a_step_that_is_deleted_while_it_is_read_is_one_line(tmp_path, monkeypatch):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(make_state(1))
+        checkpoints.save(make_state(2))
+    monkeypatch.setattr(checkpointing, "_read", lambda path: shutil.rmtree(path.parent) or {}["gone"])
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint of step 2 here \(there are: 1\)"):
+        load_state(tmp_path, "2")
+    monkeypatch.setattr(checkpointing, "_read", lambda path: {}["another fault"])
+    with pytest.raises(KeyError):
+        load_state(tmp_path)
