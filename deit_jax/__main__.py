@@ -1,6 +1,6 @@
 """`python -m deit_jax` is run.py."""
 
-from deit_jax.command_line import main
+from deit_jax.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""The command line: flags, one-line errors, and the choice of a mode. `run.py` and `python -m deit_jax` are this."""
+"""The command line: flags, the configuration that they give, and the choice of a mode. `main.py` runs it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,22 @@ import dataclasses
 import os
 import re
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 
-from deit_jax.cache_folder import have_temporary_folder, without_home
 from deit_jax.config import default_config
 from deit_jax.config_file import field_names, load_config
 from deit_jax.config_overrides import Override, apply, split
 from deit_jax.config_unused import without_effect
-from deit_jax.errors import Stopped, UserError, refuse_address
+from deit_jax.errors import UserError, refuse_address
 from deit_jax.help import MODES, page, requested
 from deit_jax.paths import expand_paths, folder, typed_path
-from deit_jax.printable import in_one_line, is_utf8
 from deit_jax.recipes.location import find_config, own_configs
-from deit_jax.reporting import standard_streams
 
 _CONFIG = flags.DEFINE_string(
     "config",
@@ -123,6 +119,12 @@ class _Configuration:
 
 
 _GIVEN = _Configuration()
+
+
+def forget() -> None:
+    """Take back what `parse` has read: the next call in this process has a configuration of its own."""
+    _GIVEN.config = _GIVEN.file = None
+    _GIVEN.typed = frozenset()
 
 
 def parse(argv: Sequence[str]) -> list[str]:
@@ -395,92 +397,3 @@ def _prepare_process(config: ConfigDict) -> None:
     console.mute(not distributed.is_main_process())
     if "JAX_PLATFORMS" not in os.environ and (warning := unused_accelerator()) is not None:
         console.warn(warning)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: returns, or exits with one line on stderr and the status of docs/reliability.md.
-
-    arguments: flags and files; None: the command's. A process, such as Jupyter's, may call this again with others.
-    """
-    before = sys.argv
-    standard_streams.make_lenient(_warn_of_lost_output)
-    without_home()
-    with _flags_of_one_call():
-        try:
-            if arguments is None and Path(sys.argv[0]).name == "ipykernel_launcher.py":
-                raise UsageError(
-                    'in a notebook type !python run.py --config=..., or give the flags: main(["--config=..."])'
-                )
-            if arguments is not None:
-                sys.argv = ["run.py", *arguments]  # where the run's own messages and records look
-            app.run(_run_and_print, flags_parser=parse)
-        except SystemExit as end:
-            if end.code:
-                raise
-        except UserError as error:
-            _leave(f"error: {error}", error.exit_status, together=False)
-        except Stopped as stopped:
-            _leave(str(stopped), stopped.exit_status)
-        except KeyboardInterrupt:
-            _leave("interrupted before anything was to be saved", 128 + signal.SIGINT)
-        except UnicodeEncodeError as error:
-            if sys.getfilesystemencoding() == "utf-8":
-                raise
-            _leave(
-                f"error: {error.object!r} cannot be the name of a file in this locale ({error.encoding}): set LC_ALL=C.UTF-8 "
-                "or PYTHONUTF8=1",
-                UserError.exit_status,
-                together=False,
-            )
-        finally:
-            sys.argv = before
-            standard_streams.let_go()
-
-
-@contextlib.contextmanager
-def _flags_of_one_call() -> Iterator[None]:
-    """Take back, at the end of the block, the flags that were parsed in it: absl keeps them for the whole process."""
-    given = {name for name in flags.FLAGS if flags.FLAGS[name].present}
-    try:
-        yield
-    finally:
-        for name in list(flags.FLAGS):
-            if flags.FLAGS[name].present and name not in given:
-                flags.FLAGS[name].unparse()
-        _GIVEN.config = _GIVEN.file = None
-        _GIVEN.typed = frozenset()
-
-
-def _run_and_print(argv: Sequence[str]) -> None:
-    have_temporary_folder(*(Path(name) for name in (_OUTPUT.value, _WORKDIR.value) if name))
-    if _WORKDIR.value and not is_utf8(os.path.abspath(_WORKDIR.value)):
-        raise UsageError(
-            f"--workdir={_WORKDIR.value}: checkpoints cannot be in a folder whose path is not UTF-8: use another, or where only "
-            "the locale is to blame set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
-        )
-    run(argv)
-    if _prints_its_result():
-        standard_streams.require_printed(to_the_end=_MODE.value in ("eval", "predict"))
-
-
-def _prints_its_result() -> bool:
-    """Whether what is printed is what the command is for; else it is in files, and a lost line must not end a run."""
-    if _OUTPUT.value:
-        return False
-    pages = _LIST.value is not None or _VERSION.value
-    return pages or _MODE.value in ("eval", "predict", "compile", "throughput", "models")
-
-
-def _warn_of_lost_output(error: OSError | ValueError) -> None:
-    if flags.FLAGS.is_parsed() and not _prints_its_result() and not standard_streams.reader_has_ended(error):
-        reason = standard_streams.reason(error)
-        print(f"warning: standard output cannot be written ({reason}); the command goes on", file=sys.stderr)
-
-
-def _leave(line: str, status: int, *, together: bool = True) -> None:
-    print(in_one_line(line), file=sys.stderr, flush=True)
-    if not together and "deit_jax.parallel.distributed" in sys.modules:
-        from deit_jax.parallel.distributed import leave_at_once
-
-        leave_at_once(status)
-    sys.exit(status)

@@ -70,7 +70,7 @@ def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
 
     The last value of a field counts; of tuples several single values are one value. A field of the model's overrides has the type
     that the model gives it, so names of models and whole sections are set first, wherever they stand. Raises UserError, in one
-    line, for what is no field or no value of its type.
+    line, for an unknown field or a value of another type.
     """
     by_key: dict[str, list[str]] = {}
     for key, text in overrides:

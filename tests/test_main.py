@@ -6,7 +6,7 @@ import sys
 import pytest
 from absl import flags
 
-from deit_jax.command_line import main
+from deit_jax.main import main
 from tests.end_to_end.commands import TINY, environment, forked
 
 

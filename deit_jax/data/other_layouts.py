@@ -182,7 +182,7 @@ def _tfds_instead(version: Path, root: Path, levels: int, flags: str) -> DataErr
 
 
 def _only_folder(folder: str) -> str | None:
-    """The folder in another one, if there is one alone and no images beside it."""
+    """The only folder in another one, which has no images beside it; else None."""
     names, _, loose = scan_root(folder)
     return os.path.join(folder, names[0]) if len(names) == 1 and not loose else None
 

@@ -33,7 +33,7 @@ from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import write_json
-from deit_jax.training.checkpointing import CheckpointError, has_checkpoints
+from deit_jax.training.checkpoint_folder import CheckpointError, has_checkpoints
 from deit_jax.training.plan import compute_dtype
 from deit_jax.training.preparation import common_facts
 from deit_jax.training.program import build_model, build_recorded_model

@@ -18,7 +18,7 @@ from deit_jax.inference.class_names import names_of_weights
 from deit_jax.models import native_image_size
 from deit_jax.parallel.distributed import from_main_process
 from deit_jax.reporting import console
-from deit_jax.training.checkpointing import newest_step
+from deit_jax.training.checkpoint_folder import newest_step
 from deit_jax.training.network_identity import check_initial, weights_digest
 from deit_jax.training.program import Initial, build_model, build_recorded_model
 from deit_jax.training.record import read_config

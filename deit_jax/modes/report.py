@@ -43,7 +43,7 @@ from deit_jax.reporting.metrics import read_rows, replace_file, write_json
 from deit_jax.reporting.pictures import Pictures
 from deit_jax.reporting.plots import confusion_picture
 from deit_jax.reporting.run_log import RunLog
-from deit_jax.training.checkpointing import has_checkpoints
+from deit_jax.training.checkpoint_folder import has_checkpoints
 from deit_jax.training.first_images import TRAINING_IMAGES, first_images
 from deit_jax.training.record import closing_table, read_config
 

@@ -10,7 +10,7 @@ import logging
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,23 +19,27 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from deit_jax.errors import UserError, machine_fault
+from deit_jax.errors import machine_fault
 from deit_jax.parallel.distributed import from_main_process, is_main_process
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import write_json
 from deit_jax.training import manifest
+from deit_jax.training.checkpoint_folder import (
+    FORMAT,
+    MOST_TRIES,
+    CheckpointError,
+    find_step,
+    newest_sound,
+    say_what_is_not_compared,
+    scored_steps,
+    steps_in,
+)
 from deit_jax.training.state import TrainState
 
 _ORBAX = Path(ocp.__file__).parent
 _STATE = "default"  # of a step's folder: where Orbax writes
-_FORMAT = "format.json"  # is there since checkpoints have manifests
 _DISCARDED = ".discarded"  # renamed so before it is deleted, so that half of it is never taken for a checkpoint
-_MOST_TRIES = 20  # of a reader whose checkpoints a run deletes, one after the other
 _DAMAGED = ".damaged"  # renamed so and left: what to do with it is for the owner to say
-
-
-class CheckpointError(UserError):
-    """A checkpoint that is not there, does not fit or cannot be written. The message is one line."""
 
 
 def _quiet_orbax() -> None:
@@ -114,7 +118,7 @@ class Checkpoints:
 
     def best(self) -> tuple[int, float] | None:
         """(step, top-1) of the checkpoint with the highest top-1 of the run's evaluation; None if there is none."""
-        scored = _scored(self.folder, self._sealed(), self._scored_by)[0]
+        scored = scored_steps(self.folder, self._sealed(), self._scored_by)[0]
         if self._writing is not None and self._writing.facts["top1"] is not None:
             scored.append((self._writing.facts["top1"], self._writing.facts["step"]))
         return (max(scored)[1], max(scored)[0]) if scored else None
@@ -176,7 +180,7 @@ class Checkpoints:
         return self._checkpointer.restore(path, like)
 
     def _sealed(self) -> list[int]:
-        return [step for step in _steps(self.folder) if manifest.is_sealed(self.folder / str(step))]
+        return [step for step in steps_in(self.folder) if manifest.is_sealed(self.folder / str(step))]
 
     def _discard_surplus(self) -> None:
         if not is_main_process():
@@ -190,17 +194,17 @@ class Checkpoints:
         """Remove what is half-written, rename what is damaged; the newest sound step, or None."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / _FORMAT).exists():
-                for step in _steps(self.folder):  # of a version that wrote none; Orbax committed them by renaming
+            if not (self.folder / FORMAT).exists():
+                for step in steps_in(self.folder):  # of a version that wrote none; Orbax committed them by renaming
                     if not manifest.is_sealed(self.folder / str(step)):
                         console.say(f"checkpoint {step} is of an earlier version and gets a manifest now")
                         manifest.seal(self.folder / str(step), {"step": step, "top1": None, "notes": {}})
-                write_json(self.folder / _FORMAT, {"format": 2})
+                write_json(self.folder / FORMAT, {"format": 2})
             for path in self.folder.iterdir():
                 if path.name.endswith(_DISCARDED):
                     shutil.rmtree(path)
-            newest = _newest_sound(self.folder, _clear_away)
-            _say_what_is_not_compared(_scored(self.folder, self._sealed(), self._scored_by)[1])
+            newest = newest_sound(self.folder, _clear_away)
+            say_what_is_not_compared(scored_steps(self.folder, self._sealed(), self._scored_by)[1])
             return newest
         except OSError as error:
             raise CheckpointError(
@@ -256,23 +260,6 @@ class _Write:
         )
 
 
-def _steps(folder: Path) -> list[int]:
-    """The steps that have a folder, finished or not, in order."""
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir())
-
-
-def _newest_sound(folder: Path, clear_away: Callable[[Path, str], None]) -> int | None:
-    """The newest step whose files are what was written; `clear_away` is told of the later ones and why they are not it."""
-    for step in reversed(_steps(folder)):
-        path = folder / str(step)
-        try:
-            manifest.check(path)
-            return step
-        except manifest.DamageError as error:
-            clear_away(path, str(error))
-    return None
-
-
 def _clear_away(path: Path, reason: str) -> None:
     if manifest.is_unfinished(path) or (not (path / _STATE).exists() and not manifest.is_sealed(path)):
         _discard(path)
@@ -285,49 +272,11 @@ def _clear_away(path: Path, reason: str) -> None:
     console.warn(f"checkpoint {path.name} is DAMAGED: {reason}; it is kept as {aside.name}, the one before it is used")
 
 
-def _pass_over(path: Path, reason: str) -> None:
-    if path.is_dir() and not manifest.is_unfinished(path):  # a run may be writing it now, or have deleted it
-        console.warn(f"checkpoint {path.name} is DAMAGED: {reason}; the one before it is used")
-
-
 def _discard(path: Path) -> None:
     gone = path.with_name(path.name + _DISCARDED)
     shutil.rmtree(gone, ignore_errors=True)
     path.rename(gone)
     shutil.rmtree(gone)
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    try:
-        return manifest.facts(folder)
-    except manifest.DamageError:
-        return {}  # found out when it is needed
-
-
-def _scored(
-    folder: Path, steps: Iterable[int], scored_by: Mapping[str, Any] | None
-) -> tuple[list[tuple[float, int]], list[int]]:
-    """[(top-1, step), ...] of the checkpoints that were scored by this evaluation, and the steps of those scored by another.
-
-    What is not known, of earlier versions or here, is taken for the same.
-    """
-    scored, others = [], []
-    for step in steps:
-        facts = _facts(folder / str(step))
-        if facts.get("top1") is None:
-            continue
-        if None in (scored_by, facts.get("scored_by")) or facts["scored_by"] == scored_by:
-            scored.append((facts["top1"], step))
-        else:
-            others.append(step)
-    return scored, others
-
-
-def _say_what_is_not_compared(steps: list[int]) -> None:
-    if steps:
-        console.say(
-            f"checkpoint {', '.join(map(str, steps))}: scored on other evaluation images or crops, not compared with later ones"
-        )
 
 
 def _stored_shapes(checkpointer: ocp.StandardCheckpointer, path: Path) -> dict[str, Any]:
@@ -352,79 +301,6 @@ def _differences(stored: Any, like: TrainState) -> str:
     return "; ".join(told) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def newest_step(workdir: str | Path) -> int | None:
-    """The step of the newest sound checkpoint of a workdir, which opening `Checkpoints` there would find; None if there is none.
-
-    Nothing is changed; a run may be writing there.
-    """
-    folder = Path(workdir).absolute() / "checkpoints"
-    if not folder.is_dir():
-        return None
-    if not (folder / _FORMAT).exists():
-        return max(_steps(folder), default=None)
-    for _ in range(_MOST_TRIES):
-        before = _steps(folder)
-        if (step := _newest_sound(folder, _pass_over)) is not None or _steps(folder) == before:
-            return step
-    return None
-
-
-def is_opened(workdir: str | Path) -> bool:
-    """Whether a run has opened its checkpoints in a workdir, though it may have saved none yet."""
-    folder = Path(workdir) / "checkpoints"
-    return (folder / _FORMAT).exists() or has_checkpoints(workdir)
-
-
-def last_step(workdir: str | Path) -> int | None:
-    """The step of the newest finished checkpoint of a workdir, whose files are not compared; None if there is none."""
-    folder = Path(workdir) / "checkpoints"
-    if not folder.is_dir():
-        return None
-    sealed = [
-        step for step in _steps(folder) if manifest.is_sealed(folder / str(step)) or not (folder / _FORMAT).exists()
-    ]
-    return max(sealed, default=None)
-
-
-def has_checkpoints(workdir: str | Path) -> bool:
-    """Whether a training run has saved anything in a workdir."""
-    folder = Path(workdir) / "checkpoints"
-    return folder.is_dir() and bool(_steps(folder))
-
-
-def _find(folder: Path, which: str) -> int:
-    """The step that "newest", "best" or a number means in a folder of checkpoints; its files have been checked."""
-    with_manifests = (folder / _FORMAT).exists()
-    if which == "newest":
-        step = newest_step(folder.parent)
-        if step is None:
-            raise CheckpointError(f"{folder}: no complete checkpoint here; let the training run save one")
-        return step
-    there = [step for step in _steps(folder) if manifest.is_sealed(folder / str(step)) or not with_manifests]
-    if which == "best":
-        latest = [facts for step in there if (facts := _facts(folder / str(step))).get("top1") is not None]
-        if not latest:
-            raise CheckpointError(f"{folder}: no checkpoint here was evaluated, so none is the best; take the newest")
-        scored, others = _scored(folder, there, latest[-1].get("scored_by"))
-        _say_what_is_not_compared(others)
-        step = max(scored)[1]
-    elif which.isascii() and which.isdigit():
-        step = int(which)
-    else:
-        raise CheckpointError(f"checkpoint {which!r} is none of newest, best and a step's number")
-    if step not in there:
-        steps = ", ".join(map(str, there)) or "none"
-        raise CheckpointError(f"{folder}: no complete checkpoint of step {step} here (there are: {steps})")
-    if with_manifests:
-        try:
-            manifest.check(folder / str(step))
-        except manifest.DamageError as error:
-            if not (folder / str(step)).is_dir():
-                raise FileNotFoundError(step) from error  # deleted meanwhile by the run that is writing here
-            raise CheckpointError(f"checkpoint {step} is DAMAGED: {error}; take another") from error
-    return step
-
-
 def load_state(workdir: str | Path, checkpoint: str = "newest") -> tuple[dict[str, Any], int]:
     """A checkpoint of a workdir as nested dicts of arrays on one device, named as in TrainState, and its step.
 
@@ -437,10 +313,10 @@ def load_state(workdir: str | Path, checkpoint: str = "newest") -> tuple[dict[st
     if not folder.is_dir():
         raise CheckpointError(f"{workdir} holds no checkpoints: give the --workdir of a training run")
     _quiet_orbax()
-    for _ in range(_MOST_TRIES):
+    for _ in range(MOST_TRIES):
         step: int | None = None
         try:
-            step = _find(folder, checkpoint)
+            step = find_step(folder, checkpoint)
             return _read(folder / str(step) / _STATE), step
         except Exception as error:  # Orbax, TensorStore and the system have many for files that are gone
             vanished = isinstance(error, FileNotFoundError) if step is None else not (folder / str(step)).is_dir()

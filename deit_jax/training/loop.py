@@ -36,7 +36,8 @@ from deit_jax.reporting.profile import Profile
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.reporting.speed import Speed
 from deit_jax.training.announcement import describe
-from deit_jax.training.checkpointing import CheckpointError, Checkpoints, last_step
+from deit_jax.training.checkpoint_folder import CheckpointError, last_step
+from deit_jax.training.checkpointing import Checkpoints
 from deit_jax.training.divergence import READ_EVERY, Detours, Rollback, Watch
 from deit_jax.training.first_images import TRAINING_IMAGES, first_of_batch
 from deit_jax.training.interruption import Interruption

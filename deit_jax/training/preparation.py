@@ -28,7 +28,7 @@ from deit_jax.parallel.rendezvous import versions
 from deit_jax.reporting import console
 from deit_jax.reporting.fields import flat
 from deit_jax.reporting.metrics import read_rows
-from deit_jax.training.checkpointing import is_opened, last_step
+from deit_jax.training.checkpoint_folder import is_opened, last_step
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import Program, Teacher, build_program
 from deit_jax.training.record import check_workdir

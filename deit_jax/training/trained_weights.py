@@ -8,7 +8,8 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from deit_jax.training.checkpointing import CheckpointError, load_state
+from deit_jax.training.checkpoint_folder import CheckpointError
+from deit_jax.training.checkpointing import load_state
 from deit_jax.training.state import Variables
 from deit_jax.weights.values import unusable_values
 

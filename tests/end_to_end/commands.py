@@ -19,7 +19,7 @@ TIMEOUT = 1200  # seconds of a command
 # Importing JAX, Orbax and Grain takes most of a short command's time: a server imports them once and forks for each command. No
 # device is touched before the fork. `command` is for what a test starts itself, as a shell would.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["deit_jax.command_line", "deit_jax.modes.train", "tests.end_to_end.commands"])
+_SERVER.set_forkserver_preload(["deit_jax.main", "deit_jax.modes.train", "tests.end_to_end.commands"])
 
 
 def command(*arguments):
@@ -42,7 +42,7 @@ def run(*arguments, devices=1, cwd=ROOT, **settings):
 
 def _run(*arguments):
     sys.argv = list(arguments)
-    from deit_jax.command_line import main
+    from deit_jax.main import main
 
     main()
 

@@ -2,7 +2,7 @@ import pytest
 
 from deit_jax.config import ConfigError
 from deit_jax.modes.train import load_teacher, train
-from deit_jax.training.checkpointing import CheckpointError
+from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.state import count_parameters
 from deit_jax.training.trained_weights import load_variables
 from tests.tiny import STUDENT, tiny_config, tiny_teacher_config

@@ -11,7 +11,8 @@ import pytest
 
 from deit_jax.reporting.metrics import LogError, read_rows
 from deit_jax.reporting.run_log import RunLog
-from deit_jax.training.checkpointing import CheckpointError, Checkpoints, load_state
+from deit_jax.training.checkpoint_folder import CheckpointError
+from deit_jax.training.checkpointing import Checkpoints, load_state
 from deit_jax.training.lock import WorkdirError, hold
 from tests.end_to_end.commands import ROOT, TINY, command, environment, refused, succeed
 from tests.tiny import tiny_config

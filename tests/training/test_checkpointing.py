@@ -8,12 +8,8 @@ import numpy as np
 import pytest
 
 from deit_jax.training import checkpointing
-from deit_jax.training.checkpointing import (
-    CheckpointError,
-    Checkpoints,
-    has_checkpoints,
-    load_state,
-)
+from deit_jax.training.checkpoint_folder import CheckpointError, has_checkpoints
+from deit_jax.training.checkpointing import Checkpoints, load_state
 from deit_jax.training.state import TrainState
 from deit_jax.training.trained_weights import load_variables
 
