@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -53,7 +54,12 @@ def weights_digest(variables: Mapping[str, Any], without: Collection[str] = ()) 
 
 
 def check_teacher(
-    workdir: Any, record: Mapping[str, Any] | None, networks: Sequence[NetworkIdentity], *, on_change: str, step: int
+    workdir: str | Path,
+    record: Mapping[str, Any] | None,
+    networks: Sequence[NetworkIdentity],
+    *,
+    on_change: str,
+    step: int,
 ) -> list[dict[str, Any]]:
     """The teachers of a run so far, for its record: [{"from_step": 0, "networks": [...]}, ...], the present one last.
 
@@ -80,7 +86,7 @@ def check_teacher(
     return [*history, now | {"from_step": step}]
 
 
-def check_initial(workdir: Any, record: Mapping[str, Any] | None, weights: str) -> None:
+def check_initial(workdir: str | Path, record: Mapping[str, Any] | None, weights: str) -> None:
     """Refuse initial weights, by their digest, that are not those that the run in `workdir` began with. Raises ConfigError."""
     recorded = (record or {}).get("resolved", {}).get("initial")
     if recorded and recorded["weights"] != weights:

@@ -133,7 +133,7 @@ _PLACES = (
     "data.prefetch_batches",
     "parallel.compilation_cache",
 )
-_PLACES_OF_SETS = re.compile(r"(teacher\.recipe\.)?evaluation\.extra\.\w+\.(path|labels)$")
+_PLACES_OF_SETS = re.compile(r"(teacher\.recipe\.)?evaluation\.extra\.[^.]+\.(path|labels)$")
 
 
 def common_facts(config: ConfigDict) -> dict[str, Any]:
