@@ -50,16 +50,24 @@ def history(workdir):
     return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(workdir / "metrics.jsonl")]
 
 
+@pytest.fixture
+def heard():
+    """The signals are not ignored, as they are where the tests run under nohup."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
-def test_a_lost_terminal_or_a_batch_system_asks_to_stop_and_may_ask_again(number, capfd):
-    before = signal.getsignal(number)
+def test_a_lost_terminal_or_a_batch_system_asks_to_stop_and_may_ask_again(heard, number, capfd):
     with Interruption() as interruption:
         assert not interruption.asked(1)
         os.kill(os.getpid(), number)
         assert interruption.asked(2)
         os.kill(os.getpid(), number)  # as a closed terminal does: it must not end the process before it has saved
         assert interruption.asked(3)
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(number) == signal.SIG_DFL
     assert capfd.readouterr().err.count(f"{number.name}: saving after this step") == 1
 
 
@@ -75,7 +83,7 @@ def test_what_nohup_ignores_stays_ignored():
 
 
 @pytest.mark.long
-def test_a_run_that_was_asked_to_stop_twice_ends_as_one_that_was_not(tmp_path, capfd):
+def test_a_run_that_was_asked_to_stop_twice_ends_as_one_that_was_not(heard, tmp_path, capfd):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     saved = []
     for number, after in ((signal.SIGHUP, 6), (signal.SIGINT, 21)):
