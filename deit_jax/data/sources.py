@@ -91,10 +91,10 @@ def digest(*parts: bytes | np.ndarray) -> str:
     for part in parts:
         if isinstance(part, np.ndarray):
             found.update(f"{part.dtype.str}{part.shape}".encode())
-            part = np.ascontiguousarray(part).reshape(-1).view(np.uint8) if part.size else b""
+            found.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data if part.size else b"")
         else:
             found.update(f"bytes({len(part)})".encode())
-        found.update(part)
+            found.update(part)
     return found.hexdigest()
 
 
