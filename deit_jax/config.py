@@ -90,6 +90,7 @@ def default_config() -> ConfigDict:
     )
     data.train_split = "train"  # a split's name, or a part of one: "train[:90%]", "train[1000:]" (docs/data.md)
     data.eval_split = "validation"  # likewise
+    data.images_per_class = placeholder(int)  # train on so many images of each class, to try few labels; None: on all
     # folder, where there is no folder of eval_split: the share of every class's training images that is evaluated instead of
     # trained on; path may then hold the class folders themselves. 0: the folder must be there
     data.held_out = 0.0

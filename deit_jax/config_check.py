@@ -52,6 +52,7 @@ _BOUNDS = {
     "teacher.std": (_TINY, None),
     "teacher.classes": (0, None),
     "data.held_out": (0, 0.99),
+    "data.images_per_class": (1, None),
     "data.repeats": (1, None),
     "data.crop_scale": (_TINY, 1),
     "data.crop_ratio": (1e-3, 1e3),

@@ -33,7 +33,7 @@ from deit_jax.data.sources import (
     is_multi_label,
 )
 from deit_jax.data.split_folders import find_split, split_note, splits_beside, unused_splits
-from deit_jax.data.splits import held_out, split_name, take_part
+from deit_jax.data.splits import held_out, split_name, take_of_each_class, take_part
 from deit_jax.printable import printable
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
@@ -44,7 +44,7 @@ def open_source(data: Any, split: Split) -> ImageSource:
 
     Args:
         data: the `data` section of a config, or anything with its fields as attributes: `source`, `path`, `name`,
-            `train_split`, `eval_split`, `held_out`, `index`, `max_eval_images`.
+            `train_split`, `eval_split`, `held_out`, `index`, `images_per_class`, `max_eval_images`.
         split: `"train"` or `"eval"`.
 
     Returns:
@@ -67,6 +67,8 @@ def open_source(data: Any, split: Split) -> ImageSource:
         raise DataError(f"{data.path or data.name or data.source}: no image to be {what}; correct data.{split}_split")
     if split == "train" and len(source.class_names) < 2:
         raise one_class(source.class_names[0], data.source, data.path)
+    if split == "train" and data.images_per_class is not None:
+        source = take_of_each_class(source, data.images_per_class)
     limit = data.max_eval_images if split == "eval" else None
     return source if limit is None or limit >= len(source) else FirstImages(source, limit)
 

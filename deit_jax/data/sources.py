@@ -80,6 +80,14 @@ def fingerprint_of(source: ImageSource) -> str:
     return "" if method is None else method()
 
 
+def labels_of(source: ImageSource) -> np.ndarray | None:
+    """The label of every image, integers `[N]`, where a source knows them without opening images; None where not.
+
+    A source may have them as an attribute `labels`.
+    """
+    return getattr(source, "labels", None)
+
+
 def searched_folders(source: ImageSource) -> tuple[str, ...]:
     """The folders that a source lists its images from; none of arrays and TFDS."""
     return getattr(source, "folders", ())
@@ -144,6 +152,12 @@ class Subset:
     def folders(self) -> tuple[str, ...]:
         """As the other source."""
         return searched_folders(self._source)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Those of the images, where the other source knows its own."""
+        labels = labels_of(self._source)
+        return None if labels is None else labels[self._indices]
 
     def fingerprint(self) -> str:
         """Of the other source's images and the indices."""
@@ -236,6 +250,11 @@ class ArraySource:
     def class_names(self) -> tuple[str, ...]:
         """Name of each class, in label order."""
         return self._class_names
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of all images, int32 `[N]`."""
+        return self._labels
 
     def __len__(self) -> int:
         return len(self._images)

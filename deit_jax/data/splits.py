@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deit_jax.data.sources import DataError, ImageSource, Subset
+from deit_jax.data.sources import DataError, ImageSource, Subset, labels_of
 
 # The seed is fixed, so that "train[:90%]" and "train[90%:]" never share an image, whatever the seeds of the runs.
 _SPLIT_SEED = (0x5B117, 0)
@@ -41,6 +41,32 @@ def take_part(source: ImageSource, expression: str) -> ImageSource:
         raise DataError(f"split {expression!r} of {count} images is empty; give other borders")
     order = np.random.default_rng(_SPLIT_SEED).permutation(count)
     return Subset(source, np.sort(order[start:stop]))
+
+
+def take_of_each_class(source: ImageSource, count: int) -> ImageSource:
+    """So many images of every class, by the fixed random order of `take_part`: a larger count has the images of a smaller one.
+
+    Within the part the source's order is kept.
+
+    Raises:
+        DataError: the source does not know its labels without opening images, or a class has fewer images.
+    """
+    labels = labels_of(source)
+    if labels is None:
+        raise DataError(
+            "data.images_per_class needs the labels of all images at once, which this source does not have: take a part of the "
+            "split instead, as in data.train_split='train[:20%]'"
+        )
+    order = np.random.default_rng(_SPLIT_SEED).permutation(len(source))
+    chosen = []
+    for label, name in enumerate(source.class_names):
+        members = order[labels[order] == label]
+        if len(members) < count:
+            raise DataError(
+                f"data.images_per_class={count}, but class {name!r} has {len(members)} training images: ask for fewer"
+            )
+        chosen.append(members[:count])
+    return Subset(source, np.sort(np.concatenate(chosen)))
 
 
 def held_out(names: Sequence[str], labels: np.ndarray, share: float) -> np.ndarray:

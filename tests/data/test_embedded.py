@@ -46,19 +46,24 @@ def identity(images):
 
 def test_subsets(subsets):
     files, _ = subsets
-    sizes = {"embedded": [200] * 10, "heldout": [500] * 10, "full_test": [230] * 10}
+    trained = {subset: 1000 for subset in files} | {"teacher": 1550, "teacher_heldout": 1050}
+    tested = {"embedded": 200, "heldout": 500, "full_test": 230, "teacher": 230, "teacher_heldout": 500}
     train = files["embedded"]["train_images"]
     for subset, file in files.items():
-        assert np.bincount(file["train_labels"]).tolist() == [1000] * 10
-        assert np.bincount(file["test_labels"]).tolist() == sizes[subset]
-        np.testing.assert_array_equal(file["train_images"], train)
+        assert np.bincount(file["train_labels"]).tolist() == [trained[subset]] * 10
+        assert np.bincount(file["test_labels"]).tolist() == [tested[subset]] * 10
+        if subset.startswith("teacher"):
+            assert identity(train) < identity(file["train_images"])
+        else:
+            np.testing.assert_array_equal(file["train_images"], train)
         for part in ("train", "test"):  # labels stayed with their images
             np.testing.assert_array_equal(file[f"{part}_images"][:, 0, 2], file[f"{part}_labels"])
-        assert len(identity(file["test_images"])) == sum(sizes[subset])
-        assert not identity(train) & identity(file["test_images"])
-        from_file = 1 if subset == "heldout" else 2
+        assert len(identity(file["test_images"])) == 10 * tested[subset]
+        assert not identity(file["train_images"]) & identity(file["test_images"])
+        from_file = 1 if subset.endswith("heldout") else 2
         assert (file["test_images"][:, 0, 3] == from_file).all()
     assert identity(files["embedded"]["test_images"]) < identity(files["full_test"]["test_images"])
+    assert identity(files["teacher_heldout"]["test_images"]) == identity(files["heldout"]["test_images"])
 
 
 def test_subsets_open_as_npz_sources_like_the_embedded_one(subsets):

@@ -35,6 +35,13 @@ def test_embedded_data_set():
     assert EMBEDDED.stat().st_size < 6e6
 
 
+def test_fewer_images_of_each_class():
+    data = config(source="fashion_mnist_10k", images_per_class=200)
+    train, test = (open_source(data, split) for split in ("train", "eval"))
+    assert np.bincount([train[i].label for i in range(len(train))]).tolist() == [200] * 10
+    assert len(test) == 2_000  # all are evaluated
+
+
 def test_npz(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, test_images=np.ones((3, 8, 8), np.uint8), test_labels=[0, 0, 0], class_names=["only"])

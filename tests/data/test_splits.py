@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from deit_jax.data.sources import ArraySource, DataError
-from deit_jax.data.splits import held_out, split_name, take_part
+from deit_jax.data.sources import ArraySource, DataError, labels_of
+from deit_jax.data.splits import held_out, split_name, take_of_each_class, take_part
 
 
 def numbered(count):
@@ -72,3 +72,31 @@ def test_held_out_images_stay_nearly_the_same_when_one_is_added():
     before = held_out(names, np.zeros(100, int), 0.2)
     after = held_out([*names, "a/new.jpg"], np.zeros(101, int), 0.2)[:100]
     assert (before != after).sum() <= 1
+
+
+def test_so_many_images_of_each_class():
+    labels = np.random.default_rng(3).choice(3, 300, p=(0.2, 0.3, 0.5))
+    images = np.arange(300, dtype=np.uint8).reshape(-1, 1, 1) + np.zeros((300, 2, 2), np.uint8)
+    source = ArraySource(images, labels, ("a", "b", "c"), origin="x")
+    few, more = take_of_each_class(source, 5), take_of_each_class(source, 20)
+    for part, count in ((few, 5), (more, 20)):
+        found = [part[i].label for i in range(len(part))]
+        assert np.bincount(found).tolist() == [count] * 3 and found == labels_of(part).tolist()
+        where = [int(part.describe(i).split()[1]) for i in range(len(part))]
+        assert where == sorted(where) and where != list(range(len(where)))
+    assert {few.describe(i) for i in range(15)} < {more.describe(i) for i in range(60)}
+    inner = take_part(source, "train[:50%]")
+    assert len(take_of_each_class(inner, 3)) == 9  # of a part, too
+
+
+def test_a_class_with_fewer_images_and_unknown_labels_are_refused():
+    source = ArraySource(np.zeros((5, 2, 2), np.uint8), np.array([0, 0, 0, 1, 1]), ("cat", "dog"))
+    with pytest.raises(DataError, match="images_per_class=3, but class 'dog' has 2 training images"):
+        take_of_each_class(source, 3)
+
+    class WithoutLabels(ArraySource):
+        labels = None
+
+    unknown = WithoutLabels(np.zeros((4, 2, 2), np.uint8), np.array([0, 0, 1, 1]), ("cat", "dog"))
+    with pytest.raises(DataError, match=r"data\.train_split='train\[:20%\]'"):
+        take_of_each_class(unknown, 1)

@@ -1,6 +1,6 @@
-"""Makes the embedded data set, and two relatives for experiments, from the Fashion-MNIST files.
+"""Makes the embedded data set, and relatives for experiments, from the Fashion-MNIST files.
 
-    python -m deit_jax.data.embedded.build --idx=FOLDER --output=FILE --subset=embedded|heldout|full_test
+    python -m deit_jax.data.embedded.build --idx=FOLDER --output=FILE --subset=embedded|heldout|full_test|teacher|teacher_heldout
 
 FOLDER holds the four `*-ubyte.gz` files of https://github.com/zalandoresearch/fashion-mnist (directory `data/fashion`), which
 Debian also ships as the package `dataset-fashion-mnist`. Licence: MIT, see LICENSE.fashion_mnist beside this file.
@@ -11,6 +11,9 @@ The subsets, as .npz files for `data.source=npz`:
 - heldout: the same 10,000 training images, and as test split 5,000 other training images (500 a class), to choose settings
   without looking at test images.
 - full_test: the same 10,000 training images, and all 10,000 test images.
+- teacher: all 60,000 training images and all 10,000 test images; the embedded teacher was trained on it.
+- teacher_heldout: the 55,000 training images that `heldout` does not test on, and the 5,000 that it does: a teacher of these serves
+  to choose a student's settings on images that neither has seen.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ CLASS_NAMES = (
     "Bag",
     "Ankle boot",
 )
-SUBSETS = ("embedded", "heldout", "full_test")
+SUBSETS = ("embedded", "heldout", "full_test", "teacher", "teacher_heldout")
 TRAIN_PER_CLASS, HELDOUT_PER_CLASS, TEST_PER_CLASS = 1000, 500, 200
 SEED = 2012_12877  # the paper's arXiv number; any fixed number would do
 
@@ -102,7 +105,9 @@ def build(idx: Path, output: Path, subset: str) -> None:
     if len(images) != len(labels):
         raise DataError(f"{idx}: {len(images)} training images and {len(labels)} labels; download the files again")
     train, heldout = balanced_indices(labels, (TRAIN_PER_CLASS, HELDOUT_PER_CLASS), stream=0)
-    if subset == "heldout":
+    if subset.startswith("teacher"):
+        train = np.setdiff1d(np.arange(len(labels)), heldout) if subset == "teacher_heldout" else np.arange(len(labels))
+    if subset.endswith("heldout"):
         test_images, test_labels = images[heldout], labels[heldout]
     else:
         test_images = read_idx(idx / "t10k-images-idx3-ubyte.gz", _IMAGES_MAGIC)
