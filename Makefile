@@ -47,7 +47,7 @@ quickstart: $(VENV)/installed
 # A few steps of everything the quick start does; for CI.
 quickstart-short: $(VENV)/installed
 	$(BIN)/python run.py --config=configs/quickstart.py --workdir=$(WORKDIR)-short \
-	    --config.train.max_steps=60 --config.teacher.recipe.train.max_steps=60
+	    --config.train.max_steps=60
 
 test: $(VENV)/installed-tests
 	$(PYTEST) -m "not long and not compiler"

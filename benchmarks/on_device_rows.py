@@ -258,13 +258,12 @@ def step(row: Row, say: Say) -> Row:
 def quick_start(row: Row, say: Say) -> Row:
     """The quick start's student by the trainer."""
     config = quickstart.get_config()
-    config.teacher.recipe, config.teacher.weights = None, "random"
     config.train.max_steps = 4 if row["tiny"] else QUICK_START_STEPS
     config.log.every_steps = 1 if row["tiny"] else 10
     config.log.report = config.log.images = config.evaluation.teacher = False
     with config.unlocked():
-        config.teacher.overrides = dict(quickstart.TEACHER)
         if row["tiny"]:
+            config.teacher.weights = "random"
             config.model.overrides, config.teacher.overrides = dict(tiny.STUDENT), dict(tiny.TEACHER)
             config.data.max_eval_images = config.evaluation.batch_size = 96
     with tempfile.TemporaryDirectory() as folder:
@@ -280,7 +279,7 @@ def quick_start(row: Row, say: Say) -> Row:
         "images_per_second": results["images_per_second"],
         "wall_seconds": seconds,
         "top1": results["scores"]["raw"]["class"]["top1"],
-        "teacher": f"{config.teacher.name} in the quick start's shape, random weights",
+        "teacher": f"{config.teacher.name} in the quick start's shape, {config.teacher.weights} weights",
     }
 
 

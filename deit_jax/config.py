@@ -71,7 +71,8 @@ def default_config() -> ConfigDict:
     teacher.name = "regnety_160"  # several, separated by commas, teach by the mean of their probabilities
     teacher.overrides = ConfigDict()  # as model.overrides
     # a workdir trained by this project; a weights file of timm, torchvision, pycls, transformers or mmpretrain; "pretrained":
-    # the published weights, from the Hugging Face hub; or "random" (only to try a configuration). As many as there are names
+    # the published weights, from the Hugging Face hub; "embedded": the quick start's teacher, which comes with the package; or
+    # "random" (only to try a configuration). As many as there are names
     teacher.weights = ""
     teacher.variables = "raw"  # which weights of a workdir or training checkpoint: raw or ema
     teacher.on_change = "stop"  # other weights than the run began with: stop | continue with them

@@ -11,7 +11,7 @@ from deit_jax.cache_folder import has_home
 from deit_jax.config import MUST_BE_GIVEN, listed_names
 from deit_jax.errors import UserError
 
-_NOT_PATHS = ("", "pretrained", "random", MUST_BE_GIVEN)
+_NOT_PATHS = ("", "pretrained", "embedded", "random", MUST_BE_GIVEN)
 
 
 def typed_path(flag: str, text: str) -> str:

@@ -1,6 +1,6 @@
 import pytest
 
-from configs import deit, quickstart, teacher
+from configs import cifar10, deit, quickstart, teacher
 from deit_jax.config import ConfigError, default_config, differing_fields
 from deit_jax.config_check import validate
 
@@ -38,18 +38,27 @@ def test_every_argument_of_the_papers_configuration_is_valid(argument):
     assert config.augment.group_size == (4 if "runlocal" in argument else 64 if "base" in argument else 256)
 
 
+def _with_a_teacher(argument):
+    config = cifar10.get_config(argument)
+    config.teacher.weights = "runs/teacher"
+    return config
+
+
 def test_the_other_configurations_are_valid():
     for config in (
         teacher.get_config(),
         teacher.get_config("regnety_040,runlocal"),
         quickstart.get_config(),
-        quickstart.get_config("no_teacher"),
+        *map(quickstart.get_config, ("no_teacher", "hard", "own_teacher,10k", "10k", "no_teacher,10k", "teacher")),
+        *map(cifar10.get_config, ("none", "two_tokens", "teacher")),
+        *map(_with_a_teacher, ("soft", "hard", "soft,no_token")),
     ):
         validate(config)
 
 
 @pytest.mark.parametrize(
-    ("module", "argument"), [(deit, "small,destilled"), (teacher, "resnet50"), (quickstart, "fast")]
+    ("module", "argument"),
+    [(deit, "small,destilled"), (teacher, "resnet50"), (quickstart, "fast"), (cifar10, "none,no_token")],
 )
 def test_unknown_arguments_are_refused(module, argument):
     with pytest.raises(ConfigError, match=argument.split(",")[-1]):

@@ -22,6 +22,7 @@ from deit_jax.reporting import console
 from deit_jax.reporting.metrics import LogError, read_rows, write_json
 from deit_jax.training.plan import Plan
 from deit_jax.version import __version__
+from deit_jax.weights.embedded import EMBEDDED, embedded_card
 
 FORMAT = 2  # of a workdir; 1 had no manifests. What can still be read by an earlier version does not count up
 
@@ -241,6 +242,8 @@ _INCIDENTS = {
 
 def _teacher_row(config: ConfigDict) -> str:
     names = listed_names(config.teacher.name)
+    if config.teacher.weights == EMBEDDED:
+        return f"teacher {names[0]}, from {embedded_card()['training_images']:,} labelled images"
     return f"teacher {names[0]}" if len(names) == 1 else f"teachers' mean: {', '.join(names)}"
 
 

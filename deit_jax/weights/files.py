@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from deit_jax.weights.embedded import EMBEDDED, embedded_file
 from deit_jax.weights.errors import WeightsError
 
 Tensors = dict[str, np.ndarray]
@@ -28,14 +29,14 @@ _WEIGHTS_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")  # as transfor
 def read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """The content of a weights file: names to arrays, perhaps wrapped (see unwrapping.py).
 
-    A folder stands for the model.safetensors or pytorch_model.bin in it. Raises WeightsError: there is no such file, it is of no
-    known kind, damaged, unreadable, or holds something other than tensors.
+    A folder stands for the model.safetensors or pytorch_model.bin in it, "embedded" for the package's own file. Raises
+    WeightsError: there is no such file, it is of no known kind, damaged, unreadable, or holds something other than tensors.
     """
     if not isinstance(path, str | os.PathLike):
         raise WeightsError(
             f"weights come from a path or a mapping of names to arrays, not from a {type(path).__name__}"
         )
-    path = Path(os.path.expanduser(path))
+    path = embedded_file() if str(path) == EMBEDDED else Path(os.path.expanduser(path))
     try:
         if path.is_dir():
             path = _file_in(path)
@@ -52,6 +53,8 @@ def read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 def is_weights(path: Path) -> bool:
     """Whether a file, or a folder with one, of another framework is meant, and not the --workdir of a training run."""
+    if str(path) == EMBEDDED:
+        return True
     if path.is_dir():
         return not (path / "checkpoints").exists() and any((path / name).is_file() for name in _WEIGHTS_IN_A_FOLDER)
     return path.is_file() or path.suffix.lower() in _READERS

@@ -11,6 +11,8 @@ from typing import Any
 
 from safetensors import safe_open
 
+from deit_jax.weights.embedded import EMBEDDED, embedded_file
+
 METADATA_KEY = "class_names"  # of a .safetensors file that `save_weights` wrote
 _CARD = "config.json"
 _UNNAMED = re.compile(r"LABEL_\d+")  # what transformers writes for classes without names
@@ -22,7 +24,7 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
     Read from the metadata of a .safetensors file that this project wrote, else from `label_names` (timm) or `id2label`
     (transformers) of the config.json beside it.
     """
-    path = Path(os.path.expanduser(path))
+    path = embedded_file() if str(path) == EMBEDDED else Path(os.path.expanduser(path))
     if path.suffix == ".safetensors" and (names := _from_metadata(path)) is not None:
         return names
     try:

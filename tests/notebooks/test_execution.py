@@ -82,14 +82,13 @@ SMALL = "--config.image_size=32 --config.model.scan_blocks=True --config.evaluat
 
 def test_quickstart(execute, tmp_path):
     run = tmp_path / "run"
-    few = [f"--config.{whose}{what}" for whose in ("", "teacher.recipe.")
-           for what in ("train.max_steps=4", "data.max_eval_images=100", "evaluation.batch_size=100")]  # fmt: skip
+    few = ["--config.train.max_steps=4", "--config.data.max_eval_images=100", "--config.evaluation.batch_size=100"]
     out = execute("quickstart", WORKDIR=str(run), FLAGS=" ".join(few))
     assert out["errors"] == "" and out["pictures"] == 2
     assert "deit_tiny_distilled_patch16_224 on 100 images after 4 steps" in out["text"]
     [page] = out["pages"]
     assert page.startswith("<iframe") and "Confusion matrix" in page
-    assert json.loads((run / "teacher/results.json").read_text())["step"] == 4
+    assert json.loads((run / "results.json").read_text())["step"] == 4
 
 
 def test_pretrained(execute, published, tmp_path):

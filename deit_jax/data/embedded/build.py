@@ -12,8 +12,8 @@ The subsets, as .npz files for `data.source=npz`:
   without looking at test images.
 - full_test: the same 10,000 training images, and all 10,000 test images.
 - teacher: all 60,000 training images and all 10,000 test images; the embedded teacher was trained on it.
-- teacher_heldout: the 55,000 training images that `heldout` does not test on, and the 5,000 that it does: a teacher of these serves
-  to choose a student's settings on images that neither has seen.
+- teacher_heldout: the 55,000 training images that `heldout` does not test on, and the 5,000 that it does. With a teacher of these
+  a student's settings are chosen on images that neither has seen.
 """
 
 from __future__ import annotations

@@ -1,0 +1,306 @@
+"""What a teacher is worth: the same student with a convnet's answers and from labels alone, several seeds.
+
+    python -m deit_jax.data.embedded.build --idx=FASHION_MNIST_FOLDER --subset=full_test --output=full_test.npz
+    python benchmarks/gain.py fashion_mnist --data=full_test.npz --workdir=runs/gain
+    python benchmarks/gain.py cifar10 --data=CIFAR10_FOLDER --workdir=runs/gain_cifar10
+
+trains the rows of a study that are not there yet (a run that was interrupted resumes), scores them on all test images, and keeps
+the figures of each in benchmarks/gain/STUDY/ROW_SEED.json, with the command. `--rows` and `--seeds` choose some; `--jobs=2`
+trains two at a time, each on its share of the processor's cores.
+
+    python benchmarks/gain.py fashion_mnist
+    python benchmarks/gain.py fashion_mnist --curve=docs/images/gain_fashion_mnist.svg
+
+print the table of what is kept, or draw accuracy against epochs. Without `--data` of cifar10, TFDS's `cifar10` is read.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import os
+import queue
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+KEPT = Path(__file__).parent / "gain"
+HEADS = {"class": "class head", "distillation": "distillation head", "fused_logits": "both heads"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A run of a study: its configuration, and the row of labels alone that it is compared with."""
+
+    config: str  # what follows --config=
+    what: str
+    against: str = ""
+    flags: tuple[str, ...] = ()
+    teacher: str = ""  # the row whose run is the teacher; "": the configuration's own, or none
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Rows by name, and which of them the curve shows with their colours."""
+
+    rows: dict[str, Row]
+    curve: dict[str, str]
+    embedded: bool = False  # also scored on the embedded test images, which the quick start shows
+
+
+def _fashion_mnist(images: str, word: str) -> dict[str, Row]:
+    """The rows with 2,000 or 10,000 training images."""
+
+    def config(kind: str) -> str:
+        return ":".join(filter(None, ["configs/quickstart.py", ",".join(filter(None, [kind, word]))]))
+
+    labels, equal = f"labels_{images}", "--config.train.epochs=" + ("40" if word else "200")
+    return {
+        labels: Row(config("no_teacher"), "labels alone, equal time"),
+        f"labels_short_{images}": Row(config("no_teacher"), "labels alone, equal epochs", flags=(equal,)),
+        f"soft_{images}": Row(config(""), "token, soft", labels),
+        f"hard_{images}": Row(config("hard"), "token, hard (as in the paper)", labels),
+        f"own_soft_{images}": Row(config("own_teacher"), "token, soft, a teacher of the same images", labels),
+    }
+
+
+STUDIES = {
+    "fashion_mnist": Study(
+        _fashion_mnist("2k", "") | _fashion_mnist("10k", "10k"),
+        {"soft_2k": "tab:blue", "labels_2k": "tab:orange", "soft_10k": "tab:cyan", "labels_10k": "tab:red"},
+        embedded=True,
+    ),
+    "cifar10": Study(
+        {
+            "teacher": Row("configs/cifar10.py:teacher", "RegNetY, the teacher"),
+            "none": Row("configs/cifar10.py:none", "labels alone"),
+            "none_long": Row(
+                "configs/cifar10.py:none", "labels alone, equal time", flags=("--config.train.epochs=30",)
+            ),
+            "hard": Row("configs/cifar10.py:hard", "token, hard (as in the paper)", "none", teacher="teacher"),
+            "soft": Row("configs/cifar10.py:soft", "token, soft", "none", teacher="teacher"),
+            "hard_no_token": Row(
+                "configs/cifar10.py:hard,no_token", "hard, without the token", "none", teacher="teacher"
+            ),
+            "soft_no_token": Row(
+                "configs/cifar10.py:soft,no_token", "soft, without the token", "none", teacher="teacher"
+            ),
+            "two_tokens": Row("configs/cifar10.py:two_tokens", "two class tokens, labels alone", "none"),
+        },
+        {"soft": "tab:blue", "hard": "tab:green", "none": "tab:orange"},
+    ),
+}
+
+
+def arguments_of(study: str, name: str, seed: int, workdir: Path, data: Path | None) -> list[str]:
+    """What follows run.py."""
+    row = STUDIES[study].rows[name]
+    given = [f"--config.seed={seed}", *row.flags]
+    if data is not None:
+        given += [f"--config.data.source={'npz' if data.suffix == '.npz' else 'folder'}", f"--config.data.path={data}"]
+    if row.teacher:  # one teacher for all seeds: the student's seed is what varies
+        given.append(f"--config.teacher.weights={workdir / f'{row.teacher}_0'}")
+    return [f"--config={row.config}", f"--workdir={workdir / f'{name}_{seed}'}", *given]
+
+
+def command(arguments: list[str], log: Path, cores: set[int]) -> float:
+    """Runs run.py on some cores, its output into `log`; returns its processor seconds (user and system)."""
+    with log.open("a") as file:
+        process = subprocess.Popen(
+            [sys.executable, "run.py", *arguments], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),
+        )  # fmt: skip
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(
+            f"python run.py {shlex.join(arguments)} ended with status {os.waitstatus_to_exitcode(status)}: see {log}"
+        )
+    return usage.ru_utime + usage.ru_stime
+
+
+def train(study: str, name: str, seed: int, workdir: Path, data: Path | None, cores: set[int]) -> None:
+    """Trains one row, scores it and keeps its figures."""
+    kept = KEPT / study / f"{name}_{seed}.json"
+    if kept.exists():
+        return
+    arguments = arguments_of(study, name, seed, workdir, data)
+    folder, log = workdir / f"{name}_{seed}", workdir / f"{name}_{seed}.log"
+    print("python run.py", shlex.join(arguments), flush=True)
+    resumed, began = folder.exists(), time.monotonic()
+    processor = command(arguments, log, cores)
+    seconds = time.monotonic() - began
+    results = json.loads((folder / "results.json").read_text())
+    record = json.loads((folder / "config.json").read_text())
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    figures = {
+        "command": f"python run.py {shlex.join(arguments)}",
+        "training_images": record["resolved"]["data"]["train"]["images"],
+        "test_images": results["eval_images"],
+        "epochs": record["config"]["train"]["epochs"],
+        "steps_per_epoch": record["resolved"]["steps_per_epoch"],
+        # of an interrupted run only those since its last start, so none are kept
+        "processor_seconds": None if resumed else round(processor),
+        "seconds": None if resumed else round(seconds),
+        "cores": len(cores),
+        "teacher": _top1({"": results["teacher"]})[""] if results["teacher"] else None,
+        "scores": _top1(results["scores"]),
+        "curve": [
+            {"epoch": round(row["step"] / record["resolved"]["steps_per_epoch"], 3)}
+            | {key.removeprefix("eval/").removesuffix("/top1"): round(row[key], 2) for key in row if _is_score(key)}
+            for row in rows
+            if any(map(_is_score, row))
+        ],
+    }
+    if STUDIES[study].embedded:
+        found = folder / "embedded.json"
+        plain = [part for part in arguments if not part.startswith("--config.data.")]
+        command(["--mode=eval", *plain, f"--output={found}"], log, cores)
+        figures["embedded_scores"] = _top1(json.loads(found.read_text())["scores"])
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+def _is_score(key: str) -> bool:
+    return key.startswith("eval/") and key.endswith("/top1")
+
+
+def _top1(scores: dict) -> dict:
+    return {
+        weights: {head: round(score["top1"], 2) for head, score in heads.items()} for weights, heads in scores.items()
+    }
+
+
+def kept_figures(study: str) -> dict[str, dict[int, dict]]:
+    """Of every row that has some: its figures by seed."""
+    found: dict[str, dict[int, dict]] = {}
+    for name in STUDIES[study].rows:
+        files = {int(path.stem.rpartition("_")[2]): path for path in (KEPT / study).glob(f"{name}_[0-9].json")}
+        if files:
+            found[name] = {seed: json.loads(path.read_text()) for seed, path in sorted(files.items())}
+    return found
+
+
+def own(scores: dict) -> float:
+    """A network's own answer, of EMA weights."""
+    return scores["ema"].get("fused_logits", scores["ema"]["class"])
+
+
+def spread(values: list[float]) -> str:
+    """Mean, and standard deviation where there are several."""
+    return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
+
+
+def table(study: str) -> str:
+    """A line for each row and head."""
+    found = kept_figures(study)
+    lines = [
+        "| row | training images | epochs | processor seconds | seeds | head | top-1 % | gain over labels alone, points |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, seeds in found.items():
+        row, first = STUDIES[study].rows[name], next(iter(seeds.values()))
+        measured = [figures["processor_seconds"] for figures in seeds.values() if figures["processor_seconds"]]
+        common = f"| {row.what} | {first['training_images']:,} | {first['epochs']} | "
+        common += f"{statistics.mean(measured):,.0f} | {len(seeds)} |" if measured else f"| {len(seeds)} |"
+        for head, words in HEADS.items():
+            values = [figures["scores"]["ema"].get(head) for figures in seeds.values()]
+            if None in values:
+                continue
+            gains = ""
+            if row.against in found and (head == "fused_logits" or "fused_logits" not in first["scores"]["ema"]):
+                both = sorted(set(seeds) & set(found[row.against]))
+                each = [own(seeds[seed]["scores"]) - own(found[row.against][seed]["scores"]) for seed in both]
+                gains = f"{spread(each)}: {', '.join(f'{gain:+.2f}' for gain in each)}" if each else ""
+            what = words if "fused_logits" in first["scores"]["ema"] else ""
+            lines.append(f"{common} {what} | {spread(values)} | {gains} |")
+    return "\n".join(lines)
+
+
+def curve(study: str, path: Path) -> None:
+    """Draws accuracy against epochs of the rows that the study's curve shows: the mean over seeds, and their range as a band."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for name, colour in STUDIES[study].curve.items():
+        seeds = kept_figures(study).get(name)
+        if not seeds:
+            continue
+        runs = [figures["curve"] for figures in seeds.values()]
+        epochs = [point["epoch"] for point in runs[0]]
+        images = next(iter(seeds.values()))["training_images"]
+        values = [[point.get("ema/fused_logits", point.get("ema/class")) for point in run] for run in runs]
+        passes = [epoch * images / 1000 for epoch in epochs]
+        axis.plot(
+            passes, [statistics.mean(at) for at in zip(*values, strict=True)], color=colour,
+            label=f"{STUDIES[study].rows[name].what}, {images:,} images",
+        )  # fmt: skip
+        axis.fill_between(passes, [min(at) for at in zip(*values, strict=True)], [max(at) for at in zip(*values, strict=True)],
+                          color=colour, alpha=0.2, linewidth=0)  # fmt: skip
+    axis.set_xlabel("images seen (thousands, copies counted)")
+    axis.set_ylabel("top-1 % of the test images, EMA weights")
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def passing_epoch(study: str, taught: str, labels: str) -> str:
+    """The epoch of each seed at which the taught student is first better than the other's final accuracy."""
+    found = kept_figures(study)
+    epochs = []
+    for seed in sorted(set(found.get(taught, {})) & set(found.get(labels, {}))):
+        final = own(found[labels][seed]["scores"])
+        points = found[taught][seed]["curve"]
+        epochs.append(next((point["epoch"] for point in points if point["ema/fused_logits"] > final), None))
+    return ", ".join("never" if epoch is None else f"{epoch:g}" for epoch in epochs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=list(STUDIES))
+    parser.add_argument("--workdir", type=Path, help="where to train; without it the kept figures are shown")
+    parser.add_argument("--data", type=Path, help="a .npz file (fashion_mnist) or a folder (cifar10)")
+    parser.add_argument("--rows", nargs="+", help="some of the study's rows")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--curve", type=Path, help="the picture to write")
+    options = parser.parse_args()
+    study = STUDIES[options.study]
+    if unknown := set(options.rows or ()) - set(study.rows):
+        parser.error(f"--rows: {', '.join(sorted(unknown))} is not one of {', '.join(study.rows)}")
+    if options.workdir:
+        workdir = options.workdir.absolute()
+        workdir.mkdir(parents=True, exist_ok=True)
+        data = options.data.absolute() if options.data else None
+        cores = sorted(os.sched_getaffinity(0))
+        shares: queue.SimpleQueue[set[int]] = queue.SimpleQueue()
+        for job in range(options.jobs):
+            shares.put(set(cores[job :: options.jobs]) or set(cores))
+
+        def run(name: str, seed: int) -> None:
+            share = shares.get()
+            try:
+                train(options.study, name, seed, workdir, data, share)
+            finally:
+                shares.put(share)
+
+        names = options.rows or list(study.rows)
+        with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+            for done in [pool.submit(run, name, seed) for seed in options.seeds for name in names]:
+                done.result()
+    if options.curve:
+        curve(options.study, options.curve)
+    print(table(options.study))
+    for name, row in study.rows.items():
+        if row.against and (epochs := passing_epoch(options.study, name, row.against)):
+            print(f"{name} passes {row.against}'s final accuracy at epoch: {epochs}")
+
+
+if __name__ == "__main__":
+    main()

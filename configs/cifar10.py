@@ -1,0 +1,81 @@
+"""CIFAR-10 as in the paper's comparison: a convnet and its students see the same 50,000 images; minutes to hours on a CPU.
+
+    python run.py --config=configs/cifar10.py:teacher --workdir=runs/cifar10_teacher
+    python run.py --config=configs/cifar10.py:soft --workdir=runs/cifar10_soft --config.teacher.weights=runs/cifar10_teacher
+
+The images are those of TFDS's `cifar10`, or with --config.data.source=folder --config.data.path=FOLDER those of a folder with
+`train` and `test`. The argument is one of
+
+    teacher      a RegNetY of 0.7 million parameters
+    none         a DeiT of patches of 4 pixels, width 96 and 4 blocks, from the labels
+    soft, hard   the same DeiT with a distillation token, taught by the teacher's probabilities or decisions
+    two_tokens   no teacher, the second token learns the labels, too
+
+with `no_token` after soft or hard, where the class token learns from both. benchmarks/gain.py runs all of them.
+"""
+
+from ml_collections import ConfigDict
+
+from deit_jax.config import ConfigError, default_config
+from deit_jax.recipes.words import pick
+
+STUDENT = dict(patch_size=4, embed_dim=96, depth=4, num_heads=3)
+# Stages of 48, 96 and 192 channels, in groups of 48: narrow grouped convolutions are slow on a CPU.
+TEACHER = dict(w0=48, wa=36.0, wm=2.0, depth=6, group_width=48, stem_stride=1)
+
+
+def get_config(argument: str = "soft") -> ConfigDict:
+    words = pick("cifar10.py", argument, kind=("teacher", "none", "soft", "hard", "two_tokens"), token=("no_token",))
+    kind = words["kind"] or "soft"
+    if words["token"] and kind not in ("soft", "hard"):
+        raise ConfigError(f"configs/cifar10.py:{argument}: no_token goes with soft or hard")
+    config = _images()
+    if kind == "teacher":
+        config.model.name = "regnety_002"
+        with config.unlocked():
+            config.model.overrides = dict(TEACHER)
+        config.model.drop_path_rate = 0.0
+        config.schedule.base_learning_rate = 2e-3
+        config.augment.label_smoothing = 0.0
+        config.augment.mix_probability = 0.33
+        return config
+    distilled = kind != "none" and not words["token"]
+    config.model.name = f"deit_tiny{'_distilled' if distilled else ''}_patch16_224"
+    with config.unlocked():
+        config.model.overrides = dict(STUDENT)
+    config.model.drop_path_rate = 0.0
+    config.schedule.base_learning_rate = 5e-4
+    config.augment.mix_probability = 0.5
+    if kind == "two_tokens":
+        config.distillation.kind = "labels"
+    if kind in ("soft", "hard"):
+        config.distillation.kind = kind
+        config.teacher.name = "regnety_002"
+        config.teacher.variables = "ema"
+    if kind == "soft":
+        config.distillation.alpha, config.distillation.tau, config.distillation.kl_mean = 0.9, 2.0, "batch"
+    return config
+
+
+def _images() -> ConfigDict:
+    config = default_config()
+    config.image_size = 32
+    config.data.name = "cifar10"
+    config.data.eval_split = "test"
+    config.data.repeats = 1
+    config.data.train_crop, config.data.crop_padding = "padded", 4
+    config.augment.mean, config.augment.std = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
+    config.augment.rand_augment = ""
+    config.augment.erase_probability = 0.0
+    config.augment.mixup_alpha, config.augment.cutmix_alpha = 0.8, 1.0
+    config.augment.group_size = 32
+    config.train.batch_size, config.train.epochs = 128, 20
+    config.optimizer.betas = (0.9, 0.99)
+    config.schedule.base_batch_size = 64
+    config.schedule.kind, config.schedule.per_step = "plain", True
+    config.schedule.warmup_epochs = 2.0
+    config.ema.decay = 0.998
+    config.evaluation.batch_size = 500
+    config.evaluation.crop_ratio = 1.0
+    config.evaluation.every_epochs = 2
+    return config

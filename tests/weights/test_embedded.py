@@ -1,0 +1,83 @@
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import quickstart
+from deit_jax.config import default_config
+from deit_jax.data.embedded.build import CLASS_NAMES
+from deit_jax.data.registry import open_source
+from deit_jax.models import create_model
+from deit_jax.modes.teacher import load_teacher
+from deit_jax.paths import expand_paths
+from deit_jax.weights import embedded
+from deit_jax.weights.errors import WeightsError
+from deit_jax.weights.files import is_weights, is_workdir, read_file
+from deit_jax.weights.labels import read_class_names
+from deit_jax.weights.loading import load_weights
+
+
+def test_the_card_and_the_quick_start_agree():
+    card = embedded.embedded_card()
+    config = quickstart.get_config()
+    assert (card["model"], card["overrides"]) == (config.teacher.name, config.teacher.overrides.to_dict())
+    recipe = quickstart.get_config("teacher")
+    assert (card["seed"], card["epochs"]) == (recipe.seed, recipe.train.epochs)
+    assert card["training_images"] == 60_000 and card["command"].startswith(
+        "python run.py --config=configs/quickstart.py:teacher"
+    )
+    assert card["all test images"]["images"] == 10_000 and card["all test images"]["top1"] >= 92
+    assert embedded.embedded_file().stat().st_size < 1.5e6
+    assert all(value.dtype == np.float16 for value in read_file("embedded").values())
+
+
+def test_it_gets_right_what_its_card_says(tmp_path):
+    config = quickstart.get_config()
+    teacher = load_teacher(config, tmp_path)
+    assert teacher.networks[0].class_names == CLASS_NAMES == read_class_names("embedded")
+    test = open_source(config.data, "eval")
+    images = np.stack([test[i].image for i in range(len(test))])
+    labels = np.array([test[i].label for i in range(len(test))])
+    mean, std = (jnp.array(value) for value in (config.augment.mean, config.augment.std))
+
+    @jax.jit
+    def decide(variables, pixels):
+        colours = jnp.broadcast_to(pixels[..., None] / 255.0, (*pixels.shape, 3))
+        return teacher.model.apply(variables, (colours - mean) / std).logits.argmax(-1)
+
+    decided = np.concatenate([decide(teacher.variables, images[i : i + 500]) for i in range(0, len(images), 500)])
+    card = embedded.embedded_card()["embedded test images"]
+    assert card["images"] == len(images) == 2_000
+    assert abs(100 * np.mean(decided == labels) - card["top1"]) < 0.3
+
+
+def test_a_damaged_file_is_refused(tmp_path, monkeypatch):
+    for name in (embedded._FILE.name, embedded._FILE.with_suffix(".json").name):
+        shutil.copy(embedded._FILE.with_name(name), tmp_path / name)
+    copy = tmp_path / embedded._FILE.name
+    monkeypatch.setattr(embedded, "_FILE", copy)
+    assert embedded.embedded_file() == copy
+    content = bytearray(copy.read_bytes())
+    content[-7] ^= 1  # a bit of the last array: the file still opens
+    copy.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"is damaged .*: install deit_jax again"):
+        read_file("embedded")
+    copy.unlink()
+    with pytest.raises(WeightsError, match=r"cannot be read .*: install deit_jax again"):
+        read_file("embedded")
+
+
+def test_the_name_is_no_path():
+    assert is_weights(Path("embedded")) and not is_workdir("embedded")
+    config = default_config()
+    config.teacher.weights = config.model.weights = "embedded"
+    expand_paths(config)
+    assert config.teacher.weights == config.model.weights == "embedded"
+
+
+def test_another_model_is_refused():
+    with pytest.raises(WeightsError, match="embedded"):
+        load_weights("embedded", create_model("regnety_002", 10, 28))
