@@ -80,7 +80,8 @@ def main() -> None:
         "training_minutes": round(
             results["step"] * config["train"]["batch_size"] / results["images_per_second"] / 60, 1
         ),
-        "versions": {name: importlib.metadata.version(name) for name in ("deit_jax", "jax", "flax", "optax")},
+        "versions": {"deit_jax": record["version"]}
+        | {name: importlib.metadata.version(name) for name in ("jax", "flax", "optax")},
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     WEIGHTS.write_bytes(content)

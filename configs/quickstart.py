@@ -31,7 +31,8 @@ def get_config(argument: str = "") -> ConfigDict:
     if kind == "teacher":
         return teacher_config(None, epochs=10)
     config = _images(1000 if many else 200)
-    config.augment.mixup_alpha, config.augment.mix_mode, config.augment.mix_probability = 0.8, "pair", 0.8
+    config.augment.mixup_alpha, config.augment.cutmix_alpha = 0.8, 1.0
+    config.augment.mix_mode, config.augment.mix_probability = "pair", 0.8
     config.schedule.base_learning_rate = 1e-3
     config.schedule.warmup_epochs = 1.0 if many else 5.0
     config.evaluation.every_epochs = 4 if many else 20

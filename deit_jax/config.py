@@ -110,7 +110,7 @@ def default_config() -> ConfigDict:
     data.on_bad_image = "stop"
     # images added or removed since the run began: stop | continue with those that are there; the epochs stay as long
     data.on_change = "stop"
-    # decoding threads, of each worker if there are any; None: by the cores. 1 is best for tiny images in memory
+    # decoding threads, of each worker if there are any; 0: read between the steps; None: by the cores
     data.num_threads = placeholder(int)
     data.num_workers = 0  # decoding processes; 0 = threads only
     data.prefetch_batches = 2  # made ahead of the step

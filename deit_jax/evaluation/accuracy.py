@@ -14,7 +14,7 @@ from deit_jax.models.output import ModelOutput, classify, fuse
 from deit_jax.parallel.distributed import compiled_together
 
 Totals = dict[str, Any]
-EvalStep = Callable[[Totals, Any, dict[str, jax.Array]], Totals]
+EvalStep = Callable[[Any, dict[str, jax.Array]], Totals]
 # head -> {"top1", "top5" in percent, "loss" in nats}; without the loss where an image may have several labels
 Scores = dict[str, dict[str, float]]
 
@@ -77,10 +77,10 @@ def score_any(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str
 
 
 def make_eval_step(model: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]) -> EvalStep:
-    """The jitted function (totals, variables, batch) -> totals; `mean` and `std` normalise RGB in [0, 1]."""
+    """The jitted function (variables, batch) -> sums over the batch; `mean` and `std` normalise RGB in [0, 1]."""
 
     @jax.jit
-    def eval_step(totals: Totals, variables: Any, batch: dict[str, jax.Array]) -> Totals:
+    def eval_step(variables: Any, batch: dict[str, jax.Array]) -> Totals:
         output = classify(model, variables, prepare_for_evaluation(batch["image"], mean, std))
         labels, mask = batch["label"], batch["mask"]
         scoring = score if labels.ndim == 1 else score_any
@@ -89,7 +89,7 @@ def make_eval_step(model: nn.Module, *, mean: tuple[float, ...], std: tuple[floa
         sums["labelled"] = (
             sums["images"] if labels.ndim == 1 else jnp.sum(mask & jnp.any(labels, axis=-1), dtype=jnp.int32)
         )
-        return sums if not totals else jax.tree.map(jnp.add, totals, sums)
+        return sums
 
     return compiled_together(eval_step)
 
@@ -99,17 +99,24 @@ def evaluate(eval_step: EvalStep, variables: Any, batches: Iterable[dict[str, ja
     return mean_scores(sum_scores(eval_step, {"": variables}, batches)[""], num_images)[0]
 
 
+# A program of its own: as a part of the evaluation step, it would have the whole network compiled twice.
+@jax.jit
+def _added(totals: Totals, sums: Totals) -> Totals:
+    return jax.tree.map(jnp.add, totals, sums)
+
+
 def sum_scores(
     eval_step: EvalStep, weights: Mapping[str, Any], batches: Iterable[dict[str, jax.Array]]
 ) -> dict[str, Totals]:
-    """What `eval_step` adds up for each of `weights` in one pass over the batches, on the host, by the name of the weights.
+    """What `eval_step` returns for each of `weights`, added up in one pass over the batches: on the host, by the weights' name.
 
     The sums stay on the device until the end.
     """
     totals: dict[str, Totals] = {name: {} for name in weights}
     for batch in batches:
         for name, variables in weights.items():
-            totals[name] = eval_step(totals[name], variables, batch)
+            sums = eval_step(variables, batch)
+            totals[name] = _added(totals[name], sums) if totals[name] else sums
     found = jax.device_get(totals)  # sorted by name
     return {name: found[name] for name in weights}
 

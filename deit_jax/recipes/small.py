@@ -38,7 +38,6 @@ def fashion_mnist() -> ConfigDict:
     config = default_config()
     config.image_size = 28
     config.data.source = "fashion_mnist_10k"
-    config.data.num_threads = 1  # there is nothing to decode
     config.data.train_crop = "padded"
     config.data.crop_padding = 1
     config.data.repeats = 1

@@ -44,6 +44,18 @@ def test_padding_is_not_counted_and_the_last_batch_is():
     assert set(scores) == {"class", "distillation", "fused_logits", "fused_softmax"}
 
 
+def test_the_network_is_compiled_once_for_all_batches_and_weights():
+    step = make_eval_step(Lookup(), mean=MEAN, std=STD)
+    weights = {"raw": jnp.float32(5), "ema": jnp.float32(3)}
+    totals = sum_scores(step, weights, [batch([1, 2], [1, 0], 2), batch([3, 4], [3, 4], 2), batch([0], [0], 2)])
+    assert step._cache_size() == 1
+    for name, value in weights.items():  # float32 sums in the batches' order
+        one = [step(value, some) for some in (batch([1, 2], [1, 0], 2), batch([3, 4], [3, 4], 2), batch([0], [0], 2))]
+        loss = np.float32(one[0]["class"]["loss"]) + np.float32(one[1]["class"]["loss"])
+        assert totals[name]["class"]["loss"] == loss + np.float32(one[2]["class"]["loss"])
+        assert totals[name]["images"] == 5
+
+
 def test_a_lost_image_is_noticed():
     with pytest.raises(RuntimeError, match="counted 1 images of 2"):
         evaluate(make_eval_step(Lookup(), mean=MEAN, std=STD), jnp.float32(5), [batch([0], [0], 2)], 2)

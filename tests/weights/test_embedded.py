@@ -25,6 +25,7 @@ def test_the_card_and_the_quick_start_agree():
     config = quickstart.get_config()
     assert (card["model"], card["overrides"]) == (config.teacher.name, config.teacher.overrides.to_dict())
     recipe = quickstart.get_config("teacher")
+    assert card["all test images"]["top1"] - 0.5 < card["embedded test images"]["top1"] < 93
     assert (card["seed"], card["epochs"]) == (recipe.seed, recipe.train.epochs)
     assert card["training_images"] == 60_000 and card["command"].startswith(
         "python run.py --config=configs/quickstart.py:teacher"
