@@ -1,8 +1,12 @@
 """Shared by all tests: eight virtual CPU devices, quick compilation, and one cache of compiled programs for a whole run."""
 
 import gc
+import importlib.util
 import os
+import sys
 import tempfile
+
+import pytest
 
 # Before jax is imported. Tests of one device take a mesh of the first.
 # Most of the tests' time was LLVM's: without its optimizations code is made in a third of the time. XLA's own passes, so the
@@ -26,3 +30,12 @@ def pytest_collection_finish():
     """What was imported stays: leave it out of every later search for cycles."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def timm_python():
+    """An interpreter that has timm, torch and torchvision: this one, or the one named by the environment's TIMM_PYTHON."""
+    python = os.environ.get("TIMM_PYTHON") or (sys.executable if importlib.util.find_spec("timm") else None)
+    if python is None:
+        pytest.skip("timm is not installed here, and TIMM_PYTHON does not name an interpreter that has it")
+    return python

@@ -2,10 +2,16 @@
 
     python benchmarks/peers/trajectory_timm.py INPUT.npz OUTPUT.npz
 
-run by an interpreter with torch, timm 1.0.31 and NumPy; benchmarks/trajectory.py starts it. INPUT holds `settings` (JSON),
-`image` uint8[steps, B, H, W, 3], `label` int32[steps, B], and the weights of both networks before the first step under timm's
-names: `student/<name>` and `teacher/<name>`. OUTPUT holds, a value a step, `loss`, `class_loss`, `distillation_loss`,
-`grad_norm` and `learning_rate`; `teacher_logits` [steps, B, K]; and after the last step `params/<name>` and `ema/<name>`.
+run by an interpreter with torch, timm 1.0.31 and NumPy; benchmarks/trajectory.py starts it. The models, the optimizer's groups,
+the labels' losses and the scheduler are timm's; re-typed from facebookresearch/deit are the teacher's term (losses.py) and when
+the scheduler is stepped (main.py).
+
+INPUT holds `settings` (JSON) and the weights of both networks before the first step under timm's names: `student/<name>` and
+`teacher/<name>`. Its batches are either images and labels, `image` uint8[steps, B, H, W, 3] and `label` int32[steps, B], or
+what an augmentation made of them, `image` float32 and normalised with `target` float32[steps, B, K]. OUTPUT holds, a value a
+step, `loss`, `class_loss`, `distillation_loss`, `grad_norm` and `learning_rate`; `teacher_logits` [steps, B, K]; and after the
+last step `params/<name>` and `ema/<name>`. Without a teacher (kind "none") the student has one head and there is neither
+`distillation_loss` nor `teacher_logits`.
 """
 
 from __future__ import annotations
@@ -17,8 +23,9 @@ import numpy as np
 import timm
 import torch
 import torch.nn.functional as F
-from timm.loss import LabelSmoothingCrossEntropy
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
 from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEma
@@ -40,6 +47,15 @@ def load(model: torch.nn.Module, tensors: dict[str, np.ndarray], dtype: torch.dt
     return model.to(dtype)
 
 
+def images_of(arrays: dict[str, np.ndarray], settings: dict, step: int, dtype: torch.dtype) -> torch.Tensor:
+    """The batch of a step, normalised: [B, 3, H, W]."""
+    images = torch.from_numpy(arrays["image"][step].transpose(0, 3, 1, 2).copy())
+    if images.dtype != torch.uint8:
+        return images.to(dtype)
+    mean, std = (torch.tensor(settings[name], dtype=dtype)[:, None, None] for name in ("mean", "std"))
+    return (images.to(dtype).div(255) - mean) / std
+
+
 def main() -> None:
     torch.set_num_threads(1)
     source, target = sys.argv[1:]
@@ -53,11 +69,13 @@ def main() -> None:
             network, name = key.split("/")
             weights[network][name] = value
 
-    student = load(VisionTransformerDistilled(**settings["student"]), weights["student"], dtype)
-    student.train()
-    student.set_distilled_training(True)
-    teacher = timm.create_model(settings["teacher"], num_classes=settings["student"]["num_classes"])
-    teacher = load(teacher, weights["teacher"], dtype).eval()
+    distilled = settings["kind"] != "none"
+    student = (VisionTransformerDistilled if distilled else VisionTransformer)(**settings["student"])
+    student = load(student, weights["student"], dtype).train()
+    if distilled:
+        student.set_distilled_training(True)
+        teacher = timm.create_model(settings["teacher"], num_classes=settings["student"]["num_classes"])
+        teacher = load(teacher, weights["teacher"], dtype).eval()
     ema = ModelEma(student, decay=settings["ema_decay"])
 
     # What the released code exempts; dist_token decays there (no_weight_decay() of current timm exempts it).
@@ -72,22 +90,26 @@ def main() -> None:
         warmup_t=settings["warmup_epochs"],
         warmup_lr_init=settings["warmup"],
     )
-    base_criterion = LabelSmoothingCrossEntropy(settings["label_smoothing"])
+    mixed = "target" in arrays
+    base_criterion = SoftTargetCrossEntropy() if mixed else LabelSmoothingCrossEntropy(settings["label_smoothing"])
+    targets = torch.from_numpy(arrays["target"]).to(dtype) if mixed else torch.from_numpy(arrays["label"]).long()
     alpha = settings["alpha"]
-    mean, std = (torch.tensor(settings[name], dtype=dtype)[:, None, None] for name in ("mean", "std"))
 
     history: dict[str, list] = {}
     for step in range(len(arrays["image"])):
-        images = torch.from_numpy(arrays["image"][step].transpose(0, 3, 1, 2).copy()).to(dtype).div(255)
-        images = (images - mean) / std
-        labels = torch.from_numpy(arrays["label"][step]).long()
-
-        outputs, outputs_distilled = student(images)
-        with torch.no_grad():
-            teacher_logits = teacher(images)
-        class_term = base_criterion(outputs, labels)
-        teacher_term = distillation_loss(outputs_distilled, teacher_logits, settings["kind"], settings["tau"])
-        loss = class_term * (1 - alpha) + teacher_term * alpha
+        images = images_of(arrays, settings, step, dtype)
+        answer = student(images)
+        class_term = base_criterion(answer[0] if distilled else answer, targets[step])
+        row = {"class_loss": class_term}
+        if distilled:
+            with torch.no_grad():
+                teacher_logits = teacher(images)
+            teacher_term = distillation_loss(answer[1], teacher_logits, settings["kind"], settings["tau"])
+            loss = class_term * (1 - alpha) + teacher_term * alpha
+            row["distillation_loss"] = teacher_term
+            history.setdefault("teacher_logits", []).append(teacher_logits.numpy())
+        else:
+            loss = class_term
 
         optimizer.zero_grad()
         loss.backward()
@@ -96,9 +118,8 @@ def main() -> None:
         optimizer.step()
         ema.update(student)
 
-        row = {"loss": loss, "class_loss": class_term, "distillation_loss": teacher_term, "grad_norm": norm}
-        row = {name: value.detach().double().item() for name, value in row.items()}
-        row |= {"learning_rate": rate, "teacher_logits": teacher_logits.numpy()}
+        row |= {"loss": loss, "grad_norm": norm}
+        row = {name: value.detach().double().item() for name, value in row.items()} | {"learning_rate": rate}
         for name, value in row.items():
             history.setdefault(name, []).append(value)
         if (step + 1) % settings["steps_per_epoch"] == 0:
