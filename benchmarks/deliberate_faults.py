@@ -301,9 +301,30 @@ FAULTS = (
     Fault(
         "drop-path-without-scale",
         "deit_jax/models/dropping.py",
-        "x / jnp.asarray(keep, x.dtype)",
+        "(x.astype(dtype) / jnp.asarray(keep, dtype)).astype(x.dtype)",
         "x",
         ("tests/models/test_dropping.py",),
+    ),
+    Fault(
+        "drop-path-by-a-rounded-probability",
+        "deit_jax/models/dropping.py",
+        'dtype = x.dtype if self.division == "compute" else jnp.promote_types(x.dtype, jnp.float32)',
+        "dtype = x.dtype",
+        ("tests/models/test_dropping.py",),
+    ),
+    Fault(
+        "missing-field-recorded-as-its-default",
+        "deit_jax/training/record.py",
+        "for name in [] if checked is None else _not_recorded(",
+        "for name in [] if True else _not_recorded(",
+        ("tests/training/test_record.py",),
+    ),
+    Fault(
+        "resumed-with-todays-numerics",
+        "deit_jax/training/preparation.py",
+        "config = as_begun(config, record)",
+        "as_begun(config, record)",
+        ("tests/training/test_preparation.py",),
     ),
     Fault(
         "drop-path-rate-not-passed-on",

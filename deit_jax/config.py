@@ -8,6 +8,7 @@ refused by `deit_jax.config_check.validate`.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -51,16 +52,28 @@ def default_config() -> ConfigDict:
     model.reset_heads = False  # start the heads from scratch even if they fit: other classes, as many
     model.drop_path_rate = 0.1  # stochastic depth of the last block; rates grow linearly from 0
     model.dropout_rate = 0.0  # after the position embedding, attention projection and MLP layers
+    # the type in which what dropout and stochastic depth keep is divided by the keep probability: float32 (PyTorch's) | compute
+    # (compute_dtype: bfloat16 rounds the probability itself, by up to 0.4 %, as versions before this field did)
+    model.drop_dtype = "float32"
+    # the type of a transformer's residual stream, the sum of its blocks: compute (compute_dtype) | float32, as under PyTorch's
+    # mixed precision and so in the released code; it changes bfloat16 runs only (docs/parity.md)
+    model.residual_dtype = "compute"
+    # a RegNet's random start: timm_0.5 (timm since 0.5: fan_out within a convolution group, squeeze-and-excitation biases 0) |
+    # timm_0.3 (timm 0.3.2, which the released code pins: fan_out of all groups, those biases PyTorch's uniform)
+    model.regnet_init = "timm_0.5"
     # xla: written out; dot_product: jax.nn's; cudnn: its fused kernel, for bfloat16 on NVIDIA GPUs
     model.attention = "xla"
     # computed again in the backward pass instead of kept: none | dots (all but matrix products) | full
     model.remat = "none"
     model.scan_blocks = False  # one compiled block for all: compiles faster; without remat it needs more memory
-    model.fusion = "logits"  # how two heads become one: mean of "logits" (released code) or of "softmax" (paper)
+    # how two heads become one: the mean of their logits (released code) | of their softmax (paper) | class: the class head alone
+    model.fusion = "logits"
 
     config.distillation = distillation = ConfigDict()
     # none: only for a model without a distillation token | soft | hard: with a distillation token the teacher teaches that token,
-    # else the class token. labels: no teacher, the second token learns the labels too (section 4's control)
+    # else the class token. Without a teacher, for a model with a distillation token: labels, which each head learns (section 4's
+    # control) | labels_mean, which the mean of the two heads' logits learns (how the released code fine-tuned) | labels_class,
+    # which the class head alone learns (an answer of the authors'; with model.fusion=class)
     distillation.kind = "none"
     distillation.alpha = 0.5  # weight of the teacher's term; 1 - alpha is the labels'. The paper's soft rows use 0.1
     distillation.tau = 1.0  # temperature of soft distillation. The paper's soft rows use 3.0
@@ -219,13 +232,57 @@ def default_config() -> ConfigDict:
     return config.lock()
 
 
-def recorded_config(record: Mapping[str, Any]) -> ConfigDict:
-    """The configuration of a workdir from its config.json, but for the teacher's section; unlocked.
+# What a field meant before it existed: how to read a config.json that does not have it, whatever the default is today. Whoever
+# adds a field adds it here, and an entry never changes. Only log, parallel and checkpoint are left out: they change no number.
+BEFORE_IT_EXISTED: dict[str, Any] = {
+    # Not yet in every workdir of format 1:
+    "on_nonfinite": "stop",
+    "model.weights": "",
+    "model.variables": "raw",
+    "model.reset_heads": False,
+    "model.attention": "xla",
+    "model.remat": "none",
+    "model.scan_blocks": False,
+    "distillation.kl_mean": "elements",
+    "teacher.mean": None,
+    "teacher.std": None,
+    "teacher.classes": None,
+    "data.held_out": 0.0,
+    "data.on_bad_image": "stop",
+    "augment.auto_augment": "",
+    "augment.color_jitter": 0.0,
+    "augment.erase_count": 1,
+    "augment.mix_mode": "batch",
+    "augment.plan": "auto",
+    "train.train_mode": True,
+    "optimizer.trainable": (".*",),
+    "evaluation.protocol": "deit",
+    "evaluation.extra": {},
+    # Not yet in the first workdirs of version 0.1.0:
+    "teacher.on_change": "stop",
+    "data.index": "auto",
+    "data.on_change": "stop",
+    "data.images_per_class": None,
+    "evaluation.memory_gib": 2.0,
+    "model.drop_dtype": "compute",
+    "model.residual_dtype": "compute",
+    "model.regnet_init": "timm_0.5",
+}
 
-    Fields that the version which wrote it did not have are those of `default_config`.
-    """
+
+def completed(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a config.json, nested, what it does not have by `BEFORE_IT_EXISTED`, in JSON's types."""
+    found = {name: dict(value) if isinstance(value, Mapping) else value for name, value in fields.items()}
+    for name, value in BEFORE_IT_EXISTED.items():
+        section, _, field = name.rpartition(".")
+        (found.setdefault(section, {}) if section else found).setdefault(field, json.loads(json.dumps(value)))
+    return found
+
+
+def recorded_config(record: Mapping[str, Any]) -> ConfigDict:
+    """The configuration of a workdir from its config.json, but for the teacher's section; unlocked. See `completed`."""
     config = default_config().unlock()
-    for section, fields in record["config"].items():
+    for section, fields in completed(record["config"]).items():
         if section == "teacher":
             continue
         if isinstance(fields, Mapping) and isinstance(config.get(section), ConfigDict):

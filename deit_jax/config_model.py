@@ -12,7 +12,8 @@ from deit_jax.models.registry import check_fields, model_fields
 from deit_jax.weights.files import is_workdir
 
 # Fields of a module that have a field of the configuration of their own, by section.
-_OPTIONS = ("drop_path_rate", "dropout_rate", "fusion", "attention", "remat", "scan_blocks")
+_OPTIONS = ("drop_path_rate", "dropout_rate", "drop_dtype", "residual_dtype", "regnet_init", "fusion", "attention", "remat",
+            "scan_blocks")  # fmt: skip
 _ELSEWHERE = {"num_classes": "num_classes", "image_size": "image_size", "dtype": "compute_dtype"}
 # Made by `freeze` of a trained network, whose parameters then have other names.
 _NOT_FROM_OUTSIDE = ("folded",)
@@ -110,17 +111,23 @@ def named_teachers(config: ConfigDict) -> list[tuple[str, str]]:
 def check_heads(config: ConfigDict) -> None:
     """Raise ConfigError if training would not teach a head of the model, or would teach a head that the model does not have."""
     kind, name, token = config.distillation.kind, config.model.name, has_distillation_token(config)
-    if kind == "labels" and not token:
+    if kind.startswith("labels") and not token:
         raise ConfigError(
-            f"config.distillation.kind=labels teaches the distillation token, which {name} does not have: take a model "
-            "with one (deit_..._distilled_...)"
+            f"config.distillation.kind={kind} is for a model with a distillation token, which {name} does not have: take one "
+            "that has it (deit_..._distilled_...), or config.distillation.kind=none"
+        )
+    if kind == "labels_class" and config.model.fusion != "class":
+        raise ConfigError(
+            f"config.distillation.kind=labels_class does not teach the head of the distillation token of {name}, whose logits "
+            f"config.model.fusion={config.model.fusion} takes into the answer: set config.model.fusion=class"
         )
     if kind == "none" and token:
         plain = name.replace("_distilled", "")
         without = f"config.model.name={plain}" if plain != name else "config.model.overrides.distilled=False"
         raise ConfigError(
             f"config.distillation.kind=none does not teach the distillation token of {name}, whose head gives half of "
-            f"each answer: set config.distillation.kind to hard or soft (with a teacher) or to labels, or {without}"
+            f"each answer: set config.distillation.kind to hard or soft (with a teacher) or to labels or labels_mean, or "
+            f"{without}"
         )
 
 

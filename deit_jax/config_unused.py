@@ -42,8 +42,8 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
     def these(reason: str, *names: str) -> Iterator[tuple[str, str]]:
         return ((name, reason) for name in names)
 
-    if kind == "none":
-        yield from these("distillation.kind is none", "distillation.alpha")
+    if kind in ("none", "labels_mean", "labels_class"):
+        yield from these(f"distillation.kind is {kind}", "distillation.alpha")
     if kind != "soft":
         yield from these(f"distillation.kind is {kind}", "distillation.tau", "distillation.kl", "distillation.kl_mean")
     if not needs_teacher(config):

@@ -33,7 +33,7 @@ def heads(output: ModelOutput) -> dict[str, jax.Array]:
 
 
 def answer_of(scores: Scores, fusion: str) -> dict[str, float]:
-    """The scores of a model's own answer: its only head, or the fusion named."""
+    """The scores of a model's own answer: its only head, or the fusion named, "class" being the class head alone."""
     return scores.get(f"fused_{fusion}", scores["class"])
 
 

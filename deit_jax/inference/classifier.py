@@ -257,7 +257,7 @@ class Classifier:
         head: whose; None is the model's own answer (of a distilled model its heads fused as `model.fusion` says), else one of
         `self.heads`: "class", "distillation", "fused_logits" (mean of the logits) and "fused_softmax". Raises as `__call__`.
         """
-        own = f"fused_{self.model.fusion}" if len(self.heads) > 1 else "class"
+        own = f"fused_{self.model.fusion}" if len(self.heads) > 1 and self.model.fusion != "class" else "class"
         if head is not None:
             require_choice("head", head, self.heads, PredictionError)
         if not self._on_device:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 RNG_NAME = "dropout"  # the one random stream that models use: apply(..., rngs={"dropout": key})
+DIVISIONS = ("compute", "float32")
 
 
 class Dropout(nn.Module):
@@ -18,10 +19,14 @@ class Dropout(nn.Module):
 
     With `whole_images` the draw is one per image: stochastic depth (Huang et al. 2016) as timm's DropPath, in which the kept
     branches are divided by the keep probability. A rate that is an array is not checked.
+
+    division: the type in which what is kept is divided by the keep probability, one of `DIVISIONS`. "float32" is exact to x's
+    type, as PyTorch is; "compute", x's own type, rounds the probability as well: 0.4 % at most in bfloat16.
     """
 
     rate: float | jax.Array
     whole_images: bool = False
+    division: str = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,4 +43,6 @@ class Dropout(nn.Module):
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.make_rng(RNG_NAME), positions)
         shape = (1,) * (x.ndim - 1) if self.whole_images else x.shape[1:]
         kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, shape))(keys)
-        return jnp.where(kept, x / jnp.asarray(keep, x.dtype), jnp.zeros_like(x))
+        dtype = x.dtype if self.division == "compute" else jnp.promote_types(x.dtype, jnp.float32)
+        scaled = (x.astype(dtype) / jnp.asarray(keep, dtype)).astype(x.dtype)
+        return jnp.where(kept, scaled, jnp.zeros_like(x))

@@ -47,7 +47,7 @@ def inspect(model: VisionTransformer, variables: dict[str, Any], images: jax.Arr
     prefix = [jnp.broadcast_to(params[name], (x.shape[0], 1, model.embed_dim)) for name in names]
     x = jnp.concatenate([*prefix, x], axis=1) + params["pos_embed"]
 
-    block = Block(model.num_heads, model.mlp_ratio, 0.0, "xla", f32)
+    block = Block(model.num_heads, model.mlp_ratio, 0.0, "float32", "xla", f32)
     tokens, attention = [x], []
     for i in range(model.depth):
         inside = params[f"blocks_{i}"]

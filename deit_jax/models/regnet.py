@@ -17,14 +17,28 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.errors import require_choice
-from deit_jax.models.dropping import Dropout
+from deit_jax.models.dropping import DIVISIONS, Dropout
 from deit_jax.models.grouped_conv import IMPLEMENTATIONS, GroupedConv, PerDevice
 from deit_jax.models.output import ModelOutput
 
+INITIALISATIONS = ("timm_0.5", "timm_0.3")
 
-def conv_init(groups: int = 1) -> nn.initializers.Initializer:
-    """timm's and pycls's initialisation of a convolution: normal with variance 2 / fan_out, fan_out counted within a group."""
-    return nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
+
+def conv_init(groups: int = 1, regnet_init: str = "timm_0.5") -> nn.initializers.Initializer:
+    """A convolution's initialisation: normal with variance 2 / fan_out.
+
+    regnet_init: "timm_0.5" counts fan_out within a group, as timm does since version 0.5; "timm_0.3" counts that of all groups,
+    as timm 0.3.2 and pycls do, so that a grouped convolution begins smaller by the root of its number of groups.
+    """
+    return nn.initializers.variance_scaling(2.0 if regnet_init == "timm_0.3" else 2.0 * groups, "fan_out", "normal")
+
+
+def gate_bias_init(inputs: int, regnet_init: str) -> nn.initializers.Initializer:
+    """Biases of squeeze-and-excitation, 1x1 convolutions of `inputs` channels: 0; with "timm_0.3" PyTorch's uniform default."""
+    if regnet_init == "timm_0.5":
+        return nn.initializers.zeros
+    bound = inputs**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 BATCH_NORM_EPSILON = 1e-5
@@ -67,6 +81,7 @@ class ConvBatchNorm(nn.Module):
     groups: int = 1
     relu: bool = True
     scale_init: Any = nn.initializers.ones
+    regnet_init: str = "timm_0.5"
     grouped_conv: str | PerDevice = "auto"
     folded: bool = False
     dtype: Any = jnp.float32
@@ -78,7 +93,7 @@ class ConvBatchNorm(nn.Module):
             self.kernel_size,
             self.stride,
             self.groups,
-            kernel_init=conv_init(self.groups),
+            kernel_init=conv_init(self.groups, self.regnet_init),
             implementation=self.grouped_conv,
             dtype=self.dtype,
             name="conv",
@@ -103,15 +118,21 @@ class SqueezeExcite(nn.Module):
     """Channel attention: mean over the image, ReLU bottleneck, sigmoid gate."""
 
     bottleneck: int
+    regnet_init: str
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        # 1x1 convolutions, so that the kernels have the shape they have in timm.
-        conv = functools.partial(nn.Conv, kernel_size=(1, 1), kernel_init=conv_init(), dtype=self.dtype)
+        def conv(inputs: jax.Array, features: int, name: str) -> jax.Array:
+            # A 1x1 convolution, so that the kernel has the shape it has in timm.
+            bias_init = gate_bias_init(inputs.shape[-1], self.regnet_init)
+            fields = {"kernel_init": conv_init(), "bias_init": bias_init, "dtype": self.dtype}
+            answer: jax.Array = nn.Conv(features, (1, 1), **fields, name=name)(inputs)
+            return answer
+
         gate = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
-        gate = nn.relu(conv(self.bottleneck, name="fc1")(gate))
-        return x * nn.sigmoid(conv(x.shape[-1], name="fc2")(gate))
+        gate = nn.relu(conv(gate, self.bottleneck, "fc1"))
+        return x * nn.sigmoid(conv(gate, x.shape[-1], "fc2"))
 
 
 class Block(nn.Module):
@@ -121,6 +142,8 @@ class Block(nn.Module):
     stride: int
     se_ratio: float
     drop_path_rate: float
+    drop_dtype: str
+    regnet_init: str
     grouped_conv: str | PerDevice
     folded: bool
     dtype: Any
@@ -129,15 +152,21 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
         width, groups = self.plan.width, self.plan.width // self.plan.group_width
         layer = functools.partial(
-            ConvBatchNorm, width, grouped_conv=self.grouped_conv, folded=self.folded, dtype=self.dtype
+            ConvBatchNorm,
+            width,
+            regnet_init=self.regnet_init,
+            grouped_conv=self.grouped_conv,
+            folded=self.folded,
+            dtype=self.dtype,
         )
         y = layer(1, name="conv1")(x, train=train)
         y = layer(3, self.stride, groups, name="conv2")(y, train=train)
         # The bottleneck is a share of the block's input, not of y: a stage's first block has the previous stage's width.
-        y = SqueezeExcite(round(x.shape[-1] * self.se_ratio), self.dtype, name="se")(y)
+        y = SqueezeExcite(round(x.shape[-1] * self.se_ratio), self.regnet_init, self.dtype, name="se")(y)
         # timm starts the last scale at 0, so that a block begins as its shortcut.
         y = layer(1, relu=False, scale_init=nn.initializers.zeros, name="conv3")(y, train=train)
-        y = Dropout(self.drop_path_rate, whole_images=True)(y, train=train, positions=positions)
+        drop_path = Dropout(self.drop_path_rate, whole_images=True, division=self.drop_dtype)
+        y = drop_path(y, train=train, positions=positions)
         if self.stride != 1 or x.shape[-1] != width:
             x = layer(1, self.stride, relu=False, name="downsample")(x, train=train)
         return nn.relu(x + y)
@@ -149,6 +178,8 @@ class Stage(nn.Module):
     plan: StagePlan
     se_ratio: float
     drop_path_rates: tuple[float, ...]
+    drop_dtype: str
+    regnet_init: str
     grouped_conv: str | PerDevice
     folded: bool
     dtype: Any
@@ -158,7 +189,16 @@ class Stage(nn.Module):
         for i, rate in enumerate(self.drop_path_rates):
             stride = 2 if i == 0 else 1
             block = Block(
-                self.plan, stride, self.se_ratio, rate, self.grouped_conv, self.folded, self.dtype, name=f"b{i + 1}"
+                self.plan,
+                stride,
+                self.se_ratio,
+                rate,
+                self.drop_dtype,
+                self.regnet_init,
+                self.grouped_conv,
+                self.folded,
+                self.dtype,
+                name=f"b{i + 1}",
             )
             x = block(x, train=train, positions=positions)
         return x
@@ -169,7 +209,7 @@ class RegNet(nn.Module):
 
     Training (`train=True`) needs mutable=["batch_stats"]: BatchNorm normalises by the statistics of the whole batch given, on
     however many devices it lies. Frozen use (`train=False`) reads the running statistics. `stem_stride=1` suits images of about
-    32 pixels.
+    32 pixels. drop_dtype: `division` of `Dropout`. regnet_init: see `conv_init` and `gate_bias_init`.
     """
 
     num_classes: int = 1000
@@ -183,6 +223,8 @@ class RegNet(nn.Module):
     stem_stride: int = 2
     dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
+    drop_dtype: str = "float32"
+    regnet_init: str = "timm_0.5"
     grouped_conv: str | PerDevice = "auto"  # as in `GroupedConv`
     folded: bool = False  # a frozen network, see models/folding.py
     dtype: Any = jnp.float32
@@ -191,6 +233,8 @@ class RegNet(nn.Module):
         super().__post_init__()
         if not isinstance(self.grouped_conv, PerDevice):
             require_choice("grouped_conv", self.grouped_conv, IMPLEMENTATIONS, ValueError)
+        require_choice("drop_dtype", self.drop_dtype, DIVISIONS, ValueError)
+        require_choice("regnet_init", self.regnet_init, INITIALISATIONS, ValueError)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:
@@ -201,7 +245,12 @@ class RegNet(nn.Module):
         if train and self.folded:
             raise ValueError("a RegNet with BatchNorm folded into its convolutions is frozen: train the original")
         x = images.astype(self.dtype)
-        how = {"grouped_conv": self.grouped_conv, "folded": self.folded, "dtype": self.dtype}
+        how = {
+            "regnet_init": self.regnet_init,
+            "grouped_conv": self.grouped_conv,
+            "folded": self.folded,
+            "dtype": self.dtype,
+        }
         stem = ConvBatchNorm(self.stem_width, 3, self.stem_stride, **how, name="stem")
         x = stem(x, train=train)
         plans = stage_plans(self.w0, self.wa, self.wm, self.depth, self.group_width)
@@ -209,12 +258,10 @@ class RegNet(nn.Module):
         for i, plan in enumerate(plans):
             stage_rates = tuple(rates[: plan.depth])
             rates = rates[plan.depth :]
-            stage = Stage(
-                plan, self.se_ratio, stage_rates, self.grouped_conv, self.folded, self.dtype, name=f"s{i + 1}"
-            )
+            stage = Stage(plan, self.se_ratio, stage_rates, self.drop_dtype, **how, name=f"s{i + 1}")
             x = stage(x, train=train, positions=positions)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
-        x = Dropout(self.dropout_rate)(x, train=train, positions=positions)
+        x = Dropout(self.dropout_rate, division=self.drop_dtype)(x, train=train, positions=positions)
         logits = Head(self.num_classes, self.dtype, name="head")(x)
         return ModelOutput(logits, logits, None)
 

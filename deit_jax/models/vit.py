@@ -22,11 +22,12 @@ from einops import rearrange
 
 from deit_jax.errors import require_choice
 from deit_jax.models.activations import gelu, softmax
-from deit_jax.models.dropping import RNG_NAME, Dropout
+from deit_jax.models.dropping import DIVISIONS, RNG_NAME, Dropout
 from deit_jax.models.layer_norm import LayerNorm
 from deit_jax.models.output import FUSIONS, ModelOutput, fuse
 
 ATTENTIONS = ("xla", "dot_product", "cudnn")
+RESIDUALS = ("compute", "float32")
 _REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -87,6 +88,7 @@ class Attention(nn.Module):
 
     num_heads: int
     dropout_rate: float
+    drop_dtype: str
     implementation: str
     dtype: Any
 
@@ -108,7 +110,7 @@ class Attention(nn.Module):
             x = jax.nn.dot_product_attention(q[:, :queries], k, v, scale=scale, implementation=kernel)
             x = rearrange(x, "b n h d -> b n (h d)")
         x = Dense(width, dtype=self.dtype, name="proj")(x)
-        return Dropout(self.dropout_rate)(x, train=train, positions=positions)
+        return Dropout(self.dropout_rate, division=self.drop_dtype)(x, train=train, positions=positions)
 
 
 class Mlp(nn.Module):
@@ -116,27 +118,30 @@ class Mlp(nn.Module):
 
     hidden_dim: int
     dropout_rate: float
+    drop_dtype: str
     dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
         width = x.shape[-1]
+        dropout = functools.partial(Dropout, self.dropout_rate, division=self.drop_dtype)
         x = gelu(Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x))
-        x = Dropout(self.dropout_rate)(x, train=train, positions=positions)
+        x = dropout()(x, train=train, positions=positions)
         x = Dense(width, dtype=self.dtype, name="fc2")(x)
-        return Dropout(self.dropout_rate)(x, train=train, positions=positions)
+        return dropout()(x, train=train, positions=positions)
 
 
 class Block(nn.Module):
     """Pre-norm transformer block; stochastic depth draws independently for the two branches.
 
-    drop_path_rate: a number, or a float32 scalar where the blocks are scanned. queries: how many tokens, the first ones, are
-    wanted of the result; None for all.
+    float[B, N, D] to the same type, the residual stream's; the branches compute in `dtype`. drop_path_rate: a number, or a
+    float32 scalar where the blocks are scanned. queries: how many tokens, the first ones, are wanted of the result; None for all.
     """
 
     num_heads: int
     mlp_ratio: float
     dropout_rate: float
+    drop_dtype: str
     attention: str
     dtype: Any
 
@@ -150,12 +155,15 @@ class Block(nn.Module):
         queries: int | None,
     ) -> jax.Array:
         how: _Drawing = {"train": train, "positions": positions}
-        drop_path = functools.partial(Dropout, drop_path_rate, whole_images=True)
+        drop_path = functools.partial(Dropout, drop_path_rate, whole_images=True, division=self.drop_dtype)
         y = LayerNorm(dtype=self.dtype, name="norm1")(x)
-        attention = Attention(self.num_heads, self.dropout_rate, self.attention, self.dtype, name="attn")
+        attention = Attention(
+            self.num_heads, self.dropout_rate, self.drop_dtype, self.attention, self.dtype, name="attn"
+        )
         x = x[:, :queries] + drop_path()(attention(y, queries=queries, **how), **how)
         y = LayerNorm(dtype=self.dtype, name="norm2")(x)
-        y = Mlp(int(x.shape[-1] * self.mlp_ratio), self.dropout_rate, self.dtype, name="mlp")(y, **how)
+        hidden_dim = int(x.shape[-1] * self.mlp_ratio)
+        y = Mlp(hidden_dim, self.dropout_rate, self.drop_dtype, self.dtype, name="mlp")(y, **how)
         return x + drop_path()(y, **how)
 
 
@@ -168,6 +176,9 @@ class VisionTransformer(nn.Module):
     attention: as in `Attention`. remat: what the backward pass computes again instead of keeping it: "none", "dots" (all but the
     matrix products) or "full" (each block). scan_blocks: one compiled block for all, whose parameters lie stacked under `blocks`
     (models/stacking.py converts); compiles faster, and without remat needs more memory. None of the three changes the answer.
+
+    residual_dtype: the type of the residual stream, from the tokens to the last LayerNorm: "compute" is `dtype`, "float32" is
+    that of PyTorch's mixed precision. drop_dtype: `division` of `Dropout`. Neither changes anything if `dtype` is float32.
     """
 
     num_classes: int = 1000
@@ -180,6 +191,8 @@ class VisionTransformer(nn.Module):
     distilled: bool = False
     dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
+    drop_dtype: str = "float32"
+    residual_dtype: str = "compute"
     fusion: str = "logits"
     attention: str = "xla"
     remat: str = "none"
@@ -192,7 +205,13 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}")
-        for field, choices in (("fusion", FUSIONS), ("attention", ATTENTIONS), ("remat", tuple(_REMAT_POLICIES))):
+        for field, choices in (
+            ("fusion", FUSIONS),
+            ("attention", ATTENTIONS),
+            ("remat", tuple(_REMAT_POLICIES)),
+            ("drop_dtype", DIVISIONS),
+            ("residual_dtype", RESIDUALS),
+        ):
             require_choice(field, getattr(self, field), choices, ValueError)
 
     @nn.compact
@@ -205,14 +224,16 @@ class VisionTransformer(nn.Module):
             )
         how: _Drawing = {"train": train, "positions": positions}
         x = PatchEmbed(self.patch_size, self.embed_dim, self.dtype, name="patch_embed")(images.astype(self.dtype))
+        if self.residual_dtype == "float32":
+            x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
         names = ("cls_token", "dist_token") if self.distilled else ("cls_token",)
         tokens = [self.param(name, embedding_init, (1, 1, self.embed_dim)) for name in names]
-        tokens = [jnp.broadcast_to(t.astype(self.dtype), (x.shape[0], 1, self.embed_dim)) for t in tokens]
+        tokens = [jnp.broadcast_to(t.astype(x.dtype), (x.shape[0], 1, self.embed_dim)) for t in tokens]
         x = jnp.concatenate([*tokens, x], axis=1)
 
         pos_embed = self.param("pos_embed", embedding_init, (1, x.shape[1], self.embed_dim))
-        x = Dropout(self.dropout_rate)(x + pos_embed.astype(self.dtype), **how)
+        x = Dropout(self.dropout_rate, division=self.drop_dtype)(x + pos_embed.astype(x.dtype), **how)
 
         x = self._blocks(x, positions, train)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
@@ -231,7 +252,7 @@ class VisionTransformer(nn.Module):
             block = nn.remat(
                 Block, policy=_REMAT_POLICIES[self.remat], static_argnums=(4, 5), prevent_cse=not self.scan_blocks
             )
-        fields = (self.num_heads, self.mlp_ratio, self.dropout_rate, self.attention, self.dtype)
+        fields = (self.num_heads, self.mlp_ratio, self.dropout_rate, self.drop_dtype, self.attention, self.dtype)
         if not self.scan_blocks:
             for i, rate in enumerate(rates):
                 # The heads read the first one or two tokens: of the others the last block needs only keys and values.

@@ -46,10 +46,9 @@ def export(
     # The model may have more classes than its data set, which then cannot name them all.
     names = names if len(names) == model.num_classes else None
     path = save_weights(variables, model, output, layout, preprocessing=preprocessing, class_names=names)
-    if trained.model.fusion == "softmax" and getattr(model, "distilled", False):
-        console.warn(
-            "the model fuses its heads by softmax, the layout's framework will by logits: read the two heads there"
-        )
+    if trained.model.fusion != "logits" and getattr(model, "distilled", False):
+        own = "answers by its class head alone" if trained.model.fusion == "class" else "fuses its heads by softmax"
+        console.warn(f"the model {own}, the layout's framework will fuse the heads by logits: read the two heads there")
     console.say(f"{which} weights of {trained.model.name} after step {step:,}, {layout} layout: {path}")
     return path
 

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deit_jax.augment.recipe import prepare_for_evaluation
-from deit_jax.config import ConfigError, default_config, recorded_config
+from deit_jax.config import ConfigError, completed, default_config, recorded_config
 from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source
@@ -106,7 +106,7 @@ def report(
     parts = [
         _results(record, trained, results),
         sections.curves(rows, steps_per_epoch=steps_per_epoch, teacher_top1=teacher or None),
-        sections.configuration(record["config"], json.loads(default_config().to_json_best_effort())),
+        sections.configuration(completed(record["config"]), json.loads(default_config().to_json_best_effort())),
         _part("training-images", "Training images", lambda: _training_images(trained)),
         *_network_parts(without_teacher(trained), workdir, which, log),
         sections.throughput(rows, steps_per_epoch=steps_per_epoch),

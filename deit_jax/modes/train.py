@@ -30,6 +30,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     LogError, each with one clear line.
     """
     opened = agree(lambda: _open(config, workdir), lambda opened: facts(config, opened))
+    config = opened.config
     with RunLog(config, workdir, silent=not is_main_process()) as log:
         return _train(config, workdir, opened, log)
 

@@ -43,8 +43,13 @@ def describe(
         if distillation.kind == "soft":
             how += f", tau {distillation.tau:g}, kl {distillation.kl}, mean over {distillation.kl_mean}"
         facts["distillation"] = how
-    elif distillation.kind == "labels":
-        facts["distillation"] = f"no teacher: labels for both heads, alpha {distillation.alpha:g}"
+    elif distillation.kind != "none":
+        learns = {
+            "labels": f"for both heads, alpha {distillation.alpha:g}",
+            "labels_mean": "for the mean of both heads' logits",
+            "labels_class": "for the class head alone",
+        }
+        facts["distillation"] = f"no teacher: labels {learns[distillation.kind]}"
     kinds = Counter(device.device_kind for device in program.mesh.devices.flat)
     facts["devices"] = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     axes = ", ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())

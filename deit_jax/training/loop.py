@@ -78,12 +78,12 @@ def train(
     Raises ConfigError, DataError, WorkdirError or CheckpointError, each with one clear line, before anything is compiled; later
     also DivergenceError, LogError and, when a signal asks for it, Stopped.
     """
+    # --- What will be done; nothing is written before all that can be refused has been checked ------------------------------
+    opened = opened or open_run(config, workdir)
+    config, plan = opened.config, opened.plan
     if log is None:
         with RunLog(config, workdir, silent=not is_main_process()) as log:
             return train(config, workdir, teacher, initial, log, opened)
-    # --- What will be done; nothing is written before all that can be refused has been checked ------------------------------
-    opened = opened or open_run(config, workdir)
-    plan = opened.plan
     if (results := finished_run(config, workdir, opened)) is not None:
         return results
     built = build_run(config, opened, teacher)

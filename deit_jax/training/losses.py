@@ -7,9 +7,16 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from deit_jax.models.output import ModelOutput
+from deit_jax.models.output import ModelOutput, fuse
 
 Metrics = dict[str, jax.Array]
+
+TOKEN_LABELS = (
+    "labels",
+    "labels_mean",
+    "labels_class",
+)  # kinds without a teacher, for a model with a distillation token
+KINDS = ("none", "soft", "hard", *TOKEN_LABELS)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -53,11 +60,12 @@ class DistillationLoss:
     """(1 - alpha) * cross-entropy of the class head + alpha * the teacher's term; the labels alone when kind is "none".
 
     With a distillation token the teacher's term reads that token's head (Table 3, last rows); without one it reads the class
-    head (rows "usual" and "hard distillation"). "labels" is section 4's control: no teacher, the token's head learns the targets
-    that the class head learns.
+    head (rows "usual" and "hard distillation"). Three kinds are for a distillation token without a teacher: "labels" is section
+    4's control, the token's head learns the targets that the class head learns; "labels_mean" is the cross-entropy of the mean of
+    the two heads' logits, and "labels_class" that of the class head alone, both without alpha.
     """
 
-    kind: str = "none"  # none | soft | hard | labels
+    kind: str = "none"  # none | soft | hard | labels | labels_mean | labels_class
     alpha: float = 0.5
     tau: float = 1.0
     kl: str = "released"
@@ -68,13 +76,17 @@ class DistillationLoss:
     ) -> tuple[jax.Array, Metrics]:
         """The loss, a float32 scalar, and its parts. targets: float32[B, K]; teacher_logits: float32[B, K] or None."""
         class_loss = cross_entropy(outputs.class_logits, targets)
-        if self.kind == "none":
+        if self.kind in TOKEN_LABELS and outputs.distillation_logits is None:
+            raise ValueError(f"distillation kind {self.kind!r} needs a model with a distillation token")
+        if self.kind in ("none", "labels_class"):
             return class_loss, {"loss": class_loss, "class_loss": class_loss}
-        if self.kind == "labels":
-            if outputs.distillation_logits is None:
-                raise ValueError("distillation kind 'labels' needs a model with a distillation token")
+        if self.kind in ("labels", "labels_mean"):
+            assert outputs.distillation_logits is not None
             token_loss = cross_entropy(outputs.distillation_logits, targets)
-            loss = (1 - self.alpha) * class_loss + self.alpha * token_loss
+            if self.kind == "labels_mean":
+                loss = cross_entropy(fuse(outputs.class_logits, outputs.distillation_logits, "logits"), targets)
+            else:
+                loss = (1 - self.alpha) * class_loss + self.alpha * token_loss
             return loss, {"loss": loss, "class_loss": class_loss, "distillation_loss": token_loss}
         if teacher_logits is None:
             raise ValueError(f"distillation kind {self.kind!r} needs a teacher's logits")
@@ -86,7 +98,7 @@ class DistillationLoss:
                 student, teacher_logits, tau=self.tau, kl=self.kl, kl_mean=self.kl_mean
             )
         else:
-            raise ValueError(f"distillation kind {self.kind!r} is none of 'none', 'soft', 'hard', 'labels'")
+            raise ValueError(f"distillation kind {self.kind!r} is none of {', '.join(KINDS)}")
         loss = (1 - self.alpha) * class_loss + self.alpha * distillation_loss
         agreement = jnp.mean(jnp.argmax(student, axis=-1) == jnp.argmax(teacher_logits, axis=-1))
         return loss, {

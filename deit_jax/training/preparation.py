@@ -31,7 +31,7 @@ from deit_jax.reporting.metrics import read_rows
 from deit_jax.training.checkpoint_folder import is_opened, last_step
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import Program, Teacher, build_program
-from deit_jax.training.record import check_workdir
+from deit_jax.training.record import as_begun, check_workdir
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Opened:
     identity: Identity
     record: dict[str, Any] | None  # of the workdir; None if it is new
     plan: Plan
+    config: ConfigDict  # what the run goes on with, see `as_begun`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Opened:
     eval_source = with_classes(eval_source, names, what="the evaluation images", of="the training images")
     identity = Identity.of(train_source, eval_source)
     record = check_workdir(workdir, config, identity)
+    config = as_begun(config, record)
     if record is None:
         _refuse_inside_the_data(workdir, (train_source, eval_source))
     else:
@@ -83,7 +85,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Opened:
             f"{workdir} has done {done:,} steps already, config.train.max_steps={config.train.max_steps} asks for fewer: raise "
             "it to go on; nothing was trained"
         )
-    return Opened(train_source, eval_source, identity, record, plan)
+    return Opened(train_source, eval_source, identity, record, plan, config)
 
 
 def _refuse_inside_the_data(workdir: Path, sources: Sequence[ImageSource]) -> None:

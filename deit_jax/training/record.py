@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, default_config, differing_fields, listed_names
+from deit_jax.config import BEFORE_IT_EXISTED, ConfigError, default_config, differing_fields, listed_names
 from deit_jax.config_model import absent_options
 from deit_jax.data.identity import Identity, is_record_of_images
 from deit_jax.data.sampling import selected_positions
@@ -37,6 +37,8 @@ _FREE_TO_CHANGE = (
 def check_workdir(workdir: Path, config: ConfigDict, identity: Identity) -> dict[str, Any] | None:
     """Refuse a workdir that holds another run than this one; nothing is written. Returns its record, None for a new workdir.
 
+    A field that the record does not have may be at its default, or at what the run began with: see `as_begun`.
+
     Raises ConfigError that names the differing fields, the differing classes, or the images that were added or removed since the
     run began (unless config.data.on_change is "continue"), or the later version of deit_jax that made the workdir.
     """
@@ -58,8 +60,11 @@ def check_workdir(workdir: Path, config: ConfigDict, identity: Identity) -> dict
         and not (
             name in _PLACES and _is_known(record["resolved"], name) and _value(recorded, name) and _value(fields, name)
         )
-        # A field that the version which wrote the workdir did not have yet was what is now the default.
-        and not (_value(recorded, name) is None and _value(fields, name) == _value(defaults, name))
+        and not (
+            name in BEFORE_IT_EXISTED
+            and not _has(recorded, name)
+            and _value(fields, name) in (_value(defaults, name), _as_json(BEFORE_IT_EXISTED[name]))
+        )
     ]
     if changed:
         raise ConfigError(
@@ -92,6 +97,35 @@ def check_workdir(workdir: Path, config: ConfigDict, identity: Identity) -> dict
     return record
 
 
+def as_begun(config: ConfigDict, record: Mapping[str, Any] | None) -> ConfigDict:
+    """`config`, which `check_workdir` has accepted, with what the run began with where its record does not have a field.
+
+    So a run of an earlier version goes on with its own numerics, whatever the default of a later field is. Says which fields that
+    changes. Fields that may change in a run stay as they are.
+    """
+    if record is None:
+        return config
+    before = {name: BEFORE_IT_EXISTED[name] for name in _not_recorded(record["config"], config)}
+    own = json.loads(config.to_json_best_effort())
+    changed = [name for name, value in before.items() if _value(own, name) != _as_json(value)]
+    if not changed:
+        return config
+    values = ", ".join(f"config.{name}={before[name]}" for name in changed)
+    console.say(f"the run began with an earlier version of deit_jax and goes on as it computed: {values}")
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({name: before[name] for name in changed})
+    return config
+
+
+def _not_recorded(recorded: Mapping[str, Any], config: ConfigDict) -> list[str]:
+    """The fields of a run that its record does not have, without those that may change."""
+    return [name for name in BEFORE_IT_EXISTED if not _has(recorded, name) and not _free_to_change(name, config)]
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
 # Where a network is may change; which one it is may not, and is recorded.
 _PLACES = ("teacher.weights", "model.weights")
 
@@ -111,6 +145,8 @@ def claim_workdir(
     initial: str = "",
 ) -> None:
     """Write `config.json`. Everything that can be refused has been checked by then, and the workdir is locked.
+
+    A field that the record of an earlier version does not have stays out of it: it keeps its meaning of then.
 
     checked: what `check_workdir` returned. teachers: as of `check_teacher`. initial: the digest of the weights that the run
     begins with; "" for those that `checked` has, or none. Raises ConfigError if another run has begun here since, or the disk
@@ -133,6 +169,9 @@ def claim_workdir(
     if initial or "initial" in before:
         resolved["initial"] = {"weights": initial} if initial else before["initial"]
     fields = json.loads(config.to_json_best_effort())
+    for name in [] if checked is None else _not_recorded(checked["config"], config):
+        section, _, field = name.rpartition(".")
+        del (_value(fields, section) if section else fields)[field]
     record = {"format": FORMAT, "version": __version__, "config": fields, "resolved": resolved}
     path = workdir / "config.json"
     try:
@@ -148,6 +187,11 @@ def _free_to_change(name: str, config: ConfigDict) -> bool:
     if config.data.train_crop == "center" and name in ("evaluation.protocol", "evaluation.crop_ratio"):
         return False  # the training images are cropped so
     return name.startswith(_FREE_TO_CHANGE)
+
+
+def _has(fields: Mapping[str, Any], name: str) -> bool:
+    section, _, field = name.rpartition(".")
+    return field in (_value(fields, section) or {} if section else fields)
 
 
 def _value(fields: Mapping[str, Any], name: str) -> Any:

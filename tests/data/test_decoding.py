@@ -155,6 +155,13 @@ def test_evaluation_protocols_are_timms_and_the_others_to_the_bit(key):
     assert (protocol, size) != ("mmpretrain", "384") or crop == Squash(384)
 
 
+def test_an_image_of_the_models_size_is_evaluated_as_it_is_by_a_crop_ratio_of_1():
+    """As the released code does up to 32 pixels; by its ratio of 0.875 it would be enlarged and cropped."""
+    image = photo("china")[:32, :32]
+    np.testing.assert_array_equal(CenterCrop(32, 1.0)(image), image)
+    assert (CenterCrop(32, 0.875)(image) != image).any()
+
+
 def test_protocols_that_do_not_exist():
     with pytest.raises(ValueError, match=r"evaluation\.protocol='resnet' is none of deit, timm, mmpretrain"):
         evaluation_crop(ConfigDict({"protocol": "resnet", "crop_ratio": 0.875}), 224)

@@ -93,6 +93,11 @@ def test_the_answer_of_a_model_is_its_fusion_or_its_only_head():
     assert answer_of({"class": {"top1": 1.0}}, "logits")["top1"] == 1.0
 
 
+def test_the_class_head_can_be_the_answer_of_a_distilled_model():
+    names = ("distillation", "fused_logits", "class", "fused_softmax")
+    assert answer_of({name: {"top1": float(i)} for i, name in enumerate(names)}, "class")["top1"] == 2.0
+
+
 def test_of_several_labels_any_is_right_and_images_without_one_are_left_out():
     logits = jnp.asarray([[5.0, 4, 3, 2, 1, 0]] * 5 + [[1.0] * 6, [float("nan")] * 6])
     right = [[0, 5], [3], [5], [], [0], [1], [0]]  # the last but two: masked; then a tie, then a broken model

@@ -3,7 +3,9 @@
     git checkout 3ac9af2 -- deit_jax          # version 0.1.0
     python3.11 tests/golden/record_workdir.py   # with jax 0.10.2
 
-It rewrites tests/golden/workdir_0.1.0.tar.xz:
+With the word "bfloat16", by revision 84f67b4 and jax 0.12.0.1, it writes tests/golden/workdir_0.1.0_bfloat16.json: how the
+workdir of the archive went on in bfloat16 before stochastic depth divided in float32. Without that word it rewrites
+tests/golden/workdir_0.1.0.tar.xz:
 
   workdir/        after step 5 of tests/tiny.py: config.json, metrics.jsonl, checkpoints/5
   expected.json   "rows": what metrics.jsonl got in steps 6 to 10 of the same run; "digests": {"5", "10": the SHA-256 of every
@@ -25,7 +27,35 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from deit_jax.reporting.metrics import read_rows
 from deit_jax.version import __version__
-from tests.reliability.test_earlier_version import ARCHIVE, METRICS, ROOT, RUN_FLAGS, digests, processor
+from tests.reliability.test_earlier_version import (
+    ARCHIVE,
+    IN_BFLOAT16,
+    METRICS,
+    ROOT,
+    RUN_FLAGS,
+    digests,
+    make_bfloat16,
+    processor,
+)
+
+
+def record_bfloat16():
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(ARCHIVE) as archive:
+            archive.extractall(folder, filter="data")
+        workdir = Path(folder) / "workdir"
+        make_bfloat16(workdir)
+        command = [
+            sys.executable,
+            "run.py",
+            f"--config=tests/golden/workdir_config.py:{workdir}",
+            f"--workdir={workdir}",
+        ]
+        subprocess.run(command, cwd=ROOT, env=os.environ | RUN_FLAGS, check=True)
+        rows = [row for row in read_rows(workdir / "metrics.jsonl") if "train/loss" in row]
+    rows = [{name: row[name] for name in METRICS} for row in rows[5:]]
+    recorded = {"rows": rows, "jax": version("jax"), "processor": processor()}
+    IN_BFLOAT16.write_text(json.dumps(recorded, indent=1) + "\n")
 
 
 def main():
@@ -59,4 +89,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    record_bfloat16() if "bfloat16" in sys.argv[1:] else main()

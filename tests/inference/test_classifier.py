@@ -88,6 +88,11 @@ def test_every_head_can_be_asked(vit, expected):
         vit(CHINA, head="teacher")
 
 
+def test_a_class_head_answers_alone_where_the_model_says_so(vit):
+    alone = Classifier(vit.model.clone(fusion="class"), vit.variables, crop=vit.crop, batch_size=1)
+    np.testing.assert_array_equal(alone.probabilities(CHINA), alone.probabilities(CHINA, head="class"))
+
+
 def test_images_are_computed_in_the_smallest_batch_that_holds_them(regnet_workdir):
     classifier = Classifier.from_workdir(regnet_workdir, batch_size=6)
     assert classifier.batch_sizes == (1, 2, 4, 6)

@@ -78,6 +78,34 @@ def test_identity_in_evaluation_and_at_rate_0(whole_images):
 
 
 @both
+@pytest.mark.parametrize("division", ["compute", "float32"])
+def test_bfloat16_is_divided_by_the_keep_probability_and_not_by_a_rounded_one(whole_images, division):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 9, 8)), jnp.bfloat16)
+    for rate in (0.1 / 11, 0.0187, 0.1, 0.37):  # with which no quotient lies between two of bfloat16
+        module = Dropout(rate, whole_images=whole_images, division=division)
+        found = np.asarray(module.apply({}, x, train=True, rngs={RNG_NAME: jax.random.key(0)}))
+        exact, rounded = (
+            (np.asarray(x, np.float32) / np.float32(keep)).astype(jnp.bfloat16)
+            for keep in (1 - rate, float(jnp.bfloat16(1 - rate)))
+        )
+        assert (exact != rounded).mean() > 0.05, rate
+        kept = found != 0
+        np.testing.assert_array_equal(found[kept], (rounded if division == "compute" else exact)[kept])
+
+
+def test_float32_is_divided_alike_whatever_the_division():
+    x = jnp.ones((4, 3, 3))
+
+    def program(division):
+        module = Dropout(0.3, division=division)
+        return str(
+            jax.make_jaxpr(lambda x, key: module.apply({}, x, train=True, rngs={RNG_NAME: key}))(x, jax.random.key(0))
+        )
+
+    assert program("compute") == program("float32")
+
+
+@both
 def test_the_type_of_the_input_is_kept(whole_images):
     x = jnp.ones((4, 3, 3), jnp.bfloat16)
     module = Dropout(0.5, whole_images=whole_images)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deit_jax.models import create_model
+from deit_jax.models.vit import embedding_init
 
 from .timm_names import INITIAL_VITS, QUANTILES, our_name
 
@@ -91,3 +92,38 @@ def test_the_recorded_transformers_are_the_released_ones(golden, timm_shapes):
         keys = list(timm_shapes[name])
         for token in ("cls_token", "dist_token", "pos_embed"):
             assert golden[f"initial/{name}"][keys.index(token), 1] == pytest.approx(0.02, rel=0.2)
+
+
+def test_a_plain_normal_has_no_outliers():
+    """PyTorch's trunc_normal_ makes one weight in 2**24 exactly -2; a normal draw of float32 ends before six deviations."""
+    draws = embedding_init(jax.random.key(0), (2**21,))
+    assert 4.5 * 0.02 < jnp.abs(draws).max() < 6 * 0.02
+
+
+def test_regnets_can_start_as_in_the_timm_that_the_released_code_pins():
+    """Kaiming by the fan-out of all groups, and the gates' biases as PyTorch makes those of a convolution."""
+    images = jnp.zeros((1, 32, 32, 3))
+    fields = {"w0": 32, "wa": 32.0, "wm": 2.0, "depth": 3, "group_width": 8, "stem_width": 32, "num_classes": 3}
+    usual, pinned = (
+        {
+            "/".join(part.key for part in path): np.asarray(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(
+                jax.jit(create_model("regnety_002", regnet_init=name, **fields).init)(jax.random.key(0), images)[
+                    "params"
+                ]
+            )
+        }
+        for name in ("timm_0.5", "timm_0.3")
+    )
+    different = {name for name in usual if not np.array_equal(usual[name], pinned[name])}
+    gates = {name for name in usual if "/se/" in name and name.endswith("bias")}
+    grouped = {name for name in usual if name.endswith("conv2/conv/kernel")}
+    assert different == gates | grouped and len(gates) == 6 and len(grouped) == 3
+    for name in grouped:
+        *window, inputs, outputs = usual[name].shape  # inputs of one group
+        deviation = (2 / (np.prod(window) * outputs)) ** 0.5
+        assert pinned[name].std() == pytest.approx(deviation, rel=0.1)
+        np.testing.assert_allclose(usual[name], pinned[name] * (outputs / inputs) ** 0.5, rtol=1e-5)
+    for name in gates:
+        bound = usual[name.replace("bias", "kernel")].shape[-2] ** -0.5
+        assert not usual[name].any() and 0.6 * bound < np.abs(pinned[name]).max() <= bound

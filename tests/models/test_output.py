@@ -45,6 +45,10 @@ def test_softmax_fusion_survives_extreme_logits():
     assert jnp.all(jnp.isfinite(jax.grad(lambda x: fuse(x, -x, "softmax").sum())(extreme)))
 
 
+def test_the_class_head_can_answer_alone(heads):
+    np.testing.assert_array_equal(fuse(*map(jnp.float32, heads), "class"), jnp.float32(heads[0]))
+
+
 def test_unknown_fusion_is_refused_with_the_valid_ones():
     with pytest.raises(ValueError, match=r"'sum'.*logits, softmax"):
         fuse(jnp.zeros((1, 2)), jnp.zeros((1, 2)), "sum")

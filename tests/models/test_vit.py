@@ -1,5 +1,6 @@
 import functools
 import math
+import re
 
 import flax.linen as nn
 import jax
@@ -10,6 +11,7 @@ import pytest
 from deit_jax.models import ModelOutput, create_model
 from deit_jax.models.dropping import Dropout
 from deit_jax.models.output import fuse
+from deit_jax.models.stacking import stack_blocks
 from deit_jax.models.vit import LayerNorm, Mlp, VisionTransformer
 
 from .timm_names import FULL_SIZE_TOKENS, SMALL_VIT, TOKENS, model_images, our_variables, photographs
@@ -80,7 +82,9 @@ def test_heads_and_tokens_of_a_small_model_are_those_of_timm(golden, timm_shapes
 def test_gelu_is_the_exact_one():
     x = np.linspace(-4, 4, 81, dtype=np.float32)[:, None]
     one = {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}
-    found = Mlp(1, 0.0, jnp.float32).apply({"params": {"fc1": one, "fc2": one}}, x, train=False, positions=None)
+    found = Mlp(1, 0.0, "float32", jnp.float32).apply(
+        {"params": {"fc1": one, "fc2": one}}, x, train=False, positions=None
+    )
     erf = np.array([value * 0.5 * (1 + math.erf(value / 2**0.5)) for value in x[:, 0].astype(np.float64)])
     np.testing.assert_allclose(found[:, 0], erf, atol=1e-6)
     assert np.abs(jax.nn.gelu(x)[:, 0] - erf).max() > 1e-4  # the tanh approximation would not pass
@@ -305,6 +309,69 @@ def test_bfloat16_computes_and_float32_answers(tiny, answer, close):
         close(found, expected, 0.05)
         assert np.abs(np.asarray(found) - expected).max() > 1e-4  # it did compute in bfloat16
     assert state["intermediates"]["blocks_1"]["__call__"][0].dtype == jnp.bfloat16
+
+
+def test_a_float32_residual_stream_brings_bfloat16_nearer_to_float32(tiny):
+    model, variables, images = tiny
+    deep = model.clone(depth=8, scan_blocks=True)  # one block to compile
+    blocks = {f"blocks_{i}": variables["params"][f"blocks_{i % 2}"] for i in range(8)}
+    params = stack_blocks(variables["params"] | blocks)
+
+    def answer_and_gradient(**fields):
+        def loss(params):
+            output = deep.clone(**fields).apply({"params": params}, images)
+            return jnp.square(output.logits).sum(), output
+
+        gradients, output = jax.jit(jax.grad(loss, has_aux=True))(params)
+        return [np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]) for tree in (output, gradients)]
+
+    exact = answer_and_gradient()
+    rounded, better = (
+        [np.linalg.norm(one - other) / np.linalg.norm(other) for one, other in zip(found, exact, strict=True)]
+        for found in (answer_and_gradient(dtype=jnp.bfloat16, residual_dtype=it) for it in ("compute", "float32"))
+    )
+    print(rounded, better)
+    assert 1e-3 < better[0] < 0.9 * rounded[0] and 1e-3 < better[1] < rounded[1]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"scan_blocks": True}, {"remat": "full"}, {"scan_blocks": True, "remat": "dots"}]
+)
+def test_the_residual_stream_is_float32_through_all_blocks_and_the_branches_are_not(tiny, options):
+    model, variables, images = tiny
+    wide = model.clone(dtype=jnp.bfloat16, residual_dtype="float32", **options)
+    variables = {"params": stack_blocks(variables["params"]) if options.get("scan_blocks") else variables["params"]}
+    run = functools.partial(wide.apply, capture_intermediates=True, mutable="intermediates")
+    output, state = jax.eval_shape(run, variables, images)
+    captured = jax.tree_util.tree_leaves_with_path(state["intermediates"])
+    types = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.dtype for path, leaf in captured}
+
+    def of(*ends):
+        return {types[name] for name in types if name.removesuffix("/__call__/0").endswith(ends)}
+
+    assert all(leaf.dtype == jnp.float32 for leaf in output)
+    assert of("patch_embed", "norm", "head", "head_dist") == {jnp.dtype("bfloat16")}
+    assert {types["Dropout_0/__call__/0"]} == {jnp.dtype("float32")}
+    if not options.get("scan_blocks"):
+        assert of("blocks_0", "blocks_1") == {jnp.dtype("float32")}
+        assert of("attn", "mlp", "norm1", "norm2") == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+def test_in_float32_neither_type_of_the_residual_or_of_dropping_changes_the_program(tiny, scan_blocks):
+    model, _, images = tiny
+    model = model.clone(dropout_rate=0.1, drop_path_rate=0.2, scan_blocks=scan_blocks)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+
+    def program(**fields):
+        apply = functools.partial(model.clone(**fields).apply, train=True)
+        return str(
+            jax.make_jaxpr(lambda v, x, key: apply(v, x, rngs={"dropout": key}))(shapes, images, jax.random.key(0))
+        )
+
+    plain = re.sub(r"0x\w+", "", program())
+    for fields in ({"residual_dtype": "float32"}, {"drop_dtype": "compute"}):
+        assert re.sub(r"0x\w+", "", program(**fields)) == plain
 
 
 def test_gradients_reach_every_parameter(tiny):

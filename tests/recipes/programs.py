@@ -36,8 +36,14 @@ BEYOND_THE_PAPER = {
     "teacher": ["regnety_002"],
     "distillation": ["token_soft,tiny", "hard,small,800", "soft,tiny,384px", "token,small,deit_base,384px"],
     "finetune": ["224px", "384px,sgd", "384px,distilled,train_mode", "small,384px", "tiny,320px,distilled"],
-    "transfer": ["cifar100,tiny", "cars,small,distilled,384px"],
-    "ablation": [],
+    "transfer": [
+        "cifar100,tiny",
+        "cars,small,distilled,384px",
+        "cifar10,tiny,distilled,class_head",
+        "inat18,small,distilled,teacher",
+        "cars,regnety_160,384px",
+    ],
+    "ablation": ["no_rand_augment_jitter", "no_rand_augment_jitter,384px"],
     "search": ["small,3e-4,0.04"],
 }
 ARGUMENTS = [

@@ -71,7 +71,8 @@ def test_every_argument_traces_its_full_size_step(tracer, name):
         lambda leaf: (leaf.shape, leaf.dtype), program.abstract_state
     )
     assert metrics["loss"].shape == () and metrics["loss"].dtype == np.float32
-    assert ("distillation_loss" in metrics) == (config.distillation.kind != "none")  # labels: of the second token
+    # Without a teacher it is that of the second head, if that learns.
+    assert ("distillation_loss" in metrics) == (config.distillation.kind not in ("none", "labels_class"))
     heads = [leaf for name, leaf in zip(parameter_names(state.params), jax.tree.leaves(state.params), strict=True)
              if name.startswith("head") and name.endswith("bias")]  # fmt: skip
     assert {head.shape for head in heads} == {(program.model.num_classes,)}
@@ -102,7 +103,12 @@ def test_the_default_argument_is_valid_and_a_wrong_one_is_named(file):
         ("distillation:token_labels,base,regnety_160", "token_labels has no teacher"),
         ("distillation:token,base,384px,500", "the epochs are of the training at 224 pixels"),
         ("transfer:cars,base,scratch", "scratch is for cifar10"),
-        ("transfer:cifar10,regnety_160", "a RegNetY is trained by cifar10,regnety_160,scratch alone"),
+        ("transfer:cifar10,regnety_160,distilled", "a RegNetY has no distillation token"),
+        (
+            "transfer:cars,base,teacher",
+            "teacher is a way to fine-tune a distilled model, as in cars,base,distilled,teacher",
+        ),
+        ("transfer:cifar10,base,distilled,scratch,class_head", "class_head is a way to fine-tune a distilled model"),
     ],
 )
 def test_words_that_do_not_go_together_are_refused(name, message):
@@ -144,6 +150,38 @@ def test_what_a_row_of_table_8_changes():
     assert get_config("ablation:sgd,384px").optimizer.name == "adamw"
     assert get_config("ablation:no_mixup,384px").augment.mixup_alpha == 0.0
     assert get_config("ablation:ema,384px").model.variables == "ema"
+    # Both readings of the row without RandAugment; the released code's --aa '' switches ColorJitter on.
+    off = default["augment"] | {"rand_augment": ""}
+    assert changed["no_rand_augment"]["augment"] == off
+    assert changed["no_rand_augment_jitter"]["augment"] == off | {"color_jitter": 0.4}
+    both = [get_config(f"ablation:{word}") for word in ("no_rand_augment", "no_rand_augment_jitter")]
+    assert list(both[0].published.values()) == list(both[1].published.values()) == [79.6]
+
+
+def test_a_distilled_model_learns_other_data_in_the_released_way_or_in_one_of_the_authors_two():
+    released = get_config("transfer:inat18,base,distilled")
+    assert (released.distillation.kind, released.model.fusion) == ("labels_mean", "logits")
+    alone = get_config("transfer:inat18,base,distilled,class_head")
+    assert (alone.distillation.kind, alone.model.fusion) == ("labels_class", "class")
+    assert alone.optimizer.trainable == (r"^(?!head_dist/)",)
+    taught = get_config("transfer:inat18,distilled,teacher,base")
+    assert (taught.distillation.kind, taught.distillation.alpha, taught.teacher.name) == ("hard", 0.5, "regnety_160")
+    teacher = get_config("transfer:inat18,regnety_160")
+    assert (teacher.model.name, teacher.num_classes, teacher.distillation.kind) == ("regnety_160", 8142, "none")
+    for config in (alone, taught):  # the table does not say which way its figures are of
+        assert config.published.to_dict() == released.published.to_dict() != {}
+
+
+def test_the_rates_of_transfer_and_the_mode_it_runs_in():
+    def peak(config):
+        return config.schedule.base_learning_rate * config.train.batch_size / config.schedule.base_batch_size
+
+    cifar, inat = get_config("transfer:cifar10,base"), get_config("transfer:inat19,base")
+    assert peak(cifar) == pytest.approx(0.015) and peak(inat) == pytest.approx(7.5e-5)
+    cifar.schedule.base_batch_size = 768  # the other reading
+    assert peak(cifar) == pytest.approx(0.01)
+    assert (cifar.model.drop_path_rate, inat.model.drop_path_rate) == (0.0, 0.1)
+    assert cifar.train.train_mode and inat.train.train_mode
 
 
 def test_a_run_shows_its_published_figures():

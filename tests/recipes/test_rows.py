@@ -73,6 +73,21 @@ def test_the_rows_that_a_row_builds_on_are_there(commands):
             assert start.model.name.rsplit("_", 1)[0] == config.model.name.rsplit("_", 1)[0]
 
 
+def test_every_distilled_students_teacher_trains_as_long_as_table_9_says(commands):
+    starts = {f"{command.file}.py:{command.row.argument}": command.row.start for command in commands}
+
+    def root(name):  # of what is fine-tuned, the training that it continues
+        return root(starts[name]) if starts[name] else name
+
+    teachers = {root(command.row.teacher) for command in commands if command.row.teacher}
+    epochs = {name: get_config(name.replace(".py", "")).train.epochs for name in teachers}
+    assert (
+        epochs.pop("transfer.py:cifar10,regnety_160,scratch") == 7200
+    )  # as its student: the images of 300 of ImageNet
+    assert set(epochs) == {f"teacher.py:regnety_{size}" for size in ("040", "080", "120", "160")} | {"deit.py:base"}
+    assert set(epochs.values()) == {300}
+
+
 def test_cost_is_model_flops_times_images():
     config = get_config("deit:base,distilled")
     student, teacher = create_model("deit_base_distilled_patch16_224"), create_model("regnety_160")

@@ -11,7 +11,7 @@ from deit_jax.data.registry import open_source, train_crop
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch
 from deit_jax.training.losses import DistillationLoss
-from deit_jax.training.optimizer import parameter_names
+from deit_jax.training.optimizer import parameter_names, trained
 from deit_jax.training.plan import resolve
 from deit_jax.training.program import build_augmentation, build_program
 from deit_jax.training.step import step_keys
@@ -109,15 +109,29 @@ def test_labels_teach_both_heads_and_nothing_is_dropped_without_train_mode():
     assert moved.max() > 0
 
 
-def test_labels_need_a_second_token():
-    config = tiny_config(distillation__kind="labels", teacher__weights="", model__name="deit_tiny_patch16_224")
+@pytest.mark.parametrize("kind", ["labels", "labels_mean", "labels_class"])
+def test_labels_need_a_second_token(kind):
+    config = tiny_config(distillation__kind=kind, teacher__weights="", model__name="deit_tiny_patch16_224")
     with pytest.raises(
-        ConfigError, match=r"config.distillation.kind=labels .* which deit_tiny_patch16_224 does not have"
+        ConfigError, match=rf"config.distillation.kind={kind} .* which deit_tiny_patch16_224 does not have"
     ):
         built(config)
     outputs = type("Output", (), {"class_logits": np.zeros((2, 3)), "distillation_logits": None})
     with pytest.raises(ValueError, match="needs a model with a distillation token"):
-        DistillationLoss("labels")(outputs, np.zeros((2, 3)), None)
+        DistillationLoss(kind)(outputs, np.zeros((2, 3)), None)
+
+
+def test_a_head_that_is_not_taught_does_not_answer():
+    fields = {"distillation__kind": "labels_class", "teacher__weights": ""}
+    with pytest.raises(ConfigError, match=r"labels_class does not teach .*: set config\.model\.fusion=class"):
+        built(tiny_config(**fields))
+    config = tiny_config(**fields, model__fusion="class", optimizer__trainable=(r"^(?!head_dist/)",))
+    program, _, _ = built(config)
+    assert program.model.fusion == "class"
+    params = program.abstract_state.params
+    moving = jax.tree.leaves(trained(params, config.optimizer.trainable))
+    still = [name for name, moves in zip(parameter_names(params), moving, strict=True) if not moves]
+    assert still == ["head_dist/bias", "head_dist/kernel"]
 
 
 # What FixRes tunes of the tiny RegNetY: the classifier and the BatchNorms that end the last stage's blocks.

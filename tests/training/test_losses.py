@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,6 +50,28 @@ def test_mixed_and_smoothed_targets_and_their_loss_are_timms(golden):
     targets = mix_targets(smoothed_one_hot(labels, 10, 0.1), mix)
     np.testing.assert_allclose(targets, golden["mixed_targets"], rtol=1e-6)
     np.testing.assert_allclose(cross_entropy(golden["logits"], targets), golden["mixed_loss"], rtol=1e-6)
+
+
+def test_labels_can_teach_the_mean_of_both_heads_or_the_class_head_alone(golden):
+    logits, other = jnp.asarray(golden["logits"]), jnp.asarray(golden["logits"][::-1])
+
+    def loss(kind):
+        def of(pair):
+            return DistillationLoss(kind, alpha=0.9)(ModelOutput(pair[0], *pair), golden["targets"], None)
+
+        return jax.value_and_grad(of, has_aux=True)((logits, other))
+
+    # The released fine-tuning: in evaluation mode the model returns the mean, and both heads get the same gradient.
+    (value, metrics), gradients = loss("labels_mean")
+    expected, gradient = jax.value_and_grad(cross_entropy)((logits + other) / 2, golden["targets"])
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    for found in gradients:
+        np.testing.assert_allclose(found, gradient / 2, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(metrics["class_loss"], golden["soft_target"], rtol=1e-6)
+
+    (value, metrics), gradients = loss("labels_class")
+    np.testing.assert_allclose(value, golden["soft_target"], rtol=1e-6)
+    assert np.any(gradients[0]) and not np.any(gradients[1]) and set(metrics) == {"loss", "class_loss"}
 
 
 def test_the_token_takes_the_teachers_term_and_the_class_head_the_labels(golden):

@@ -1,6 +1,9 @@
+import json
+
 from ml_collections import ConfigDict
 
-from deit_jax.training.preparation import common_facts
+from deit_jax.training.preparation import common_facts, open_run
+from deit_jax.training.record import claim_workdir
 from tests.tiny import tiny_config
 
 
@@ -18,3 +21,17 @@ def test_places_may_differ_between_processes_and_nothing_else():
     assert here["config.evaluation.extra.imagenet-v2.source"] == "folder" and "jax" in here
     other = facts_of("/here", optimizer__eps=1e-7)
     assert {name for name in here if here[name] != other[name]} == {"config.optimizer.eps"}
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_its_own_numerics(tmp_path):
+    config = tiny_config()
+    opened = open_run(config, tmp_path)
+    assert opened.config is config and opened.config.model.drop_dtype == "float32"
+    claim_workdir(tmp_path, config, opened.plan, opened.identity)
+    record = json.loads((tmp_path / "config.json").read_text())
+    for field in ("drop_dtype", "residual_dtype", "regnet_init"):
+        del record["config"]["model"][field]
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    resumed = open_run(config, tmp_path).config
+    assert (resumed.model.drop_dtype, resumed.model.residual_dtype) == ("compute", "compute")
+    assert config.model.drop_dtype == "float32"  # the caller's own is left alone

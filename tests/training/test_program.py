@@ -30,6 +30,8 @@ def test_the_model_has_the_configured_fields():
     fields = {
         "drop_path_rate": 0.3,
         "dropout_rate": 0.2,
+        "drop_dtype": "compute",
+        "residual_dtype": "float32",
         "fusion": "softmax",
         "attention": "dot_product",
         "remat": "full",
@@ -42,8 +44,10 @@ def test_the_model_has_the_configured_fields():
 
 def test_a_convnet_has_the_options_of_all_models():
     program, _ = built(
-        model__name="regnety_002", model__overrides=TEACHER, model__dropout_rate=0.2, model__drop_path_rate=0.3
-    )
+        model__name="regnety_002", model__overrides=TEACHER, model__dropout_rate=0.2, model__drop_path_rate=0.3,
+        model__drop_dtype="compute", model__regnet_init="timm_0.3",
+    )  # fmt: skip
+    assert (program.model.drop_dtype, program.model.regnet_init) == ("compute", "timm_0.3")
     assert (program.model.dropout_rate, program.model.drop_path_rate, program.model.depth) == (
         0.2,
         0.3,
@@ -56,6 +60,8 @@ def test_a_convnet_has_the_options_of_all_models():
     [
         ({"model__name": "regnety_004", "model__attention": "dot_product"}, "attention='dot_product': regnety_004 does not"),
         ({"model__scan_blocks": True, "model__name": "regnety_002"}, "scan_blocks=True: regnety_002 does not have"),
+        ({"model__residual_dtype": "float32", "model__name": "regnety_002"}, "residual_dtype='float32': regnety_002 does not"),
+        ({"model__regnet_init": "timm_0.3"}, "regnet_init='timm_0.3': deit_tiny_patch16_224 does not have"),
         ({"model__fusion": "softmax"}, "fusion='softmax': deit_tiny_patch16_224 has one head"),
         ({"model__name": "deit_tiny_distilled_patch16_224"}, "kind=none does not teach .*model.name=deit_tiny_patch16_224"),
         ({"model__overrides": {"distilled": True}}, "kind=none does not teach .*model.overrides.distilled=False"),

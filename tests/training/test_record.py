@@ -1,13 +1,18 @@
 import dataclasses
 import json
 import re
+import tarfile
 
 import pytest
 
-from deit_jax.config import ConfigError
+from deit_jax.config import BEFORE_IT_EXISTED, ConfigError, default_config, recorded_config
+from deit_jax.config_check import validate
+from deit_jax.config_file import field_names
 from deit_jax.data.identity import Identity, Images
+from deit_jax.reporting.fields import flat
 from deit_jax.training.plan import resolve
-from deit_jax.training.record import check_workdir, claim_workdir, read_config
+from deit_jax.training.record import as_begun, check_workdir, claim_workdir, read_config
+from tests.end_to_end.commands import ROOT
 from tests.tiny import tiny_config, tiny_teacher_config
 
 DATA = Identity(("a", "b"), Images(10_000, "0a"), Images(90, "0b"))
@@ -35,12 +40,63 @@ def test_the_same_run_may_go_on_and_another_may_not(tmp_path):
         claim(tmp_path, tiny_config(optimizer__eps=1e-7, train__batch_size=16))
 
 
-def test_a_workdir_of_an_earlier_version_goes_on_with_the_defaults_of_new_fields(tmp_path):
+def test_what_a_missing_field_means_does_not_follow_its_default(tmp_path, monkeypatch, capsys):
+    """Of a run that began before a field existed, and of one that began before its default moved to another value."""
     claim(tmp_path, tiny_config())
-    edit(tmp_path, lambda config: config["distillation"].pop("kl_mean"))
-    claim(tmp_path, tiny_config())
+    edit(tmp_path, lambda config: (config["model"].pop("drop_dtype"), config["distillation"].pop("kl_mean")))
+    for _ in range(2):  # every start of it
+        record = check_workdir(tmp_path, tiny_config(), DATA)
+        config = as_begun(tiny_config(), record)
+        assert config.model.drop_dtype == "compute" and config.distillation.kl_mean == "elements"
+        assert config.is_locked and "as it computed: config.model.drop_dtype=compute\n" in capsys.readouterr().out
+        claim(tmp_path, tiny_config())
+        recorded = read_config(tmp_path)["config"]
+        assert "drop_dtype" not in recorded["model"] and "kl_mean" not in recorded["distillation"]
+        assert recorded["model"]["remat"] == "none"
+    claim(tmp_path, tiny_config(model__drop_dtype="compute"))
     with pytest.raises(ConfigError, match=r"differs in distillation\.kl_mean;"):
         claim(tmp_path, tiny_config(distillation__kl_mean="batch"))
+    monkeypatch.setitem(BEFORE_IT_EXISTED, "distillation.kl_mean", "batch")  # as if the default had been that
+    assert as_begun(tiny_config(), check_workdir(tmp_path, tiny_config(), DATA)).distillation.kl_mean == "batch"
+    assert recorded_config(read_config(tmp_path)).distillation.kl_mean == "batch"
+
+
+def test_a_run_of_this_version_is_as_it_is_configured(tmp_path, capsys):
+    claim(tmp_path, tiny_config(model__drop_dtype="compute"))
+    with pytest.raises(ConfigError, match=r"differs in model\.drop_dtype;"):  # it is recorded, so it has to be given
+        claim(tmp_path, tiny_config())
+    config = tiny_config(model__drop_dtype="compute")
+    assert as_begun(config, check_workdir(tmp_path, config, DATA)) is config and as_begun(config, None) is config
+    assert read_config(tmp_path)["config"]["model"]["drop_dtype"] == "compute" and capsys.readouterr().out == ""
+
+
+def test_a_missing_field_without_effect_is_recorded_as_it_is_now(tmp_path):
+    config = tiny_teacher_config()
+    claim(tmp_path, config)
+    edit(
+        tmp_path, lambda config: [config["model"].pop(name) for name in ("residual_dtype", "regnet_init", "drop_dtype")]
+    )
+    claim(tmp_path, config)
+    recorded = read_config(tmp_path)["config"]["model"]
+    assert "residual_dtype" in recorded and not {"regnet_init", "drop_dtype"} & set(
+        recorded
+    )  # a convnet has no such stream
+
+
+def test_every_field_that_a_workdir_may_lack_has_a_meaning_there():
+    """Of the first version's workdir; whoever adds a field declares what its absence means."""
+    with tarfile.open(ROOT / "tests/golden/workdir_0.1.0.tar.xz") as archive:
+        recorded = json.load(archive.extractfile("workdir/config.json"))["config"]
+    assert recorded["model"]["overrides"]["depth"] == 2
+    there = {name for name, _ in flat(recorded)}
+    there |= {"model.overrides", "teacher.overrides"}  # whose fields are the model's
+    missing = {name for name in field_names() if name not in there}
+    assert {"model.drop_dtype", "data.index"} <= missing
+    changing = {name for name in missing if not name.startswith(("log.", "parallel.", "checkpoint."))}
+    assert changing <= set(BEFORE_IT_EXISTED) <= set(field_names())
+    config = default_config()
+    config.update_from_flattened_dict(BEFORE_IT_EXISTED)
+    validate(config)
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", '{"architecture": "deit"}'])

@@ -27,6 +27,12 @@ def test_the_released_schedule_lags_one_epoch():
     np.testing.assert_array_equal(released(np.arange(1, 300)), plain(np.arange(299)))
 
 
+def test_the_released_fine_tuning_at_384_pixels_warms_up_for_a_fifth_of_its_epochs():
+    schedule = cosine_schedule(peak=5e-6, warmup=1e-6, minimum=5e-6, epochs=30, warmup_epochs=5, steps_per_epoch=1)
+    expected = [1e-6, 1e-6, 1.8e-6, 2.6e-6, 3.4e-6, 4.2e-6] + [5e-6] * 24
+    np.testing.assert_allclose(schedule(np.arange(30)), expected, rtol=1e-6)
+
+
 def test_rates_by_step_are_timms_at_fractional_epochs(golden):
     schedule = cosine_schedule(**PAPER, steps_per_epoch=7, kind="plain", per_step=True)
     np.testing.assert_allclose(schedule(np.arange(0, 2100, 31)), golden["per_step_rates"], rtol=1e-6)
