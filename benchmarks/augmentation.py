@@ -126,11 +126,11 @@ def step_program(batch_size: int, device: Any, augment: bool) -> tuple[Any, Any]
     config.train.batch_size = batch_size
     config.augment.group_size = batch_size // 4
     config.compute_dtype = "bfloat16" if device.platform == "tpu" else "float32"
-    recipe = build_augmentation(config, 1000)
+    plan = resolve(config, num_images=1_281_167, data_classes=1000)
+    recipe = build_augmentation(config, plan)
     if not augment:
         off = ("flip_probability", "erase_probability", "mixup_alpha", "cutmix_alpha")
         config.augment.update({name: 0.0 for name in off} | {"rand_augment": ""})
-    plan = resolve(config, num_images=1_281_167, data_classes=1000)
     return build_program(config, plan, make_mesh([device])), recipe
 
 

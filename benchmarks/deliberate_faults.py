@@ -115,9 +115,9 @@ FAULTS = (
     ),
     Fault(
         "every-host-reads-the-first-shard",
-        "deit_jax/data/loading.py",
-        "first = process_index * rows",
-        "first = 0",
+        "deit_jax/data/sampling.py",
+        "chunks += [Chunk(start, stop, first, last, before - first) for start, stop in itertools.pairwise(edges)]",
+        "chunks += [Chunk(start - first, stop - first, 0, last - first, before) for start, stop in itertools.pairwise(edges)]",
         _LOADING,
     ),
     # Augmentation.

@@ -150,8 +150,6 @@ def step_config(recipe: str, attention: str, batch_size: int, small: bool) -> An
     """configs/deit.py's for one device and this batch."""
     config = deit.get_config(recipe)
     config.model.attention, config.train.batch_size = attention, batch_size
-    # The sampling order deals a batch to whole blocks of groups.
-    config.augment.group_size = min(config.augment.group_size, batch_size // config.augment.groups_per_block)
     if small:
         config.num_classes, config.image_size = TINY_CLASSES, TINY_SIZE
         config.augment.rand_augment = ""  # most of the compilation
@@ -176,7 +174,7 @@ def time_step(row: Row, batch_size: int, say: Say) -> Row:
     """Compile and time the step with one batch size."""
     config, mesh = step_config(row["recipe"], row["attention"], batch_size, row["tiny"]), make_mesh([first_device()])
     plan = resolve(config, num_images=IMAGENET[0], data_classes=config.num_classes)
-    say(batch_size=batch_size, group_size=config.augment.group_size, dtype=plan.compute_dtype)
+    say(batch_size=batch_size, group_size=plan.order.group_size, dtype=plan.compute_dtype)
     teacher, frozen = frozen_teacher(row["tiny"]) if "distilled" in row["recipe"] else (None, None)
     program = build_program(config, plan, mesh, teacher)  # refuses an attention that does not suit
     rng = np.random.default_rng(0)

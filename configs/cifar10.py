@@ -68,7 +68,7 @@ def _images() -> ConfigDict:
     config.augment.rand_augment = ""
     config.augment.erase_probability = 0.0
     config.augment.mixup_alpha, config.augment.cutmix_alpha = 0.8, 1.0
-    config.augment.group_size = 32
+    config.augment.max_group_size = 32
     config.train.batch_size, config.train.epochs = 128, 20
     config.optimizer.betas = (0.9, 0.99)
     config.schedule.base_batch_size = 64

@@ -46,7 +46,7 @@ def get_config(argument: str = "tiny") -> ConfigDict:
     config.augment.rand_augment = ""
     config.augment.erase_probability = 0.0
     config.augment.mixup_alpha = config.augment.cutmix_alpha = 0.0
-    config.augment.group_size, config.augment.groups_per_block = 4, 1  # nothing is mixed; batches in steps of four
+    config.augment.groups_per_block = 1  # nothing is mixed
 
     config.train.batch_size = 16
     config.train.epochs = 20

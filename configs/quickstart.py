@@ -72,7 +72,7 @@ def teacher_config(images_per_class: int | None, epochs: int) -> ConfigDict:
     config.augment.flip_probability = 0.0
     config.augment.label_smoothing = 0.0
     config.augment.mixup_alpha, config.augment.cutmix_alpha, config.augment.mix_probability = 0.8, 1.0, 0.33
-    config.augment.group_size = 32
+    config.augment.max_group_size = 32
     config.ema.decay = 0.998
     return config
 
@@ -80,5 +80,5 @@ def teacher_config(images_per_class: int | None, epochs: int) -> ConfigDict:
 def _images(images_per_class: int | None) -> ConfigDict:
     config = fashion_mnist()
     config.data.images_per_class = images_per_class
-    config.augment.group_size = 16
+    config.augment.max_group_size = 16
     return config

@@ -80,7 +80,7 @@ def get_config(argument: str = "token") -> ConfigDict:
 
 def _common() -> ConfigDict:
     config = fashion_mnist()
-    config.augment.group_size = 16
+    config.augment.max_group_size = 16
     config.train.epochs = 6
     config.schedule.base_learning_rate = 1e-3
     config.schedule.warmup_epochs = 1.0

@@ -63,7 +63,7 @@ def fix_resolution(config: ConfigDict) -> None:
     config.augment.erase_probability = 0.0
     config.augment.mixup_alpha = config.augment.cutmix_alpha = 0.0
     config.train.batch_size = 512
-    config.augment.group_size = 32
+    config.augment.max_group_size = 32
     config.train.epochs = 20
     config.train.train_mode = False
     config.optimizer.trainable = (r"^head/", r"^s4/b\d+/(conv3|downsample)/bn/")

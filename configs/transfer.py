@@ -112,7 +112,7 @@ def get_config(argument: str = "cifar10,base") -> ConfigDict:
 def transfer(config: ConfigDict, *, naturalist: bool) -> None:
     config.model.weights = MUST_BE_GIVEN
     config.train.batch_size = 768
-    config.augment.group_size = 64
+    config.augment.max_group_size = 64
     if naturalist:
         config.train.epochs = 360
         config.schedule.base_learning_rate, config.schedule.base_batch_size = 7.5e-5, 768

@@ -19,6 +19,11 @@ def cache_folder() -> Path | None:
     return Path(os.path.expanduser("~"), ".cache", "deit_jax") if has_home() else None
 
 
+def shared_cache_folder(workdir: Path) -> Path:
+    """Where the processes of a run keep what can be made again: beside the workdir, on the disk that all of them share."""
+    return workdir.resolve().parent / ".deit_jax"
+
+
 def has_home() -> bool:
     """Whether "~" is a folder's name: HOME or the list of users has to say which."""
     return os.environ.get("HOME") != "" and os.path.isabs(os.path.expanduser("~"))

@@ -384,7 +384,7 @@ def _prepare_process(config: ConfigDict) -> None:
 
     if config.parallel.keep_host_memory and will_compute_on_cpu():
         keep_freed_memory()  # before JAX starts its threads: later it often has no effect
-    keep_compiled_programs(config.parallel.compilation_cache)
+    unsafe = keep_compiled_programs(config.parallel.compilation_cache)
     if jax.distributed.is_initialized():
         raise UsageError(
             "this process was one of several in an earlier run, which JAX cannot leave: start a new process for each, "
@@ -395,5 +395,7 @@ def _prepare_process(config: ConfigDict) -> None:
     distributed.start(*told, heartbeat_seconds=parallel.heartbeat_seconds, join_seconds=parallel.join_seconds)
     require_devices()
     console.mute(not distributed.is_main_process())
+    if unsafe:
+        console.warn(unsafe)
     if "JAX_PLATFORMS" not in os.environ and (warning := unused_accelerator()) is not None:
         console.warn(warning)

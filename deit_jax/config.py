@@ -109,7 +109,7 @@ def default_config() -> ConfigDict:
     # trained on; path may then hold the class folders themselves. 0: the folder must be there
     data.held_out = 0.0
     # folder: where the list of its files is kept for the next start: a folder (several hosts may share it), "auto" for deit_jax
-    # in the user's cache folder, "" for nowhere
+    # in the user's cache folder, of several processes for .deit_jax beside the workdir, "" for nowhere
     data.index = "auto"
     data.repeats = 3  # repeated augmentation: copies of an image in the sampling order; 1 = off (paper, section 6)
     # random_resized | padded (random crop after zero padding, the reference's for <= 32 px) | center (the evaluation's, as FixRes
@@ -144,8 +144,11 @@ def default_config() -> ConfigDict:
     augment.mix_probability = 1.0  # that a group is mixed at all
     augment.switch_probability = 0.5  # that a mixed group gets cutmix rather than mixup, when both are on
     augment.label_smoothing = 0.1  # share of the target that all classes get alike
-    augment.group_size = 256  # rows that share one mixing draw: the reference's batch of one GPU (Ti and S 256, B 64)
-    augment.groups_per_block = 4  # consecutive copies of an image are dealt to this many groups; at least data.repeats
+    # rows that share one mixing draw; None: the largest number, up to max_group_size, that suits the batch
+    augment.group_size = placeholder(int)
+    augment.max_group_size = 256  # the reference's batch of one GPU (Ti and S 256, B 64)
+    # consecutive copies of an image are dealt to this many groups, at least data.repeats; None: 4 if that suits the batch
+    augment.groups_per_block = placeholder(int)
     augment.plan = "auto"  # how operations run: sequential | chunked | auto (CPU: sequential; TPU and GPU: chunked)
 
     config.train = train = ConfigDict()
@@ -221,7 +224,9 @@ def default_config() -> ConfigDict:
     parallel.xla_options = (
         ""  # "name=value,name=value": of XLA for the train step, over those of parallel/xla_options.py
     )
-    parallel.compilation_cache = "~/.cache/deit_jax"  # folder of compiled programs, which later runs take; "": none
+    # folder of compiled programs, which later runs take; auto: ~/.cache/deit_jax, of several processes .deit_jax beside the
+    # workdir; "": none
+    parallel.compilation_cache = "auto"
     # several processes: one that is silent for this many seconds counts as gone, and the others stop
     parallel.heartbeat_seconds = 60
     parallel.join_seconds = 300  # several processes: so long the first to start waits for the last
@@ -253,12 +258,13 @@ BEFORE_IT_EXISTED: dict[str, Any] = {
     "augment.color_jitter": 0.0,
     "augment.erase_count": 1,
     "augment.mix_mode": "batch",
+    "augment.max_group_size": 256,
     "augment.plan": "auto",
     "train.train_mode": True,
     "optimizer.trainable": (".*",),
     "evaluation.protocol": "deit",
     "evaluation.extra": {},
-    # Not yet in the first workdirs of version 0.1.0:
+    # Not yet in the first workdirs of version 0.1.0 (max_group_size bounds what they have recorded):
     "teacher.on_change": "stop",
     "data.index": "auto",
     "data.on_change": "stop",

@@ -68,6 +68,7 @@ _BOUNDS = {
     "augment.std": (_TINY, None),
     "augment.erase_count": (1, None),
     "augment.group_size": (1, None),
+    "augment.max_group_size": (1, None),
     "augment.groups_per_block": (1, None),
     "train.batch_size": (1, None),
     "train.epochs": (1, None),

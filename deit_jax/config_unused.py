@@ -12,7 +12,9 @@ from deit_jax.config_model import named_teachers
 from deit_jax.weights.files import is_workdir
 
 # Files under configs/ set these for what a user may add, e.g. a teacher or weights: they are named if the command line has them.
-_ONLY_IF_TYPED = ("data.name", "model.variables", "teacher.name", "teacher.overrides", "evaluation.teacher")
+_ONLY_IF_TYPED = (
+    "data.name", "model.variables", "teacher.name", "teacher.overrides", "evaluation.teacher", "augment.max_group_size",
+)  # fmt: skip
 
 
 def without_effect(config: ConfigDict, typed: Collection[str] = ()) -> list[tuple[str, str]]:
@@ -72,6 +74,8 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
     if config.evaluation.protocol != "deit":
         yield from these(f"evaluation.protocol is {config.evaluation.protocol}", "evaluation.crop_ratio")
 
+    if augment.group_size is not None:
+        yield from these("augment.group_size is set", "augment.max_group_size")
     if not augment.erase_probability:
         yield from these("augment.erase_probability is 0", "augment.erase_mode", "augment.erase_count")
     if not (augment.mixup_alpha or augment.cutmix_alpha):

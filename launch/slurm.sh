@@ -15,7 +15,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.out
-# One task a node takes all its GPUs; with one a GPU a process each, which divides a batch's mixing blocks further.
+# One task a node takes all its GPUs; with one a GPU a process each.
 # 300 seconds before the time is up, or when it is preempted, every task gets SIGTERM: time for a step, an evaluation and a save.
 set -uo pipefail
 

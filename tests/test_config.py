@@ -3,6 +3,7 @@ import pytest
 from configs import cifar10, deit, quickstart, teacher
 from deit_jax.config import ConfigError, default_config, differing_fields
 from deit_jax.config_check import validate
+from deit_jax.training.plan import sizes_of_mixing
 
 
 def test_the_defaults_are_table_9():
@@ -35,7 +36,9 @@ def test_every_argument_of_the_papers_configuration_is_valid(argument):
         config.teacher.weights = "runs/teacher"
     validate(config)
     assert ("distilled" in config.model.name) == (config.distillation.kind != "none")
-    assert config.augment.group_size == (4 if "runlocal" in argument else 64 if "base" in argument else 256)
+    assert config.augment.group_size is None and config.augment.groups_per_block is None
+    largest = 4 if "runlocal" in argument else 64 if "base" in argument else 256
+    assert config.augment.max_group_size == largest and sizes_of_mixing(config) == (largest, 4)
 
 
 def _with_a_teacher(argument):

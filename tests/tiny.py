@@ -24,7 +24,7 @@ def tiny_config(**changes) -> ConfigDict:
     config.data.max_eval_images = 90
     config.data.num_threads = 1
     config.augment.rand_augment = ""
-    config.augment.group_size = 4
+    config.augment.max_group_size = 4
     config.train.batch_size = 32
     config.train.max_steps = 4
     config.schedule.warmup_learning_rate = 1e-3

@@ -21,7 +21,7 @@ from absl import flags
 from deit_jax.data import shared_memory
 from deit_jax.data.bad_images import BadImages, OnBadImage
 from deit_jax.data.decoding import Crop, EvaluationCrop, decode
-from deit_jax.data.sampling import TrainOrder
+from deit_jax.data.sampling import Chunk, Stretches, TrainOrder, chunks_of
 from deit_jax.data.sources import DataError, ImageSource, UnusableError, is_multi_label
 
 _CHUNK = 64  # positions of a chunk, at most (and up to an image's further copies)
@@ -51,8 +51,8 @@ def train_batches(
     *,
     start_step: int,
     stop_step: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    stretches: Stretches | None = None,
+    dealt: bool = True,
     num_threads: int | None = None,
     num_workers: int = 0,
     prefetch_batches: int = 2,
@@ -67,8 +67,9 @@ def train_batches(
         crop: makes uint8 `[S, S, 3]` of a decoded image.
         start_step: first step, from 0 over all epochs.
         stop_step: one past the last step.
-        process_index: this host among `process_count`.
-        process_count: hosts that share the global batch; each holds whole blocks of `order`.
+        stretches: the rows of the global batch that this host reads, B' in all; None: all.
+        dealt: the images lie in the rows that `order` deals them to, and the stretches are whole blocks. False: they lie in the
+            order's positions; the stretches are of positions then, and may begin and end anywhere.
         num_threads: decoding threads, of each worker if there are any; 0 reads in the caller's thread; None goes by the cores.
         num_workers: decoding processes; 0 = threads only.
         prefetch_batches: batches read ahead.
@@ -77,33 +78,30 @@ def train_batches(
         bad_images: counts the images replaced, batch by batch as they are handed out; None: one that warns.
 
     Returns:
-        An iterator over this host's rows of each global batch, in order: `image` uint8 `[B/P, S, S, 3]` and `label` int32
-        `[B/P]`. Close it (or drop it) to stop the readers.
+        An iterator over this host's rows of each global batch, stretch after stretch: `image` uint8 `[B', S, S, 3]` and `label`
+        int32 `[B']`. Close it (or drop it) to stop the readers.
 
     Raises:
-        ValueError: the arguments do not fit together, e.g. blocks that cannot be divided among the hosts.
+        ValueError: the arguments do not fit together, e.g. rows to be dealt that are not whole blocks.
         DataError: while iterating, an image cannot be read or (with "stop") used.
     """
-    _check_process(process_index, process_count)
     _check_on_bad_image(on_bad_image)
     if len(source) != order.num_examples:
         raise ValueError(f"the order is for {order.num_examples} images and the source has {len(source)}")
     if not 0 <= start_step <= stop_step:
         raise ValueError(f"no steps from {start_step} to {stop_step}")
-    blocks = order.batch_size // order.block_size
-    if blocks % process_count:
+    stretches = ((0, order.batch_size),) if stretches is None else stretches
+    if dealt and any(edge % order.block_size for stretch in stretches for edge in stretch):
         raise ValueError(
-            f"train.batch_size={order.batch_size} is {blocks} blocks of {order.block_size} rows, which {process_count} hosts "
-            "cannot share; make augment.group_size or augment.groups_per_block smaller, or use another number of hosts"
+            f"rows {stretches} are not whole blocks of {order.block_size} rows: read them with dealt=False"
         )
-    rows = order.batch_size // process_count
-    first = process_index * rows
-    edges = _edges(first, first + rows)
-    read = _TrainReader(source, order, crop, start_step, tuple(edges), on_bad_image)
+    chunks = chunks_of(stretches, order.batch_size, _CHUNK)
+    read = _TrainReader(source, order, crop, start_step, chunks, dealt, on_bad_image)
+    rows = sum(stop - start for start, stop in stretches)
     return _batches(
         read,
         steps=stop_step - start_step,
-        chunks=len(edges) - 1,
+        chunks=len(chunks),
         empty=lambda: {"image": np.empty((rows, crop.size, crop.size, 3), np.uint8), "label": np.empty(rows, np.int32)},
         num_threads=num_threads,
         num_workers=num_workers,
@@ -117,22 +115,20 @@ def eval_batches(
     crop: EvaluationCrop,
     batch_size: int,
     *,
-    process_index: int = 0,
-    process_count: int = 1,
+    stretches: Stretches | None = None,
     num_threads: int | None = None,
     num_workers: int = 0,
     prefetch_batches: int = 2,
     on_bad_image: OnBadImage = "stop",
     bad_images: BadImages | None = None,
 ) -> Iterator[Batch]:
-    """The whole source once, in its own order: every image in exactly one batch of one process.
+    """The whole source once, in its own order: every image in exactly one batch of one host.
 
     Args:
         source: the images.
         crop: makes uint8 `[S, S, 3]` of a decoded image; called without random numbers.
         batch_size: rows of the global batch over all processes.
-        process_index: this host among `process_count`.
-        process_count: hosts that share the global batch; they all get the same number of batches.
+        stretches: the rows of the global batch that this host reads, B' in all; None: all. All hosts get as many batches.
         num_threads: decoding threads, of each worker if there are any; 0 reads in the caller's thread; None goes by the cores.
         num_workers: decoding processes; 0 = threads only.
         prefetch_batches: batches read ahead.
@@ -140,28 +136,24 @@ def eval_batches(
         bad_images: counts the masked images, batch by batch as they are handed out; None: one that warns.
 
     Returns:
-        An iterator over this host's rows: `image` uint8 `[B/P, S, S, 3]`, `label` int32 `[B/P]` and `mask` bool `[B/P]`,
+        An iterator over this host's rows: `image` uint8 `[B', S, S, 3]`, `label` int32 `[B']` and `mask` bool `[B']`,
         which is False in the rows that pad the last batch (zeros) and in those of images that cannot be used. Of a source that is
-        multi-label `label` is bool `[B/P, K]`, K the number of its classes: True for each that is right, nowhere in the padding.
+        multi-label `label` is bool `[B', K]`, K the number of its classes: True for each that is right, nowhere in the padding.
         Close it (or drop it) to stop the readers.
 
     Raises:
-        ValueError: `batch_size` cannot be divided among the hosts.
+        ValueError: there are no such rows in a batch.
         DataError: while iterating, an image cannot be read or decoded.
     """
-    _check_process(process_index, process_count)
-    if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
-            f"evaluation.batch_size={batch_size} cannot be shared by {process_count} hosts; give a multiple of {process_count}"
-        )
     _check_on_bad_image(on_bad_image)
-    rows = batch_size // process_count
-    edges = _edges(0, rows)
-    read = _EvalReader(source, crop, batch_size, process_index * rows, tuple(edges), on_bad_image)
+    stretches = ((0, batch_size),) if stretches is None else stretches
+    chunks = chunks_of(stretches, batch_size, _CHUNK)
+    read = _EvalReader(source, crop, batch_size, chunks, on_bad_image)
+    rows = sum(stop - start for start, stop in stretches)
     return _batches(
         read,
         steps=math.ceil(len(source) / batch_size),
-        chunks=len(edges) - 1,
+        chunks=len(chunks),
         empty=lambda: empty_eval_batch(source, crop, rows),
         num_threads=num_threads,
         num_workers=num_workers,
@@ -179,20 +171,9 @@ def empty_eval_batch(source: ImageSource, crop: EvaluationCrop, rows: int) -> Ba
     }
 
 
-def _check_process(index: int, count: int) -> None:
-    if not 0 <= index < count:
-        raise ValueError(f"process {index} of {count}: the index counts from 0")
-
-
 def _check_on_bad_image(on_bad_image: str) -> None:
     if on_bad_image not in ("stop", "replace"):
         raise ValueError(f"data.on_bad_image={on_bad_image!r} is none of stop, replace")
-
-
-def _edges(start: int, stop: int) -> list[int]:
-    """Borders that cut [start, stop) into the fewest chunks of at most _CHUNK positions, as even as they can be."""
-    count = math.ceil((stop - start) / _CHUNK)
-    return [start + (stop - start) * i // count for i in range(count + 1)]
 
 
 def _no_labels(source: ImageSource, rows: int) -> np.ndarray:
@@ -224,13 +205,16 @@ class _TrainReader:
     order: TrainOrder
     crop: Crop
     start_step: int
-    edges: tuple[int, ...]  # of the chunks, and so of this host's rows
+    chunks: tuple[Chunk, ...]  # of a batch
+    dealt: bool
     on_bad_image: OnBadImage
 
     def __call__(self, index: int) -> dict[str, Any]:
-        step, chunk = divmod(index, len(self.edges) - 1)
+        step, number = divmod(index, len(self.chunks))
         step += self.start_step
-        where = self.order.positions(step, self._edge(step, chunk), self._edge(step, chunk + 1))
+        chunk = self.chunks[number]
+        start, stop = (self._edge(step, edge, chunk) for edge in (chunk.start, chunk.stop))
+        where = self.order.positions(step, start, stop)
         images = np.empty((len(where.row), self.crop.size, self.crop.size, 3), np.uint8)
         labels = np.empty(len(where.row), np.int32)
         bad: list[str] = []
@@ -239,18 +223,19 @@ class _TrainReader:
         for i, (image, row) in enumerate(zip(where.image_index.tolist(), where.row.tolist(), strict=True)):
             if image != previous:
                 previous = image
-                pixels, label = self._read(image, bad)
+                begun = i == 0 and start > 0 and where.copy[0] > 0  # by another host, which counts it if it is replaced
+                pixels, label = self._read(image, [] if begun else bad)
             images[i] = self.crop(pixels, crop_rng(self.order.seed, step, row))
             labels[i] = label
-        return {"row": where.row - self.edges[0], "image": images, "label": labels, "bad": "\0".join(bad)}
+        rows = (where.row if self.dealt else np.arange(start, stop)) + chunk.offset
+        return {"row": rows, "image": images, "label": labels, "bad": "\0".join(bad)}
 
-    def _edge(self, step: int, number: int) -> int:
-        """A border between chunks, moved to where the copies of an image end; the host's own borders stay."""
-        edge = self.edges[number]
-        if not 0 < number < len(self.edges) - 1:
+    def _edge(self, step: int, edge: int, chunk: Chunk) -> int:
+        """A border between chunks, moved to where the copies of an image end; those of the stretch stay."""
+        if edge in (chunk.first, chunk.last):
             return edge
         entry = step % self.order.steps_per_epoch * self.order.batch_size + edge
-        return min(edge + -entry % self.order.repeats, self.edges[-1])
+        return min(edge + -entry % self.order.repeats, chunk.last)
 
     def _read(self, index: int, bad: list[str]) -> tuple[np.ndarray, int | tuple[int, ...]]:
         for attempt in range(_MAX_BAD_IN_A_ROW):
@@ -270,14 +255,13 @@ class _EvalReader:
     source: ImageSource
     crop: EvaluationCrop
     batch_size: int
-    first_row: int
-    edges: tuple[int, ...]
+    chunks: tuple[Chunk, ...]  # of a batch
     on_bad_image: OnBadImage
 
     def __call__(self, index: int) -> dict[str, Any]:
-        batch, chunk = divmod(index, len(self.edges) - 1)
-        start = batch * self.batch_size + self.first_row
-        rows = [row for row in range(self.edges[chunk], self.edges[chunk + 1]) if start + row < len(self.source)]
+        batch, number = divmod(index, len(self.chunks))
+        start, chunk = batch * self.batch_size, self.chunks[number]
+        rows = [row for row in range(chunk.start, chunk.stop) if start + row < len(self.source)]
         images = np.zeros((len(rows), self.crop.size, self.crop.size, 3), np.uint8)
         labels = _no_labels(self.source, len(rows))
         mask = np.ones(len(rows), bool)
@@ -297,7 +281,7 @@ class _EvalReader:
             else:
                 labels[i] = label
         return {
-            "row": np.asarray(rows, np.int32),
+            "row": np.asarray(rows, np.int32) + chunk.offset,
             "image": images,
             "label": labels,
             "mask": mask,

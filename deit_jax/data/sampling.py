@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -32,9 +34,94 @@ class Positions(NamedTuple):
     row: np.ndarray
 
 
+Stretches = tuple[tuple[int, int], ...]  # [start, stop) of each, ascending, without overlap
+
+
+class Chunk(NamedTuple):
+    """Consecutive rows `start` to `stop - 1` of a batch, of the stretch `[first, last)`; `row + offset` counts the host's own."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    offset: int
+
+
+def chunks_of(stretches: Stretches, batch_size: int, longest: int) -> tuple[Chunk, ...]:
+    """The rows of a host, each stretch cut into the fewest chunks of at most `longest` rows, as even as they can be.
+
+    Raises ValueError if a batch does not have such rows.
+    """
+    edges = [edge for stretch in stretches for edge in stretch]
+    if not edges or edges != sorted(edges) or edges[0] < 0 or edges[-1] > batch_size:
+        raise ValueError(f"no rows {stretches} in batches of {batch_size}")
+    chunks, before = [], 0  # rows of the stretches before
+    for first, last in stretches:
+        count = math.ceil((last - first) / longest)
+        edges = [first + (last - first) * i // count for i in range(count + 1)]
+        chunks += [Chunk(start, stop, first, last, before - first) for start, stop in itertools.pairwise(edges)]
+        before += last - first
+    return tuple(chunks)
+
+
 def selected_positions(num_examples: int) -> int:
     """Length of one epoch's order: `num_examples` rounded down to a multiple of 256, or all where there are fewer."""
     return num_examples // _SELECTED_MULTIPLE * _SELECTED_MULTIPLE or num_examples
+
+
+def mixing_sizes(
+    batch_size: int,
+    repeats: int,
+    largest_group: int,
+    *,
+    group_size: int | None = None,
+    groups_per_block: int | None = None,
+    mixes: bool = True,
+) -> tuple[int, int]:
+    """The group size and the groups per block of an order: what is given, and for the rest what divides the batch.
+
+    A block has 4 groups, or as many as there are repeats if these are more, where that number divides the batch; else the
+    fewest that do. A group is the largest, up to `largest_group`, that divides what is left.
+
+    Args:
+        batch_size: rows of the global batch.
+        repeats: copies of an image in the order; a block has at least as many groups.
+        largest_group: rows of a group at most, if `group_size` is None.
+        group_size: rows of a group; None: to be found.
+        groups_per_block: None: to be found.
+        mixes: whether the rows of a group are mixed in pairs, so that their number is even.
+
+    Raises:
+        ValueError: a batch that no such sizes divide; the message names the config fields. `TrainOrder` checks given sizes.
+    """
+    if group_size is not None and groups_per_block is not None:
+        return group_size, groups_per_block
+    divisors = _divisors(batch_size)
+    counts = [count for count in (max(4, repeats), *divisors) if count >= repeats and batch_size % count == 0]
+    for count in counts if groups_per_block is None else [groups_per_block]:
+        if batch_size % (count * (group_size or 1)):
+            continue
+        if group_size is not None:
+            return group_size, count
+        sizes = [size for size in divisors if size <= largest_group and batch_size % (count * size) == 0]
+        even = [size for size in sizes if size % 2 == 0]
+        if even or (sizes and not mixes):
+            return max(even or sizes), count
+    given = "".join(
+        f", augment.{name}={value}"
+        for name, value in (("group_size", group_size), ("groups_per_block", groups_per_block))
+        if value is not None
+    )
+    raise ValueError(
+        f"train.batch_size={batch_size} with data.repeats={repeats}{given} cannot be divided into mixing groups of an even "
+        f"number of rows, at least {repeats} a block: give another batch size, such as a multiple of {2 * max(4, repeats)}"
+    )
+
+
+def _divisors(number: int) -> list[int]:
+    """All of them, in order."""
+    small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
+    return sorted({*small, *(number // i for i in small)})
 
 
 def repeated_order(permutation: np.ndarray, repeats: int) -> np.ndarray:
@@ -100,10 +187,6 @@ class TrainOrder:
                 raise ValueError(f"{name}={getattr(self, field)}: give 1 or more")
         if not 0 <= self.seed < _MAX_SEED:
             raise ValueError(f"seed={self.seed}: give a whole number from 0 to {_MAX_SEED - 1}")
-        if self.group_size % 2:
-            raise ValueError(
-                f"augment.group_size={self.group_size}: mixing pairs the rows of a group; give an even number"
-            )
         if self.groups_per_block < self.repeats:
             raise ValueError(
                 f"augment.groups_per_block={self.groups_per_block} is less than data.repeats={self.repeats}: copies of an "
@@ -112,7 +195,8 @@ class TrainOrder:
         if self.batch_size % self.block_size:
             raise ValueError(
                 f"train.batch_size={self.batch_size} is not a multiple of augment.group_size * augment.groups_per_block = "
-                f"{self.group_size} * {self.groups_per_block} = {self.block_size}; change one of the three"
+                f"{self.group_size} * {self.groups_per_block} = {self.block_size}; change one of the three, or leave the two "
+                "out, which then follow from the batch"
             )
         if self.steps_per_epoch < 1:
             raise ValueError(

@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.decoding import evaluation_crop
 from deit_jax.data.loading import empty_eval_batch, eval_batches
@@ -21,7 +20,8 @@ from deit_jax.data.sources import DataError, ImageSource
 from deit_jax.evaluation.accuracy import EvalStep, Scores, make_eval_step, mean_scores, sum_scores
 from deit_jax.models.grouped_conv import suited_to
 from deit_jax.parallel.distributed import sum_over_processes
-from deit_jax.parallel.sharding import put_batch
+from deit_jax.parallel.host_rows import host_rows
+from deit_jax.parallel.sharding import put_batch, rounded_up
 from deit_jax.reporting import console
 
 Weights = Mapping[str, Any]  # {"raw": variables, and "ema": variables or None}
@@ -35,19 +35,17 @@ class Evaluator:
 
     Attributes: unreadable (images that the last evaluation of `source` left out; config.data.on_bad_image).
 
-    Raises ConfigError if the evaluation batch does not divide among the devices.
+    A batch of `config.evaluation.batch_size` is rounded up to a multiple of the devices, and padded.
     """
 
     def __init__(
         self, config: ConfigDict, source: ImageSource, mesh: Mesh, *, image_size: int, keep_images: bool = False
     ) -> None:
-        if config.evaluation.batch_size % mesh.size:
-            raise ConfigError(
-                f"config.evaluation.batch_size={config.evaluation.batch_size} must be a multiple of the {mesh.size} devices"
-            )
         self._config = config
         self._source = source
         self._mesh = mesh
+        self._batch_size = rounded_up(config.evaluation.batch_size, mesh)
+        self._rows = host_rows(mesh, self._batch_size)[jax.process_index()]
         self._crop = evaluation_crop(config.evaluation, image_size)
         self._eval_steps: dict[nn.Module, EvalStep] = {}
         self._bad_images = BadImages(console.warn, "left out of the scores")
@@ -124,9 +122,8 @@ class Evaluator:
         return eval_batches(
             source,
             self._crop,
-            self._config.evaluation.batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            self._batch_size,
+            stretches=self._rows.stretches,
             num_threads=data.num_threads,
             num_workers=num_workers,
             prefetch_batches=data.prefetch_batches,
@@ -146,16 +143,13 @@ class Evaluator:
                     continue
                 except DataError as error:
                     faults.append(error)
-            yield empty_eval_batch(source, self._crop, self._rows())
-
-    def _rows(self) -> int:
-        return self._config.evaluation.batch_size // jax.process_count()
+            yield empty_eval_batch(source, self._crop, self._rows.count)
 
     def _batch_bytes(self) -> int:
-        return self._rows() * self._crop.size**2 * 3
+        return self._rows.count * self._crop.size**2 * 3
 
     def _num_batches(self, source: ImageSource) -> int:
-        return math.ceil(len(source) / self._config.evaluation.batch_size)
+        return math.ceil(len(source) / self._batch_size)
 
 
 def _there(weights: Weights) -> dict[str, Any]:

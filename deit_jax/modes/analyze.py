@@ -32,7 +32,7 @@ from deit_jax.models.vit import VisionTransformer
 from deit_jax.modes.classifiers import Classifier, load_classifiers
 from deit_jax.modes.evaluate import as_labelled
 from deit_jax.parallel.mesh import make_mesh
-from deit_jax.parallel.sharding import put_batch, replicated
+from deit_jax.parallel.sharding import put_batch, replicated, rounded_up
 from deit_jax.reporting import analysis, console
 from deit_jax.training.record import read_config
 
@@ -59,7 +59,7 @@ class EvaluationImages:
         batches = eval_batches(
             self.source,
             evaluation_crop(config.evaluation, image_size),
-            config.evaluation.batch_size,
+            rounded_up(config.evaluation.batch_size, self.mesh),
             num_threads=data.num_threads,
             num_workers=data.num_workers,
             on_bad_image=data.on_bad_image,
@@ -115,10 +115,6 @@ def analyze(
         validate(config)
     folder = workdir / "analysis" if output is None else output
     mesh = make_mesh()
-    if config.evaluation.batch_size % mesh.size:
-        raise ConfigError(
-            f"config.evaluation.batch_size={config.evaluation.batch_size} must be a multiple of the {mesh.size} devices"
-        )
     classifiers = load_classifiers(workdir, others, which=which)
     first = classifiers[0]
     other_size = _other_size(first, image_size)

@@ -31,7 +31,7 @@ from deit_jax.parallel.traffic import bytes_in_text
 from deit_jax.reporting import console
 from deit_jax.reporting.compiled_step import show
 from deit_jax.reporting.metrics import write_json
-from deit_jax.training.plan import Plan, resolve
+from deit_jax.training.plan import Plan, resolve, sizes_of_mixing
 from deit_jax.training.program import Program, Teacher, build_program
 from deit_jax.training.state import count_parameters
 
@@ -73,10 +73,7 @@ def compile_step(
     show(report, topology)
     if search_batch:
         attempts = [report]
-        unit = math.lcm(
-            config.augment.group_size * config.augment.groups_per_block * ahead_of_time.number_of_hosts(devices),
-            mesh.size * config.train.accumulation_steps,
-        )
+        unit = math.lcm(math.prod(sizes_of_mixing(config)), mesh.size * config.train.accumulation_steps)
 
         def attempt(batch_size: int) -> Attempt:
             if attempts[-1]["batch_size"] != batch_size:
@@ -231,7 +228,8 @@ class Step:
             "compute_dtype": plan.compute_dtype,
             "batch_size": size,
             "batch_per_device": size // self.mesh.size,
-            "batch_shared_by_hosts": (size // plan.order.block_size) % hosts == 0,
+            "mixing": {"group_size": plan.order.group_size, "groups_per_block": plan.order.groups_per_block},
+            "dealt_on": "hosts" if program.host_rows.dealt else "devices",
             "flops_per_image": {"student": flops.student, "teacher": flops.teacher},
             "versions": _versions(
                 "jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt", "nvidia-cuda-nvcc-cu12"

@@ -28,14 +28,14 @@ from deit_jax.models import native_image_size
 from deit_jax.models.position_embedding import resize_position_embedding
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.parallel.agreement import agree
-from deit_jax.parallel.distributed import is_main_process
+from deit_jax.parallel.distributed import first_process_first, is_main_process
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import write_json
 from deit_jax.training.checkpoint_folder import CheckpointError, has_checkpoints
 from deit_jax.training.plan import compute_dtype
-from deit_jax.training.preparation import common_facts
+from deit_jax.training.preparation import common_facts, with_shared_index
 from deit_jax.training.program import build_model, build_recorded_model
 from deit_jax.training.record import read_config, show_results
 from deit_jax.training.state import Variables
@@ -75,7 +75,7 @@ def evaluate(
     ConfigError, DataError, CheckpointError or WeightsError, each with one clear line.
     """
     config = without_teacher(config)
-    source = agree(lambda: _open(config, workdir), lambda source: _facts(config, source))
+    source = agree(lambda: first_process_first(lambda: _open(config, workdir)), lambda source: _facts(config, source))
     subject = load_subject(config, workdir, source.class_names, checkpoint)
     source = as_labelled(source, subject.class_names, subject.model.num_classes, subject.origin)
     extra = open_extra_sets(config, source.class_names, strict=True)
@@ -116,7 +116,7 @@ def _open(config: ConfigDict, workdir: Path | None) -> ImageSource:
             "there is nothing to evaluate: give the --workdir of a training run, or --config.model.weights=FILE "
             "(or =pretrained) without one"
         )
-    return open_source(config.data, "eval")
+    return open_source(config.data if workdir is None else with_shared_index(config.data, workdir), "eval")
 
 
 def _facts(config: ConfigDict, source: ImageSource) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from deit_jax.models.vit import VisionTransformer
 from deit_jax.modes.evaluate import Subject, as_labelled, load_subject, without_teacher
 from deit_jax.parallel.distributed import is_main_process, wait_for_all
 from deit_jax.parallel.mesh import make_mesh
-from deit_jax.parallel.sharding import put_batch, replicated
+from deit_jax.parallel.sharding import put_batch, replicated, rounded_up
 from deit_jax.reporting import console, html
 from deit_jax.reporting import report as sections
 from deit_jax.reporting.environment import environment
@@ -218,7 +217,7 @@ def _class_names(source: ImageSource, subject: Subject) -> list[str]:
 
 def _predict(config: ConfigDict, subject: Subject, which: str, source: ImageSource) -> Predictions:
     mesh = make_mesh()
-    batch = math.ceil(min(config.evaluation.batch_size, len(source)) / mesh.size) * mesh.size
+    batch = rounded_up(min(config.evaluation.batch_size, len(source)), mesh)
     crop = evaluation_crop(config.evaluation, subject.image_size)
     step = make_predict_step(
         suited_to(subject.model, mesh), mean=tuple(config.augment.mean), std=tuple(config.augment.std)

@@ -33,7 +33,7 @@ from deit_jax.reporting.metrics import write_json
 from deit_jax.reporting.speed import Speed
 from deit_jax.reporting.throughput import show
 from deit_jax.training.loop import peak_flops
-from deit_jax.training.plan import compute_dtype, resolve
+from deit_jax.training.plan import compute_dtype, resolve, sizes_of_mixing
 from deit_jax.training.program import build_model, build_program
 from deit_jax.training.state import count_parameters
 
@@ -231,8 +231,7 @@ class Bench:
 
             return run
 
-        group = config.augment.group_size * config.augment.groups_per_block
-        return math.lcm(group, self.mesh.size * config.train.accumulation_steps), prepare
+        return math.lcm(math.prod(sizes_of_mixing(config)), self.mesh.size * config.train.accumulation_steps), prepare
 
     def _random(self, shapes: Any) -> Any:
         """Small random values in the shapes of a frozen teacher."""

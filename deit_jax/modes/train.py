@@ -14,7 +14,7 @@ from deit_jax.modes.initial import load_initial
 from deit_jax.modes.report import report_of_finished_run
 from deit_jax.modes.teacher import load_teacher
 from deit_jax.parallel.agreement import agree
-from deit_jax.parallel.distributed import is_main_process
+from deit_jax.parallel.distributed import first_process_first, is_main_process
 from deit_jax.reporting import console
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.training.loop import Results, finished_run
@@ -29,7 +29,7 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     `workdir`/teacher. Returns the content of `results.json`. Raises ConfigError, DataError, WeightsError, CheckpointError or
     LogError, each with one clear line.
     """
-    opened = agree(lambda: _open(config, workdir), lambda opened: facts(config, opened))
+    opened = agree(lambda: first_process_first(lambda: _open(config, workdir)), lambda opened: facts(config, opened))
     config = opened.config
     with RunLog(config, workdir, silent=not is_main_process()) as log:
         return _train(config, workdir, opened, log)

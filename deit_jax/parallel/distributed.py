@@ -9,9 +9,10 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +22,8 @@ from deit_jax.parallel import tpu_hosts
 from deit_jax.parallel.local_devices import devices_of_process
 from deit_jax.parallel.platforms import has_tpu
 from deit_jax.parallel.rendezvous import ClusterError, meet
+
+_Value = TypeVar("_Value")
 
 
 class LostProcessError(UserError):
@@ -37,6 +40,8 @@ _LOST = re.compile(
 
 
 _LONGEST_WAIT = 3600  # seconds that the first process waits for the last, which may be compiling
+_SILENT_WAIT = 10  # seconds after which a process says what it waits for
+_said: set[str] = set()  # what it has waited for, each printed once
 _meetings = itertools.count()  # the same in every process: all meet at the same places in the same order
 
 
@@ -73,18 +78,20 @@ def start(
     elif any(value is None for value in told):
         raise ClusterError("--coordinator, --num_processes and --process_id go together: give all three or none")
     if coordinator is not None and num_processes is not None and process_id is not None:
-        meet(coordinator, num_processes, process_id, seconds=join_seconds)
+        with _said_if_long(f"process {process_id} of {num_processes} waits for the others to start"):
+            meet(coordinator, num_processes, process_id, seconds=join_seconds)
     try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            local_device_ids=devices_of_process(os.environ),
-            cluster_detection_method=None if by_itself else "deactivate",
-            initialization_timeout=join_seconds,
-            heartbeat_timeout_seconds=heartbeat_seconds,
-            shutdown_timeout_seconds=heartbeat_seconds,
-        )
+        with _said_if_long("this process waits for the others to start"):
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                local_device_ids=devices_of_process(os.environ),
+                cluster_detection_method=None if by_itself else "deactivate",
+                initialization_timeout=join_seconds,
+                heartbeat_timeout_seconds=heartbeat_seconds,
+                shutdown_timeout_seconds=heartbeat_seconds,
+            )
     except (ValueError, RuntimeError) as error:
         where = f"at {coordinator}" if coordinator else "of the cluster"
         raise ClusterError(f"the processes {where} do not find each other ({str(error).splitlines()[0]})") from error
@@ -127,7 +134,7 @@ def is_main_process() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Return when every process has come here. `what` names the place.
+    """Return when every process has come here. `what` names the place; a long wait is printed, once for each place.
 
     By the coordination service, not by a collective: between CPUs Gloo carries those, and it waits for no more than 30 seconds.
     """
@@ -136,7 +143,40 @@ def wait_for_all(what: str) -> None:
 
         # Orbax asks the service only if the processes are named.
         everyone = set(range(jax.process_count()))
-        multihost.sync_global_processes(f"{what} {next(_meetings)}", timeout=_LONGEST_WAIT, processes=everyone)
+        with _said_if_long(f"process {jax.process_index()} waits for the others: {what}"):
+            multihost.sync_global_processes(f"{what} {next(_meetings)}", timeout=_LONGEST_WAIT, processes=everyone)
+
+
+@contextlib.contextmanager
+def _said_if_long(text: str) -> Iterator[None]:
+    """Print a line if what follows takes long, in every process: the one that hangs is seldom the one that speaks."""
+
+    def say() -> None:
+        if text not in _said:
+            _said.add(text)
+            with contextlib.suppress(OSError):
+                print(text, flush=True)
+
+    timer = threading.Timer(_SILENT_WAIT, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def first_process_first(make: Callable[[], _Value]) -> _Value:
+    """What `make` returns here; the others call it when the first process is done, and find what it left on a shared disk."""
+    if jax.process_count() == 1:
+        return make()
+    if not is_main_process():
+        wait_for_all("the first one opens the data")
+        return make()
+    try:
+        return make()
+    finally:
+        wait_for_all("the first one opens the data")
 
 
 def compiled_together(function: Any) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -52,8 +53,13 @@ def state_sharding(mesh: Mesh, state: Any, rules: Rules = ((".*", "fsdp"),), min
     return jax.tree_util.tree_map_with_path(place, state)
 
 
+def rounded_up(rows: int, mesh: Mesh) -> int:
+    """The smallest batch of at least `rows` that divides among the devices."""
+    return math.ceil(rows / mesh.size) * mesh.size
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This host's rows of a batch to global arrays [B, ...] split over the mesh.
+    """This host's rows of a batch, ascending as `host_rows` has them, to global arrays [B, ...] split over the mesh.
 
     Raises ValueError if the global batch does not divide among the devices.
     """

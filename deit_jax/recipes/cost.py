@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from deit_jax.data.known_sets import KNOWN_SETS
-from deit_jax.data.sampling import TrainOrder
+from deit_jax.data.sampling import selected_positions
 from deit_jax.models import create_model, native_image_size
 from deit_jax.models.flops import forward_flops
 
@@ -40,18 +40,12 @@ def training_cost(config: ConfigDict) -> Cost:
 
     The backward pass counts as two forward passes whatever is frozen; augmentation, optimizer and evaluation do not count.
     """
-    order = TrainOrder(
-        num_examples=KNOWN_SETS[config.data.name].train_images,
-        batch_size=config.train.batch_size,
-        repeats=config.data.repeats,
-        group_size=config.augment.group_size,
-        groups_per_block=config.augment.groups_per_block,
-        seed=config.seed,
-    )
+    batch_size = config.train.batch_size
+    steps_per_epoch = selected_positions(KNOWN_SETS[config.data.name].train_images) // batch_size
     image_size = config.image_size or native_image_size(config.model.name)
     teachers = config.teacher.name.split(",") if config.distillation.kind in ("soft", "hard") else []
     return Cost(
-        images=config.train.epochs * order.steps_per_epoch * order.batch_size,
+        images=config.train.epochs * steps_per_epoch * batch_size,
         student_flops=3 * _forward_flops(config.model.name, config.num_classes, image_size),
         teacher_flops=sum(_forward_flops(name, config.num_classes, image_size) for name in teachers),
     )

@@ -13,7 +13,7 @@ from deit_jax.data.known_sets import imagenet_extra_sets
 SIZES = ("tiny", "small", "base")
 EPOCHS = ("300", "500", "800", "1000")  # Figure 3
 TRAIN_SIZES = ("160px", "224px", "320px", "384px")  # Table 10
-# Rows that share a mixing draw: the batch of one GPU in the authors' runs (4 GPUs of 256 for Ti and S, 16 of 64 for B).
+# Rows that share a mixing draw, at most: the batch of one GPU in the authors' runs (4 GPUs of 256 for Ti and S, 16 of 64 for B).
 _GROUP_SIZES = {"tiny": 256, "small": 256, "base": 64}
 # Table 2's teachers, by the words of configs/distillation.py.
 TEACHERS = {
@@ -30,7 +30,7 @@ def deit(size: str, *, distilled: bool = False) -> ConfigDict:
     config = default_config()
     config.model.name = f"deit_{size}{'_distilled' if distilled else ''}_patch16_224"
     config.num_classes = 1000
-    config.augment.group_size = _GROUP_SIZES[size]
+    config.augment.max_group_size = _GROUP_SIZES[size]
     score_real_and_v2(config)
     return config
 
@@ -59,7 +59,7 @@ def fine_tune(config: ConfigDict, image_size: int, optimizer: str = "adamw") -> 
     config.train.train_mode = False
     config.train.batch_size = 512
     config.train.epochs = 30
-    config.augment.group_size = 32
+    config.augment.max_group_size = 32
     config.optimizer.name = optimizer
     if optimizer == "adamw":
         config.optimizer.weight_decay = 1e-8

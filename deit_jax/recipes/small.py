@@ -17,7 +17,7 @@ def run_locally(config: ConfigDict) -> None:
     config.data.max_eval_images = 100
     config.train.batch_size = 16
     config.train.max_steps = 2
-    config.augment.group_size = 4
+    config.augment.max_group_size = 4
     config.evaluation.batch_size = 48
     config.evaluation.extra = ConfigDict()
     config.evaluation.teacher = False

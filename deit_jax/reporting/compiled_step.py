@@ -42,6 +42,8 @@ def show(report: Mapping[str, Any], topology: Topology) -> None:
         "teacher": report["teacher"] or "none",
         "batch": f"{report['batch_size']}, {report['batch_per_device']} a device",
     }
+    dealt = "each host deals its own rows" if report["dealt_on"] == "hosts" else "the devices exchange rows"
+    facts["mixing"] = "groups of {group_size}, {groups_per_block} a block; ".format(**report["mixing"]) + dealt
     student, teacher = report["flops_per_image"]["student"], report["flops_per_image"]["teacher"]
     facts["model FLOPs"] = (
         f"{(student + teacher) / 1e9:.1f} G an image: student {student / 1e9:.1f} G (forwards and backwards), teacher "
@@ -50,11 +52,6 @@ def show(report: Mapping[str, Any], topology: Topology) -> None:
     if "compile_seconds" in report:
         facts["compiled in"] = f"{report['compile_seconds']:.0f} s, after {report['lower_seconds']:.0f} s of tracing"
     console.announce(f"The train step on {report['topology']}", facts)
-    if not report["batch_shared_by_hosts"]:
-        console.warn(
-            f"{report['hosts']} hosts cannot share this batch's mixing blocks: training would refuse it; make "
-            "config.augment.group_size or groups_per_block smaller, or the batch larger"
-        )
     memory = dict(report["memory"])
     total, capacity = memory.pop("total"), memory.pop("capacity")
     amounts = {kind: f"{size / _GIB:8.3f}" for kind, size in memory.items()}

@@ -81,7 +81,8 @@ def _recipe(config: ConfigDict, plan: Plan) -> dict[str, str]:
     return {
         "input": f"{data.train_crop} crop, {data.repeats} repeat(s), flip {augment.flip_probability:g}, "
         f"{_operations(augment)}, erasing {augment.erase_probability:g} ({augment.erase_mode})",
-        "mixing": f"mixup {augment.mixup_alpha:g}, cutmix {augment.cutmix_alpha:g} in groups of {augment.group_size}, "
+        "mixing": f"mixup {augment.mixup_alpha:g}, cutmix {augment.cutmix_alpha:g} in groups of {plan.order.group_size}, "
+        f"{plan.order.groups_per_block} a block, "
         f"label smoothing {augment.label_smoothing:g}",
         "optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, peak rate {plan.peak_learning_rate:.3g}, "
         f"{schedule.warmup_epochs:g} warm-up epochs, {schedule.kind} cosine schedule",

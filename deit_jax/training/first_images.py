@@ -56,7 +56,7 @@ def first_of_batch(
     config: ConfigDict, plan: Plan, class_names: tuple[str, ...], batch: Mapping[str, np.ndarray], rows: int
 ) -> FirstImages:
     """The same of the first step's batch, or of the main process's part of it, that is there already."""
-    augment = build_augmentation(config, plan.num_classes)
+    augment = build_augmentation(config, plan)
     group = augment.group_size if augment.mixes else 1  # whole groups: partners are at both ends
     count = -(-rows // group) * group
     key, _ = step_keys(config.seed, 0)

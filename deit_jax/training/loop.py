@@ -20,6 +20,7 @@ from deit_jax.evaluation.extra import score_extra_sets
 from deit_jax.evaluation.protocol import protocol_of
 from deit_jax.evaluation.run import Evaluator
 from deit_jax.models.flops import train_flops
+from deit_jax.parallel.compilation_cache import share_compiled_programs
 from deit_jax.parallel.distributed import (
     compiled_together,
     from_main_process,
@@ -27,6 +28,7 @@ from deit_jax.parallel.distributed import (
     sum_over_processes,
     wait_for_all,
 )
+from deit_jax.parallel.host_rows import HostRows
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.parallel.topologies import find_chip
 from deit_jax.reporting import console
@@ -96,6 +98,8 @@ def train(
         began_with = "" if initial is None else initial.digest
         claim = functools.partial(claim_workdir, workdir, config, plan, opened.identity)
         from_main_process(lambda: claim(checked=opened.record, teachers=teachers, initial=began_with))
+        if unsafe := share_compiled_programs(config.parallel.compilation_cache, workdir):
+            console.warn(unsafe)
         facts = describe(config, plan, program, opened.train_source, opened.eval_source, teacher, initial)
         console.announce(f"Training in {workdir}", facts)
         protocol = protocol_of(config, plan.image_size)
@@ -304,7 +308,8 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
 def host_batches(run: Run, start: int, bad_images: BadImages) -> Iterator[dict[str, np.ndarray]]:
     """This host's batches of the steps from `start` (counted from 0) on."""
     for first, end in run.detours.stretches(start, run.plan.total_steps):
-        yield from step_batches(run.config, run.train_source, run.plan, first, end, bad_images)
+        rows = run.program.host_rows
+        yield from step_batches(run.config, run.train_source, run.plan, rows, first, end, bad_images)
     bad_images.warn_of_total()
 
 
@@ -313,9 +318,14 @@ def pictured(run: Run, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dic
     first = next(batches, None)
     if first is None:
         return
-    names = run.train_source.class_names
+    names, rows = run.train_source.class_names, run.program.host_rows
+    shown = first
+    if not rows.dealt or rows.stretches[0][0] > 0:  # the first rows come from several hosts: read their block here
+        rows = HostRows(((0, run.plan.order.block_size),))
+        silent = BadImages(lambda line: None)
+        shown = next(iter(step_batches(run.config, run.train_source, run.plan, rows, 0, 1, silent)))
     try:
-        seen, targets = first_of_batch(run.config, run.plan, names, first, TRAINING_IMAGES).as_trained_on(
+        seen, targets = first_of_batch(run.config, run.plan, names, shown, TRAINING_IMAGES).as_trained_on(
             TRAINING_IMAGES
         )
         run.log.pictures(0, Pictures("images/training", list(seen), targets, names))

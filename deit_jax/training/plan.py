@@ -8,7 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError
-from deit_jax.data.sampling import TrainOrder
+from deit_jax.data.sampling import TrainOrder, mixing_sizes
 from deit_jax.models import native_image_size
 
 
@@ -34,33 +34,30 @@ def resolve(
     data_classes: int,
     platform: str | None = None,
     epoch_steps: int | None = None,
+    mixing: tuple[int, int] | None = None,
 ) -> Plan:
     """The plan of a validated configuration for a training set of `num_images` images in `data_classes` classes.
 
     platform: what the devices are, "cpu", "gpu" or "tpu"; None: those here. epoch_steps: steps of an epoch, of a run that goes on
-    with other images than it started with; None: what follows from the images.
+    with other images than it started with; None: what follows from the images. mixing: group size and groups per block of a run
+    that goes on; None: those of the configuration, or what follows from the batch.
 
     Raises ConfigError when the two do not fit: too few images for a batch, more classes than the model has.
     """
+    group_size, groups_per_block = mixing or sizes_of_mixing(config)
     try:
         order = TrainOrder(
             num_examples=num_images,
             batch_size=config.train.batch_size,
             repeats=config.data.repeats,
-            group_size=config.augment.group_size,
-            groups_per_block=config.augment.groups_per_block,
+            group_size=group_size,
+            groups_per_block=groups_per_block,
             seed=config.seed,
             epoch_steps=epoch_steps,
         )
         image_size = config.image_size or native_image_size(config.model.name)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    blocks = order.batch_size // order.block_size
-    if blocks % jax.process_count():
-        raise ConfigError(
-            f"config.train.batch_size={order.batch_size} is {blocks} blocks of {order.block_size} rows (augment.group_size * "
-            f"augment.groups_per_block), which {jax.process_count()} processes cannot share: make one of the two smaller"
-        )
     num_classes = config.num_classes or data_classes
     if num_classes < data_classes:
         raise ConfigError(
@@ -83,6 +80,25 @@ def resolve(
         evaluate_every=config.evaluation.every_epochs * steps_per_epoch,
         checkpoint_every=config.checkpoint.every_steps or steps_per_epoch,
     )
+
+
+def sizes_of_mixing(config: ConfigDict) -> tuple[int, int]:
+    """Group size and groups per block: the configured ones, or what follows from the batch.
+
+    Raises ConfigError if nothing does.
+    """
+    augment = config.augment
+    try:
+        return mixing_sizes(
+            config.train.batch_size,
+            config.data.repeats,
+            augment.max_group_size,
+            group_size=augment.group_size,
+            groups_per_block=augment.groups_per_block,
+            mixes=(augment.mixup_alpha > 0 or augment.cutmix_alpha > 0) and augment.mix_probability > 0,
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
 
 
 def compute_dtype(config: ConfigDict, platform: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -14,15 +15,18 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from deit_jax.cache_folder import shared_cache_folder
 from deit_jax.config import ConfigError
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.classes import with_classes
+from deit_jax.data.folder_index import AUTO
 from deit_jax.data.identity import Identity
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
 from deit_jax.data.sources import ImageSource, digest, searched_folders
 from deit_jax.evaluation.extra import Sources, open_extra_sets
 from deit_jax.evaluation.run import Evaluator
+from deit_jax.parallel.host_rows import HostRows
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.rendezvous import versions
 from deit_jax.reporting import console
@@ -31,7 +35,7 @@ from deit_jax.reporting.metrics import read_rows
 from deit_jax.training.checkpoint_folder import is_opened, last_step
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import Program, Teacher, build_program
-from deit_jax.training.record import as_begun, check_workdir
+from deit_jax.training.record import as_begun, check_workdir, recorded_mixing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,8 @@ def open_run(config: ConfigDict, workdir: Path) -> Opened:
 
     Raises ConfigError or DataError: the data cannot be opened or does not fit, or the workdir holds another run.
     """
-    train_source, eval_source = open_source(config.data, "train"), open_source(config.data, "eval")
+    data = with_shared_index(config.data, workdir)
+    train_source, eval_source = open_source(data, "train"), open_source(data, "eval")
     names = train_source.class_names
     if len(names) > (there := len(eval_source.class_names)):
         console.warn(f"there are evaluation images of {there} of the {len(names)} classes only")
@@ -79,6 +84,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Opened:
         data_classes=len(names),
         # A run that went on with other images keeps the epochs it began with.
         epoch_steps=None if record is None else record["resolved"]["steps_per_epoch"],
+        mixing=None if record is None else recorded_mixing(record),
     )
     if (done := last_step(workdir)) is not None and done > plan.total_steps:
         raise ConfigError(
@@ -86,6 +92,15 @@ def open_run(config: ConfigDict, workdir: Path) -> Opened:
             "it to go on; nothing was trained"
         )
     return Opened(train_source, eval_source, identity, record, plan, config)
+
+
+def with_shared_index(data: ConfigDict, workdir: Path) -> ConfigDict:
+    """A `data` section whose folder indices lie where all processes of a run find what the first one has listed."""
+    if data.index != AUTO or jax.process_count() == 1:
+        return data
+    data = copy.deepcopy(data)
+    data.index = str(shared_cache_folder(workdir))
+    return data
 
 
 def _refuse_inside_the_data(workdir: Path, sources: Sequence[ImageSource]) -> None:
@@ -106,9 +121,15 @@ def _refuse_lost_checkpoints(workdir: Path) -> None:
 
 
 def step_batches(
-    config: ConfigDict, source: ImageSource, plan: Plan, start: int, end: int, bad_images: BadImages | None = None
+    config: ConfigDict,
+    source: ImageSource,
+    plan: Plan,
+    rows: HostRows,
+    start: int,
+    end: int,
+    bad_images: BadImages | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """This process's training batches of the steps from `start` (counted from 0) to `end` - 1; see `train_batches`."""
+    """The rows of the training batches of the steps from `start` (counted from 0) to `end` - 1; see `train_batches`."""
     data = config.data
     return train_batches(
         source,
@@ -116,8 +137,8 @@ def step_batches(
         train_crop(data, plan.image_size, config.evaluation),
         start_step=start,
         stop_step=end,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        stretches=rows.stretches,
+        dealt=rows.dealt,
         num_threads=data.num_threads,
         num_workers=data.num_workers,
         prefetch_batches=data.prefetch_batches,
@@ -170,6 +191,6 @@ def build_run(config: ConfigDict, opened: Opened, teacher: Teacher | None = None
     program = build_program(config, plan, mesh, teacher, resumed=opened.record is not None)
     evaluator = Evaluator(config, opened.eval_source, mesh, image_size=plan.image_size, keep_images=True)
     # Opened and left: what cannot read so, e.g. workers without shared memory, is refused before anything is written.
-    step_batches(config, opened.train_source, plan, 0, plan.total_steps)
+    step_batches(config, opened.train_source, plan, program.host_rows, 0, plan.total_steps)
     extra_sources = open_extra_sets(config, opened.train_source.class_names, strict=False)
     return Built(mesh, program, evaluator, extra_sources)

@@ -18,6 +18,7 @@ from deit_jax.config_model import check_heads, check_model, module_options
 from deit_jax.models import create_model
 from deit_jax.models.folding import fold_batch_norm
 from deit_jax.models.grouped_conv import suited_to
+from deit_jax.parallel.host_rows import HostRows, deal_on_devices, gathers_rows, host_rows
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
 from deit_jax.parallel.xla_options import xla_options
 from deit_jax.reporting import console
@@ -65,6 +66,7 @@ class Program:
     model: nn.Module
     abstract_state: TrainState
     train_step: TrainStep  # jitted, the state donated
+    host_rows: HostRows  # what this process reads of a training batch
     mesh: Mesh
     seed: int
     _init: Any
@@ -111,12 +113,12 @@ def _build_model(config: ConfigDict, num_classes: int, image_size: int, compute_
         raise ConfigError(f"config.model: {error}") from error
 
 
-def build_augmentation(config: ConfigDict, num_classes: int) -> TrainAugmentation:
+def build_augmentation(config: ConfigDict, plan: Plan) -> TrainAugmentation:
     """The device side of the recipe. Raises ConfigError for values that it refuses."""
-    fields = config.augment.to_dict()
-    del fields["groups_per_block"]  # the sampling order's, not the augmentation's
+    fields = config.augment.to_dict() | {"group_size": plan.order.group_size}
+    del fields["groups_per_block"], fields["max_group_size"]  # the sampling order's, not the augmentation's
     try:
-        return TrainAugmentation(num_classes=num_classes, **fields)
+        return TrainAugmentation(num_classes=plan.num_classes, **fields)
     except ValueError as error:
         raise ConfigError(f"config.{error}") from error
 
@@ -135,11 +137,21 @@ def build_program(
             f"config.train.batch_size={config.train.batch_size} does not divide into "
             f"config.train.accumulation_steps={config.train.accumulation_steps} microbatches on {mesh.size} devices"
         )
-    augment = build_augmentation(config, plan.num_classes)
+    order = plan.order
+    rows = host_rows(mesh, order.batch_size, order.block_size)[jax.process_index()]
+    deal = None
+    if not rows.dealt:
+        deal = deal_on_devices(mesh, order.group_size, order.groups_per_block)
+        if gathers_rows(mesh, deal, order.batch_size):
+            console.warn(
+                f"every device gathers all {order.batch_size} rows of each batch, because blocks of {order.block_size} rows do "
+                f"not lie evenly on {mesh.size} devices; where both are powers of two, they do"
+            )
+    augment = build_augmentation(config, plan)
     if augment.mixes and (config.train.batch_size // mesh.size) % augment.group_size:
         console.warn(
-            f"a device holds {config.train.batch_size // mesh.size} rows, no multiple of config.augment.group_size="
-            f"{augment.group_size}: rows move between devices to be mixed"
+            f"a device holds {config.train.batch_size // mesh.size} rows, not a multiple of the {augment.group_size} of a "
+            "mixing group: rows move between devices to be mixed"
         )
     try:
         check_heads(config)
@@ -193,6 +205,7 @@ def build_program(
         skip_nonfinite=config.on_nonfinite == "skip",
         train_mode=config.train.train_mode,
         trained=None if all(jax.tree.leaves(moving)) else moving,
+        deal=deal,
     )
     return Program(
         model=model,
@@ -206,6 +219,7 @@ def build_program(
             out_shardings=(sharding, replicated(mesh)),
             compiler_options=xla_options(mesh, config.parallel.xla_options),
         ),
+        host_rows=rows,
         mesh=mesh,
         seed=config.seed,
         _init=jax.jit(init, out_shardings=sharding),

@@ -31,7 +31,10 @@ _FREE_TO_CHANGE = (
     "log.", "checkpoint.", "evaluation.", "parallel.", "published.", "train.max_steps", "teacher.recipe.",
     "data.path", "data.eval_split", "data.max_eval_images", "data.num_threads", "data.num_workers", "data.prefetch_batches",
     "data.index", "data.on_bad_image", "data.on_change", "teacher.on_change", "on_nonfinite",
+    "augment.max_group_size",  # the group size that followed from it is recorded and kept
 )  # fmt: skip
+# Fields that may be left open; what followed from them is recorded.
+_MIXING = ("augment.group_size", "augment.groups_per_block")
 
 
 def check_workdir(workdir: Path, config: ConfigDict, identity: Identity) -> dict[str, Any] | None:
@@ -53,6 +56,7 @@ def check_workdir(workdir: Path, config: ConfigDict, identity: Identity) -> dict
         )
     recorded, fields = record["config"], json.loads(config.to_json_best_effort())
     defaults = json.loads(default_config().to_json_best_effort())
+    mixing = dict(zip(_MIXING, recorded_mixing(record) or (), strict=False))
     changed = [
         name
         for name in differing_fields(recorded, fields)
@@ -60,6 +64,7 @@ def check_workdir(workdir: Path, config: ConfigDict, identity: Identity) -> dict
         and not (
             name in _PLACES and _is_known(record["resolved"], name) and _value(recorded, name) and _value(fields, name)
         )
+        and not (name in _MIXING and _value(fields, name) in (None, mixing.get(name)))
         and not (
             name in BEFORE_IT_EXISTED
             and not _has(recorded, name)
@@ -126,6 +131,13 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
+def recorded_mixing(record: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Group size and groups per block of a run; versions that did not derive them recorded the configured ones only."""
+    resolved, configured = record["resolved"], record["config"].get("augment", {})
+    sizes = [resolved.get(name, configured.get(name)) for name in ("group_size", "groups_per_block")]
+    return None if None in sizes else (sizes[0], sizes[1])
+
+
 # Where a network is may change; which one it is may not, and is recorded.
 _PLACES = ("teacher.weights", "model.weights")
 
@@ -161,6 +173,8 @@ def claim_workdir(
         "image_size": plan.image_size,
         "compute_dtype": plan.compute_dtype,
         "steps_per_epoch": plan.steps_per_epoch,
+        "group_size": plan.order.group_size,
+        "groups_per_block": plan.order.groups_per_block,
         **identity.record(),
     }
     before = {} if checked is None else checked["resolved"]

@@ -40,6 +40,7 @@ def make_train_step(
     skip_nonfinite: bool = False,
     train_mode: bool = True,
     trained: Any | None = None,
+    deal: Callable[[Batch], Batch] | None = None,
 ) -> TrainStep:
     """The pure function (state, teacher, batch) -> (state, metrics), to be jitted with the state donated.
 
@@ -51,7 +52,7 @@ def make_train_step(
 
     Without `train_mode` the student computes as in evaluation: nothing is dropped, BatchNorm normalises by its running
     statistics, which stay as they are. `trained`, a tree of bools like the parameters, says which of them are differentiated, of
-    the others no gradient is computed; None: all.
+    the others no gradient is computed; None: all. `deal` puts the rows of a batch into their mixing groups; None: they lie there.
     """
 
     def moving_average(ema: Variables, now: Variables) -> Variables:
@@ -66,6 +67,8 @@ def make_train_step(
 
     def train_step(state: TrainState, teacher: Variables | None, batch: Batch) -> tuple[TrainState, Metrics]:
         augment_key, dropout_key = step_keys(seed, state.step)
+        if deal is not None:
+            batch = deal(batch)
         images, targets = augment(augment_key, batch["image"], batch["label"], mesh=mesh, axis=BATCH_AXES)
         positions = jnp.arange(images.shape[0])
 

@@ -72,11 +72,20 @@ def test_copies_are_cropped_differently(reference):
 
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_the_global_batch(reference, hosts):
-    parts = [run(process_index=i, process_count=hosts, num_threads=2) for i in range(hosts)]
+    parts = [run(stretches=((64 // hosts * i, 64 // hosts * (i + 1)),), num_threads=2) for i in range(hosts)]
     assert_same(
         [{key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in zip(*parts, strict=True)],
         reference,
     )
+
+
+@pytest.mark.parametrize("stretches", [((0, 10), (30, 47)), ((5, 6), (6, 64))])
+def test_a_stretch_of_positions_may_begin_anywhere(reference, stretches):
+    positions = np.concatenate([np.arange(*stretch) for stretch in stretches])
+    for step, batch in enumerate(run(stretches=stretches, dealt=False)):
+        row = ORDER.positions(step).row[positions]
+        np.testing.assert_array_equal(batch["image"], reference[step]["image"][row])
+        np.testing.assert_array_equal(batch["label"], reference[step]["label"][row])
 
 
 @pytest.mark.parametrize("threads", [1, 5])
@@ -90,7 +99,7 @@ def test_workers_change_nothing(reference):
 
 def test_restart_continues_the_stream(reference):
     assert_same(run(start=4), reference[4:])
-    hosts = [run(start=5, process_index=i, process_count=2) for i in range(2)]
+    hosts = [run(start=5, stretches=(rows,)) for rows in ((0, 32), (32, 64))]
     np.testing.assert_array_equal(np.concatenate([host[0]["image"] for host in hosts]), reference[5]["image"])
     assert run(start=3, stop=3) == []
 
@@ -103,7 +112,7 @@ def test_blocks_larger_than_a_chunk():
     for step, batch in enumerate(batches):
         image, _, row = order.positions(step)
         np.testing.assert_array_equal(batch["label"][row], image)
-    halves = [run(source=source, order=order, stop=2, process_index=i, process_count=2) for i in range(2)]
+    halves = [run(source=source, order=order, stop=2, stretches=(rows,)) for rows in ((0, 166), (166, 332))]
     np.testing.assert_array_equal(batches[1]["image"], np.concatenate([half[1]["image"] for half in halves]))
 
 
@@ -178,7 +187,8 @@ def test_crop_random_numbers_of_neighbours_are_independent():
 def test_evaluation_counts_every_image_once(hosts, count):
     source = photographs(count)
     crop = CenterCrop(14, 0.5)
-    parts = [list(eval_batches(source, crop, 12, process_index=i, process_count=hosts)) for i in range(hosts)]
+    share = 12 // hosts
+    parts = [list(eval_batches(source, crop, 12, stretches=((share * i, share * (i + 1)),))) for i in range(hosts)]
     assert {len(part) for part in parts} == {-(-count // 12)}
     seen = []
     for batch in itertools.chain(*parts):
@@ -260,8 +270,9 @@ def test_jpeg_bytes_and_encoded_folder(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(process_count=3), r"4 blocks of 16 rows, which 3 hosts cannot share"),
-        (dict(process_count=2, process_index=2), "process 2 of 2"),
+        (dict(stretches=((0, 24),)), r"rows \(\(0, 24\),\) are not whole blocks of 16 rows"),
+        (dict(stretches=((32, 80),)), r"no rows \(\(32, 80\),\) in batches of 64"),
+        (dict(stretches=((32, 48), (16, 32))), "no rows"),
         (dict(start=5, stop=4), "no steps from 5 to 4"),
         (dict(source=photographs(100)), "order is for 320 images and the source has 100"),
         (dict(num_threads=-1), r"data\.num_threads=-1"),
@@ -276,5 +287,5 @@ def test_impossible_requests_are_refused_at_once(options, message):
 
 
 def test_impossible_evaluation_batches():
-    with pytest.raises(ValueError, match=r"evaluation\.batch_size=10 cannot be shared by 4 hosts"):
-        eval_batches(SOURCE, CenterCrop(28), 10, process_count=4)
+    with pytest.raises(ValueError, match=r"no rows \(\(8, 12\),\) in batches of 10"):
+        eval_batches(SOURCE, CenterCrop(28), 10, stretches=((8, 12),))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deit_jax.data.sampling import TrainOrder, repeated_order, selected_positions
+from deit_jax.data.sampling import TrainOrder, mixing_sizes, repeated_order, selected_positions
 
 GOLDEN = np.load(Path(__file__).parent / "sampler.npz")
 CASES = sorted({name.removesuffix("_ranks") for name in GOLDEN if name.endswith("_ranks")})
@@ -139,7 +139,6 @@ def test_small_data_sets_are_not_rounded_to_nothing():
     [
         (dict(batch_size=100), r"train\.batch_size=100 is not a multiple of .*8 \* 4 = 32"),
         (dict(groups_per_block=2), r"augment\.groups_per_block=2 is less than data\.repeats=3"),
-        (dict(group_size=9), r"augment\.group_size=9: .*even"),
         (dict(num_examples=300, batch_size=288), r"train\.batch_size=288 is more than the 256 positions.*300 images"),
         (dict(num_examples=90), r"train\.batch_size=96 is more than the 90 positions"),
         (dict(repeats=0), r"data\.repeats=0"),
@@ -150,6 +149,46 @@ def test_impossible_orders(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         order(**changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("batch", "repeats", "largest", "sizes"),
+    [
+        (1024, 3, 256, (256, 4)), (1024, 3, 64, (64, 4)), (512, 3, 32, (32, 4)), (768, 3, 64, (64, 4)), (4096, 1, 64, (64, 4)),
+        (96, 3, 256, (24, 4)), (64, 3, 256, (16, 4)), (512, 3, 256, (128, 4)), (2048, 3, 256, (256, 4)), (1000, 3, 64, (50, 4)),
+        (6, 3, 256, (2, 3)), (50, 1, 256, (50, 1)), (30, 5, 256, (6, 5)), (1022, 3, 256, (146, 7)), (4, 2, 256, (2, 2)),
+    ],
+)  # fmt: skip
+def test_sizes_of_mixing_follow_from_the_batch(batch, repeats, largest, sizes):
+    assert mixing_sizes(batch, repeats, largest) == sizes
+    group, groups = sizes
+    order(num_examples=10_000, batch_size=batch, repeats=repeats, group_size=group, groups_per_block=groups)
+    assert mixing_sizes(batch, repeats, largest, group_size=group) == sizes
+    assert mixing_sizes(batch, repeats, largest, groups_per_block=groups) == sizes
+
+
+def test_given_sizes_of_mixing_are_kept():
+    assert mixing_sizes(1024, 3, 64, group_size=256) == (256, 4)
+    assert mixing_sizes(1024, 3, 64, groups_per_block=8) == (64, 8)
+    assert mixing_sizes(1024, 3, 64, group_size=48, groups_per_block=5) == (48, 5)  # for TrainOrder to refuse
+
+
+@pytest.mark.parametrize("batch", [7, 1, 35])
+def test_an_odd_batch_does_where_nothing_is_mixed(batch):
+    with pytest.raises(ValueError, match=rf"^train\.batch_size={batch} with data\.repeats=1 .*multiple of 8$") as error:
+        mixing_sizes(batch, 1, 256)
+    assert "\n" not in str(error.value)
+    group, groups = mixing_sizes(batch, 1, 256, mixes=False)
+    order(batch_size=batch, repeats=1, group_size=group, groups_per_block=groups)
+
+
+def test_batches_that_nothing_divides():
+    with pytest.raises(ValueError, match=r"data\.repeats=3, augment\.groups_per_block=5 cannot"):
+        mixing_sizes(64, 3, 256, groups_per_block=5)
+    with pytest.raises(ValueError, match=r"augment\.group_size=48 cannot"):
+        mixing_sizes(64, 3, 256, group_size=48)
+    with pytest.raises(ValueError, match=r"train\.batch_size=4 with data\.repeats=3 cannot"):
+        mixing_sizes(4, 3, 256)
 
 
 def test_impossible_positions():

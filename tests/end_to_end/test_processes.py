@@ -48,6 +48,19 @@ def test_four_processes_of_two_devices_share_one_copy_of_the_parameters(tmp_path
 
 
 @pytest.mark.long
+def test_four_processes_that_share_one_block_make_the_run_of_one_with_four_devices(tmp_path):
+    block = ["--config.augment.group_size=8"]  # of 32 rows, the whole batch: the step deals it
+    run_together(tmp_path / "runs" / "four", *block, processes=4)
+    succeed(TINY, f"--workdir={tmp_path / 'one'}", *block, devices=4)
+    assert_same_run(tmp_path / "runs" / "four", tmp_path / "one")
+    # Two go on with what they saved, of which neither holds a whole block.
+    more = ["--config.train.max_steps=6", "--config.evaluation.batch_size=41"]
+    run_together(tmp_path / "runs" / "four", *block, *more, processes=2, devices=2)
+    succeed(TINY, f"--workdir={tmp_path / 'one'}", *block, *more, devices=4)
+    assert_same_run(tmp_path / "runs" / "four", tmp_path / "one")
+
+
+@pytest.mark.long
 def test_a_workdir_that_the_processes_do_not_share_is_refused_by_both(tmp_path):
     flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
     started = [

@@ -183,7 +183,10 @@ def test_the_papers_configuration_runs_here(tmp_path):
             ["deit_tiny_distilled_patch16_224"],
         ),
         (["--config=configs/quickstart.py", "--config.distillation.kind=firm"], ["'firm'", "soft", "hard"]),
-        (["--config=configs/quickstart.py", "--config.train.batch_size=50"], ["batch_size", "group_size"]),
+        (
+            ["--config=configs/quickstart.py", "--config.train.batch_size=50", "--config.augment.group_size=4"],
+            ["config.train.batch_size=50", "augment.group_size=4"],
+        ),
         (["--config=configs/deit.py:small,distilled"], ["config.teacher.weights"]),
         (["--config=configs/deit.py:huge"], ["'huge'", "tiny | small | base"]),
         (["--config=configs/nothing.py"], ["configs/nothing.py"]),

@@ -24,7 +24,7 @@ def model_and_variables():
     return model, jax.tree.map(lambda s: rng.normal(0, 0.3, s.shape).astype(np.float32), shapes)
 
 
-@pytest.mark.parametrize(("devices", "batch_size"), [(1, 40), (4, 40), (1, 90)])
+@pytest.mark.parametrize(("devices", "batch_size"), [(1, 40), (4, 40), (1, 90), (8, 50)])
 def test_scores_do_not_depend_on_devices_or_batch_size(model_and_variables, devices, batch_size):
     model, variables = model_and_variables
     config = tiny_config(evaluation__batch_size=batch_size)

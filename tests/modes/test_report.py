@@ -58,8 +58,8 @@ def test_a_finished_run_has_a_whole_report(finished):
     assert "Left out" not in page.text.replace("Left out: the run was too short", "")
     for fact in (
         "deit_tiny_distilled_patch16_224", "distillation head", "a published figure", "12.34", "teacher regnety_002",
-        "augment.group_size", "log.report", "of 45 right", "all 45 evaluation images", "distillation token", "images a second",
-        "jax",
+        "augment.max_group_size", "log.report", "of 45 right", "all 45 evaluation images", "distillation token",
+        "images a second", "jax",
     ):  # fmt: skip
         assert fact in page.text, fact
     assert all(name in page.text for name in NAMES)

@@ -72,4 +72,4 @@ def test_published_figures_are_found_by_model_and_size():
 )
 def test_batches_that_cannot_be_are_told(options, message):
     with pytest.raises(ConfigError, match=message):
-        throughput(tiny_config(), runs=1, **options)
+        throughput(tiny_config(augment__group_size=4, augment__groups_per_block=4), runs=1, **options)

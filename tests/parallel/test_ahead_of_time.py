@@ -54,6 +54,16 @@ def test_data_parallelism_exchanges_gradients_in_a_few_all_reduces_and_gathers_n
 
 
 @pytest.mark.compiler
+def test_the_step_of_several_hosts_deals_the_rows_that_they_share(report, tmp_path):
+    assert report["dealt_on"] == "hosts"
+    config = tiny_config(distillation__kind="none", teacher__weights="", compute_dtype="auto")
+    shared = compile_step(config, "v5e-16", output=tmp_path / "report.json")  # a block of 16 rows on two hosts
+    assert shared["hosts"] == 4 and shared["dealt_on"] == "devices"
+    assert shared["mixing"] == {"group_size": 4, "groups_per_block": 4}
+    assert "all-to-all" in shared["collectives"] and "all-gather" not in shared["collectives"]
+
+
+@pytest.mark.compiler
 def test_the_least_time_is_of_the_models_flops(report):
     flops = report["flops_per_image"]
     assert report["roofline"]["compute"] == pytest.approx((flops["student"] + flops["teacher"]) * 8 / 197e12)

@@ -1,9 +1,12 @@
 import sys
+import time
 
 import pytest
 
+from deit_jax.parallel import distributed
 from deit_jax.parallel.distributed import (
     ClusterError,
+    first_process_first,
     in_cluster,
     is_main_process,
     start,
@@ -68,3 +71,15 @@ def test_a_process_on_its_own_is_the_main_one_and_waits_for_nobody():
     start()
     assert is_main_process()
     wait_for_all("nowhere")
+    assert first_process_first(lambda: 7) == 7
+
+
+def test_a_long_wait_is_printed_once(monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "_SILENT_WAIT", 0.01)
+    for _ in range(2):
+        with distributed._said_if_long("this test waits"):
+            time.sleep(0.2)
+    monkeypatch.setattr(distributed, "_SILENT_WAIT", 60)
+    with distributed._said_if_long("this test does not wait"):
+        pass
+    assert capsys.readouterr().out == "this test waits\n"

@@ -10,6 +10,7 @@ from deit_jax.data.known_sets import KNOWN_SETS
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.modes.train import train
 from deit_jax.training.optimizer import parameter_names
+from deit_jax.training.plan import sizes_of_mixing
 
 from .programs import ARGUMENTS, CONFIGS, Tracer, get_config, program_key, quick_to_trace, without_user
 
@@ -45,7 +46,9 @@ def test_every_argument_is_valid_with_the_weights_that_its_command_gives(name, t
     assert config.num_classes == TABLE_6_CLASSES[config.data.name]
     validate(get_config(f"{name},runlocal"))
     # its own data set is large enough for its batches
-    order = [config.train.batch_size, config.data.repeats, config.augment.group_size, config.augment.groups_per_block]
+    order = [config.train.batch_size, config.data.repeats, *sizes_of_mixing(config)]
+    assert config.train.batch_size % 16 == 0  # the devices of launch/tpu_vm.sh's slice
+    assert order[2] == config.augment.max_group_size and order[3] == 4  # as the authors' runs had it
     assert TrainOrder(KNOWN_SETS[config.data.name].train_images, *order, 0).steps_per_epoch > 0
 
 
@@ -135,7 +138,7 @@ def test_fine_tuning_is_the_released_readmes():
         False,
     )
     assert config.schedule.base_learning_rate == config.schedule.min_learning_rate == 5e-6
-    assert config.optimizer.weight_decay == 1e-8 and config.augment.group_size == 32
+    assert config.optimizer.weight_decay == 1e-8 and sizes_of_mixing(config) == (32, 4)
     assert config.augment.rand_augment and config.data.repeats == 3  # as in pre-training
     assert get_config("finetune:384px,distilled,train_mode").train.train_mode
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.modes.train import train
 from deit_jax.parallel import distributed
+from deit_jax.parallel.host_rows import deal_on_devices
 from deit_jax.parallel.mesh import BATCH_AXES
 from deit_jax.training import loop, preparation
+from deit_jax.training.program import build_augmentation
 from deit_jax.training.step import step_keys
 from tests.tiny import STUDENT, tiny_config
 
@@ -25,8 +26,9 @@ from tests.tiny import STUDENT, tiny_config
 def config_for(max_steps):
     config = tiny_config(
         distillation__kind="none", teacher__weights="", model__name="deit_tiny_patch16_224", data__max_eval_images=16,
-        evaluation__batch_size=8, augment__groups_per_block=2, data__repeats=2, augment__rand_augment="rand-m9-mstd0.5-inc1",
-        evaluation__every_epochs=0, train__max_steps=max_steps,
+        evaluation__batch_size=8, augment__rand_augment="rand-m9-mstd0.5-inc1", data__repeats=2,
+        # Two blocks of 16: of four processes two share one, whose rows the step deals.
+        augment__group_size=8, augment__groups_per_block=2, evaluation__every_epochs=0, train__max_steps=max_steps,
     )  # fmt: skip
     with config.unlocked():
         config.model.overrides = STUDENT | {"depth": 1}
@@ -41,13 +43,15 @@ def main(workdir, record, max_steps, coordinator=None, processes=None, process=N
     def observed(build):
         def build_program(config, plan, mesh, teacher, **options):
             program = build(config, plan, mesh, teacher, **options)
-            fields = {k: v for k, v in config.augment.to_dict().items() if k != "groups_per_block"}
-            recipe = TrainAugmentation(num_classes=plan.num_classes, **fields)
+            recipe = build_augmentation(config, plan)
             augment = jax.jit(lambda key, images, labels: recipe(key, images, labels, mesh=mesh, axis=BATCH_AXES))
-            augment, step_as_built = map(distributed.compiled_together, (augment, program.train_step))
+            deal = jax.jit(deal_on_devices(mesh, plan.order.group_size, plan.order.groups_per_block))
+            augment, deal, step_as_built = map(distributed.compiled_together, (augment, deal, program.train_step))
 
             def train_step(state, teacher, batch):
-                step = int(state.step)
+                step, given = int(state.step), batch
+                if not program.host_rows.dealt:
+                    batch = deal(batch)
                 image, target = augment(step_keys(config.seed, step)[0], batch["image"], batch["label"])
                 for name, array in {**batch, "augmented": image, "target": target}.items():
                     name = "crop" if name == "image" else name
@@ -55,7 +59,7 @@ def main(workdir, record, max_steps, coordinator=None, processes=None, process=N
                         first = shard.index[0].start or 0
                         for row, value in enumerate(np.asarray(shard.data), first):
                             seen[f"{name}/{step}/{row}"] = value
-                return step_as_built(state, teacher, batch)
+                return step_as_built(state, teacher, given)
 
             return dataclasses.replace(program, train_step=train_step)
 

@@ -59,8 +59,10 @@ def test_a_resumed_reader_on_other_hosts_gives_the_same_rows():
     crop = train_crop(config.data, plan.image_size)
 
     def rows(start, stop, hosts):
-        options = {"start_step": start, "stop_step": stop, "process_count": hosts, "num_threads": 0}
-        parts = [list(train_batches(source, plan.order, crop, process_index=host, **options)) for host in range(hosts)]
+        options = {"start_step": start, "stop_step": stop, "num_threads": 0}
+        share = plan.order.batch_size // hosts
+        shares = [((share * host, share * (host + 1)),) for host in range(hosts)]
+        parts = [list(train_batches(source, plan.order, crop, stretches=one, **options)) for one in shares]
         return [
             {name: np.concatenate([part[i][name] for part in parts]) for name in parts[0][0]}
             for i in range(stop - start)

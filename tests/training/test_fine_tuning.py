@@ -71,7 +71,7 @@ def test_a_run_starts_from_the_given_weights_wherever_they_lie(fsdp):
 
 def expected_loss(config, program, plan, batch, variables):
     """Of the first step, by the evaluation's forward pass and the definition: cross-entropies of the augmented images."""
-    augment = build_augmentation(config, plan.num_classes)
+    augment = build_augmentation(config, plan)
     images, targets = jax.jit(augment)(step_keys(config.seed, 0)[0], batch["image"], batch["label"])
     outputs = jax.jit(program.model.apply)(variables, images)
     logs = [np.asarray(jax.nn.log_softmax(it), np.float64) for it in outputs[1:] if it is not None]

@@ -11,7 +11,7 @@ from deit_jax.config_file import field_names
 from deit_jax.data.identity import Identity, Images
 from deit_jax.reporting.fields import flat
 from deit_jax.training.plan import resolve
-from deit_jax.training.record import as_begun, check_workdir, claim_workdir, read_config
+from deit_jax.training.record import as_begun, check_workdir, claim_workdir, read_config, recorded_mixing
 from tests.end_to_end.commands import ROOT
 from tests.tiny import tiny_config, tiny_teacher_config
 
@@ -22,7 +22,9 @@ def claim(workdir, config, data=DATA):
     """Check and claim a workdir as the trainer does; returns the steps of an epoch."""
     record = check_workdir(workdir, config, data)
     steps = None if record is None else record["resolved"]["steps_per_epoch"]
-    plan = resolve(config, num_images=data.train.images, data_classes=len(data.class_names), epoch_steps=steps)
+    mixing = None if record is None else recorded_mixing(record)
+    images, classes = data.train.images, len(data.class_names)
+    plan = resolve(config, num_images=images, data_classes=classes, epoch_steps=steps, mixing=mixing)
     claim_workdir(workdir, config, plan, data, checked=record)
     return plan.steps_per_epoch
 
@@ -97,6 +99,36 @@ def test_every_field_that_a_workdir_may_lack_has_a_meaning_there():
     config = default_config()
     config.update_from_flattened_dict(BEFORE_IT_EXISTED)
     validate(config)
+
+
+def mixing_of(workdir):
+    return recorded_mixing(read_config(workdir))
+
+
+def test_the_mixing_groups_that_a_run_began_with_stay(tmp_path):
+    """Whether they were given, as versions before 0.3 recorded them, or followed from the batch."""
+    for begun in ("given", "derived"):
+        workdir = tmp_path / begun
+        given = {"augment__group_size": 2, "augment__groups_per_block": 8} if begun == "given" else {}
+        claim(workdir, tiny_config(**given))
+        sizes = (2, 8) if given else (4, 4)
+        assert mixing_of(workdir) == sizes
+        if given:
+            record = read_config(workdir)
+            for name in ("group_size", "groups_per_block"):
+                del record["resolved"][name]
+            del record["config"]["augment"]["max_group_size"]
+            (workdir / "config.json").write_text(json.dumps(record))
+        # Another bound would give other groups to a new run.
+        claim(workdir, tiny_config(augment__max_group_size=8))
+        assert mixing_of(workdir) == sizes
+        claim(workdir, tiny_config(augment__group_size=sizes[0], augment__groups_per_block=sizes[1]))
+        claim(workdir, tiny_config())
+        assert mixing_of(workdir) == sizes
+        with pytest.raises(ConfigError, match=r"differs in augment\.group_size;"):
+            claim(workdir, tiny_config(augment__group_size=8))
+        with pytest.raises(ConfigError, match=r"differs in augment\.groups_per_block;"):
+            claim(workdir, tiny_config(augment__groups_per_block=16))
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", '{"architecture": "deit"}'])

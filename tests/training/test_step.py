@@ -10,6 +10,7 @@ from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
 from deit_jax.modes.compile import Step
 from deit_jax.modes.train import load_teacher
+from deit_jax.parallel.host_rows import HostRows
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.program_report import collectives_of
 from deit_jax.parallel.sharding import put_batch, replicated
@@ -28,7 +29,7 @@ def small_config(**changes):
     return config
 
 
-def run_steps(config, tmp_path, *, devices=1, steps=2):
+def run_steps(config, tmp_path, *, devices=1, steps=2, dealt=True):
     """`steps` steps on the given number of devices: (state before, state after, metrics of each step)."""
     source = open_source(config.data, "train")
     plan = resolve(config, num_images=len(source), data_classes=10)
@@ -39,7 +40,7 @@ def run_steps(config, tmp_path, *, devices=1, steps=2):
     state, history = program.init(), []
     before = jax.device_get(state)
     crop = train_crop(config.data, plan.image_size)
-    for batch in train_batches(source, plan.order, crop, start_step=0, stop_step=steps, num_threads=0):
+    for batch in train_batches(source, plan.order, crop, start_step=0, stop_step=steps, num_threads=0, dealt=dealt):
         state, metrics = program.train_step(state, variables, put_batch(mesh, batch))
         history.append(jax.device_get(metrics))
     return before, jax.device_get(state), history
@@ -48,6 +49,17 @@ def run_steps(config, tmp_path, *, devices=1, steps=2):
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
     return run_steps(small_config(), tmp_path_factory.mktemp("teacher"))
+
+
+def test_rows_that_the_devices_deal_are_trained_on_to_the_bit(tmp_path, monkeypatch):
+    config = small_config(**ALONE)
+    _, *expected = run_steps(config, tmp_path, devices=4)
+    apart = {0: HostRows(((0, config.train.batch_size),), dealt=False)}  # as of several hosts that share a block
+    monkeypatch.setattr("deit_jax.training.program.host_rows", lambda *_: apart)
+    _, *found = run_steps(config, tmp_path, devices=4, dealt=False)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    _, *undealt = run_steps(config, tmp_path, devices=4)
+    assert difference(undealt[0].params, expected[0].params) > 0
 
 
 def difference(one, other) -> float:
