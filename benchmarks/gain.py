@@ -104,6 +104,8 @@ def arguments_of(study: str, name: str, seed: int, workdir: Path, data: Path | N
         given += [f"--config.data.source={'npz' if data.suffix == '.npz' else 'folder'}", f"--config.data.path={data}"]
     if row.teacher:  # one teacher for all seeds: the student's seed is what varies
         given.append(f"--config.teacher.weights={workdir / f'{row.teacher}_0'}")
+    if "own_teacher" in row.config:
+        given.append(f"--config.teacher.recipe.seed={seed}")
     return [f"--config={row.config}", f"--workdir={workdir / f'{name}_{seed}'}", *given]
 
 
@@ -127,6 +129,9 @@ def train(study: str, name: str, seed: int, workdir: Path, data: Path | None, co
     kept = KEPT / study / f"{name}_{seed}.json"
     if kept.exists():
         return
+    teacher = STUDIES[study].rows[name].teacher
+    if teacher and not (workdir / f"{teacher}_0" / "results.json").exists():
+        sys.exit(f"{name} needs the finished run {workdir / f'{teacher}_0'}: add {teacher} to --rows")
     arguments = arguments_of(study, name, seed, workdir, data)
     folder, log = workdir / f"{name}_{seed}", workdir / f"{name}_{seed}.log"
     print("python run.py", shlex.join(arguments), flush=True)
@@ -137,7 +142,9 @@ def train(study: str, name: str, seed: int, workdir: Path, data: Path | None, co
     record = json.loads((folder / "config.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     figures = {
-        "command": f"python run.py {shlex.join(arguments)}",
+        "command": shlex.join(["python", "run.py", *arguments])
+        .replace(str(workdir), "WORKDIR")
+        .replace(str(data), "DATA"),
         "training_images": record["resolved"]["data"]["train"]["images"],
         "test_images": results["eval_images"],
         "epochs": record["config"]["train"]["epochs"],
@@ -178,7 +185,8 @@ def kept_figures(study: str) -> dict[str, dict[int, dict]]:
     """Of every row that has some: its figures by seed."""
     found: dict[str, dict[int, dict]] = {}
     for name in STUDIES[study].rows:
-        files = {int(path.stem.rpartition("_")[2]): path for path in (KEPT / study).glob(f"{name}_[0-9].json")}
+        seeds = {path.stem.removeprefix(f"{name}_"): path for path in (KEPT / study).glob(f"{name}_*.json")}
+        files = {int(seed): path for seed, path in seeds.items() if seed.isdigit()}  # other rows' names may begin alike
         if files:
             found[name] = {seed: json.loads(path.read_text()) for seed, path in sorted(files.items())}
     return found
@@ -187,6 +195,10 @@ def kept_figures(study: str) -> dict[str, dict[int, dict]]:
 def own(scores: dict) -> float:
     """A network's own answer, of EMA weights."""
     return scores["ema"].get("fused_logits", scores["ema"]["class"])
+
+
+def _own_point(point: dict) -> float:
+    return point.get("ema/fused_logits", point["ema/class"])
 
 
 def spread(values: list[float]) -> str:
@@ -235,7 +247,7 @@ def curve(study: str, path: Path) -> None:
         runs = [figures["curve"] for figures in seeds.values()]
         epochs = [point["epoch"] for point in runs[0]]
         images = next(iter(seeds.values()))["training_images"]
-        values = [[point.get("ema/fused_logits", point.get("ema/class")) for point in run] for run in runs]
+        values = [[_own_point(point) for point in run] for run in runs]
         passes = [epoch * images / 1000 for epoch in epochs]
         axis.plot(
             passes, [statistics.mean(at) for at in zip(*values, strict=True)], color=colour,
@@ -257,7 +269,7 @@ def passing_epoch(study: str, taught: str, labels: str) -> str:
     for seed in sorted(set(found.get(taught, {})) & set(found.get(labels, {}))):
         final = own(found[labels][seed]["scores"])
         points = found[taught][seed]["curve"]
-        epochs.append(next((point["epoch"] for point in points if point["ema/fused_logits"] > final), None))
+        epochs.append(next((point["epoch"] for point in points if _own_point(point) > final), None))
     return ", ".join("never" if epoch is None else f"{epoch:g}" for epoch in epochs)
 
 
@@ -291,8 +303,13 @@ def main() -> None:
                 shares.put(share)
 
         names = options.rows or list(study.rows)
+        teachers = {row.teacher for row in study.rows.values()} & set(names)
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            for done in [pool.submit(run, name, seed) for seed in options.seeds for name in names]:
+            for done in [pool.submit(run, name, 0) for name in teachers]:
+                done.result()
+            for done in [
+                pool.submit(run, name, seed) for seed in options.seeds for name in names if name not in teachers
+            ]:
                 done.result()
     if options.curve:
         curve(options.study, options.curve)

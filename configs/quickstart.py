@@ -15,6 +15,7 @@ and strengths differ. Arguments, several as in configs/quickstart.py:no_teacher,
 
 from ml_collections import ConfigDict
 
+from deit_jax.config import ConfigError
 from deit_jax.recipes.small import fashion_mnist
 from deit_jax.recipes.words import pick
 
@@ -28,6 +29,10 @@ def get_config(argument: str = "") -> ConfigDict:
         "quickstart.py", argument, kind=("hard", "no_teacher", "teacher"), teacher=("own_teacher",), images=("10k",)
     )
     kind, many = words["kind"], bool(words["images"])
+    if (words["teacher"] and kind in ("no_teacher", "teacher")) or (many and kind == "teacher"):
+        raise ConfigError(
+            f"configs/quickstart.py:{argument}: {kind} does not go with {words['teacher'] or words['images']}"
+        )
     if kind == "teacher":
         return teacher_config(None, epochs=10)
     config = _images(1000 if many else 200)

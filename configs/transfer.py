@@ -22,7 +22,7 @@
 Data sets come from TFDS (docs/data.md), but for inat19, which TFDS does not have: --config.data.path=FOLDER that holds train and
 val. Flowers trains on its training and validation images, as Table 6 counts them.
 
-What the authors told of their settings: CIFAR-10 and Cars: SGD, rate 0.01, decay 1e-4, batches of 768, 1000 epochs, neither
+What the authors wrote about their settings: CIFAR-10 and Cars: SGD, rate 0.01, decay 1e-4, batches of 768, 1000 epochs, neither
 erasing nor stochastic depth; iNaturalist: AdamW, rate 7.5e-5 at batches of 768, 360 epochs, decay 0.05, erasing 0.1. Chosen here:
 CIFAR-100 and Flowers as CIFAR-10 and Cars; mixing groups of 64; all else, also all of CIFAR-10 from scratch, as in pre-training.
 Published top-1, base: 99.1, 90.8, 98.4, 92.1, 73.2, 77.7 in the order above; from scratch 97.5. Hours on the hardware of

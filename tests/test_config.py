@@ -61,7 +61,13 @@ def test_the_other_configurations_are_valid():
 
 @pytest.mark.parametrize(
     ("module", "argument"),
-    [(deit, "small,destilled"), (teacher, "resnet50"), (quickstart, "fast"), (cifar10, "none,no_token")],
+    [
+        (deit, "small,destilled"),
+        (teacher, "resnet50"),
+        (quickstart, "fast"),
+        (cifar10, "none,no_token"),
+        *((quickstart, words) for words in ("no_teacher,own_teacher", "own_teacher,teacher", "teacher,10k")),
+    ],
 )
 def test_unknown_arguments_are_refused(module, argument):
     with pytest.raises(ConfigError, match=argument.split(",")[-1]):

@@ -47,8 +47,10 @@ def export(
     names = names if len(names) == model.num_classes else None
     path = save_weights(variables, model, output, layout, preprocessing=preprocessing, class_names=names)
     if trained.model.fusion != "logits" and getattr(model, "distilled", False):
-        own = "answers by its class head alone" if trained.model.fusion == "class" else "fuses its heads by softmax"
-        console.warn(f"the model {own}, the layout's framework will fuse the heads by logits: read the two heads there")
+        own, read = "fuses its heads by softmax", "read the two heads there"
+        if trained.model.fusion == "class":
+            own, read = "answers by its class head alone", "read its class head there, the other one is not trained"
+        console.warn(f"the model {own}, the layout's framework will fuse the heads by logits: {read}")
     console.say(f"{which} weights of {trained.model.name} after step {step:,}, {layout} layout: {path}")
     return path
 

@@ -73,7 +73,7 @@ def read_result(workdir: Path, which: str, *, with_throughput: bool) -> OwnResul
 def _kind(config: Any, image_size: int) -> str:
     """The kind of distillation, named as the published curves are."""
     kind = config.distillation.kind
-    if kind == "none":
+    if kind not in ("soft", "hard"):
         return "no distillation"
     token = ", token" if "_distilled_" in config.model.name else ""
     resized = f", {image_size}" if image_size != native_image_size(config.model.name) or image_size == 384 else ""

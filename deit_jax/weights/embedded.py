@@ -19,8 +19,15 @@ _FILE = Path(__file__).with_name("fashion_mnist_teacher.safetensors")
 
 @functools.cache
 def embedded_card() -> dict[str, Any]:
-    """The card: model, overrides, training images, command, seed, epochs, time, accuracies in percent, SHA-256 of the file."""
-    return json.loads(_FILE.with_suffix(".json").read_text(encoding="utf-8"))
+    """The card: model, overrides, training images, command, seed, epochs, time, accuracies in percent, SHA-256 of the file.
+
+    Raises WeightsError if it cannot be read.
+    """
+    path = _FILE.with_suffix(".json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read ({type(error).__name__}): install deit_jax again") from error
 
 
 def embedded_file() -> Path:

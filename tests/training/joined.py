@@ -90,7 +90,7 @@ def loaded() -> Arrays:
 def augmented() -> Arrays:
     """What the steps make of the batches: image float32[steps, B, 56, 56, 3], normalised, and target float32[steps, B, K]."""
     config = config_of("none")
-    augment = jax.jit(build_augmentation(config, CLASSES))
+    augment = jax.jit(build_augmentation(config, plan_of(config)))
     made = [
         augment(step_keys(config.seed, step)[0], image, label)
         for step, (image, label) in enumerate(zip(*loaded().values(), strict=True))

@@ -58,7 +58,7 @@ def test_it_gets_right_what_its_card_says(tmp_path):
 def test_a_damaged_file_is_refused(tmp_path, monkeypatch):
     for name in (embedded._FILE.name, embedded._FILE.with_suffix(".json").name):
         shutil.copy(embedded._FILE.with_name(name), tmp_path / name)
-    copy = tmp_path / embedded._FILE.name
+    original, copy = embedded._FILE, tmp_path / embedded._FILE.name
     monkeypatch.setattr(embedded, "_FILE", copy)
     assert embedded.embedded_file() == copy
     content = bytearray(copy.read_bytes())
@@ -66,6 +66,11 @@ def test_a_damaged_file_is_refused(tmp_path, monkeypatch):
     copy.write_bytes(content)
     with pytest.raises(WeightsError, match=r"is damaged .*: install deit_jax again"):
         read_file("embedded")
+    embedded.embedded_card.cache_clear()
+    copy.with_suffix(".json").write_text("{")
+    with pytest.raises(WeightsError, match=r"json cannot be read .*: install deit_jax again"):
+        embedded.embedded_card()
+    shutil.copy(original.with_suffix(".json"), copy.with_suffix(".json"))
     copy.unlink()
     with pytest.raises(WeightsError, match=r"cannot be read .*: install deit_jax again"):
         read_file("embedded")
