@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import tempfile
 from pathlib import Path
 
@@ -20,8 +21,33 @@ def cache_folder() -> Path | None:
 
 
 def shared_cache_folder(workdir: Path) -> Path:
-    """Where the processes of a run keep what can be made again: beside the workdir, on the disk that all of them share."""
-    return workdir.resolve().parent / ".deit_jax"
+    """Where the processes of a run keep what can be made again: beside the workdir, on the disk that all of them share.
+
+    Each user has one, for what is there is trusted: see `why_unsafe`. It may not exist yet.
+    """
+    return workdir.resolve().parent / f".deit_jax-{os.getuid()}"
+
+
+def why_unsafe(folder: Path) -> str:
+    """Why other users could choose what this one reads from a folder: "belongs to another user", "can be written by its group".
+
+    "" if they could not, or the folder does not exist.
+    """
+    try:
+        status, link = os.stat(folder), os.lstat(folder)  # somebody else's link may lead to a folder of this user's
+    except OSError:
+        return ""
+    if status.st_uid != os.getuid() or link.st_uid not in (os.getuid(), 0):
+        return "belongs to another user"
+    for who, bit in (("everybody", stat.S_IWOTH), ("its group", stat.S_IWGRP)):
+        if status.st_mode & bit:
+            return f"can be written by {who}"
+    return ""
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a folder that exists belongs to this user."""
+    return os.stat(folder).st_uid == os.getuid()
 
 
 def has_home() -> bool:

@@ -243,7 +243,7 @@ def run(argv: Sequence[str]) -> None:
 
     look_for_nothing_that_is_not_here()
     if config is not None and mode != "compile":  # which touches no device
-        _prepare_process(config)
+        _prepare_process(config, beside_workdir=mode in ("train", "eval") and workdir is not None)
     elif mode in ("analyze", "predict", "report"):
         _prepare_process(default_config())
     elif mode != "compile":
@@ -372,19 +372,23 @@ def _check_predict(files: Sequence[str]) -> None:
         raise UsageError("predict takes either --workdir, of a training run, or --config with --config.model.weights")
 
 
-def _prepare_process(config: ConfigDict) -> None:
-    """What has to be set before anything large is allocated, compiled or asked of a device."""
+def _prepare_process(config: ConfigDict, *, beside_workdir: bool = False) -> None:
+    """What has to be set before anything large is allocated, compiled or asked of a device.
+
+    beside_workdir: several processes keep compiled programs there later, see `share_compiled_programs`.
+    """
     import jax
 
     from deit_jax.parallel import distributed
-    from deit_jax.parallel.compilation_cache import keep_compiled_programs
+    from deit_jax.parallel.compilation_cache import keep_compiled_programs, shares_programs
     from deit_jax.parallel.host_memory import keep_freed_memory
     from deit_jax.parallel.platforms import require_devices, unused_accelerator, will_compute_on_cpu
     from deit_jax.reporting import console
 
     if config.parallel.keep_host_memory and will_compute_on_cpu():
         keep_freed_memory()  # before JAX starts its threads: later it often has no effect
-    unsafe = keep_compiled_programs(config.parallel.compilation_cache)
+    cache = config.parallel.compilation_cache
+    unsafe = keep_compiled_programs(cache)
     if jax.distributed.is_initialized():
         raise UsageError(
             "this process was one of several in an earlier run, which JAX cannot leave: start a new process for each, "
@@ -395,7 +399,7 @@ def _prepare_process(config: ConfigDict) -> None:
     distributed.start(*told, heartbeat_seconds=parallel.heartbeat_seconds, join_seconds=parallel.join_seconds)
     require_devices()
     console.mute(not distributed.is_main_process())
-    if unsafe:
+    if unsafe and not (beside_workdir and shares_programs(cache)):  # else they are kept in another folder, see there
         console.warn(unsafe)
     if "JAX_PLATFORMS" not in os.environ and (warning := unused_accelerator()) is not None:
         console.warn(warning)

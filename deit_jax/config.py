@@ -109,7 +109,7 @@ def default_config() -> ConfigDict:
     # trained on; path may then hold the class folders themselves. 0: the folder must be there
     data.held_out = 0.0
     # folder: where the list of its files is kept for the next start: a folder (several hosts may share it), "auto" for deit_jax
-    # in the user's cache folder, of several processes for .deit_jax beside the workdir, "" for nowhere
+    # in the user's cache folder, of several processes for .deit_jax-UID beside the workdir, "" for nowhere
     data.index = "auto"
     data.repeats = 3  # repeated augmentation: copies of an image in the sampling order; 1 = off (paper, section 6)
     # random_resized | padded (random crop after zero padding, the reference's for <= 32 px) | center (the evaluation's, as FixRes
@@ -224,8 +224,8 @@ def default_config() -> ConfigDict:
     parallel.xla_options = (
         ""  # "name=value,name=value": of XLA for the train step, over those of parallel/xla_options.py
     )
-    # folder of compiled programs, which later runs take; auto: ~/.cache/deit_jax, of several processes .deit_jax beside the
-    # workdir; "": none
+    # folder of compiled programs, which later runs take; auto: ~/.cache/deit_jax, of several processes .deit_jax-UID
+    # beside the workdir; "": none
     parallel.compilation_cache = "auto"
     # several processes: one that is silent for this many seconds counts as gone, and the others stop
     parallel.heartbeat_seconds = 60

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from deit_jax import cache_folder
-from deit_jax.cache_folder import has_home, have_temporary_folder, without_home
+from deit_jax.cache_folder import has_home, have_temporary_folder, shared_cache_folder, why_unsafe, without_home
 
 
 def test_the_folder_is_where_the_system_says(monkeypatch):
@@ -54,3 +54,27 @@ def test_temporary_files_find_a_place_where_the_usual_ones_cannot_be_written(mon
     have_temporary_folder(Path("/proc/nothing"), tmp_path / "to be made" / "run")
     assert tempfile.tempdir == os.environ["TMPDIR"] == str(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_share_a_folder_of_their_user(monkeypatch, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    own = shared_cache_folder(tmp_path / "link" / "one")
+    assert own.parent == tmp_path / "runs" and own == shared_cache_folder(tmp_path / "runs" / "two")
+    uid = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: uid + 1)
+    assert shared_cache_folder(tmp_path / "runs" / "one") != own
+
+
+def test_what_others_can_write_or_own_is_not_safe(monkeypatch, tmp_path):
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    assert why_unsafe(folder) == ""  # to be made
+    folder.mkdir()
+    link.symlink_to(folder)
+    for mode, reason in ((0o755, ""), (0o700, ""), (0o775, "its group"), (0o702, "everybody"), (0o777, "everybody")):
+        folder.chmod(mode)
+        for name in (folder, link):
+            assert why_unsafe(name) == (reason and f"can be written by {reason}")
+    folder.chmod(0o700)
+    uid = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: uid + 1)
+    assert why_unsafe(folder) == why_unsafe(link) == "belongs to another user"

@@ -107,15 +107,44 @@ def mixing_sizes(
         even = [size for size in sizes if size % 2 == 0]
         if even or (sizes and not mixes):
             return max(even or sizes), count
+    if mixes and group_size is None and largest_group < 2:
+        raise ValueError(
+            f"augment.max_group_size={largest_group}: rows of a group are mixed in pairs; give 2 or more, or switch mixing off"
+        )
     given = "".join(
         f", augment.{name}={value}"
         for name, value in (("group_size", group_size), ("groups_per_block", groups_per_block))
         if value is not None
     )
+    rows = "" if group_size is None else f" of {group_size} rows"
+    if mixes and group_size is None:
+        rows = " of an even number of rows"
+    number = max(groups_per_block or 4, repeats)
+    multiple = number * (group_size or (2 if mixes else 1))
     raise ValueError(
-        f"train.batch_size={batch_size} with data.repeats={repeats}{given} cannot be divided into mixing groups of an even "
-        f"number of rows, at least {repeats} a block: give another batch size, such as a multiple of {2 * max(4, repeats)}"
+        f"train.batch_size={batch_size} with data.repeats={repeats}{given} cannot be divided into mixing groups{rows}, at least "
+        f"{repeats} group{'s' * (repeats > 1)} a block: give another batch size, such as a multiple of {multiple}"
     )
+
+
+def batch_of_larger_groups(
+    batch_size: int, repeats: int, largest_group: int, groups_per_block: int | None = None
+) -> int | None:
+    """A somewhat smaller batch, for one whose few divisors make its mixing groups tiny; None for all other batches.
+
+    Tiny is less than a quarter of `largest_group`, or of the rows that a block of 4 groups (or as many as there are repeats, or
+    `groups_per_block`) would give each, if these are fewer. The arguments are those of `mixing_sizes`, which must find sizes.
+    """
+    groups = groups_per_block or max(4, repeats)
+
+    def is_poor(batch: int) -> bool:
+        group, _ = mixing_sizes(batch, repeats, largest_group, groups_per_block=groups_per_block)
+        return 4 * group < min(largest_group, batch // groups)
+
+    if not is_poor(batch_size):
+        return None
+    step = 2 * groups
+    return next(batch for batch in range(batch_size // step * step, 0, -step) if not is_poor(batch))
 
 
 def _divisors(number: int) -> list[int]:

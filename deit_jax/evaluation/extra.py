@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,27 +13,30 @@ from deit_jax.data.classes import with_classes
 from deit_jax.data.registry import open_further_set
 from deit_jax.data.sources import DataError, ImageSource, MissingDataError, notes_of
 from deit_jax.evaluation.run import Evaluator, Weights
-from deit_jax.parallel.distributed import sum_over_processes
+from deit_jax.parallel.distributed import first_process_first, sum_over_processes
 from deit_jax.reporting import console
 
 Sources = dict[str, ImageSource]
 
 
-def open_extra_sets(config: ConfigDict, class_names: Sequence[str], *, strict: bool) -> Sources:
+def open_extra_sets(
+    config: ConfigDict, class_names: Sequence[str], *, strict: bool, index: str | None = None
+) -> Sources:
     """The sets that are there, by name; a warning says of each of the others how to get it.
 
     Args:
       config: validated.
       class_names: of the model, with which the sets' classes are matched.
       strict: one that is there and faulty (damaged, or of other classes) is an error; else a warning, too.
+      index: where the lists of folders are kept; None: config.data.index.
 
-    Raises DataError for a faulty set. Of several processes all give the same sets.
+    Raises DataError for a faulty set. Of several processes all give the same sets, and the first one opens each first.
     """
     sources: Sources = {}
     for name, entry in sorted(config.evaluation.extra.items()):
         fault: DataError | None = None
         try:
-            source = open_further_set(entry, config.data.index)
+            source = first_process_first(functools.partial(open_further_set, entry, index or config.data.index))
             source = with_classes(source, class_names, what="its images", of="the model", numbers=True)
         except DataError as error:
             fault = error

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from deit_jax.cache_folder import shared_cache_folder
 from deit_jax.config import MUST_BE_GIVEN, ConfigError, default_config, recorded_config
 from deit_jax.config_check import validate
 from deit_jax.data.classes import with_classes
@@ -28,6 +29,7 @@ from deit_jax.models import native_image_size
 from deit_jax.models.position_embedding import resize_position_embedding
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.parallel.agreement import agree
+from deit_jax.parallel.compilation_cache import share_compiled_programs
 from deit_jax.parallel.distributed import first_process_first, is_main_process
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated
@@ -75,10 +77,13 @@ def evaluate(
     ConfigError, DataError, CheckpointError or WeightsError, each with one clear line.
     """
     config = without_teacher(config)
-    source = agree(lambda: first_process_first(lambda: _open(config, workdir)), lambda source: _facts(config, source))
+    shared = None if workdir is None else shared_cache_folder(workdir)
+    source = agree(lambda: first_process_first(lambda: _open(config, shared)), lambda source: _facts(config, source))
+    if shared is not None and (unsafe := share_compiled_programs(config.parallel.compilation_cache, shared)):
+        console.warn(unsafe)
     subject = load_subject(config, workdir, source.class_names, checkpoint)
     source = as_labelled(source, subject.class_names, subject.model.num_classes, subject.origin)
-    extra = open_extra_sets(config, source.class_names, strict=True)
+    extra = open_extra_sets(config, source.class_names, strict=True, index=_data(config, shared).index)
     for note in notes_of(source):
         console.say(note)
     protocol = protocol_of(config, subject.image_size)
@@ -109,14 +114,18 @@ def evaluate(
     return results
 
 
-def _open(config: ConfigDict, workdir: Path | None) -> ImageSource:
+def _open(config: ConfigDict, shared: Path | None) -> ImageSource:
     validate(config)
-    if workdir is None and not config.model.weights:
+    if shared is None and not config.model.weights:
         raise ConfigError(
             "there is nothing to evaluate: give the --workdir of a training run, or --config.model.weights=FILE "
             "(or =pretrained) without one"
         )
-    return open_source(config.data if workdir is None else with_shared_index(config.data, workdir), "eval")
+    return open_source(_data(config, shared), "eval")
+
+
+def _data(config: ConfigDict, shared: Path | None) -> ConfigDict:
+    return config.data if shared is None else with_shared_index(config.data, shared)
 
 
 def _facts(config: ConfigDict, source: ImageSource) -> dict[str, Any]:

@@ -29,13 +29,20 @@ from deit_jax.weights.hub import fetch_pretrained
 from deit_jax.weights.loading import Fitted, fit_variables, fit_weights
 
 
-def load_initial(config: ConfigDict, workdir: Path, record: dict[str, Any] | None = None) -> Initial | None:
+def load_initial(
+    config: ConfigDict,
+    workdir: Path,
+    record: dict[str, Any] | None = None,
+    class_names: tuple[str, ...] | None = None,
+) -> Initial | None:
     """The weights that config.model.weights names, fitted to the configured model; None for a random start.
 
     None, too, where `workdir` has a checkpoint: a resumed run reads that, and its first weights need not be there any more.
     Weights that config.model.weights names in another place than `record`, the workdir's, are read all the same and compared. As
     in the released code heads of another number of classes start from scratch (from config.seed) and position embeddings are
     resized; unlike there everything else must fit.
+
+    class_names: of the training images; None: they are opened for them.
 
     Raises ConfigError if the weights are of another kind of model, CheckpointError if their workdir holds none, WeightsError if a
     file cannot be had, read or does not fit.
@@ -51,7 +58,7 @@ def load_initial(config: ConfigDict, workdir: Path, record: dict[str, Any] | Non
     resuming = from_main_process(lambda: newest_step(workdir)) is not None
     if resuming and (record is None or record["config"]["model"]["weights"] == weights):
         return None
-    class_names = open_source(config.data, "train").class_names
+    class_names = class_names or open_source(config.data, "train").class_names
     shape = {
         "num_classes": config.num_classes or len(class_names),
         "image_size": config.image_size or native_image_size(name),

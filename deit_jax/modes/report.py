@@ -44,7 +44,7 @@ from deit_jax.reporting.plots import confusion_picture
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.training.checkpoint_folder import has_checkpoints
 from deit_jax.training.first_images import TRAINING_IMAGES, first_images
-from deit_jax.training.record import closing_table, read_config
+from deit_jax.training.record import closing_table, read_config, recorded_mixing
 
 PREDICTED_IMAGES = 2000  # or, of many classes, IMAGES_A_CLASS each; at most MOST_IMAGES
 IMAGES_A_CLASS, MOST_IMAGES = 10, 10_000
@@ -106,7 +106,7 @@ def report(
         _results(record, trained, results),
         sections.curves(rows, steps_per_epoch=steps_per_epoch, teacher_top1=teacher or None),
         sections.configuration(completed(record["config"]), json.loads(default_config().to_json_best_effort())),
-        _part("training-images", "Training images", lambda: _training_images(trained)),
+        _part("training-images", "Training images", lambda: _training_images(trained, recorded_mixing(record))),
         *_network_parts(without_teacher(trained), workdir, which, log),
         sections.throughput(rows, steps_per_epoch=steps_per_epoch),
         sections.environment(_read_json(workdir / "environment.json"), now),
@@ -162,8 +162,8 @@ def _part(anchor: str, title: str, make: Callable[[], Section]) -> Section:
         return sections.left_out(anchor, title, first_line(error))
 
 
-def _training_images(config: ConfigDict) -> Section:
-    return sections.training_images(*first_images(config, TRAINING_IMAGES).as_trained_on(TRAINING_IMAGES))
+def _training_images(config: ConfigDict, mixing: tuple[int, int] | None) -> Section:
+    return sections.training_images(*first_images(config, TRAINING_IMAGES, mixing).as_trained_on(TRAINING_IMAGES))
 
 
 def _network_parts(config: ConfigDict, workdir: Path, which: str, log: RunLog | None) -> list[Section]:

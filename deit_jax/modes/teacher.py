@@ -33,18 +33,20 @@ from deit_jax.weights.loading import count_classes, fit_weights
 IMAGENET_CLASSES = 1000
 
 
-def load_teacher(config: ConfigDict, workdir: Path) -> Teacher | None:
+def load_teacher(config: ConfigDict, workdir: Path, class_names: tuple[str, ...] | None = None) -> Teacher | None:
     """The frozen teacher of a validated configuration; None if it distils from none.
 
     Its weights are those trained in another workdir or in `workdir`/teacher, a file of another framework, or published ones.
     Several teachers, another normalisation and other classes than the student's become one `Ensemble`.
+
+    class_names: of the student's training images; None: they are opened for them.
 
     Raises ConfigError if it does not fit the student (another name than configured, other classes, another image size),
     CheckpointError if its workdir holds no trained weights, WeightsError if a file cannot be had, read or does not fit.
     """
     if not needs_teacher(config):
         return None
-    class_names = open_source(config.data, "train").class_names
+    class_names = class_names or open_source(config.data, "train").class_names
     num_classes = config.num_classes or len(class_names)
     image_size = config.image_size or native_image_size(config.model.name)
     _check_number_of_classes(config, num_classes)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from deit_jax.cache_folder import shared_cache_folder
 from deit_jax.config import MUST_BE_GIVEN, ConfigError
 from deit_jax.config_check import validate
 from deit_jax.data.classes import difference, order_of
@@ -19,7 +20,7 @@ from deit_jax.reporting import console
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.training.loop import Results, finished_run
 from deit_jax.training.loop import train as run_training
-from deit_jax.training.preparation import Opened, build_run, facts, open_run
+from deit_jax.training.preparation import Opened, build_run, facts, open_run, with_shared_index
 
 
 def train(config: ConfigDict, workdir: Path) -> Results:
@@ -29,20 +30,27 @@ def train(config: ConfigDict, workdir: Path) -> Results:
     `workdir`/teacher. Returns the content of `results.json`. Raises ConfigError, DataError, WeightsError, CheckpointError or
     LogError, each with one clear line.
     """
-    opened = agree(lambda: first_process_first(lambda: _open(config, workdir)), lambda opened: facts(config, opened))
+    return _train_with(config, workdir, shared_cache_folder(workdir))
+
+
+def _train_with(config: ConfigDict, workdir: Path, shared: Path) -> Results:
+    """The same, with the folder that several processes share; a teacher's run has its student's."""
+    opened = agree(
+        lambda: first_process_first(lambda: _open(config, workdir, shared)), lambda opened: facts(config, opened)
+    )
     config = opened.config
     with RunLog(config, workdir, silent=not is_main_process()) as log:
         return _train(config, workdir, opened, log)
 
 
-def _open(config: ConfigDict, workdir: Path) -> Opened:
+def _open(config: ConfigDict, workdir: Path, shared: Path) -> Opened:
     validate(config)
     if config.model.weights == MUST_BE_GIVEN:
         raise ConfigError(
             "this configuration continues from a trained model: set config.model.weights to its --workdir, a weights file, or "
             "'pretrained'"
         )
-    return open_run(config, workdir)
+    return open_run(config, workdir, shared)
 
 
 def _train(config: ConfigDict, workdir: Path, opened: Opened, log: RunLog) -> Results:
@@ -54,20 +62,26 @@ def _train(config: ConfigDict, workdir: Path, opened: Opened, log: RunLog) -> Re
 
 
 def _train_on(config: ConfigDict, workdir: Path, opened: Opened, log: RunLog) -> Results:
-    initial = load_initial(config, workdir, opened.record)
+    class_names = opened.train_source.class_names
+    initial = load_initial(config, workdir, opened.record, class_names)
     if config.teacher.recipe is not None:
         build_run(config, opened)  # refused now rather than after the teacher's training
         _check_classes_of_recipe(config, opened)
         console.say("first the teacher, then its student")
-        train(config.teacher.recipe, workdir / "teacher")
-    teacher = load_teacher(config, workdir)
+        _train_with(config.teacher.recipe, workdir / "teacher", opened.shared)
+    teacher = load_teacher(config, workdir, class_names)
     networks = () if teacher is None else teacher.networks
     agree(lambda: networks, lambda networks: {"the teacher": [network.weights for network in networks]})
     return run_training(config, workdir, teacher, initial, log, opened)
 
 
 def _check_classes_of_recipe(config: ConfigDict, opened: Opened) -> None:
-    taught, names = open_source(config.teacher.recipe.data, "train").class_names, opened.train_source.class_names
+    data = with_shared_index(config.teacher.recipe.data, opened.shared)
+    taught = agree(
+        lambda: first_process_first(lambda: open_source(data, "train").class_names),
+        lambda found: {"the teacher's class names": list(found)},
+    )
+    names = opened.train_source.class_names
     if config.teacher.classes is None and order_of(names, taught) is None:
         raise ConfigError(
             f"config.teacher.recipe trains on other classes than the student's ({difference(taught, names)}): set its data, or "

@@ -26,7 +26,8 @@ def agree(make: Callable[[], _Value], facts: Callable[[_Value], Mapping[str, Any
     """What `make` returns here, once it has succeeded in every process with the same facts. A single process just makes it.
 
     Args:
-      make: must not wait for other processes.
+      make: where it waits for other processes, all of them must come there, also those in which it fails: so it may be (or end
+        in) one `first_process_first`, and must not call a collective of its own after something that can fail in one of them.
       facts: of what was made, by the name that messages call them; values of JSON's types.
 
     Raises the UserError that `make` raised here, or in another process, whose number the message then has; DisagreementError if

@@ -167,7 +167,10 @@ def _said_if_long(text: str) -> Iterator[None]:
 
 
 def first_process_first(make: Callable[[], _Value]) -> _Value:
-    """What `make` returns here; the others call it when the first process is done, and find what it left on a shared disk."""
+    """What `make` returns here; the others call it when the first process is done, and find what it left on a shared disk.
+
+    All processes wait once, also where `make` fails.
+    """
     if jax.process_count() == 1:
         return make()
     if not is_main_process():

@@ -18,9 +18,9 @@ import numpy as np
 from einops import rearrange
 from jax.sharding import Mesh, Sharding
 
+from deit_jax.data.sampling import Stretches
 from deit_jax.parallel.sharding import split_rows
 
-Stretches = tuple[tuple[int, int], ...]  # [start, stop) of each, ascending, with gaps between them
 Deal = Callable[[Mapping[str, jax.Array]], dict[str, jax.Array]]
 
 

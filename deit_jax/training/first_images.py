@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from deit_jax.augment.recipe import TrainAugmentation
+from deit_jax.data.bad_images import BadImages
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
+from deit_jax.data.sources import ImageSource
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import build_augmentation
 from deit_jax.training.step import step_keys
@@ -40,16 +44,48 @@ class FirstImages:
         return pixels, [self.mixture(target) for target in np.asarray(targets[:rows])]
 
 
-def first_images(config: ConfigDict, rows: int) -> FirstImages:
-    """At least `rows` of the first step's images, or as many as it has. Raises ConfigError or DataError."""
+def first_images(config: ConfigDict, rows: int, mixing: tuple[int, int] | None = None) -> FirstImages:
+    """At least `rows` of the first step's images, or as many as it has.
+
+    mixing: group size and groups per block that a run recorded; None: see `resolve`. Raises ConfigError or DataError.
+    """
     source = open_source(config.data, "train")
-    plan = resolve(config, num_images=len(source), data_classes=len(source.class_names))
-    crop = train_crop(config.data, plan.image_size, config.evaluation)
-    batches = train_batches(
-        source, plan.order, crop, start_step=0, stop_step=1, num_threads=config.data.num_threads,
+    plan = resolve(config, num_images=len(source), data_classes=len(source.class_names), mixing=mixing)
+    return first_of_batch(config, plan, source.class_names, read_first_rows(config, plan, source, rows), rows)
+
+
+def read_first_rows(
+    config: ConfigDict, plan: Plan, source: ImageSource, rows: int, bad_images: BadImages | None = None
+) -> dict[str, np.ndarray]:
+    """The first rows of the first step's batch, wherever they are read in the run; no image of other rows is read.
+
+    Whole mixing groups, at least `rows` or as many as the batch has: `image` uint8[B, H, W, 3] and `label` int32[B].
+
+    bad_images: counts images that are replaced; None: one that warns. Raises DataError.
+    """
+    row = plan.order.positions(0).row
+    (positions,) = np.nonzero(row < _whole_groups(build_augmentation(config, plan), rows))
+    batches: Any = train_batches(  # a generator, which can be closed
+        source,
+        plan.order,
+        train_crop(config.data, plan.image_size, config.evaluation),
+        start_step=0,
+        stop_step=1,
+        stretches=tuple((position, position + 1) for position in positions.tolist()),
+        dealt=False,
+        num_threads=config.data.num_threads,
         on_bad_image=config.data.on_bad_image,
-    )  # fmt: skip
-    return first_of_batch(config, plan, source.class_names, next(iter(batches)), rows)
+        bad_images=bad_images,
+    )
+    with contextlib.closing(batches):
+        batch = next(batches)
+    return {name: values[np.argsort(row[positions])] for name, values in batch.items()}
+
+
+def _whole_groups(augment: TrainAugmentation, rows: int) -> int:
+    """At least so many rows: partners are at both ends of a group."""
+    group = augment.group_size if augment.mixes else 1
+    return -(-rows // group) * group
 
 
 def first_of_batch(
@@ -57,8 +93,7 @@ def first_of_batch(
 ) -> FirstImages:
     """The same of the first step's batch, or of the main process's part of it, that is there already."""
     augment = build_augmentation(config, plan)
-    group = augment.group_size if augment.mixes else 1  # whole groups: partners are at both ends
-    count = -(-rows // group) * group
+    count = _whole_groups(augment, rows)
     key, _ = step_keys(config.seed, 0)
     return FirstImages(augment, key, batch["image"][:count], batch["label"][:count], class_names)
 

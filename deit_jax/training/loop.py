@@ -28,7 +28,6 @@ from deit_jax.parallel.distributed import (
     sum_over_processes,
     wait_for_all,
 )
-from deit_jax.parallel.host_rows import HostRows
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.parallel.topologies import find_chip
 from deit_jax.reporting import console
@@ -41,7 +40,7 @@ from deit_jax.training.announcement import describe
 from deit_jax.training.checkpoint_folder import CheckpointError, last_step
 from deit_jax.training.checkpointing import Checkpoints
 from deit_jax.training.divergence import READ_EVERY, Detours, Rollback, Watch
-from deit_jax.training.first_images import TRAINING_IMAGES, first_of_batch
+from deit_jax.training.first_images import TRAINING_IMAGES, first_of_batch, read_first_rows
 from deit_jax.training.interruption import Interruption
 from deit_jax.training.lock import hold
 from deit_jax.training.network_identity import check_teacher
@@ -98,7 +97,7 @@ def train(
         began_with = "" if initial is None else initial.digest
         claim = functools.partial(claim_workdir, workdir, config, plan, opened.identity)
         from_main_process(lambda: claim(checked=opened.record, teachers=teachers, initial=began_with))
-        if unsafe := share_compiled_programs(config.parallel.compilation_cache, workdir):
+        if unsafe := share_compiled_programs(config.parallel.compilation_cache, opened.shared):
             console.warn(unsafe)
         facts = describe(config, plan, program, opened.train_source, opened.eval_source, teacher, initial)
         console.announce(f"Training in {workdir}", facts)
@@ -320,10 +319,9 @@ def pictured(run: Run, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dic
         return
     names, rows = run.train_source.class_names, run.program.host_rows
     shown = first
-    if not rows.dealt or rows.stretches[0][0] > 0:  # the first rows come from several hosts: read their block here
-        rows = HostRows(((0, run.plan.order.block_size),))
+    if not rows.dealt or rows.stretches[0][0] > 0:  # the first rows come from several hosts: read them here
         silent = BadImages(lambda line: None)
-        shown = next(iter(step_batches(run.config, run.train_source, run.plan, rows, 0, 1, silent)))
+        shown = read_first_rows(run.config, run.plan, run.train_source, TRAINING_IMAGES, silent)
     try:
         seen, targets = first_of_batch(run.config, run.plan, names, shown, TRAINING_IMAGES).as_trained_on(
             TRAINING_IMAGES

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from deit_jax.cache_folder import shared_cache_folder
+from deit_jax.cache_folder import shared_cache_folder, why_unsafe
 from deit_jax.config import ConfigError
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.classes import with_classes
@@ -48,6 +48,7 @@ class Opened:
     record: dict[str, Any] | None  # of the workdir; None if it is new
     plan: Plan
     config: ConfigDict  # what the run goes on with, see `as_begun`
+    shared: Path  # the folder of what its processes keep for the next start, see `shared_cache_folder`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,12 +61,15 @@ class Built:
     extra_sources: Sources
 
 
-def open_run(config: ConfigDict, workdir: Path) -> Opened:
+def open_run(config: ConfigDict, workdir: Path, shared: Path | None = None) -> Opened:
     """Open the data of a validated configuration and compare it, and the configuration, with what `workdir` was started with.
+
+    shared: as in `Opened`; None: beside the workdir.
 
     Raises ConfigError or DataError: the data cannot be opened or does not fit, or the workdir holds another run.
     """
-    data = with_shared_index(config.data, workdir)
+    shared = shared or shared_cache_folder(workdir)
+    data = with_shared_index(config.data, shared)
     train_source, eval_source = open_source(data, "train"), open_source(data, "eval")
     names = train_source.class_names
     if len(names) > (there := len(eval_source.class_names)):
@@ -91,15 +95,18 @@ def open_run(config: ConfigDict, workdir: Path) -> Opened:
             f"{workdir} has done {done:,} steps already, config.train.max_steps={config.train.max_steps} asks for fewer: raise "
             "it to go on; nothing was trained"
         )
-    return Opened(train_source, eval_source, identity, record, plan, config)
+    return Opened(train_source, eval_source, identity, record, plan, config, shared)
 
 
-def with_shared_index(data: ConfigDict, workdir: Path) -> ConfigDict:
-    """A `data` section whose folder indices lie where all processes of a run find what the first one has listed."""
-    if data.index != AUTO or jax.process_count() == 1:
+def with_shared_index(data: ConfigDict, shared: Path) -> ConfigDict:
+    """A `data` section whose folder indices lie where all processes of a run find what the first one has listed.
+
+    Unchanged for a single process, where data.index is not "auto", and where other users could put an index into `shared`.
+    """
+    if data.index != AUTO or jax.process_count() == 1 or why_unsafe(shared):
         return data
     data = copy.deepcopy(data)
-    data.index = str(shared_cache_folder(workdir))
+    data.index = str(shared)
     return data
 
 
@@ -192,5 +199,6 @@ def build_run(config: ConfigDict, opened: Opened, teacher: Teacher | None = None
     evaluator = Evaluator(config, opened.eval_source, mesh, image_size=plan.image_size, keep_images=True)
     # Opened and left: what cannot read so, e.g. workers without shared memory, is refused before anything is written.
     step_batches(config, opened.train_source, plan, program.host_rows, 0, plan.total_steps)
-    extra_sources = open_extra_sets(config, opened.train_source.class_names, strict=False)
+    index = with_shared_index(config.data, opened.shared).index
+    extra_sources = open_extra_sets(config, opened.train_source.class_names, strict=False, index=index)
     return Built(mesh, program, evaluator, extra_sources)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.config_model import check_heads, check_model, module_options
+from deit_jax.data.sampling import batch_of_larger_groups
 from deit_jax.models import create_model
 from deit_jax.models.folding import fold_batch_norm
 from deit_jax.models.grouped_conv import suited_to
@@ -145,9 +146,13 @@ def build_program(
         if gathers_rows(mesh, deal, order.batch_size):
             console.warn(
                 f"every device gathers all {order.batch_size} rows of each batch, because blocks of {order.block_size} rows do "
-                f"not lie evenly on {mesh.size} devices; where both are powers of two, they do"
+                f"not lie evenly on {mesh.size} devices; on 2, 4, 8, ... devices they do where config.train.batch_size, "
+                f"config.augment.group_size ({order.group_size}) and config.augment.groups_per_block ({order.groups_per_block}) "
+                "are powers of two"
             )
     augment = build_augmentation(config, plan)
+    if augment.mixes and config.augment.group_size is None and not resumed:
+        _warn_of_tiny_groups(config, plan)
     if augment.mixes and (config.train.batch_size // mesh.size) % augment.group_size:
         console.warn(
             f"a device holds {config.train.batch_size // mesh.size} rows, not a multiple of the {augment.group_size} of a "
@@ -225,6 +230,16 @@ def build_program(
         _init=jax.jit(init, out_shardings=sharding),
         _start=jax.jit(start, out_shardings=sharding),
     )
+
+
+def _warn_of_tiny_groups(config: ConfigDict, plan: Plan) -> None:
+    order, largest = plan.order, config.augment.max_group_size
+    better = batch_of_larger_groups(order.batch_size, order.repeats, largest, config.augment.groups_per_block)
+    if better is not None:
+        console.warn(
+            f"config.train.batch_size={order.batch_size} has few divisors: its mixing groups have {order.group_size} rows, where "
+            f"config.augment.max_group_size={largest} allows more; {better} rows do better"
+        )
 
 
 def _check_attention(model: nn.Module, plan: Plan, mesh: Mesh) -> None:

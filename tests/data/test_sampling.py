@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deit_jax.data.sampling import TrainOrder, mixing_sizes, repeated_order, selected_positions
+from deit_jax.data.sampling import TrainOrder, batch_of_larger_groups, mixing_sizes, repeated_order, selected_positions
 
 GOLDEN = np.load(Path(__file__).parent / "sampler.npz")
 CASES = sorted({name.removesuffix("_ranks") for name in GOLDEN if name.endswith("_ranks")})
@@ -182,13 +182,45 @@ def test_an_odd_batch_does_where_nothing_is_mixed(batch):
     order(batch_size=batch, repeats=1, group_size=group, groups_per_block=groups)
 
 
-def test_batches_that_nothing_divides():
-    with pytest.raises(ValueError, match=r"data\.repeats=3, augment\.groups_per_block=5 cannot"):
-        mixing_sizes(64, 3, 256, groups_per_block=5)
-    with pytest.raises(ValueError, match=r"augment\.group_size=48 cannot"):
-        mixing_sizes(64, 3, 256, group_size=48)
-    with pytest.raises(ValueError, match=r"train\.batch_size=4 with data\.repeats=3 cannot"):
-        mixing_sizes(4, 3, 256)
+@pytest.mark.parametrize(
+    ("batch", "repeats", "given", "message"),
+    [
+        (64, 3, dict(groups_per_block=5), r"groups_per_block=5 cannot .*even number of rows, at least 3 groups a block: .* 10$"),
+        (64, 3, dict(group_size=48), r"group_size=48 cannot .*groups of 48 rows, at least 3 groups a block: .*of 192$"),
+        (70, 6, dict(group_size=8), r"train\.batch_size=70 with data\.repeats=6.* multiple of 48$"),
+        (4, 3, {}, r"train\.batch_size=4 with data\.repeats=3 cannot .* multiple of 8$"),
+        (2, 3, dict(mixes=False), r"cannot be divided into mixing groups, at least 3 groups a block: .* multiple of 4$"),
+        (65, 1, dict(groups_per_block=6), r"even number of rows, at least 1 group a block: .* multiple of 12$"),
+    ],
+)  # fmt: skip
+def test_batches_that_nothing_divides(batch, repeats, given, message):
+    with pytest.raises(ValueError, match=message) as error:
+        mixing_sizes(batch, repeats, 256, **given)
+    assert "\n" not in str(error.value)
+    multiple = int(message.removesuffix("$").split()[-1])
+    group, groups = mixing_sizes(multiple, repeats, 256, **given)  # the advice helps
+    order(batch_size=multiple, repeats=repeats, group_size=group, groups_per_block=groups)
+
+
+def test_a_largest_group_of_one_row_is_named_where_rows_are_mixed():
+    with pytest.raises(ValueError, match=r"^augment\.max_group_size=1: .*give 2 or more"):
+        mixing_sizes(1024, 3, 1)
+    assert mixing_sizes(1024, 3, 1, mixes=False) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("batch", "largest", "groups", "better"),
+    [
+        (1006, 256, None, 1000), (1004, 256, None, 1000), (1002, 256, None, 1000), (1016, 64, None, 1008),
+        (1060, 256, 5, 1060), (530, 256, 5, 530), (1012, 256, 2, 1008), (100, 256, None, 100), (1024, 16, None, 1024),
+    ],
+)  # fmt: skip
+def test_batches_whose_groups_are_tiny_have_a_better_one_beside_them(batch, largest, groups, better):
+    group, _ = mixing_sizes(batch, 1 if groups else 3, largest, groups_per_block=groups)
+    assert batch_of_larger_groups(batch, 1 if groups else 3, largest, groups) == (None if better == batch else better)
+    if better != batch:
+        larger, _ = mixing_sizes(better, 1 if groups else 3, largest, groups_per_block=groups)
+        assert larger > 4 * group
 
 
 def test_impossible_positions():

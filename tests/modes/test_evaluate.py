@@ -7,9 +7,11 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from deit_jax.cache_folder import shared_cache_folder
 from deit_jax.config import MUST_BE_GIVEN, ConfigError, default_config
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
+from deit_jax.errors import UserError
 from deit_jax.modes.evaluate import evaluate
 from deit_jax.modes.export import export
 from deit_jax.modes.train import train
@@ -137,6 +139,17 @@ def test_a_faulty_set_is_an_error_where_it_was_asked_for(trained, name, message)
     workdir, config, _ = trained
     with pytest.raises(DataError, match=rf"config\.evaluation\.extra\.{name}: .*{message}"):
         evaluate(config_with({name: config.evaluation.extra[name]}), workdir)
+
+
+def test_programs_are_shared_beside_the_workdir_of_what_is_evaluated(trained, monkeypatch):
+    def share(cache, shared):
+        raise UserError(f"{cache} {shared}")
+
+    workdir, _, _ = trained
+    monkeypatch.setattr("deit_jax.modes.evaluate.share_compiled_programs", share)
+    with pytest.raises(UserError) as error:
+        evaluate(as_trained(), workdir)
+    assert str(error.value) == f"auto {shared_cache_folder(workdir)}"
 
 
 def test_another_checkpoint_can_be_asked_for(trained, tmp_path):

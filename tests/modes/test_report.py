@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from deit_jax.config import ConfigError
+from deit_jax.errors import UserError
 from deit_jax.modes import report as mode
 from deit_jax.modes.report import report
 from deit_jax.modes.train import train
@@ -99,6 +100,20 @@ def test_it_is_rebuilt_and_without_its_data_leaves_out_what_needs_them(finished,
     assert page.sections() == SECTIONS and page.needs_nothing_else()
     assert page.text.count("set.npz: no such file") == 4
     assert "a published figure" in page.text and not page.all("img")
+
+
+def test_the_training_images_are_in_the_groups_that_the_run_recorded(finished, tmp_path, monkeypatch):
+    def unreadable(config, rows, mixing=None):
+        raise UserError(f"groups of {mixing}")
+
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir, ignore=shutil.ignore_patterns("tensorboard"))
+    record = json.loads((workdir / "config.json").read_text())
+    record["resolved"] |= {"group_size": 2, "groups_per_block": 8}
+    record["config"]["data"]["path"] = str(tmp_path / "gone.npz")
+    (workdir / "config.json").write_text(json.dumps(record))
+    monkeypatch.setattr(mode, "first_images", unreadable)
+    assert "groups of (2, 8)" in read(report(workdir)).text
 
 
 def test_a_convnet_has_no_attention_and_an_unfinished_run_a_report(trained_teacher, tmp_path):

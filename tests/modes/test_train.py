@@ -1,7 +1,12 @@
 import pytest
 
+from deit_jax.cache_folder import shared_cache_folder
 from deit_jax.config import ConfigError
+from deit_jax.data.registry import open_source
+from deit_jax.data.sources import DataError
+from deit_jax.modes.initial import load_initial
 from deit_jax.modes.train import load_teacher, train
+from deit_jax.training import preparation
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.state import count_parameters
 from deit_jax.training.trained_weights import load_variables
@@ -60,3 +65,36 @@ def test_a_student_that_cannot_be_built_is_refused_before_the_teacher_is_trained
     with pytest.raises(ConfigError, match="embed_dim=16 is not a multiple of num_heads=3"):
         train(config, tmp_path)
     assert not (tmp_path / "teacher").exists()
+
+
+def test_a_teacher_that_is_trained_first_shares_the_folder_of_its_student(tmp_path, monkeypatch):
+    opened = {}
+
+    def open_run(config, workdir, shared):
+        opened[workdir] = shared
+        if workdir.name == "teacher":
+            raise ConfigError("that is enough")
+        return preparation.open_run(config, workdir, shared)
+
+    monkeypatch.setattr("deit_jax.modes.train.open_run", open_run)
+    config = tiny_config(teacher__weights="")
+    config.teacher.recipe = tiny_teacher_config()
+    with pytest.raises(ConfigError, match="that is enough"):
+        train(config, tmp_path / "run")
+    shared = shared_cache_folder(tmp_path / "run")
+    assert opened == {tmp_path / "run": shared, tmp_path / "run" / "teacher": shared}
+
+
+def test_teacher_and_initial_weights_take_the_class_names_of_the_data_that_is_open_already(
+    trained_teacher, trained_student, tmp_path
+):
+    names = open_source(tiny_config().data, "train").class_names
+    gone = {"data__source": "npz", "data__path": str(tmp_path / "gone.npz")}
+    config = tiny_config(teacher__weights=str(trained_teacher), **gone)
+    with pytest.raises(DataError, match="gone"):
+        load_teacher(config, tmp_path)
+    assert load_teacher(config, tmp_path, names).model.num_classes == 10
+    config = tiny_config(model__weights=str(trained_student), **gone)
+    with pytest.raises(DataError, match="gone"):
+        load_initial(config, tmp_path)
+    assert load_initial(config, tmp_path, None, names) is not None

@@ -1,10 +1,12 @@
 """Two real processes that differ are refused in both; see also tests/end_to_end/test_processes.py for whole runs."""
 
+import functools
+
 import pytest
 
 from deit_jax.errors import UserError
 from deit_jax.parallel.agreement import agree
-from deit_jax.parallel.distributed import start
+from deit_jax.parallel.distributed import first_process_first, start
 from tests.end_to_end.commands import forked_together, free_port
 
 FACTS = {"rate": 0.1, "classes": ["a", "b"], "digest": "0a", "images": 10}
@@ -23,7 +25,8 @@ def test_a_single_process_agrees_with_itself():
 def compare(address, number, facts):
     start(address, 2, int(number), heartbeat_seconds=30)
     try:
-        made = agree(lambda: facts if isinstance(facts, dict) else refuse(facts), lambda made: made)
+        make = functools.partial(first_process_first, lambda: facts if isinstance(facts, dict) else refuse(facts))
+        made = agree(make, lambda made: made)
         print("agreed on", sorted(made))
     except UserError as error:
         print(error)

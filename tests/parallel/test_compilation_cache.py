@@ -4,7 +4,10 @@ import os
 import jax
 import pytest
 
-from deit_jax.parallel.compilation_cache import keep_compiled_programs, share_compiled_programs
+from deit_jax import command_line
+from deit_jax.cache_folder import shared_cache_folder
+from deit_jax.parallel.compilation_cache import keep_compiled_programs, share_compiled_programs, shares_programs
+from tests.tiny import tiny_config
 
 
 @pytest.fixture
@@ -41,35 +44,57 @@ def test_without_a_home_its_folder_is_none(no_folder_yet, tmp_path, monkeypatch)
     assert jax.config.jax_compilation_cache_dir is None and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("unsafe", ["everybody", "another user"])
+@pytest.mark.parametrize("unsafe", ["everybody", "its group", "another user"])
 def test_a_folder_that_others_could_fill_is_not_used(no_folder_yet, tmp_path, monkeypatch, unsafe):
     folder = tmp_path / "cache"
     folder.mkdir()
-    folder.chmod(0o777 if unsafe == "everybody" else 0o700)
+    folder.chmod({"everybody": 0o777, "its group": 0o770, "another user": 0o700}[unsafe])
     if unsafe == "another user":
         own = os.getuid()
         monkeypatch.setattr("os.getuid", lambda: own + 1)
     warning = keep_compiled_programs(str(folder))
     assert jax.config.jax_compilation_cache_dir is None
     assert warning.startswith("compiled programs are not kept") and unsafe in warning and str(folder) in warning
-    assert "\n" not in warning
+    assert ("; remove it, or name another" in warning) == (unsafe != "another user")  # it may not be removed
+    assert "name another in config.parallel.compilation_cache" in warning and "\n" not in warning
 
 
 def test_several_processes_keep_their_programs_beside_the_workdir(no_folder_yet, tmp_path, monkeypatch):
-    workdir = tmp_path / "runs" / "one"
-    assert share_compiled_programs("auto", workdir) == ""
-    assert (
-        jax.config.jax_compilation_cache_dir is None and not workdir.parent.exists()
-    )  # one process: its user's folder
+    folder = shared_cache_folder(tmp_path / "runs" / "one")
+    assert folder == tmp_path / "runs" / f".deit_jax-{os.getuid()}"
+    assert share_compiled_programs("auto", folder) == "" and not shares_programs("auto")
+    assert jax.config.jax_compilation_cache_dir is None and not folder.parent.exists()  # one process: its user's folder
     monkeypatch.setattr("jax.process_count", lambda: 4)
-    assert share_compiled_programs("", workdir) == share_compiled_programs("/named", workdir) == ""
+    assert share_compiled_programs("", folder) == share_compiled_programs("/named", folder) == ""
     assert jax.config.jax_compilation_cache_dir is None
-    assert share_compiled_programs("auto", workdir) == ""
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "runs" / ".deit_jax")
-    assert (tmp_path / "runs" / ".deit_jax").stat().st_mode & 0o777 == 0o700
-    (tmp_path / "runs" / ".deit_jax").chmod(0o777)
-    assert "can be written by everybody" in share_compiled_programs("auto", workdir)
+    for _ in range(2):
+        assert share_compiled_programs("auto", folder) == ""
+        assert jax.config.jax_compilation_cache_dir == str(folder)
+        assert folder.stat().st_mode & 0o777 == 0o700
+        folder.chmod(0o755)  # as an index of the data leaves it
+    folder.chmod(0o777)
+    assert "can be written by everybody" in share_compiled_programs("auto", folder)
     assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_an_unsafe_folder_is_not_reported_where_programs_are_kept_in_another(
+    no_folder_yet, tmp_path, monkeypatch, capsys
+):
+    unsafe = tmp_path / ".cache" / "deit_jax"
+    unsafe.mkdir(parents=True)
+    unsafe.chmod(0o777)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("deit_jax.parallel.distributed.start", lambda *_, **__: None)
+    command_line.parse(["run.py"])
+
+    def said(processes, beside_workdir, cache="auto"):
+        monkeypatch.setattr("jax.process_count", lambda: processes)
+        config = tiny_config(parallel__compilation_cache=cache, parallel__keep_host_memory=False)
+        command_line._prepare_process(config, beside_workdir=beside_workdir)
+        return "compiled programs are not kept" in capsys.readouterr().out
+
+    assert not said(2, True)
+    assert said(2, False) and said(1, True) and said(2, True, cache=str(unsafe))
 
 
 def test_a_second_run_in_a_process_gets_the_folder_that_it_asks_for(no_folder_yet, tmp_path):

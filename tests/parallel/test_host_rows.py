@@ -113,6 +113,8 @@ def assert_same(one, other):
 
 # Of the published recipes on ImageNet: batch, repeats, group and groups a block.
 PUBLISHED = {"Ti and S": (1024, 3, 256, 4), "B": (1024, 3, 64, 4), "384 pixels": (512, 3, 32, 4)}
+# The exception: its blocks do not lie evenly on slices, whose devices gather the batch.
+TRANSFER = (768, 3, 64, 4)
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
@@ -244,9 +246,22 @@ def test_published_batches_are_dealt_without_gathering(name, fsdp, recipe):
 
 
 @pytest.mark.compiler
-def test_a_batch_that_lies_unevenly_on_a_slice_is_gathered():
-    mesh = topology_mesh("v5e-16", 1)
-    assert gathers_rows(mesh, deal_on_devices(mesh, 64, 4), 768)
+@pytest.mark.parametrize("name", ["v5e-16", "v5e-64"])
+def test_the_batch_of_transfer_is_gathered_with_its_groups(name):
+    mesh = topology_mesh(name, 1)
+    batch, _, group, groups = TRANSFER
+    assert gathers_rows(mesh, deal_on_devices(mesh, group, groups), batch)
+    # Three groups a block are as many as the copies of an image; four hosts of four then hold whole blocks.
+    assert host_rows(mesh, batch, group * 3)[0].dealt == (name == "v5e-16")
+
+
+def test_three_groups_a_block_let_four_hosts_deal_the_batch_of_transfer():
+    batch, repeats, group, groups = TRANSFER
+    mesh = in_process_order(4)
+    assert not host_rows(mesh, batch, group * groups)[0].dealt and host_rows(mesh, batch, group * 3)[0].dealt
+    for hosts, of_block in ((4, groups), (4, 3), (16, groups)):
+        order = TrainOrder(len(SOURCE), batch, repeats, group, of_block, seed=3)
+        assert_same(global_batch(in_process_order(hosts), order), read(order, HostRows(((0, batch),))))
 
 
 # --- Real processes -------------------------------------------------------------------------------------------------------

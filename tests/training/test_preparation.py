@@ -2,7 +2,8 @@ import json
 
 from ml_collections import ConfigDict
 
-from deit_jax.training.preparation import common_facts, open_run
+from deit_jax.cache_folder import shared_cache_folder
+from deit_jax.training.preparation import common_facts, open_run, with_shared_index
 from deit_jax.training.record import claim_workdir
 from tests.tiny import tiny_config
 
@@ -35,3 +36,21 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_own_numerics(tmp_path):
     resumed = open_run(config, tmp_path).config
     assert (resumed.model.drop_dtype, resumed.model.residual_dtype) == ("compute", "compute")
     assert config.model.drop_dtype == "float32"  # the caller's own is left alone
+
+
+def test_several_processes_share_the_lists_of_folders_where_nobody_else_can_write_one(tmp_path, monkeypatch):
+    data, shared = tiny_config().data, shared_cache_folder(tmp_path / "runs" / "one")
+    assert with_shared_index(data, shared).index == "auto"
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    assert with_shared_index(data, shared).index == str(shared) and data.index == "auto"
+    named = tiny_config(data__index="/named").data
+    assert with_shared_index(named, shared).index == "/named"
+    shared.mkdir(parents=True)
+    for mode, index in ((0o755, str(shared)), (0o770, "auto"), (0o777, "auto")):
+        shared.chmod(mode)
+        assert with_shared_index(data, shared).index == index
+
+
+def test_a_run_shares_the_folder_beside_its_workdir_or_the_one_that_it_gets(tmp_path):
+    assert open_run(tiny_config(), tmp_path / "run").shared == shared_cache_folder(tmp_path / "run")
+    assert open_run(tiny_config(), tmp_path / "run" / "teacher", tmp_path / "x").shared == tmp_path / "x"

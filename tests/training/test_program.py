@@ -103,3 +103,15 @@ def test_a_run_that_began_with_a_head_that_nothing_teaches_goes_on_with_a_warnin
         build_program(config, plan, make_mesh(jax.devices()[:1]))
     build_program(config, plan, make_mesh(jax.devices()[:1]), resumed=True)
     assert "the run goes on as an earlier version began it" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "resumed", "warned"), [(502, False, True), (502, True, False), (496, False, False)]
+)
+def test_a_batch_whose_mixing_groups_are_tiny_gets_a_warning(capsys, batch_size, resumed, warned):
+    config = tiny_config(train__batch_size=batch_size, augment__max_group_size=64)
+    plan = resolve(config, num_images=10_000, data_classes=10)
+    build_program(config, plan, make_mesh(jax.devices()[:1]), resumed=resumed)
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("config.train.batch_size=502 has few divisors: its mixing groups have 2 rows" in said) == warned
+    assert not warned or "496 rows do better" in said

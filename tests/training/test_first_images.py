@@ -1,0 +1,59 @@
+import threading
+
+import numpy as np
+import pytest
+
+from deit_jax.data.registry import open_source
+from deit_jax.parallel.host_rows import HostRows
+from deit_jax.training.first_images import first_images, read_first_rows
+from deit_jax.training.plan import resolve
+from deit_jax.training.preparation import step_batches
+from tests.tiny import tiny_config
+
+
+class Counting:
+    """Counts the images that are read."""
+
+    def __init__(self, source):
+        self.source, self.class_names, self.reads = source, source.class_names, 0
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        self.reads += 1
+        return self.source[index]
+
+
+@pytest.mark.parametrize(
+    ("changes", "rows", "count"),
+    [
+        ({}, 16, 16),
+        ({"augment__max_group_size": 8}, 10, 16),
+        ({"augment__max_group_size": 8}, 3, 8),
+        ({"augment__group_size": 2, "augment__groups_per_block": 4}, 9, 10),  # more than a block
+        ({"augment__mix_probability": 0.0, "augment__max_group_size": 8}, 3, 3),
+        ({}, 100, 32),
+    ],
+)
+def test_the_first_rows_are_those_of_the_batch_and_no_other_image_is_read(changes, rows, count):
+    config = tiny_config(**changes)
+    source = Counting(open_source(config.data, "train"))
+    plan = resolve(config, num_images=len(source), data_classes=10)
+    (whole,) = step_batches(config, source, plan, HostRows(((0, 32),)), 0, 1)
+    source.reads, threads = 0, threading.active_count()
+    found = read_first_rows(config, plan, source, rows)
+    assert len(found["label"]) == count and source.reads <= count
+    assert threading.active_count() <= threads  # no reader is left
+    for name, values in found.items():
+        np.testing.assert_array_equal(values, whole[name][:count])
+
+
+def test_a_run_that_goes_on_shows_the_groups_that_it_recorded():
+    config = tiny_config()
+    own, recorded = first_images(config, 8), first_images(config, 8, mixing=(8, 4))
+    assert (own.augment.group_size, recorded.augment.group_size) == (4, 8)
+    began = first_images(tiny_config(augment__max_group_size=8), 8)
+    np.testing.assert_array_equal(recorded.images, began.images)
+    np.testing.assert_array_equal(recorded.labels, began.labels)
+    assert not np.array_equal(recorded.images, own.images)
