@@ -138,18 +138,6 @@ def build_program(
             f"config.train.batch_size={config.train.batch_size} does not divide into "
             f"config.train.accumulation_steps={config.train.accumulation_steps} microbatches on {mesh.size} devices"
         )
-    order = plan.order
-    rows = host_rows(mesh, order.batch_size, order.block_size)[jax.process_index()]
-    deal = None
-    if not rows.dealt:
-        deal = deal_on_devices(mesh, order.group_size, order.groups_per_block)
-        if gathers_rows(mesh, deal, order.batch_size):
-            console.warn(
-                f"every device gathers all {order.batch_size} rows of each batch, because blocks of {order.block_size} rows do "
-                f"not lie evenly on {mesh.size} devices; on 2, 4, 8, ... devices they do where config.train.batch_size, "
-                f"config.augment.group_size ({order.group_size}) and config.augment.groups_per_block ({order.groups_per_block}) "
-                "are powers of two"
-            )
     augment = build_augmentation(config, plan)
     if augment.mixes and config.augment.group_size is None and not resumed:
         _warn_of_tiny_groups(config, plan)
@@ -169,6 +157,18 @@ def build_program(
     )
     model = suited_to(model, mesh)
     _check_attention(model, plan, mesh)
+    order = plan.order
+    rows = host_rows(mesh, order.batch_size, order.block_size)[jax.process_index()]
+    deal = None
+    if not rows.dealt:
+        deal = deal_on_devices(mesh, order.group_size, order.groups_per_block)
+        if gathers_rows(mesh, deal, order.batch_size):
+            console.warn(
+                f"every device gathers all {order.batch_size} rows of each batch, because blocks of {order.block_size} rows do "
+                f"not lie evenly on {mesh.size} devices; on 2, 4, 8, ... devices they do where config.train.batch_size, "
+                f"config.augment.group_size ({order.group_size}) and config.augment.groups_per_block ({order.groups_per_block}) "
+                "are powers of two"
+            )
     schedule = cosine_schedule(
         peak=plan.peak_learning_rate,
         warmup=config.schedule.warmup_learning_rate,
