@@ -255,7 +255,7 @@ def curve(study: str, path: Path) -> None:
         )  # fmt: skip
         axis.fill_between(passes, [min(at) for at in zip(*values, strict=True)], [max(at) for at in zip(*values, strict=True)],
                           color=colour, alpha=0.2, linewidth=0)  # fmt: skip
-    axis.set_xlabel("images seen (thousands, copies counted)")
+    axis.set_xlabel("epochs times training images, thousands")
     axis.set_ylabel("top-1 % of the test images, EMA weights")
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")

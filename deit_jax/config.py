@@ -237,7 +237,7 @@ def default_config() -> ConfigDict:
     return config.lock()
 
 
-# What a field meant before it existed: how to read a config.json that does not have it, whatever the default is today. Whoever
+# What a field meant before it existed: how to read a config.json that does not have it; the default may be another today. Whoever
 # adds a field adds it here, and an entry never changes. Only log, parallel and checkpoint are left out: they change no number.
 BEFORE_IT_EXISTED: dict[str, Any] = {
     # Not yet in every workdir of format 1:
@@ -286,7 +286,7 @@ def completed(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def recorded_config(record: Mapping[str, Any]) -> ConfigDict:
-    """The configuration of a workdir from its config.json, but for the teacher's section; unlocked. See `completed`."""
+    """The configuration of a workdir from its config.json, without the teacher's section; unlocked. See `completed`."""
     config = default_config().unlock()
     for section, fields in completed(record["config"]).items():
         if section == "teacher":

@@ -65,7 +65,7 @@ def write_index(root: str, listing: Listing, place: str) -> None:
         return
     temporary = None
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)  # for its owner alone to write, whatever the umask
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)  # for its owner alone to write, under any umask
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".npz")
         with open(handle, "wb") as file:
             np.savez(file, version=_VERSION, rules=RULES, **dataclasses.asdict(listing))

@@ -31,9 +31,9 @@ def run_locally(config: ConfigDict) -> None:
 
 
 def fashion_mnist() -> ConfigDict:
-    """Embedded images of 28 pixels, for a few epochs on a CPU: what configs/quickstart.py and configs/study.py share.
+    """Embedded images of 28 pixels, on a CPU: what configs/quickstart.py and configs/study.py share.
 
-    Crops, flips, label smoothing and stochastic depth; a few epochs are too short for stronger augmentation to pay.
+    Crops, flips, label smoothing and stochastic depth. Stronger augmentation, which a few epochs are too short for, is theirs.
     """
     config = default_config()
     config.image_size = 28

@@ -105,7 +105,7 @@ def check_workdir(workdir: Path, config: ConfigDict, identity: Identity) -> dict
 def as_begun(config: ConfigDict, record: Mapping[str, Any] | None) -> ConfigDict:
     """`config`, which `check_workdir` has accepted, with what the run began with where its record does not have a field.
 
-    So a run of an earlier version goes on with its own numerics, whatever the default of a later field is. Says which fields that
+    So a run of an earlier version goes on with its own numerics where a later field has another default. Says which fields that
     changes. Fields that may change in a run stay as they are.
     """
     if record is None:
