@@ -1,0 +1,170 @@
+"""What a model is to this package, and what it may say about itself.
+
+A model is a `flax.linen.Module` with a field `num_classes` and the call
+
+    __call__(images, *, train=False, positions=None) -> logits float32[B, num_classes], or `ModelOutput`
+
+images: normalised float[B, H, W, 3]. train: whether dropout draws and BatchNorm uses the batch's statistics. positions: int32[B],
+each image's place in the global batch, from which `Dropout` draws. A call without `train` or `positions` is not given them. It may
+have the collections "params" and "batch_stats", and in training draw from the random stream "dropout".
+
+All else is optional. Fields of these names are set from the configuration where a model has them:
+
+    image_size      pixels; a model with this field takes images of that size only, one without it takes any size
+    dtype           the type to compute in
+    drop_path_rate, dropout_rate, fusion, attention, ...   the options of `config.model`; any other by `config.model.overrides`
+
+and these attributes, properties and methods answer questions, which the functions below ask:
+
+    distilled                     True: it has a distillation token, and returns a `ModelOutput` with both heads' logits
+    fusion                        how it fuses them: one of `FUSIONS`
+    num_prefix_tokens             tokens in front of the patches' tokens
+    feature_widths                widths of its features, block by block or stage by stage
+    family                        which weights files it can be read from and written to ("vit", "regnet"; weights/families.py)
+    inference_form(variables)     (model, variables) that compute the same faster, for evaluation only
+    portable_form(variables)      (model, variables) in operations that every platform has
+    on_mesh(mesh)                 the model with what depends on devices chosen for batches split over a mesh
+    resize_variables(variables, method)   variables of this model at another image size, fitted to this one's
+    check_training(platform, image_size)  raises ValueError if it cannot be trained there
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from deit_jax.models.output import ModelOutput
+
+Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, what model.apply takes
+
+
+def call(model: nn.Module, images: jax.Array, *, train: bool, positions: jax.Array | None = None) -> ModelOutput:
+    """The output of a bound model, e.g. of a submodule, or the body of `apply`; see `classify` and `train_outputs`.
+
+    Raises ValueError if the model returns something else than the protocol says.
+    """
+    given = {"train": train, "positions": positions}
+    parameters = _parameters(type(model))
+    if not parameters.get("**"):
+        given = {name: value for name, value in given.items() if name in parameters}
+    return as_output(model(images, **given), model, images.shape[0])
+
+
+def classify(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> ModelOutput:
+    """The output of any model in evaluation, for normalised float[B, H, W, 3] images."""
+    return nn.apply(functools.partial(call, images=images, train=False), model)(variables)
+
+
+def train_outputs(
+    model: nn.Module, variables: Mapping[str, Any], images: jax.Array, *, train: bool, positions: jax.Array, rngs: Any
+) -> tuple[ModelOutput, Mapping[str, Any]]:
+    """The output of any model in a training step, and its new "batch_stats". train: False computes as in evaluation."""
+    body = functools.partial(call, images=images, train=train, positions=positions)
+    return nn.apply(body, model, mutable=["batch_stats"])(variables, rngs=rngs)
+
+
+def as_output(output: Any, model: nn.Module, num_images: int) -> ModelOutput:
+    """What a model returned as a `ModelOutput` in float32. Raises ValueError, in one line, if it is neither that nor logits."""
+    if not isinstance(output, ModelOutput):
+        output = ModelOutput(output, output, None)
+    wanted = (num_images, getattr(model, "num_classes", None))
+    for name, logits in output._asdict().items():
+        if name == "distillation_logits" and logits is None:
+            continue
+        shape = getattr(logits, "shape", None)
+        if shape is None or len(shape) != 2 or (wanted[1] is not None and tuple(shape) != wanted):
+            found = type(logits).__name__ if shape is None else f"an array of shape {tuple(shape)}"
+            raise ValueError(
+                f"{type(model).__name__} returned {found} as {name}; return logits of shape {wanted}, or a deit_jax.ModelOutput"
+            )
+    return ModelOutput(*(None if it is None else it.astype(jnp.float32) for it in output))
+
+
+@functools.cache
+def _parameters(module: type[nn.Module]) -> dict[str, bool]:
+    """The names of the parameters of a module's call; "**" is True if it takes any."""
+    parameters = inspect.signature(module.__call__).parameters
+    return {name: True for name in parameters} | {"**": any(it.kind is it.VAR_KEYWORD for it in parameters.values())}
+
+
+def is_distilled(model: nn.Module) -> bool:
+    """Whether the model has a distillation token, and a head of its own for it."""
+    return bool(getattr(model, "distilled", False))
+
+
+def fusion_of(model: nn.Module) -> str:
+    """How a distilled model fuses its heads, one of `FUSIONS`; "class" for a model with one head."""
+    return str(getattr(model, "fusion", "logits")) if is_distilled(model) else "class"
+
+
+def fixed_image_size(model: nn.Module) -> int | None:
+    """The size in pixels that the model's images must have; None: any."""
+    size = getattr(model, "image_size", None)
+    return None if size is None else int(size)
+
+
+def num_prefix_tokens(model: nn.Module) -> int:
+    """How many tokens a transformer has in front of those of its patches (class and distillation token); 0 for a convnet."""
+    return int(getattr(model, "num_prefix_tokens", 0))
+
+
+def feature_widths(model: nn.Module) -> tuple[int, ...]:
+    """The widths of a model's features, block by block (a transformer) or stage by stage (a convnet); () if it does not say."""
+    return tuple(getattr(model, "feature_widths", ()))
+
+
+def family(model: nn.Module | type[nn.Module]) -> str:
+    """Which weights files a model can be read from and written to; "": those with this package's own names only."""
+    return str(getattr(model, "family", ""))
+
+
+def inference_form(model: nn.Module, variables: Variables) -> tuple[nn.Module, Variables]:
+    """A frozen network that computes the same faster; equal up to the order of float operations."""
+    form = getattr(model, "inference_form", None)
+    return (model, variables) if form is None else form(variables)
+
+
+def portable_form(model: nn.Module, variables: Variables) -> tuple[nn.Module, Variables]:
+    """The same network in float32 and in operations that every platform has."""
+    model = with_dtype(model, jnp.float32)
+    form = getattr(model, "portable_form", None)
+    return (model, variables) if form is None else form(variables)
+
+
+def on_mesh(model: nn.Module, mesh: Mesh) -> nn.Module:
+    """`model` with what it leaves open chosen for batches split over `mesh`, whose devices need not be here."""
+    choose = getattr(model, "on_mesh", None)
+    return model if choose is None else choose(mesh)
+
+
+def resize_variables(model: nn.Module, variables: Variables, method: str = "bicubic") -> Variables:
+    """Variables of the same model at another image size, fitted to this one's; as they are where the size changes none of them.
+
+    method: of position embeddings, see `resize_position_embedding`.
+    """
+    resize = getattr(model, "resize_variables", None)
+    return variables if resize is None else resize(variables, method)
+
+
+def check_training(model: nn.Module, platform: str, image_size: int) -> None:
+    """Raises ValueError, in one line, if the model cannot be trained on devices of this platform ("cpu", "gpu" or "tpu")."""
+    check = getattr(model, "check_training", None)
+    if check is not None:
+        check(platform, image_size)
+
+
+def has_field(model: nn.Module | type[nn.Module], name: str) -> bool:
+    """Whether a model has a field (of the dataclass that a Linen module is)."""
+    return name in getattr(model, "__dataclass_fields__", {})
+
+
+def with_dtype(model: nn.Module, dtype: Any) -> nn.Module:
+    """The model computing in `dtype`; as it is if it does not let that be chosen."""
+    return model.clone(dtype=jnp.dtype(dtype)) if has_field(model, "dtype") else model
