@@ -27,7 +27,7 @@ from deit_jax.config_check import validate
 from deit_jax.evaluation.throughput import fits
 from deit_jax.models import create_model, native_image_size
 from deit_jax.models.flops import train_flops
-from deit_jax.models.grouped_conv import suited_to
+from deit_jax.models.protocol import on_mesh
 from deit_jax.modes.compile import IMAGENET, without_weights
 from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.modes.train import train
@@ -118,7 +118,7 @@ def logits_of(name: str, small: bool, where: str | None, dtype: str) -> Any:
     """float32[images, classes] as the first device of a platform (None: the default one) computes them."""
     model, variables, images, _ = network(name, small)
     device = jax.devices(where)[0]
-    model = suited_to(model.clone(dtype=jnp.dtype(dtype)), make_mesh([device]))
+    model = on_mesh(model.clone(dtype=jnp.dtype(dtype)), make_mesh([device]))
     with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
         output = jax.jit(model.apply)(*jax.device_put((variables, images), device))
     return np.asarray(output.logits, np.float32)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from deit_jax.models import ModelOutput, create_model, list_models
+from deit_jax.models import ModelOutput, create_model, list_models, register_model
 from deit_jax.version import __version__
 from deit_jax.weights import Preprocessing, WeightsError, list_pretrained, load_pretrained, load_weights, save_weights
 
@@ -22,6 +22,7 @@ __all__ = [
     "list_pretrained",
     "load_pretrained",
     "load_weights",
+    "register_model",
     "save_weights",
 ]
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.augment.recipe import prepare_for_evaluation
-from deit_jax.models.output import ModelOutput, classify, fuse
+from deit_jax.models.output import ModelOutput, fuse
+from deit_jax.models.protocol import classify
 from deit_jax.parallel.distributed import compiled_together
 
 Totals = dict[str, Any]

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax.augment.recipe import prepare_for_evaluation
-from deit_jax.models.output import ModelOutput, classify
+from deit_jax.models.output import ModelOutput
+from deit_jax.models.protocol import classify
 
 HEADS = ("class", "distillation", "both")  # in this order
 Decisions = dict[str, np.ndarray]  # name -> int32[N], the class that each image was given

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from deit_jax.models.inspection import inspect, num_prefix_tokens
-from deit_jax.models.vit import VisionTransformer
+from deit_jax.models.inspection import inspect
+from deit_jax.models.protocol import num_prefix_tokens
 
 
 class AttentionMaps(NamedTuple):
@@ -41,16 +43,17 @@ def rollout(attention: Sequence[jax.Array]) -> jax.Array:
     return result
 
 
-def attention_maps(model: VisionTransformer, variables: Any, images: jax.Array) -> AttentionMaps:
+def attention_maps(model: nn.Module, variables: Any, images: jax.Array) -> AttentionMaps:
     """The maps of normalised float[B, H, W, 3] images. Raises ValueError for a model that is no transformer."""
     return _attention_maps(model, variables, images)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _attention_maps(model: VisionTransformer, variables: Any, images: jax.Array) -> AttentionMaps:
+def _attention_maps(model: nn.Module, variables: Any, images: jax.Array) -> AttentionMaps:
     attention = inspect(model, variables, images).attention
-    prefix, side = num_prefix_tokens(model), model.image_size // model.patch_size
+    prefix = num_prefix_tokens(model)
     to_patches = jnp.stack([weights[:, :, :prefix, prefix:] for weights in attention], axis=1)
+    side = math.isqrt(to_patches.shape[-1])
     return AttentionMaps(
         rearrange(to_patches, "b l heads p (h w) -> b l heads p h w", h=side),
         rearrange(rollout(attention)[:, :prefix, prefix:], "b p (h w) -> b p h w", h=side),

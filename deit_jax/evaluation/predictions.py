@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from deit_jax.augment.recipe import prepare_for_evaluation
-from deit_jax.models.output import classify
+from deit_jax.models.protocol import classify
 
 PredictStep = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
 

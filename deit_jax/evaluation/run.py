@@ -18,7 +18,7 @@ from deit_jax.data.loading import empty_eval_batch, eval_batches
 from deit_jax.data.shared_memory import SharedMemoryError
 from deit_jax.data.sources import DataError, ImageSource
 from deit_jax.evaluation.accuracy import EvalStep, Scores, make_eval_step, mean_scores, sum_scores
-from deit_jax.models.grouped_conv import suited_to
+from deit_jax.models.protocol import on_mesh
 from deit_jax.parallel.distributed import sum_over_processes
 from deit_jax.parallel.host_rows import host_rows
 from deit_jax.parallel.sharding import put_batch, rounded_up
@@ -89,7 +89,7 @@ class Evaluator:
         }
 
     def _eval_step(self, model: nn.Module) -> EvalStep:
-        model = suited_to(model, self._mesh)
+        model = on_mesh(model, self._mesh)
         if model not in self._eval_steps:
             augment = self._config.augment
             self._eval_steps[model] = make_eval_step(model, mean=tuple(augment.mean), std=tuple(augment.std))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from deit_jax.augment.recipe import prepare_for_evaluation
-from deit_jax.models.inspection import inspect, num_prefix_tokens
-from deit_jax.models.position_embedding import resize_position_embedding
-from deit_jax.models.vit import VisionTransformer
+from deit_jax.models.inspection import can_inspect, inspect
+from deit_jax.models.protocol import feature_widths, is_distilled, num_prefix_tokens, resize_variables
 
 
 def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -22,7 +23,7 @@ def cosine(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def token_cosines(
-    model: VisionTransformer,
+    model: nn.Module,
     variables: Any,
     batches: Iterable[dict[str, jax.Array]],
     *,
@@ -38,9 +39,9 @@ def token_cosines(
 
     Raises ValueError for a model without a distillation token.
     """
-    if not (isinstance(model, VisionTransformer) and model.distilled):
+    if not (can_inspect(model) and is_distilled(model)):
         raise ValueError("the model has no distillation token to compare its class token with")
-    total, count = np.zeros(model.depth + 2), 0
+    total, count = np.zeros(len(feature_widths(model)) + 2), 0
     for batch in batches:
         images = _normalize(batch["image"], tuple(mean), tuple(std))
         total += np.asarray(_cosine_sums(model, variables, images, batch["mask"]), np.float64)
@@ -60,34 +61,27 @@ _normalize = functools.partial(jax.jit, static_argnums=(1, 2))(prepare_for_evalu
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _cosine_sums(model: VisionTransformer, variables: Any, images: jax.Array, mask: jax.Array) -> jax.Array:
+def _cosine_sums(model: nn.Module, variables: Any, images: jax.Array, mask: jax.Array) -> jax.Array:
     """Float32[2 + blocks], summed over the images where `mask` holds."""
     inside = inspect(model, variables, images)
     by_layer = jnp.stack([cosine(x[:, 0], x[:, 1]) for x in (*inside.tokens, inside.normed)])
     return jnp.sum(jnp.where(mask, by_layer, 0.0), axis=1)
 
 
-def position_norms(model: VisionTransformer, variables: Any) -> np.ndarray:
+def position_norms(model: nn.Module, variables: Any) -> np.ndarray:
     """The l2 norm of each patch's position embedding, float32[rows, columns]."""
     patches = np.asarray(variables["params"]["pos_embed"])[0, num_prefix_tokens(model) :]
-    side = model.image_size // model.patch_size
+    side = math.isqrt(len(patches))
     return np.linalg.norm(patches, axis=-1).reshape(side, side)
 
 
 def at_resolution(
-    model: VisionTransformer, variables: Any, image_size: int, *, method: str
-) -> tuple[VisionTransformer, dict[str, Any]]:
+    model: nn.Module, variables: Any, image_size: int, *, method: str
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model for images of `image_size` pixels and its variables: the position embedding resized, nothing trained.
 
     method: "bicubic" (what the paper takes, because it nearly keeps the norms) or "bilinear" (which makes them smaller).
     Raises ValueError if the patch size does not divide `image_size`.
     """
     other = model.clone(image_size=image_size)
-    side = image_size // model.patch_size
-    resized = resize_position_embedding(
-        jnp.asarray(variables["params"]["pos_embed"]),
-        (side, side),
-        num_prefix_tokens=num_prefix_tokens(model),
-        method=method,
-    )
-    return other, {**variables, "params": {**variables["params"], "pos_embed": resized}}
+    return other, resize_variables(other, variables, method)

@@ -22,7 +22,7 @@ from deit_jax.errors import UserError, refuse_address, require_choice
 from deit_jax.evaluation.accuracy import heads
 from deit_jax.inference.class_names import imagenet_class_names, readable
 from deit_jax.models import create_model, native_image_size
-from deit_jax.models.output import classify
+from deit_jax.models.protocol import classify
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
 from deit_jax.training.trained_weights import load_variables

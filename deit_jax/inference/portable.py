@@ -17,9 +17,7 @@ from deit_jax.augment.recipe import prepare_for_evaluation
 from deit_jax.data.decoding import Squash
 from deit_jax.errors import UserError, refuse_address
 from deit_jax.inference.classifier import Classifier
-from deit_jax.models.output import classify
-from deit_jax.models.stacking import unstack_blocks
-from deit_jax.models.vit import VisionTransformer
+from deit_jax.models.protocol import classify, portable_form
 from deit_jax.version import __version__
 from deit_jax.weights.files import write_files
 
@@ -68,14 +66,7 @@ def portable_answer(classifier: Classifier) -> Callable[[jax.Array], dict[str, j
     In the form that every platform has: XLA's own attention and grouped convolution, one block after the other, float32
     throughout, so that another machine than the one it was trained on gives the same answer.
     """
-    fields: dict[str, Any] = {"dtype": jnp.float32}
-    variables = dict(classifier.variables)
-    if isinstance(classifier.model, VisionTransformer):
-        fields |= {"attention": "xla", "remat": "none", "scan_blocks": False}
-        variables["params"] = unstack_blocks(variables["params"])
-    else:
-        fields |= {"grouped_conv": "native"}
-    model = classifier.model.clone(**fields)
+    model, variables = portable_form(classifier.model, dict(classifier.variables))
 
     def answer(images: jax.Array) -> dict[str, jax.Array]:
         prepared = prepare_for_evaluation(images, classifier.mean, classifier.std)

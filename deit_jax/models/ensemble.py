@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from deit_jax.models.output import ModelOutput
+from deit_jax.models.protocol import call, on_mesh
 
 
 class Ensemble(nn.Module):
@@ -19,7 +21,7 @@ class Ensemble(nn.Module):
     is the mixture's decision, and softmax(logits / tau) the mixture softened by a temperature tau. With one they are that
     member's logits.
 
-    members: any models of this package. classes: which of a member's classes are the K asked for, in their order, so that a
+    members: any models (models/protocol.py). classes: which of a member's classes are the K asked for, in their order, so that a
     member's probabilities are those among them; None: all. scale, shift: images * scale + shift is what the members are given;
     None: the images.
     """
@@ -36,7 +38,7 @@ class Ensemble(nn.Module):
             raise ValueError("an ensemble is frozen: train its members")
         if self.scale is not None:
             images = images * jnp.asarray(self.scale, images.dtype) + jnp.asarray(self.shift, images.dtype)
-        answers = [member(images, train=False).logits for member in self.members]
+        answers = [call(member, images).logits for member in self.members]
         if self.classes is not None:
             answers = [answer[:, jnp.asarray(self.classes)] for answer in answers]
         logits = answers[0]
@@ -45,9 +47,10 @@ class Ensemble(nn.Module):
             logits = logits - jnp.log(float(len(answers)))
         return ModelOutput(logits, logits, None)
 
-    def each(self, change: Callable[[nn.Module], nn.Module]) -> Ensemble:
-        """The same with every member changed."""
-        return self.clone(members=tuple(change(member) for member in self.members))
+    @nn.nowrap
+    def on_mesh(self, mesh: Mesh) -> Ensemble:
+        """The same with every member as it suits the mesh."""
+        return self.clone(members=tuple(on_mesh(member, mesh) for member in self.members))
 
 
 def joined_variables(variables: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,24 +1,20 @@
-"""A frozen RegNet with BatchNorm folded into its convolutions."""
+"""BatchNorm folded into the convolutions in front of it."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from deit_jax.models.regnet import BATCH_NORM_EPSILON, RegNet
 
+def fold_batch_norm(variables: dict[str, Any], epsilon: float) -> dict[str, Any]:
+    """Variables for evaluation only, with a bias in place of every BatchNorm: fewer reads, fewer values to keep.
 
-def fold_batch_norm(model: nn.Module, variables: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
-    """The same network for evaluation only, with a bias in place of every BatchNorm: fewer reads, fewer values to keep.
-
-    A model without BatchNorm comes back as it is. Equal to the original up to the order of float operations; computed in float32.
+    variables: {"params", "batch_stats"} in which `bn` is beside the `conv` whose output it normalises. Equal to the original
+    up to the order of float operations; computed in float32.
     """
-    if not isinstance(model, RegNet) or model.folded:
-        return model, variables
     params = flax.traverse_util.flatten_dict(variables["params"])
     statistics = flax.traverse_util.flatten_dict(variables["batch_stats"])
     folded = {}
@@ -28,11 +24,9 @@ def fold_batch_norm(model: nn.Module, variables: dict[str, Any]) -> tuple[nn.Mod
             continue
         norm = (*where, "bn")
         if layer == "conv" and (*norm, "mean") in statistics:
-            scale = params[(*norm, "scale")] * jax.lax.rsqrt(
-                jnp.asarray(statistics[(*norm, "var")]) + BATCH_NORM_EPSILON
-            )
+            scale = params[(*norm, "scale")] * jax.lax.rsqrt(jnp.asarray(statistics[(*norm, "var")]) + epsilon)
             folded[path] = leaf * scale  # HWIO: the last axis is the output's
             folded[(*where, "bias")] = params[(*norm, "bias")] - statistics[(*norm, "mean")] * scale
         else:
             folded[path] = leaf
-    return model.clone(folded=True), {"params": flax.traverse_util.unflatten_dict(folded)}
+    return {"params": flax.traverse_util.unflatten_dict(folded)}

@@ -12,8 +12,6 @@ import jax.numpy as jnp
 from einops import rearrange
 from jax.sharding import Mesh, PartitionSpec
 
-from deit_jax.models.ensemble import Ensemble
-
 IMPLEMENTATIONS = ("auto", "native", "packed")
 
 # Channels of a pack of narrow groups; groups that are as wide go alone. A pack of n groups computes n times what is needed, but
@@ -77,15 +75,10 @@ def implementation_for(platform: str) -> str:
     return "packed" if platform == "cpu" else "native"
 
 
-def suited_to(model: nn.Module, mesh: Mesh) -> nn.Module:
-    """`model`, with what it leaves open ("auto") chosen for batches split over `mesh`, whose devices need not be here."""
-    if isinstance(model, Ensemble):
-        return model.each(lambda member: suited_to(member, mesh))
-    if getattr(model, "grouped_conv", None) != "auto":
-        return model
+def implementation_on(mesh: Mesh) -> str | PerDevice:
+    """The implementation that suits batches split over `mesh`, whose devices need not be here."""
     platform = mesh.devices.flat[0].platform
-    several_gpus = platform == "gpu" and mesh.size > 1
-    return model.clone(grouped_conv=PerDevice(mesh) if several_gpus else implementation_for(platform))
+    return PerDevice(mesh) if platform == "gpu" and mesh.size > 1 else implementation_for(platform)
 
 
 def block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:

@@ -31,19 +31,19 @@ class Inspection(NamedTuple):
     attention: tuple[jax.Array, ...]
 
 
-def num_prefix_tokens(model: VisionTransformer) -> int:
-    """How many tokens stand before the patches: the class token, and the distillation token if there is one."""
-    return 1 + model.distilled
+def can_inspect(model: nn.Module) -> bool:
+    """Whether `inspect` knows the inside of a model: that of this package's transformers, with class token and patches."""
+    return isinstance(model, VisionTransformer)
 
 
-def inspect(model: VisionTransformer, variables: dict[str, Any], images: jax.Array) -> Inspection:
-    """The inside of `model` in evaluation for normalised float[B, H, W, 3] images. Raises ValueError for a convnet."""
+def inspect(model: nn.Module, variables: dict[str, Any], images: jax.Array) -> Inspection:
+    """The inside of `model` in evaluation for normalised float[B, H, W, 3] images. Raises ValueError unless `can_inspect`."""
     if not isinstance(model, VisionTransformer):
         raise ValueError(f"a {type(model).__name__} has no tokens to look at")
     params = unstack_blocks(variables["params"])
     f32 = jnp.float32
     x = _apply(PatchEmbed(model.patch_size, model.embed_dim, f32), params["patch_embed"], images.astype(f32))
-    names = ("cls_token", "dist_token")[: num_prefix_tokens(model)]
+    names = ("cls_token", "dist_token")[: model.num_prefix_tokens]
     prefix = [jnp.broadcast_to(params[name], (x.shape[0], 1, model.embed_dim)) for name in names]
     x = jnp.concatenate([*prefix, x], axis=1) + params["pos_embed"]
 

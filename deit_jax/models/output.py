@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -23,13 +21,6 @@ class ModelOutput(NamedTuple):
     logits: jax.Array
     class_logits: jax.Array
     distillation_logits: jax.Array | None
-
-
-def classify(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> ModelOutput:
-    """The answer of any classifier of this package in evaluation, to normalised float[B, H, W, 3]."""
-    output = model.apply(variables, images, train=False)
-    assert isinstance(output, ModelOutput)
-    return output
 
 
 def fuse(class_logits: jax.Array, distillation_logits: jax.Array, fusion: str) -> jax.Array:

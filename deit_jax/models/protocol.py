@@ -5,8 +5,8 @@ A model is a `flax.linen.Module` with a field `num_classes` and the call
     __call__(images, *, train=False, positions=None) -> logits float32[B, num_classes], or `ModelOutput`
 
 images: normalised float[B, H, W, 3]. train: whether dropout draws and BatchNorm uses the batch's statistics. positions: int32[B],
-each image's place in the global batch, from which `Dropout` draws. A call without `train` or `positions` is not given them. It may
-have the collections "params" and "batch_stats", and in training draw from the random stream "dropout".
+each image's place in the global batch, from which `Dropout` draws. A call without `train` or `positions` is not given them. A
+model may have the collections "params" and "batch_stats", and in training draw from the random stream "dropout".
 
 All else is optional. Fields of these names are set from the configuration where a model has them:
 
@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -45,29 +45,26 @@ from deit_jax.models.output import ModelOutput
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, what model.apply takes
 
 
-def call(model: nn.Module, images: jax.Array, *, train: bool, positions: jax.Array | None = None) -> ModelOutput:
-    """The output of a bound model, e.g. of a submodule, or the body of `apply`; see `classify` and `train_outputs`.
-
-    Raises ValueError if the model returns something else than the protocol says.
-    """
-    given = {"train": train, "positions": positions}
-    parameters = _parameters(type(model))
-    if not parameters.get("**"):
-        given = {name: value for name, value in given.items() if name in parameters}
-    return as_output(model(images, **given), model, images.shape[0])
+def call(model: nn.Module, images: jax.Array) -> ModelOutput:
+    """The output in evaluation of a bound module, e.g. of a submodule; see `classify`."""
+    return as_output(model(images, **_known(model, train=False)), model, images.shape[0])
 
 
 def classify(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> ModelOutput:
-    """The output of any model in evaluation, for normalised float[B, H, W, 3] images."""
-    return nn.apply(functools.partial(call, images=images, train=False), model)(variables)
+    """The output of any model in evaluation, for normalised float[B, H, W, 3] images.
+
+    Raises ValueError if the model returns something else than the protocol says.
+    """
+    return as_output(model.apply(variables, images, **_known(model, train=False)), model, images.shape[0])
 
 
 def train_outputs(
     model: nn.Module, variables: Mapping[str, Any], images: jax.Array, *, train: bool, positions: jax.Array, rngs: Any
 ) -> tuple[ModelOutput, Mapping[str, Any]]:
     """The output of any model in a training step, and its new "batch_stats". train: False computes as in evaluation."""
-    body = functools.partial(call, images=images, train=train, positions=positions)
-    return nn.apply(body, model, mutable=["batch_stats"])(variables, rngs=rngs)
+    known = _known(model, train=train, positions=positions)
+    output, updates = model.apply(variables, images, **known, rngs=rngs, mutable=["batch_stats"])
+    return as_output(output, model, images.shape[0]), updates
 
 
 def as_output(output: Any, model: nn.Module, num_images: int) -> ModelOutput:
@@ -84,14 +81,20 @@ def as_output(output: Any, model: nn.Module, num_images: int) -> ModelOutput:
             raise ValueError(
                 f"{type(model).__name__} returned {found} as {name}; return logits of shape {wanted}, or a deit_jax.ModelOutput"
             )
-    return ModelOutput(*(None if it is None else it.astype(jnp.float32) for it in output))
+    return jax.tree.map(lambda logits: logits.astype(jnp.float32), output)
+
+
+def _known(model: nn.Module, **given: Any) -> dict[str, Any]:
+    """What of `given` the model's call has a parameter for."""
+    named, any_name = _parameters(type(model).__call__)
+    return {name: value for name, value in given.items() if any_name or name in named}
 
 
 @functools.cache
-def _parameters(module: type[nn.Module]) -> dict[str, bool]:
-    """The names of the parameters of a module's call; "**" is True if it takes any."""
-    parameters = inspect.signature(module.__call__).parameters
-    return {name: True for name in parameters} | {"**": any(it.kind is it.VAR_KEYWORD for it in parameters.values())}
+def _parameters(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
+    """The names of a function's parameters, and whether it takes any other name."""
+    parameters = inspect.signature(function).parameters
+    return frozenset(parameters), any(it.kind is it.VAR_KEYWORD for it in parameters.values())
 
 
 def is_distilled(model: nn.Module) -> bool:

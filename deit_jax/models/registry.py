@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from deit_jax.models.regnet import RegNet, stage_plans
+from deit_jax.models.protocol import family, has_field, is_distilled
+from deit_jax.models.regnet import RegNet
 from deit_jax.models.vit import VisionTransformer
 
 _VIT_WIDTHS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # embed_dim, num_heads (Table 1)
@@ -34,23 +36,77 @@ _REGNETY = {
 }
 
 
-def _entries() -> dict[str, tuple[type[nn.Module], dict[str, Any], int]]:
-    """Name to module class, its fields and the image size it is trained at."""
-    entries: dict[str, tuple[type[nn.Module], dict[str, Any], int]] = {}
-    fields: dict[str, Any]
+# Fields that are not the model's own: its user decides them.
+_GIVEN_BY_THE_USER = {"parent", "name", "num_classes", "image_size"}
+
+
+class _Entry(NamedTuple):
+    """A registered model."""
+
+    module: type[nn.Module]
+    fields: dict[str, Any]  # where they differ from the module's defaults
+    image_size: int  # pixels, that it is trained at
+
+
+_MODELS: dict[str, _Entry] = {}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+def register_model(
+    name: str, module: type[nn.Module], fields: Mapping[str, Any] | None = None, image_size: int = 224
+) -> None:
+    """Make a Linen module known by a name, in `config.model.name`, `config.teacher.name` and `create_model`.
+
+    Args:
+      name: of letters, digits, "_", "." and "-".
+      module: a class as models/protocol.py describes it.
+      fields: of the module where they differ from its defaults. All other fields that the module has are set as those of this
+        package's models: `num_classes`, `image_size`, `dtype`, the options of `config.model`, and `config.model.overrides`.
+      image_size: pixels that it is trained at where `config.image_size` does not say.
+
+    Registering the same again changes nothing, so that a notebook's cell runs twice.
+
+    Raises ValueError: another model has the name, or these are not a module, fields of it, or a size.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"a model's name is of letters, digits, '_', '.' and '-', not {name!r}")
+    if not (isinstance(module, type) and issubclass(module, nn.Module)):
+        raise ValueError(f"the model {name} is registered with {module!r}: give a class of flax.linen.Module")
+    if isinstance(image_size, bool) or not isinstance(image_size, Integral) or image_size < 1:
+        raise ValueError(f"image_size={image_size!r} of {name}: give a number of pixels")
+    if not has_field(module, "num_classes"):
+        raise ValueError(f"{module.__name__}, registered as {name}, needs a field num_classes")
+    fields = dict(fields or {})
+    known = [field.name for field in dataclasses.fields(module)]
+    for key in fields:
+        if key not in known or key in _GIVEN_BY_THE_USER:
+            raise ValueError(f"{module.__name__}, registered as {name}, has no field {key!r} to set")
+    given = {"num_classes", *(key for key in ("image_size", "dtype") if key in known), "parent", "name"}
+    for field in dataclasses.fields(module):
+        open_ = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if open_ and field.name not in given and field.name not in fields:
+            raise ValueError(f"{module.__name__}.{field.name} has no default: give it in fields of {name}")
+    entry = _Entry(module, fields, int(image_size))
+    if _MODELS.get(name, entry) != entry and not _is_a_reload(_MODELS[name], entry):
+        raise ValueError(f"there is a model {name!r} already: choose another name")
+    _MODELS[name] = entry
+
+
+def _is_a_reload(old: _Entry, new: _Entry) -> bool:
+    """Whether a class was defined again, as by running a notebook's cell twice."""
+    return (old.module.__module__, old.module.__qualname__) == (new.module.__module__, new.module.__qualname__)
+
+
+def _register_own() -> None:
     for distilled in (False, True):
         for size, image_size in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384)):
             embed_dim, num_heads = _VIT_WIDTHS[size]
             name = f"deit_{size}{'_distilled' if distilled else ''}_patch16_{image_size}"
-            fields = {"embed_dim": embed_dim, "num_heads": num_heads, "distilled": distilled}
-            entries[name] = (VisionTransformer, fields, image_size)
+            fields: dict[str, Any] = {"embed_dim": embed_dim, "num_heads": num_heads, "distilled": distilled}
+            register_model(name, VisionTransformer, fields, image_size)
     for suffix, (w0, wa, wm, depth, group_width) in _REGNETY.items():
         fields = {"w0": w0, "wa": wa, "wm": wm, "depth": depth, "group_width": group_width}
-        entries[f"regnety_{suffix}"] = (RegNet, fields, 224)
-    return entries
-
-
-_MODELS = _entries()
+        register_model(f"regnety_{suffix}", RegNet, fields)
 
 
 def list_models() -> list[str]:
@@ -58,7 +114,7 @@ def list_models() -> list[str]:
     return list(_MODELS)
 
 
-def _find(name: str) -> tuple[type[nn.Module], dict[str, Any], int]:
+def _find(name: str) -> _Entry:
     if not isinstance(name, str) or name not in _MODELS:
         near = difflib.get_close_matches(str(name).lower(), _MODELS, n=3, cutoff=0.3)
         raise ValueError(f"unknown model {name!r}; nearest: {', '.join(near or _MODELS)}")
@@ -67,7 +123,7 @@ def _find(name: str) -> tuple[type[nn.Module], dict[str, Any], int]:
 
 def native_image_size(name: str) -> int:
     """The image size in pixels that the named model is trained at. Raises ValueError for an unknown name."""
-    return _find(name)[2]
+    return _find(name).image_size
 
 
 def model_fields(name: str) -> dict[str, Any]:
@@ -76,9 +132,20 @@ def model_fields(name: str) -> dict[str, Any]:
     Raises ValueError for an unknown name.
     """
     module, fields, _ = _find(name)
-    defaults = {field.name: field.default for field in dataclasses.fields(module)}
-    own = {"parent", "name", "num_classes", "image_size"}
-    return {key: value for key, value in (defaults | fields).items() if key not in own}
+    defaults = {field.name: _default(field) for field in dataclasses.fields(module)}
+    own = defaults | fields
+    return {
+        key: value for key, value in own.items() if key not in _GIVEN_BY_THE_USER and value is not dataclasses.MISSING
+    }
+
+
+def model_family(name: str) -> str:
+    """The `family` of the named model (models/protocol.py). Raises ValueError for an unknown name."""
+    return family(_find(name).module)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def check_fields(name: str, overrides: Mapping[str, Any]) -> None:
@@ -116,26 +183,23 @@ def create_model(name: str, num_classes: int = 1000, image_size: int | None = No
     Args:
       name: one of `list_models()`, e.g. "deit_small_distilled_patch16_224" or "regnety_160".
       num_classes: width of the head(s).
-      image_size: pixels; None is the size the model is trained at. A RegNet takes any size, whatever is given here.
-      **overrides: any other field of the module, e.g. depth=6, patch_size=4, drop_path_rate=0.1, dtype=jnp.bfloat16.
+      image_size: pixels; None is the size the model is trained at. A RegNet takes images of any size.
+      **overrides: any other field of the module, e.g. depth=6, patch_size=4, drop_path_rate=0.1, dtype=jnp.bfloat16 (without
+        effect on a registered model that does not let its type be chosen).
 
     Raises:
       ValueError: the name or a field is unknown (the nearest names are given), a value is of the wrong type or out of bounds, or
         the fields do not fit together.
     """
     module, fields, native = _find(name)
-    check_fields(name, overrides)
     if "dtype" in overrides:
         _refuse_other_types(overrides["dtype"])
-    if module is VisionTransformer:
+        if not has_field(module, "dtype"):
+            overrides = {key: value for key, value in overrides.items() if key != "dtype"}
+    check_fields(name, overrides)
+    if has_field(module, "image_size"):
         fields = fields | {"image_size": native if image_size is None else image_size}
-    model = module(num_classes=num_classes, **(fields | overrides))
-    if isinstance(model, RegNet):
-        try:
-            stage_plans(model.w0, model.wa, model.wm, model.depth, model.group_width)
-        except (ArithmeticError, ValueError) as error:  # e.g. of wm=1.0, whose logarithm is 0
-            raise ValueError(f"w0={model.w0}, wa={model.wa} and wm={model.wm} give no widths of stages") from error
-    return model
+    return module(num_classes=num_classes, **(fields | overrides))
 
 
 def _refuse_other_types(dtype: Any) -> None:
@@ -174,13 +238,18 @@ def identify(model: nn.Module) -> tuple[str, dict[str, Any]]:
     """
     best: tuple[str, dict[str, Any]] | None = None
     for name, (module, _, _) in _MODELS.items():
-        if type(model) is not module or getattr(model, "distilled", False) != ("_distilled_" in name):
+        if type(model) is not module:
             continue
         like = create_model(name)
+        if is_distilled(like) != is_distilled(model):
+            continue
         fields = [field.name for field in dataclasses.fields(module) if field.name not in _NOT_ARCHITECTURE]
         different = {field: getattr(model, field) for field in fields if getattr(model, field) != getattr(like, field)}
         if best is None or len(different) < len(best[1]):
             best = name, different
     if best is None:
-        raise ValueError(f"a {type(model).__name__} is none of this package's models")
+        raise ValueError(f"a {type(model).__name__} is not a registered model")
     return best
+
+
+_register_own()

@@ -15,10 +15,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from deit_jax.errors import require_choice
 from deit_jax.models.dropping import DIVISIONS, Dropout
-from deit_jax.models.grouped_conv import IMPLEMENTATIONS, GroupedConv, PerDevice
+from deit_jax.models.folding import fold_batch_norm
+from deit_jax.models.grouped_conv import IMPLEMENTATIONS, GroupedConv, PerDevice, implementation_on
 from deit_jax.models.output import ModelOutput
 
 INITIALISATIONS = ("timm_0.5", "timm_0.3")
@@ -56,17 +58,15 @@ def stage_plans(w0: int, wa: float, wm: float, depth: int, group_width: int) -> 
     """The stages of the RegNet design space with these parameters (arXiv 2003.13678, section 4.1).
 
     Widths grow linearly (u_j = w0 + wa * j), are rounded to powers of wm times w0, then to multiples of 8, and of the group
-    width. Rounding is half to even, as in pycls and timm.
+    width. Rounding is half to even, as in pycls and timm. Raises ValueError if there are no such widths.
     """
-    widths = []
-    for block in range(depth):
-        power = round(math.log((w0 + wa * block) / w0) / math.log(wm))
-        widths.append(round(w0 * wm**power / 8) * 8)
-    stages = []
-    for width in sorted(set(widths)):
-        group = min(group_width, width)
-        stages.append(StagePlan(round(width / group) * group, widths.count(width), group))
-    return tuple(stages)
+    try:
+        powers = [round(math.log((w0 + wa * block) / w0) / math.log(wm)) for block in range(depth)]
+        widths = [round(w0 * wm**power / 8) * 8 for power in powers]
+        groups = {width: min(group_width, width) for width in sorted(set(widths))}
+        return tuple(StagePlan(round(w / group) * group, widths.count(w), group) for w, group in groups.items())
+    except (ArithmeticError, ValueError) as error:  # e.g. of wm=1.0, whose logarithm is 0
+        raise ValueError(f"w0={w0}, wa={wa} and wm={wm} give no widths of stages") from error
 
 
 class ConvBatchNorm(nn.Module):
@@ -235,6 +235,38 @@ class RegNet(nn.Module):
             require_choice("grouped_conv", self.grouped_conv, IMPLEMENTATIONS, ValueError)
         require_choice("drop_dtype", self.drop_dtype, DIVISIONS, ValueError)
         require_choice("regnet_init", self.regnet_init, INITIALISATIONS, ValueError)
+        stage_plans(self.w0, self.wa, self.wm, self.depth, self.group_width)  # raises for what gives no widths
+
+    # --- What it says about itself: see models/protocol.py -----------------------------------------------------------------
+
+    family = "regnet"
+
+    @property
+    def stages(self) -> tuple[StagePlan, ...]:
+        """Its stages, from the design space's parameters."""
+        return stage_plans(self.w0, self.wa, self.wm, self.depth, self.group_width)
+
+    @property
+    def feature_widths(self) -> tuple[int, ...]:
+        """Of each stage's feature map."""
+        return tuple(stage.width for stage in self.stages)
+
+    @nn.nowrap
+    def inference_form(self, variables: dict[str, Any]) -> tuple[RegNet, dict[str, Any]]:
+        """BatchNorm folded into the convolutions: fewer reads, fewer values to keep."""
+        if self.folded:
+            return self, variables
+        return self.clone(folded=True), fold_batch_norm(variables, BATCH_NORM_EPSILON)
+
+    @nn.nowrap
+    def portable_form(self, variables: dict[str, Any]) -> tuple[RegNet, dict[str, Any]]:
+        """XLA's own grouped convolution."""
+        return self.clone(grouped_conv="native"), variables
+
+    @nn.nowrap
+    def on_mesh(self, mesh: Mesh) -> RegNet:
+        """The form of grouped convolution that suits the devices, unless one was chosen."""
+        return self if self.grouped_conv != "auto" else self.clone(grouped_conv=implementation_on(mesh))
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:
@@ -253,9 +285,8 @@ class RegNet(nn.Module):
         }
         stem = ConvBatchNorm(self.stem_width, 3, self.stem_stride, **how, name="stem")
         x = stem(x, train=train)
-        plans = stage_plans(self.w0, self.wa, self.wm, self.depth, self.group_width)
         rates = [self.drop_path_rate * i / max(self.depth - 1, 1) for i in range(self.depth)]
-        for i, plan in enumerate(plans):
+        for i, plan in enumerate(self.stages):
             stage_rates = tuple(rates[: plan.depth])
             rates = rates[plan.depth :]
             stage = Stage(plan, self.se_ratio, stage_rates, self.drop_dtype, **how, name=f"s{i + 1}")

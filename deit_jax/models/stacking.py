@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -28,3 +29,8 @@ def unstack_blocks(params: dict[str, Any]) -> dict[str, Any]:
     rest = {name: tree for name, tree in params.items() if name != "blocks"}
     depth = jax.tree.leaves(params["blocks"])[0].shape[0]
     return rest | {f"blocks_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(depth)}
+
+
+def laid_out_for(model: nn.Module, params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters with a subtree for each block as the model keeps them: stacked if it scans its blocks."""
+    return stack_blocks(params) if getattr(model, "scan_blocks", False) else params

@@ -25,6 +25,8 @@ from deit_jax.models.activations import gelu, softmax
 from deit_jax.models.dropping import DIVISIONS, RNG_NAME, Dropout
 from deit_jax.models.layer_norm import LayerNorm
 from deit_jax.models.output import FUSIONS, ModelOutput, fuse
+from deit_jax.models.position_embedding import resize_position_embedding
+from deit_jax.models.stacking import unstack_blocks
 
 ATTENTIONS = ("xla", "dot_product", "cudnn")
 RESIDUALS = ("compute", "float32")
@@ -213,6 +215,57 @@ class VisionTransformer(nn.Module):
             ("residual_dtype", RESIDUALS),
         ):
             require_choice(field, getattr(self, field), choices, ValueError)
+
+    # --- What it says about itself: see models/protocol.py -----------------------------------------------------------------
+
+    family = "vit"
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """The class token, and the distillation token if there is one."""
+        return 1 + self.distilled
+
+    @property
+    def feature_widths(self) -> tuple[int, ...]:
+        """Of each block's tokens."""
+        return (self.embed_dim,) * self.depth
+
+    @property
+    def grid(self) -> int:
+        """Patches in a row and in a column."""
+        return self.image_size // self.patch_size
+
+    @nn.nowrap
+    def portable_form(self, variables: dict[str, Any]) -> tuple[VisionTransformer, dict[str, Any]]:
+        """XLA's own attention, one block after the other."""
+        model = self.clone(attention="xla", remat="none", scan_blocks=False)
+        return model, {**variables, "params": unstack_blocks(variables["params"])}
+
+    @nn.nowrap
+    def resize_variables(self, variables: dict[str, Any], method: str = "bicubic") -> dict[str, Any]:
+        """Variables with the position embedding resized to this model's grid."""
+        embedding = resize_position_embedding(
+            jnp.asarray(variables["params"]["pos_embed"]), (self.grid, self.grid),
+            num_prefix_tokens=self.num_prefix_tokens, method=method,
+        )  # fmt: skip
+        return {**variables, "params": {**variables["params"], "pos_embed": embedding}}
+
+    @nn.nowrap
+    def check_training(self, platform: str, image_size: int) -> None:
+        """Raise at once what JAX would raise of cuDNN's attention while it traces the step."""
+        if self.attention != "cudnn":
+            return
+        tokens = (image_size // self.patch_size) ** 2 + self.num_prefix_tokens
+        for wrong, what in (
+            (platform != "gpu", f"the devices are {platform}s"),
+            (self.dtype != jnp.bfloat16, f"config.compute_dtype is {jnp.dtype(self.dtype).name}"),
+            (tokens % 2, f"this model has {tokens} tokens"),
+        ):
+            if wrong:
+                raise ValueError(
+                    "attention=cudnn trains on NVIDIA GPUs, in bfloat16, with an even number of tokens alone, "
+                    f"and {what}: take xla or dot_product"
+                )
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:

@@ -27,7 +27,7 @@ from deit_jax.evaluation.accuracy import answer_of, evaluate, make_eval_step
 from deit_jax.evaluation.agreement import decide, disagreement, make_decide_step
 from deit_jax.evaluation.attention import attention_maps
 from deit_jax.evaluation.tokens import at_resolution, position_norms, token_cosines
-from deit_jax.models.grouped_conv import suited_to
+from deit_jax.models.protocol import on_mesh
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.modes.classifiers import Classifier, load_classifiers
 from deit_jax.modes.evaluate import as_labelled
@@ -155,7 +155,7 @@ def _facts(config: ConfigDict, images: EvaluationImages, classifiers: Sequence[C
 
 
 def _on_mesh(classifier: Classifier, mesh: Mesh) -> tuple[nn.Module, Any]:
-    return suited_to(classifier.model, mesh), jax.device_put(classifier.variables, replicated(mesh))
+    return on_mesh(classifier.model, mesh), jax.device_put(classifier.variables, replicated(mesh))
 
 
 def _compare(images: EvaluationImages, classifiers: Sequence[Classifier], report: analysis.Report) -> dict[str, Any]:

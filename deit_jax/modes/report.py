@@ -27,7 +27,7 @@ from deit_jax.evaluation.predictions import (
     predict,
     spread_indices,
 )
-from deit_jax.models.grouped_conv import suited_to
+from deit_jax.models.protocol import on_mesh
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.modes.evaluate import Subject, as_labelled, load_subject, without_teacher
 from deit_jax.parallel.distributed import is_main_process, wait_for_all
@@ -220,7 +220,7 @@ def _predict(config: ConfigDict, subject: Subject, which: str, source: ImageSour
     batch = rounded_up(min(config.evaluation.batch_size, len(source)), mesh)
     crop = evaluation_crop(config.evaluation, subject.image_size)
     step = make_predict_step(
-        suited_to(subject.model, mesh), mean=tuple(config.augment.mean), std=tuple(config.augment.std)
+        on_mesh(subject.model, mesh), mean=tuple(config.augment.mean), std=tuple(config.augment.std)
     )
     variables = jax.device_put(subject.weights[which], replicated(mesh))
     data = config.data

@@ -20,8 +20,7 @@ from deit_jax.errors import machine_fault
 from deit_jax.evaluation.throughput import RUNS, BatchSearch, Timing, fits, search_batch, time_runs
 from deit_jax.models import native_image_size
 from deit_jax.models.flops import TrainFlops, forward_flops, train_flops
-from deit_jax.models.grouped_conv import suited_to
-from deit_jax.models.output import classify
+from deit_jax.models.protocol import classify, on_mesh
 from deit_jax.modes.compile import training_data, without_weights
 from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.parallel.distributed import is_main_process
@@ -193,7 +192,7 @@ class Bench:
         """The smallest batch, and the forward pass."""
         shape = self._shape()
         size, dtype = shape["image_size"], jnp.dtype(shape["compute_dtype"])
-        model = suited_to(build_model(self.config, **shape), self.mesh)
+        model = on_mesh(build_model(self.config, **shape), self.mesh)
         init = jax.jit(model.init, out_shardings=replicated(self.mesh))
         variables = init(jax.random.key(self.config.seed), jnp.zeros((1, size, size, 3), jnp.float32))
         forward = jax.jit(lambda variables, images: classify(model, variables, images).logits)

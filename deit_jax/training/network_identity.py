@@ -43,12 +43,12 @@ class NetworkIdentity:
 def weights_digest(variables: Mapping[str, Any], without: Collection[str] = ()) -> str:
     """A digest of all arrays of `variables` and their names: 32 hexadecimal digits.
 
-    without: names of parameters or modules at the top of "params" that do not count.
+    without: names of parameters or modules in "params", "/"-joined, that do not count.
     """
     parts: list[bytes | np.ndarray] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(dict(variables)):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if name.split("/")[1] not in without:
+        if not any(f"{name}/".partition("/")[2].startswith(f"{left}/") for left in without):
             parts += [name.encode(), np.asarray(leaf)]
     return digest(*parts)
 

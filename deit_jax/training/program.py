@@ -17,8 +17,7 @@ from deit_jax.config import ConfigError, recorded_config
 from deit_jax.config_model import check_heads, check_model, module_options
 from deit_jax.data.sampling import batch_of_larger_groups
 from deit_jax.models import create_model
-from deit_jax.models.folding import fold_batch_norm
-from deit_jax.models.grouped_conv import suited_to
+from deit_jax.models.protocol import check_training, has_field, inference_form, on_mesh, with_dtype
 from deit_jax.parallel.host_rows import HostRows, deal_on_devices, gathers_rows, host_rows
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
 from deit_jax.parallel.xla_options import xla_options
@@ -55,8 +54,9 @@ class Initial:
 def freeze(model: nn.Module, variables: Variables, description: str, *, compute_dtype: str) -> Teacher:
     """A teacher at its price: computing in `compute_dtype`, BatchNorm folded, kernels kept in the type they are used in."""
     count = count_parameters(variables)
-    model, variables = fold_batch_norm(model.clone(dtype=jnp.dtype(compute_dtype)), variables)
-    variables = jax.tree.map(lambda leaf: leaf.astype(compute_dtype) if leaf.ndim > 1 else leaf, variables)
+    model, variables = inference_form(with_dtype(model, compute_dtype), variables)
+    if has_field(model, "dtype"):
+        variables = jax.tree.map(lambda leaf: leaf.astype(compute_dtype) if leaf.ndim > 1 else leaf, variables)
     return Teacher(model, variables, description, count)
 
 
@@ -155,8 +155,11 @@ def build_program(
     model = build_model(
         config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
     )
-    model = suited_to(model, mesh)
-    _check_attention(model, plan, mesh)
+    model = on_mesh(model, mesh)
+    try:
+        check_training(model, mesh.devices.flat[0].platform, plan.image_size)
+    except ValueError as error:
+        raise ConfigError(f"config.model.{error}") from error
     order = plan.order
     rows = host_rows(mesh, order.batch_size, order.block_size)[jax.process_index()]
     deal = None
@@ -204,7 +207,7 @@ def build_program(
         schedule=schedule,
         seed=config.seed,
         mesh=mesh,
-        teacher_model=None if teacher is None else suited_to(teacher.model, mesh),
+        teacher_model=None if teacher is None else on_mesh(teacher.model, mesh),
         ema_decay=config.ema.decay,
         accumulation_steps=config.train.accumulation_steps,
         skip_nonfinite=config.on_nonfinite == "skip",
@@ -240,20 +243,3 @@ def _warn_of_tiny_groups(config: ConfigDict, plan: Plan) -> None:
             f"config.train.batch_size={order.batch_size} has few divisors: its mixing groups have {order.group_size} rows, where "
             f"config.augment.max_group_size={largest} allows more; {better} rows do better"
         )
-
-
-def _check_attention(model: nn.Module, plan: Plan, mesh: Mesh) -> None:
-    """Refuse at once what JAX would refuse of cuDNN's attention while it traces the step."""
-    if getattr(model, "attention", None) != "cudnn":
-        return
-    tokens = (plan.image_size // model.patch_size) ** 2 + 1 + model.distilled
-    for wrong, what in (
-        (mesh.devices.flat[0].platform != "gpu", f"the devices are {mesh.devices.flat[0].platform}s"),
-        (plan.compute_dtype != "bfloat16", f"config.compute_dtype is {plan.compute_dtype}"),
-        (tokens % 2, f"this model has {tokens} tokens"),
-    ):
-        if wrong:
-            raise ConfigError(
-                "config.model.attention=cudnn trains on NVIDIA GPUs, in bfloat16, with an even number of tokens alone, "
-                f"and {what}: take xla or dot_product"
-            )

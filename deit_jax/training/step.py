@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.models.dropping import RNG_NAME
-from deit_jax.models.output import classify
+from deit_jax.models.protocol import classify, train_outputs
 from deit_jax.parallel.mesh import BATCH_AXES
 from deit_jax.parallel.sharding import split_microbatch_rows, split_rows
 from deit_jax.training.losses import DistillationLoss, Metrics
@@ -86,13 +86,13 @@ def make_train_step(
                     params = jax.tree.map(
                         lambda moves, leaf: leaf if moves else jax.lax.stop_gradient(leaf), trained, params
                     )
-                outputs, updates = model.apply(
+                outputs, updates = train_outputs(
+                    model,
                     {"params": params, "batch_stats": batch_stats},
                     images,
                     train=train_mode,
                     positions=positions,
                     rngs={RNG_NAME: dropout_key},
-                    mutable=["batch_stats"],
                 )
                 # Said, because XLA would rather split a split head's classes, and exchange logits in many small steps.
                 outputs = jax.lax.with_sharding_constraint(outputs, split_rows(mesh))

@@ -8,9 +8,8 @@ from typing import Any
 import flax.linen as nn
 
 from deit_jax.models.layer_norm import EPSILON
+from deit_jax.models.protocol import family, fixed_image_size, is_distilled
 from deit_jax.models.registry import identify
-from deit_jax.models.regnet import RegNet, stage_plans
-from deit_jax.models.vit import VisionTransformer
 from deit_jax.weights.errors import WeightsError
 from deit_jax.weights.preprocessing import Preprocessing
 
@@ -23,17 +22,17 @@ _TIMM_ARGUMENTS = {"image_size": "img_size", "group_width": "group_size"}
 
 def timm_cards(model: nn.Module, preprocessing: Preprocessing, class_names: Sequence[str] | None) -> dict[str, Card]:
     """config.json as timm's hub loader reads it: `timm.create_model("local-dir:FOLDER", pretrained=True)`."""
-    if isinstance(model, RegNet):
+    is_vit = family(model) == "vit"
+    if not is_vit:
         _refuse_what_timms_regnet_lacks(model)
     architecture, fields = identify(model)
     _, side = preprocessing.sides(model)
-    is_vit = isinstance(model, VisionTransformer)
-    heads = ["head", "head_dist"] if is_vit and model.distilled else "head"
+    heads = ["head", "head_dist"] if is_distilled(model) else "head"
     pretrained_cfg = {
         "tag": "deit_jax",
         "num_classes": model.num_classes,
         "input_size": [3, side, side],
-        "fixed_input_size": is_vit,
+        "fixed_input_size": fixed_image_size(model) is not None,
         "pool_size": None,
         "crop_pct": preprocessing.crop_ratio,
         "crop_mode": "center",
@@ -51,8 +50,8 @@ def timm_cards(model: nn.Module, preprocessing: Preprocessing, class_names: Sequ
     return {"config.json": card}
 
 
-def _refuse_what_timms_regnet_lacks(model: RegNet) -> None:
-    stages = len(stage_plans(model.w0, model.wa, model.wm, model.depth, model.group_width))
+def _refuse_what_timms_regnet_lacks(model: Any) -> None:
+    stages = len(model.stages)
     if model.stem_stride != 2 or stages != 4:
         raise WeightsError(
             "timm builds RegNets of four stages and a stem of stride 2 only, this one has "
@@ -60,9 +59,7 @@ def _refuse_what_timms_regnet_lacks(model: RegNet) -> None:
         )
 
 
-def huggingface_cards(
-    model: VisionTransformer, preprocessing: Preprocessing, class_names: Sequence[str] | None
-) -> dict[str, Card]:
+def huggingface_cards(model: Any, preprocessing: Preprocessing, class_names: Sequence[str] | None) -> dict[str, Card]:
     """config.json and preprocessor_config.json for transformers' from_pretrained(FOLDER), versions 4 and 5."""
     names = [f"LABEL_{i}" for i in range(model.num_classes)] if class_names is None else [str(it) for it in class_names]
     resized, side = preprocessing.sides(model)
@@ -102,6 +99,23 @@ def huggingface_cards(
         "image_std": list(preprocessing.std),
     }
     return {"config.json": config, "preprocessor_config.json": processor}
+
+
+def flax_cards(model: nn.Module, preprocessing: Preprocessing, class_names: Sequence[str] | None) -> dict[str, Card]:
+    """config.json for this package's own layout: what the weights are of, and how their images are prepared."""
+    _, side = preprocessing.sides(model)
+    card: Card = {
+        "library": "deit_jax",
+        "module": type(model).__name__,
+        "num_classes": model.num_classes,
+        "image_size": side,
+        "crop_pct": preprocessing.crop_ratio,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+    }
+    if class_names is not None:
+        card["label_names"] = [str(name) for name in class_names]
+    return {"config.json": card}
 
 
 def check_class_names(model: nn.Module, class_names: Sequence[str] | None) -> None:

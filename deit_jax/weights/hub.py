@@ -11,12 +11,12 @@ from typing import Any
 
 import flax.linen as nn
 
-from deit_jax.models import create_model, list_models
+from deit_jax.models.registry import create_model, list_models, model_family
 from deit_jax.weights.errors import WeightsError
 from deit_jax.weights.loading import check_choices, load_weights
 
 # The authors' weights as timm's repositories keep them; the teacher is facebookresearch/deit's regnety_160-a5fe301d.
-_REPOSITORIES = {name: f"timm/{name}.fb_in1k" for name in list_models() if name.startswith("deit_")}
+_REPOSITORIES = {name: f"timm/{name}.fb_in1k" for name in list_models() if model_family(name) == "vit"}
 _REPOSITORIES["regnety_160"] = "timm/regnety_160.deit_in1k"
 _FILE = "model.safetensors"
 _SHA256 = re.compile("[0-9a-f]{64}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +16,9 @@ import numpy as np
 
 from deit_jax.errors import refuse_address, require_choice
 from deit_jax.models.position_embedding import resize_position_embedding
-from deit_jax.models.stacking import stack_blocks, unstack_blocks
-from deit_jax.models.vit import VisionTransformer
-from deit_jax.weights import huggingface, mmpretrain, pycls, timm, torchvision
+from deit_jax.models.protocol import family, num_prefix_tokens, resize_variables
+from deit_jax.models.stacking import laid_out_for, unstack_blocks
+from deit_jax.weights import huggingface, mmpretrain, native, pycls, timm, torchvision
 from deit_jax.weights.errors import MisfitError, TokenMisfitError, WeightsError, listed, shown
 from deit_jax.weights.files import Tensors, read_file
 from deit_jax.weights.layout import Layout, compare
@@ -25,7 +26,7 @@ from deit_jax.weights.relatives import other_size, relative
 from deit_jax.weights.unwrapping import WeightSet, weight_sets
 from deit_jax.weights.values import unusable_values
 
-LAYOUTS = (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT, torchvision.LAYOUT, pycls.LAYOUT)
+LAYOUTS = (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT, torchvision.LAYOUT, pycls.LAYOUT, native.LAYOUT)
 _LOGGER = logging.getLogger(__name__)
 _HEAD_NAMES = ("head.", "head_dist.")
 HEADS = ("keep", "reset", "reset_if_needed")
@@ -176,6 +177,11 @@ def fit_variables(variables: Mapping[str, Any], model: nn.Module, where: str, *,
     Raises MisfitError: they are of another model; a TokenMisfitError if one of the two is distilled.
     """
     ours = {"params": unstack_blocks(variables["params"]), "batch_stats": variables.get("batch_stats") or {}}
+    if not family(model):
+        resized = resize_variables(model, ours)
+        fitted = _fit_own(native.from_variables(resized), native.LAYOUT, model, where, heads, seed)
+        other = jax.tree.map(jnp.shape, resized) != jax.tree.map(jnp.shape, ours)
+        return fitted._replace(resized="another image size" if other else "")
     layout = dataclasses.replace(timm.LAYOUT, title="names as in timm")
     tensors = timm.from_variables(ours)
     fitted = _fit(tensors, layout, model, where, heads, "keep", seed)
@@ -183,10 +189,18 @@ def fit_variables(variables: Mapping[str, Any], model: nn.Module, where: str, *,
     return fitted
 
 
-def count_classes(source: str | Path, which: str | None = None) -> int:
-    """How many classes the first head in a weights file tells apart. Raises WeightsError if it cannot be read or has none."""
-    found = {}
+def count_classes(source: str | Path, which: str | None = None, model: nn.Module | None = None) -> int:
+    """How many classes the first head in a weights file tells apart.
+
+    model: whose weights they are, with any number of classes; needed for one without a `family`. Raises WeightsError if the file
+    cannot be read or has no head.
+    """
+    found: dict[str, int] = {}
     for candidate in _read(source, which, str(source))[0]:
+        if model is not None and not family(model):
+            count = native.count_classes(candidate.tensors, model)
+            found |= {} if count is None else {candidate.prefix: count}
+            continue
         tensors, _ = candidate.layout.to_timm(candidate.tensors)
         bias = next((tensors[name] for name in ("head.bias", "head.fc.bias") if name in tensors), None)
         if bias is not None:
@@ -209,28 +223,61 @@ def _fit(
     foreign: Tensors, layout: Layout, model: nn.Module, where: str, heads: str, distillation_token: str, seed: int
 ) -> Fitted:
     _refuse_non_numbers(foreign, where)
+    if not family(model):
+        return _fit_own(foreign, layout, model, where, heads, seed)
     given, strangers = layout.to_timm(foreign)
     expected = timm.expected_tensors(model)
     tensors = timm.without_counters(given, expected)
     if distillation_token == "adapt":
         tensors = _adapt_distillation_token(tensors, expected)
-    tensors, resized = _resize_position_embedding(tensors, model, where)
+    tensors, resized = _resize_position_embedding(tensors, expected, model, where)
     renewed: tuple[str, ...] = ()
     if heads != "keep":
         tensors, renewed = _reset_heads(tensors, expected, model, seed, all_of_them=heads == "reset")
     may_adapt = distillation_token == "keep"
     _refuse_misfits(tensors, given, strangers, expected, foreign, layout, where, may_adapt=may_adapt)
     variables = jax.tree.map(jnp.asarray, timm.to_variables(tensors))
-    if getattr(model, "scan_blocks", False):
-        variables["params"] = stack_blocks(variables["params"])
+    variables["params"] = laid_out_for(model, variables["params"])
     return Fitted(variables, renewed, resized)
+
+
+def _fit_own(foreign: Tensors, layout: Layout, model: nn.Module, where: str, heads: str, seed: int) -> Fitted:
+    """Weights of a registered model that no other framework has: under this package's own names."""
+    if layout is not native.LAYOUT:
+        raise WeightsError(
+            f"{where} ({layout.title}) does not fit the model: a {type(model).__name__} is read from files that deit_jax wrote "
+            "(run.py --mode=export --layout=flax)"
+        )
+    expected, renewed = native.expected_tensors(model), set()
+    if heads != "keep":
+        names = native.head_names(model)
+        for name, like in expected.items():
+            head = next((head for head in names if name.startswith(head)), None)
+            if head and (heads == "reset" or name not in foreign or foreign[name].shape != like.shape):
+                renewed.add(head)
+    tensors = {name: tensor for name, tensor in foreign.items() if not name.startswith(tuple(renewed))}
+    if found := unusable_values(tensors):
+        raise WeightsError(f"{where} holds values that make every answer NaN: {found}; take another checkpoint")
+    if renewed:
+        image = jnp.zeros((1, *timm.input_size(model), 3), jnp.float32)
+        fresh = native.from_variables(jax.jit(model.init)(jax.random.key(seed), image))
+        tensors |= {name: tensor for name, tensor in fresh.items() if name.startswith(tuple(renewed))}
+    missing, unexpected, misshapen = compare(tensors, expected)
+    if missing or unexpected or misshapen:
+        kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        problems = "; ".join(f"{kind} {listed(names, 3)}" for kind, names in kinds if names)
+        raise MisfitError(f"{where} does not fit the model: {problems}", missing, unexpected, misshapen)
+    variables = jax.tree.map(jnp.asarray, native.to_variables(tensors))
+    return Fitted(variables, tuple(sorted(head.partition("/")[2].rstrip("/") for head in renewed)), "")
 
 
 def _refuse_unusable_values(
     foreign: Tensors, layout: Layout, model: nn.Module, renewed: tuple[str, ...], where: str
 ) -> None:
     """Refuse such values, except in what the model does not take: heads that are reset, a distillation token left out."""
-    if not unusable_values(foreign):
+    if not family(model) or not unusable_values(
+        foreign
+    ):  # those of a model without family are checked as they are fitted
         return
     thrown_away = tuple(f"{head}." for head in renewed)
     wanted = {name for name in timm.expected_tensors(model) if not name.startswith(thrown_away)}
@@ -272,12 +319,14 @@ def _adapt_distillation_token(tensors: Tensors, expected: Tensors) -> Tensors:
     return tensors
 
 
-def _resize_position_embedding(tensors: Tensors, model: nn.Module, where: str) -> tuple[Tensors, str]:
-    position = tensors.get("pos_embed")
-    if not isinstance(model, VisionTransformer) or position is None or position.ndim != 3 or position.shape[0] != 1:
+def _resize_position_embedding(
+    tensors: Tensors, expected: Tensors, model: nn.Module, where: str
+) -> tuple[Tensors, str]:
+    position, like = tensors.get("pos_embed"), expected.get("pos_embed")
+    if like is None or position is None or position.ndim != 3 or position.shape[0] != 1:
         return tensors, ""
     prefix = 2 if "dist_token" in tensors else 1  # the file's own
-    side = model.image_size // model.patch_size
+    side = math.isqrt(like.shape[1] - num_prefix_tokens(model))
     if position.shape[1] == prefix + side * side:
         return tensors, ""
     try:

@@ -6,6 +6,7 @@ import dataclasses
 
 import flax.linen as nn
 
+from deit_jax.models.protocol import fixed_image_size
 from deit_jax.weights.errors import WeightsError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -36,11 +37,11 @@ class Preprocessing:
 
     def check(self, model: nn.Module) -> None:
         """Raises WeightsError if the images would not have the size that `model` takes."""
-        own = getattr(model, "image_size", self.image_size)
-        if self.image_size not in (None, own):
+        own = fixed_image_size(model)
+        if own is not None and self.image_size not in (None, own):
             raise WeightsError(f"preprocessing to {self.image_size} pixels for a model of {own}")
 
     def sides(self, model: nn.Module) -> tuple[int, int]:
         """Pixels of the shorter side after resizing, and of the crop, for `model`."""
-        crop = getattr(model, "image_size", 224) if self.image_size is None else self.image_size
+        crop = (fixed_image_size(model) or 224) if self.image_size is None else self.image_size
         return int(crop / self.crop_ratio), crop

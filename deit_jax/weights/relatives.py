@@ -8,12 +8,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from deit_jax.models.registry import create_model, list_models
-from deit_jax.models.regnet import RegNet, stage_plans
-from deit_jax.models.vit import VisionTransformer
+from deit_jax.models.registry import create_model, list_models, model_family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +203,10 @@ def _architecture(tensors: Mapping[str, Any]) -> _Architecture | None:
     return None
 
 
+def _of_family(family: str) -> Iterator[tuple[str, Any]]:
+    return ((name, create_model(name)) for name in list_models() if model_family(name) == family)
+
+
 def _vit(tensors: Mapping[str, Any], width: int, patch: int) -> _Architecture | None:
     depth = sum(re.fullmatch(r"blocks\.\d+\.attn\.qkv\.weight", name) is not None for name in tensors)
     position, distilled = tensors.get("pos_embed"), "dist_token" in tensors
@@ -212,11 +214,9 @@ def _vit(tensors: Mapping[str, Any], width: int, patch: int) -> _Architecture | 
     size = f", made for {grid * patch} pixels" if grid else ""
     detail = f"width {width}, depth {depth}, patches of {patch} pixels{size}"
     best = ""
-    for name in list_models():
-        model = create_model(name)
+    for name, model in _of_family("vit"):
         if (
-            isinstance(model, VisionTransformer)
-            and model.distilled == distilled
+            model.distilled == distilled
             and (model.embed_dim, model.depth, model.patch_size) == (width, depth, patch)
             and (not best or model.image_size == grid * patch)
         ):
@@ -233,11 +233,8 @@ def _regnet(tensors: Mapping[str, Any]) -> _Architecture | None:
     stages = sorted({stage for stage, _ in blocks})
     depths = tuple(sum(stage == it for it, _ in blocks) for stage in stages)
     widths = tuple(max(width for it, width in blocks if it == stage) for stage in stages)
-    for name in list_models():
-        model = create_model(name)
-        if isinstance(model, RegNet):
-            plans = stage_plans(model.w0, model.wa, model.wm, model.depth, model.group_width)
-            if (tuple(it.depth for it in plans), tuple(it.width for it in plans)) == (depths, widths):
-                return _Architecture((0, *depths, *widths), name)
+    for name, model in _of_family("regnet"):
+        if (tuple(it.depth for it in model.stages), tuple(it.width for it in model.stages)) == (depths, widths):
+            return _Architecture((0, *depths, *widths), name)
     listed = [", ".join(map(str, it)) for it in (depths, widths)]
     return _Architecture((0, *depths, *widths), f"a RegNet (depths {listed[0]}, widths {listed[1]})")

@@ -14,19 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax.errors import refuse_address, require_choice
+from deit_jax.models.protocol import family
 from deit_jax.models.stacking import unstack_blocks
-from deit_jax.models.vit import VisionTransformer
-from deit_jax.weights import huggingface, labels, mmpretrain, timm
-from deit_jax.weights.cards import CARD_NAMES, check_class_names, huggingface_cards, timm_cards
+from deit_jax.weights import huggingface, labels, mmpretrain, native, timm
+from deit_jax.weights.cards import CARD_NAMES, check_class_names, flax_cards, huggingface_cards, timm_cards
 from deit_jax.weights.errors import MisfitError, WeightsError, listed
 from deit_jax.weights.files import WRITTEN, Tensors, encode, write_files
 from deit_jax.weights.layout import compare
 from deit_jax.weights.preprocessing import Preprocessing
 from deit_jax.weights.values import unusable_values
 
-LAYOUTS = {layout.name: layout for layout in (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT)}
+LAYOUTS = {layout.name: layout for layout in (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT, native.LAYOUT)}
+_LAYOUTS_OF = {"vit": tuple(LAYOUTS), "regnet": ("timm", "flax"), "": ("flax",)}  # by `family` of models/protocol.py
 # Under which key a .pth file keeps the tensors: the reference's main.py and timm read "model", mmengine reads "state_dict".
-_WRAPPERS = {"timm": "model", "hf": None, "mmpretrain": "state_dict"}
+_WRAPPERS = {"timm": "model", "hf": None, "mmpretrain": "state_dict", "flax": None}
 
 
 def save_weights(
@@ -46,7 +47,8 @@ def save_weights(
         and what the framework needs to open it: for "timm" the config.json of its hub loader
         (`timm.create_model("local-dir:FOLDER", pretrained=True)`), for "hf" config.json and preprocessor_config.json
         (`from_pretrained(FOLDER)`); mmpretrain has no such thing. Files of these names are replaced.
-      layout: "timm" (also facebookresearch/deit), "hf" (transformers 4 and 5), or "mmpretrain".
+      layout: "timm" (also facebookresearch/deit), "hf" (transformers 4 and 5), "mmpretrain", or "flax": this package's own names,
+        the only layout of a registered model (`register_model`).
       preprocessing: of the images; None: the reference's evaluation.
       class_names: one a class, for the labels in config.json, and the metadata of a .safetensors file.
 
@@ -66,21 +68,21 @@ def save_weights(
     _refuse_what_the_layout_lacks(model, layout)
     preprocessing.check(model)
     check_class_names(model, class_names)
-    tensors = timm.from_variables(_checked(variables))
-    _refuse_other_variables(tensors, timm.expected_tensors(model))
+    names = timm if family(model) else native
+    tensors = names.from_variables(_checked(variables))
+    _refuse_other_variables(tensors, names.expected_tensors(model))
     if found := unusable_values(tensors):
-        raise WeightsError(f"the variables hold values that make every answer NaN (in timm's names): {found}")
-    tensors = LAYOUTS[layout].from_timm(tensors)
+        raise WeightsError(
+            f"the variables hold values that make every answer NaN (in {names.LAYOUT.name}'s names): {found}"
+        )
+    if family(model):
+        tensors = LAYOUTS[layout].from_timm(tensors)
     if path.suffix.lower() in WRITTEN:
         write_files({path: encode(path, tensors, wrapper=_WRAPPERS[layout], metadata=labels.metadata(class_names))})
         return path
 
     _refuse_as_a_folder(path, layout)
-    if layout == "timm":
-        cards = timm_cards(model, preprocessing, class_names)
-    else:
-        assert isinstance(model, VisionTransformer)  # no other has been let through
-        cards = huggingface_cards(model, preprocessing, class_names)
+    cards = {"timm": timm_cards, "hf": huggingface_cards, "flax": flax_cards}[layout](model, preprocessing, class_names)
     contents = {path / name: (json.dumps(card, indent=2) + "\n").encode() for name, card in cards.items()}
     weights = path / "model.safetensors"
     write_files({weights: encode(weights, tensors, metadata=labels.metadata(class_names)), **contents})
@@ -125,8 +127,9 @@ def _checked(variables: Any) -> dict[str, Any]:
 def _refuse_what_the_layout_lacks(model: nn.Module, layout: str) -> None:
     if getattr(model, "folded", False):
         raise WeightsError("BatchNorm is folded into this RegNet's convolutions: save the original's weights")
-    if layout != "timm" and not isinstance(model, VisionTransformer):
-        raise WeightsError(f"a {type(model).__name__} is written in timm's layout only, not {layout!r}")
+    known = _LAYOUTS_OF[family(model)]
+    if layout not in known:
+        raise WeightsError(f"a {type(model).__name__} is written in the layout {' or '.join(known)}, not {layout!r}")
 
 
 def _refuse_other_variables(tensors: Tensors, expected: Tensors) -> None:

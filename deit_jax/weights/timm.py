@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from einops import rearrange
 
+from deit_jax.models.protocol import fixed_image_size, portable_form
 from deit_jax.weights.files import Tensors
 from deit_jax.weights.layout import Layout, Translated
 
@@ -65,15 +66,14 @@ def from_variables(variables: Any, dtype: Any = np.float32) -> Tensors:
 def expected_tensors(model: nn.Module) -> Tensors:
     """timm's names for the model's tensors, with stand-ins of their shapes that take no memory."""
     image = jax.ShapeDtypeStruct((1, *input_size(model), 3), np.float32)
-    if getattr(model, "scan_blocks", False):
-        model = model.clone(scan_blocks=False)
+    model, _ = portable_form(model, {"params": {}})
     shapes = jax.eval_shape(model.init, jax.random.key(0), image)
     return from_variables(jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes))
 
 
 def input_size(model: nn.Module) -> tuple[int, int]:
     """Rows and columns of an image that the model takes; of a convnet, which takes any, 224."""
-    side = getattr(model, "image_size", 224)
+    side = fixed_image_size(model) or 224
     return side, side
 
 

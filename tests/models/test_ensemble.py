@@ -7,7 +7,7 @@ import pytest
 from deit_jax.models import create_model
 from deit_jax.models.ensemble import Ensemble, joined_variables, renormalisation
 from deit_jax.models.flops import forward_flops
-from deit_jax.models.grouped_conv import suited_to
+from deit_jax.models.protocol import on_mesh
 from deit_jax.parallel.mesh import make_mesh
 from tests.tiny import STUDENT, TEACHER
 
@@ -77,6 +77,6 @@ def test_an_ensemble_is_frozen_and_as_dear_as_its_members(members, images):
     with pytest.raises(ValueError, match="frozen"):
         ensemble.apply(joined_variables([variables for _, variables, _ in members]), images, train=True)
     assert forward_flops(ensemble, 28) == sum(forward_flops(model, 28) for model in models)
-    chosen = suited_to(ensemble, make_mesh())
-    assert chosen.members[0] == suited_to(models[0], make_mesh()) and chosen.members[1] == models[1]
-    assert hash(chosen) == hash(suited_to(ensemble, make_mesh()))
+    chosen = on_mesh(ensemble, make_mesh())
+    assert chosen.members[0] == on_mesh(models[0], make_mesh()) and chosen.members[1] == models[1]
+    assert hash(chosen) == hash(on_mesh(ensemble, make_mesh()))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from deit_jax.models import create_model
-from deit_jax.models.folding import fold_batch_norm
+from deit_jax.models.protocol import inference_form
 
 from .timm_names import photographs
 
@@ -23,7 +23,7 @@ def original(filled):
 
 def test_a_folded_network_answers_the_same(original, close):
     model, variables, images = original
-    folded, fewer = fold_batch_norm(model, variables)
+    folded, fewer = inference_form(model, variables)
     assert set(fewer) == {"params"}
     shapes = jax.eval_shape(folded.init, jax.random.key(0), images)
     assert jax.tree.map(jnp.shape, fewer) == jax.tree.map(jnp.shape, shapes)
@@ -32,23 +32,23 @@ def test_a_folded_network_answers_the_same(original, close):
 
 def test_every_statistic_counts(original):
     model, variables, _ = original
-    _, before = fold_batch_norm(model, variables)
+    _, before = inference_form(model, variables)
     for name in ("mean", "var"):
         changed = jax.tree_util.tree_map_with_path(
             lambda path, leaf, name=name: leaf + 0.5 if path[-1].key == name else leaf, variables["batch_stats"]
         )
-        _, after = fold_batch_norm(model, variables | {"batch_stats": changed})
+        _, after = inference_form(model, variables | {"batch_stats": changed})
         bias = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before["params"]["s1"], after["params"]["s1"])
         assert bias["b1"]["conv3"]["bias"] > 0
 
 
 def test_it_is_frozen(original):
-    folded, fewer = fold_batch_norm(*original[:2])
+    folded, fewer = inference_form(*original[:2])
     with pytest.raises(ValueError, match="is frozen: train the original"):
         folded.apply(fewer, original[2], train=True)
-    assert fold_batch_norm(folded, fewer) == (folded, fewer)
+    assert inference_form(folded, fewer) == (folded, fewer)
 
 
 def test_a_transformer_has_nothing_to_fold():
     model = create_model("deit_tiny_patch16_224")
-    assert fold_batch_norm(model, {"params": {}}) == (model, {"params": {}})
+    assert inference_form(model, {"params": {}}) == (model, {"params": {}})

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deit_jax.models.grouped_conv import GroupedConv, PerDevice, block_diagonal, suited_to
+from deit_jax.models.grouped_conv import GroupedConv, PerDevice, block_diagonal
+from deit_jax.models.protocol import on_mesh
 from deit_jax.models.regnet import RegNet, conv_init
 from deit_jax.parallel.mesh import make_mesh
 
@@ -93,12 +94,12 @@ def test_nothing_is_gathered_on_several_devices(on_several_devices):
 
 def test_what_is_left_open_suits_the_devices():
     mesh = make_mesh()
-    assert suited_to(RegNet(grouped_conv="native"), mesh).grouped_conv == "native"
+    assert on_mesh(RegNet(grouped_conv="native"), mesh).grouped_conv == "native"
     for platform, size, expected in (("gpu", 1, "native"), ("tpu", 8, "native"), ("cpu", 8, "packed")):
         there = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]), size=size)
-        assert suited_to(RegNet(), there).grouped_conv == expected
+        assert on_mesh(RegNet(), there).grouped_conv == expected
     gpus = SimpleNamespace(devices=np.array([SimpleNamespace(platform="gpu")]), size=8)
-    assert suited_to(RegNet(), gpus).grouped_conv == PerDevice(gpus)
+    assert on_mesh(RegNet(), gpus).grouped_conv == PerDevice(gpus)
 
 
 def test_the_kernel_is_that_of_linen():

@@ -1,0 +1,68 @@
+"""This package's own names for a model's tensors, for models that no other framework has: "params/blocks_0/norm1/scale".
+
+The layout "flax": every variable under its path, values as they are. weights/timm.py does the same for the models that timm has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import numpy as np
+
+from deit_jax.models.protocol import fixed_image_size
+from deit_jax.weights import timm
+from deit_jax.weights.files import Tensors
+from deit_jax.weights.layout import Layout, Translated
+
+_UNSIZED = 224  # pixels at which a model that takes any size is traced
+
+
+def to_variables(tensors: Tensors) -> dict[str, Any]:
+    """Variables, float32 NumPy arrays, from tensors under these names."""
+    arrays = {name: np.ascontiguousarray(np.asarray(tensor, np.float32)) for name, tensor in tensors.items()}
+    return flax.traverse_util.unflatten_dict(arrays, sep="/")
+
+
+def from_variables(variables: Any, dtype: Any = np.float32) -> Tensors:
+    """Tensors under these names from variables, as `dtype`; None keeps each leaf's."""
+    flat = flax.traverse_util.flatten_dict(dict(variables), sep="/")
+    return {name: np.asarray(leaf, dtype) for name, leaf in flat.items()}
+
+
+def expected_tensors(model: nn.Module) -> Tensors:
+    """The names of the model's tensors, with stand-ins of their shapes that take no memory."""
+    side = fixed_image_size(model) or _UNSIZED
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, side, side, 3), np.float32))
+    return from_variables(jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), dict(shapes)))
+
+
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """What the names of the classifiers' tensors begin with: those whose shapes depend on the number of classes."""
+    few, more = (expected_tensors(model.clone(num_classes=count)) for count in (2, 3))
+    heads = {name.rpartition("/")[0] + "/" for name in few if name not in more or few[name].shape != more[name].shape}
+    return tuple(sorted(heads))
+
+
+def count_classes(tensors: Tensors, model: nn.Module) -> int | None:
+    """How many classes tensors of this model, under these names, tell apart; None if none of them is its classifier's."""
+    few, more = (expected_tensors(model.clone(num_classes=count)) for count in (2, 3))
+    for name in sorted(few):
+        one, other = few[name].shape, more[name].shape if name in more else ()
+        axes = [axis for axis, (a, b) in enumerate(zip(one, other, strict=False)) if (a, b) == (2, 3)]
+        if axes and name in tensors and tensors[name].ndim == len(one):
+            return int(tensors[name].shape[axes[0]])
+    return None
+
+
+def _to_timm(tensors: Tensors) -> Translated:
+    return timm.from_variables(to_variables(tensors)), []
+
+
+def _from_timm(tensors: Tensors) -> Tensors:
+    return from_variables(timm.to_variables(tensors))
+
+
+LAYOUT = Layout("flax", "flax", r"(params|batch_stats)/", _to_timm, _from_timm)
