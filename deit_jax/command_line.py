@@ -45,9 +45,9 @@ _OUTPUT = flags.DEFINE_string(
 _LAYOUT = flags.DEFINE_enum(
     "layout",
     "timm",
-    ["timm", "hf", "mmpretrain", "jax", "onnx"],
-    "export: whose names the tensors get. hf is Hugging Face transformers. jax, onnx: a program with its weights instead, which "
-    "runs without this package.",
+    ["timm", "hf", "mmpretrain", "flax", "jax", "onnx"],
+    "export: whose names the tensors get. hf is Hugging Face transformers, flax this package. jax, onnx: a program with its "
+    "weights instead, which runs without this package.",
 )
 _OPSET = flags.DEFINE_integer(
     "opset",

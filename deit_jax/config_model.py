@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, default_config, listed_names, needs_teacher
-from deit_jax.models.registry import check_fields, model_fields
+from deit_jax.models.registry import check_fields, has_token, model_fields
 from deit_jax.weights.files import is_workdir
 
 # Fields of a module that have a field of the configuration of their own, by section.
@@ -133,7 +133,10 @@ def check_heads(config: ConfigDict) -> None:
 
 def has_distillation_token(config: ConfigDict) -> bool:
     """Whether the configured model has a second head, which reads a distillation token."""
-    return bool((_known_fields(config) | dict(config.model.overrides)).get("distilled", False))
+    try:
+        return has_token(config.model.name, dict(config.model.overrides))
+    except ValueError as error:
+        raise ConfigError(f"config.model: {error}") from error
 
 
 def _known_fields(config: ConfigDict) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def register_model(
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"a model's name is of letters, digits, '_', '.' and '-', not {name!r}")
     if not (isinstance(module, type) and issubclass(module, nn.Module)):
-        raise ValueError(f"the model {name} is registered with {module!r}: give a class of flax.linen.Module")
+        what = f"a {type(module).__name__}" if not isinstance(module, type) else module.__name__
+        raise ValueError(f"the model {name} is registered with {what}: give a class of flax.linen.Module")
     if isinstance(image_size, bool) or not isinstance(image_size, Integral) or image_size < 1:
         raise ValueError(f"image_size={image_size!r} of {name}: give a number of pixels")
     if not has_field(module, "num_classes"):
@@ -137,6 +138,15 @@ def model_fields(name: str) -> dict[str, Any]:
     return {
         key: value for key, value in own.items() if key not in _GIVEN_BY_THE_USER and value is not dataclasses.MISSING
     }
+
+
+def has_token(name: str, overrides: Mapping[str, Any]) -> bool:
+    """Whether the named model, with some of its fields set otherwise, has a distillation token. Raises as `create_model`."""
+    module = _find(name).module
+    if has_field(module, "distilled"):
+        return bool((model_fields(name) | dict(overrides))["distilled"])
+    said = getattr(module, "distilled", False)
+    return bool(said) if isinstance(said, bool) else is_distilled(create_model(name, **overrides))
 
 
 def model_family(name: str) -> str:

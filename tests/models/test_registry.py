@@ -1,10 +1,12 @@
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
-from deit_jax.models import create_model, list_models, native_image_size
+from deit_jax.models import create_model, list_models, native_image_size, register_model, registry
+from deit_jax.models.registry import identify, model_family, model_fields
 from deit_jax.models.regnet import RegNet, stage_plans
 from deit_jax.models.vit import VisionTransformer
 
@@ -129,3 +131,73 @@ def test_stages_of_the_teacher():
     assert stage_plans(24, 36.44, 2.49, 13, 32)[0] == (24, 1, 24)
     # Width 56 of the 800 MF model becomes 64, a multiple of its group width.
     assert [stage.width for stage in stage_plans(56, 38.84, 2.40, 14, 16)] == [64, 128, 320, 768]
+
+
+class Own(nn.Module):
+    num_classes: int
+    width: int = 8
+    layers: tuple = (1,)
+    image_size: int = 0
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(self.num_classes)(nn.Dense(self.width)(images.mean(axis=(1, 2))))
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+    register_model("own_8", Own, {"layers": (2, 3)}, image_size=48)
+
+
+def test_a_registered_model_is_created_like_any_other(registered):
+    assert "own_8" in list_models() and native_image_size("own_8") == 48
+    assert create_model("own_8", 5) == Own(num_classes=5, layers=(2, 3), image_size=48)
+    assert create_model("own_8", 5, 64, width=4) == Own(num_classes=5, width=4, layers=(2, 3), image_size=64)
+    assert create_model("own_8", 5, dtype=jnp.bfloat16) == create_model(
+        "own_8", 5
+    )  # it does not let its type be chosen
+    assert model_fields("own_8") == {"width": 8, "layers": (2, 3)} and model_family("own_8") == ""
+    assert identify(create_model("own_8", 5, 96)) == ("own_8", {"image_size": 96})
+    with pytest.raises(ValueError, match="own_8 has no field 'widht'; nearest: width"):
+        create_model("own_8", widht=4)
+    register_model("own_8", Own, {"layers": (2, 3)}, image_size=48)  # a notebook's cell runs twice
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("own_8", Own, {"layers": (4,)}), "there is a model 'own_8' already"),
+        (("regnety_160", Own), "there is a model 'regnety_160' already"),
+        (("own:8", Own), "a model's name is of letters"),
+        (("a/b", Own), "a model's name is of letters"),
+        ((8, Own), "a model's name is of letters"),
+        (("other", Own(num_classes=3)), "give a class of flax.linen.Module"),
+        (("other", dict), "give a class of flax.linen.Module"),
+        (("other", nn.Dense, {"features": 3}), "Dense, registered as other, needs a field num_classes"),
+        (("other", Own, {"depth": 3}), "Own, registered as other, has no field 'depth'"),
+        (("other", Own, {"num_classes": 3}), "has no field 'num_classes' to set"),
+        (("other", Own, {}, 0), "image_size=0 of other"),
+        (("other", Own, {}, 22.5), "image_size=22.5 of other"),
+    ],
+)
+def test_what_cannot_be_registered_is_refused(registered, arguments, message):
+    if arguments[0] == "own_8":
+
+        class Other(Own):
+            pass
+
+        arguments = (arguments[0], Other, *arguments[2:])
+    before = list_models()
+    with pytest.raises(ValueError, match=message) as error:
+        register_model(*arguments)
+    assert "\n" not in str(error.value) and list_models() == before
+
+
+def test_a_field_without_default_is_asked_for():
+    class Open(nn.Module):
+        num_classes: int
+        width: int
+
+    with pytest.raises(ValueError, match=r"Open.width has no default: give it in fields of open"):
+        register_model("open", Open)

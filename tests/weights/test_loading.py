@@ -143,7 +143,9 @@ def test_a_missing_third_of_qkv_is_named(state):
 
 
 def test_an_unknown_layout_shows_its_names():
-    with pytest.raises(WeightsError, match=r"in no known layout \(timm, .*pycls, flax\); its names are 1 \(conv1.weight\)"):
+    with pytest.raises(
+        WeightsError, match=r"in no known layout \(timm, .*pycls, flax\); its names are 1 \(conv1.weight\)"
+    ):
         load_weights({"conv1.weight": np.zeros((2, 2), np.float32)}, small(False))
 
 

@@ -124,7 +124,7 @@ def test_a_registered_model_is_known_by_its_name(name):
 def test_a_changed_model_is_known_by_what_differs():
     name, fields = identify(create_model("deit_base_distilled_patch16_384", image_size=320, depth=11))
     assert name.startswith("deit_base_distilled") and fields == {"image_size": 320, "depth": 11}
-    with pytest.raises(ValueError, match="Dense is none of this package's models"):
+    with pytest.raises(ValueError, match="a Dense is not a registered model"):
         identify(__import__("flax").linen.Dense(3))
 
 
@@ -134,7 +134,7 @@ def test_a_changed_model_is_known_by_what_differs():
 def test_what_a_layout_cannot_say_is_refused(tmp_path, distilled, regnet):
     model, variables = regnet
     for layout in ("hf", "mmpretrain"):
-        with pytest.raises(WeightsError, match=f"in timm's layout only, not '{layout}'"):
+        with pytest.raises(WeightsError, match=f"in the layout timm or flax, not '{layout}'"):
             save_weights(variables, model, tmp_path, layout)
     with pytest.raises(WeightsError, match="four stages and a stem of stride 2 only, this one has 4 and 1"):
         save_weights(variables, model.clone(stem_stride=1), tmp_path)

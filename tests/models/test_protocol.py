@@ -1,0 +1,141 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from deit_jax.models import ModelOutput, create_model, list_models
+from deit_jax.models.ensemble import Ensemble, joined_variables
+from deit_jax.models.protocol import (
+    classify,
+    feature_widths,
+    fixed_image_size,
+    fusion_of,
+    inference_form,
+    is_distilled,
+    num_prefix_tokens,
+    portable_form,
+    resize_variables,
+    train_outputs,
+    with_dtype,
+)
+
+IMAGES = np.random.default_rng(1).normal(size=(3, 12, 12, 3)).astype(np.float32)
+
+
+class Pooling(nn.Module):
+    """The least that a model is: a number of classes and a call of images."""
+
+    num_classes: int = 4
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(self.num_classes)(images.mean(axis=(1, 2))).astype(jnp.bfloat16)
+
+
+class Drawing(nn.Module):
+    """With BatchNorm, dropout and the distillation token's output."""
+
+    num_classes: int = 4
+    distilled = True
+
+    @nn.compact
+    def __call__(self, images, **options):
+        assert set(options) <= {"train", "positions"}
+        train = options["train"]
+        x = nn.BatchNorm(use_running_average=not train)(images.mean(axis=(1, 2)))
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        one, other = nn.Dense(self.num_classes, name="one")(x), nn.Dense(self.num_classes, name="other")(x)
+        return ModelOutput((one + other) / 2, one, other)
+
+
+def variables_of(model, **how):
+    return model.init(jax.random.key(0), IMAGES, **how)
+
+
+def test_logits_alone_are_the_output_of_a_model_with_one_head():
+    model = Pooling()
+    output = classify(model, variables_of(model), jnp.asarray(IMAGES))
+    assert output.distillation_logits is None and output.logits.dtype == jnp.float32
+    np.testing.assert_array_equal(output.logits, output.class_logits)
+    trained, updates = train_outputs(
+        model, variables_of(model), jnp.asarray(IMAGES), train=True, positions=jnp.arange(3), rngs={}
+    )
+    np.testing.assert_array_equal(trained.logits, output.logits)
+    assert not updates.get("batch_stats")
+
+
+def test_a_training_step_draws_and_moves_the_statistics():
+    model = Drawing()
+    variables = variables_of(model, train=False)
+    how = {"positions": jnp.arange(3), "rngs": {"dropout": jax.random.key(1)}}
+    output, updates = train_outputs(model, variables, jnp.asarray(IMAGES), train=True, **how)
+    assert not np.allclose(output.logits, classify(model, variables, jnp.asarray(IMAGES)).logits)
+    assert np.abs(updates["batch_stats"]["BatchNorm_0"]["mean"]).max() > 0
+    still, unmoved = train_outputs(model, variables, jnp.asarray(IMAGES), train=False, **how)
+    np.testing.assert_array_equal(still.logits, classify(model, variables, jnp.asarray(IMAGES)).logits)
+    jax.tree.map(np.testing.assert_array_equal, unmoved["batch_stats"], variables["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda x: x[:, :3], r"returned an array of shape \(3, 3\) as logits; return logits of shape \(3, 4\)"),
+        (lambda x: x.sum(axis=1), r"an array of shape \(3,\)"),
+        (lambda x: {"logits": x}, "returned dict as logits"),
+        (lambda x: (x, x), "returned tuple as logits"),
+        (lambda x: ModelOutput(x, x, x[:2]), r"shape \(2, 4\) as distillation_logits"),
+    ],
+)
+def test_what_is_no_output_is_refused(returned, message):
+    class Wrong(nn.Module):
+        num_classes: int = 4
+
+        @nn.compact
+        def __call__(self, images):
+            return returned(nn.Dense(4)(images.mean(axis=(1, 2))))
+
+    model = Wrong()
+    with pytest.raises(ValueError, match=f"Wrong {message}" if message.startswith("returned") else message) as error:
+        classify(model, variables_of(model), jnp.asarray(IMAGES))
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_that_says_nothing_of_itself():
+    model = Pooling()
+    assert (fixed_image_size(model), num_prefix_tokens(model), feature_widths(model)) == (None, 0, ())
+    assert not is_distilled(model) and fusion_of(model) == "class"
+    variables = variables_of(model)
+    for form in (inference_form, portable_form):
+        assert form(model, variables) == (model, variables)
+    assert resize_variables(model, variables) is variables and with_dtype(model, jnp.bfloat16) is model
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_own_models_say_what_they_are(name):
+    model = create_model(name)
+    transformer = name.startswith("deit")
+    assert fixed_image_size(model) == (int(name[-3:]) if transformer else None)
+    assert num_prefix_tokens(model) == (transformer and 1 + ("distilled" in name))
+    assert is_distilled(model) == ("distilled" in name)
+    assert fusion_of(model) == ("logits" if "distilled" in name else "class")
+    assert len(feature_widths(model)) == (12 if transformer else 4)
+    assert with_dtype(model, "bfloat16").dtype == jnp.bfloat16
+
+
+def test_widths_are_those_of_the_features():
+    model = create_model("regnety_002", w0=8, wa=8.0, wm=2.0, depth=2, group_width=8, stem_width=8)
+    _, seen = model.apply(
+        model.init(jax.random.key(0), IMAGES), IMAGES, capture_intermediates=True, mutable=["intermediates"]
+    )
+    stages = [seen["intermediates"][f"s{i + 1}"]["__call__"][0].shape[-1] for i in range(len(feature_widths(model)))]
+    assert tuple(stages) == feature_widths(model)
+
+
+def test_an_ensemble_takes_any_member():
+    members = (Pooling(), Drawing())
+    variables = [dict(variables_of(members[0])), dict(variables_of(members[1], train=False))]
+    logits = [classify(model, each, jnp.asarray(IMAGES)).logits for model, each in zip(members, variables, strict=True)]
+    found = classify(Ensemble(members), joined_variables(variables), jnp.asarray(IMAGES)).logits
+    mean = (jax.nn.softmax(logits[0]) + jax.nn.softmax(logits[1])) / 2
+    np.testing.assert_allclose(jax.nn.softmax(found), mean, rtol=1e-5)

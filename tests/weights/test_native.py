@@ -1,0 +1,122 @@
+import json
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from deit_jax.models import create_model
+from deit_jax.weights import MisfitError, Preprocessing, WeightsError, load_weights, save_weights
+from deit_jax.weights.files import read_file
+from deit_jax.weights.labels import read_class_names
+from deit_jax.weights.loading import count_classes, fit_variables, fit_weights
+from deit_jax.weights.native import head_names
+
+VIT = dict(patch_size=8, embed_dim=8, depth=2, num_heads=2)
+
+
+class Own(nn.Module):
+    """A model that no other framework has: a layer norm, BatchNorm, and a classifier under another name than `head`."""
+
+    num_classes: int = 5
+    width: int = 6
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = nn.LayerNorm()(nn.Dense(self.width)(images.mean(axis=(1, 2))))
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(self.num_classes, name="answer")(x)
+
+
+def variables_of(model, seed=0):
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: np.abs(generator.normal(size=leaf.shape)).astype(np.float32), shapes)
+
+
+def equal(one, other):
+    jax.tree.map(np.testing.assert_array_equal, dict(one), dict(other))
+
+
+def test_a_model_of_ones_own_is_written_and_read(tmp_path):
+    model = Own()
+    variables = variables_of(model)
+    path = save_weights(variables, model, tmp_path / "own.safetensors", "flax", class_names=list("abcde"))
+    assert "params/LayerNorm_0/scale" in read_file(path) and "batch_stats/BatchNorm_0/mean" in read_file(path)
+    equal(load_weights(path, model), variables)
+    assert read_class_names(path) == tuple("abcde")
+    assert count_classes(path, model=Own(num_classes=9)) == 5
+
+
+def test_a_folder_says_what_it_holds(tmp_path):
+    model = Own()
+    path = save_weights(
+        variables_of(model), model, tmp_path / "own", "flax", preprocessing=Preprocessing(image_size=16),
+        class_names=list("vwxyz"),
+    )  # fmt: skip
+    card = json.loads((path.parent / "config.json").read_text())
+    assert (card["module"], card["image_size"], card["num_classes"]) == ("Own", 16, 5)
+    assert read_class_names(tmp_path / "own") == tuple("vwxyz")
+    equal(load_weights(tmp_path / "own", model), variables_of(model))
+
+
+@pytest.mark.parametrize("scan_blocks", [False, True])
+def test_a_transformer_may_have_these_names_too(tmp_path, scan_blocks):
+    model = create_model("deit_tiny_distilled_patch16_224", 3, 16, scan_blocks=scan_blocks, **VIT)
+    variables = variables_of(model)
+    path = save_weights(variables, model, tmp_path / "vit.safetensors", "flax")
+    assert "params/blocks_1/attn/qkv/kernel" in read_file(path)
+    equal(load_weights(path, model), variables)
+    larger = create_model("deit_tiny_distilled_patch16_224", 3, 24, **VIT)
+    assert fit_weights(path, larger).resized == "2x2 to 3x3"
+    assert count_classes(path) == 3
+
+
+def test_heads_are_what_depends_on_the_classes():
+    assert head_names(Own()) == ("params/answer/",)
+    given, model = variables_of(Own()), Own(num_classes=7)
+    fitted = fit_variables(given, model, "the run", heads="reset_if_needed", seed=3)
+    assert fitted.renewed == ("answer",)
+    assert fitted.variables["params"]["answer"]["kernel"].shape == (6, 7)
+    equal(fitted.variables["batch_stats"], given["batch_stats"])
+    np.testing.assert_array_equal(fitted.variables["params"]["Dense_0"]["kernel"], given["params"]["Dense_0"]["kernel"])
+    kept = fit_variables(given, Own(), "the run", heads="reset_if_needed", seed=3)
+    assert kept.renewed == ()
+    fresh = fit_variables(given, Own(), "the run", heads="reset", seed=3)
+    assert fresh.renewed == ("answer",)
+    assert not np.array_equal(fresh.variables["params"]["answer"]["kernel"], given["params"]["answer"]["kernel"])
+
+
+def test_what_does_not_fit_is_refused_whole(tmp_path):
+    model, variables = Own(), variables_of(Own())
+    with pytest.raises(
+        MisfitError,
+        match=r"the run does not fit the model: of another shape 9 \(batch_stats/BatchNorm_0/mean, .* and 6 more\)",
+    ) as error:
+        fit_variables(variables, Own(width=4), "the run", heads="keep", seed=0)
+    assert "params/Dense_0/kernel" in error.value.misshapen and "\n" not in str(error.value)
+    with pytest.raises(MisfitError, match=r"missing 1 \(params/answer/bias\)"):
+        left_out = {"params": {**variables["params"], "answer": {"kernel": variables["params"]["answer"]["kernel"]}}}
+        load_weights({"/".join(map(str, path)): leaf for path, leaf in _flat(variables | left_out)}, model)
+    with pytest.raises(WeightsError, match="the run holds values that make every answer NaN"):
+        broken = jax.tree.map(lambda leaf: leaf * np.nan, variables)
+        fit_variables(broken, model, "the run", heads="keep", seed=0)
+
+
+def _flat(variables):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        yield [key.key for key in path], leaf
+
+
+def test_other_frameworks_do_not_have_it(tmp_path):
+    model = Own()
+    for layout in ("timm", "hf", "mmpretrain"):
+        with pytest.raises(WeightsError, match=f"a Own is written in the layout flax, not '{layout}'"):
+            save_weights(variables_of(model), model, tmp_path / "own.safetensors", layout)
+    assert not (tmp_path / "own.safetensors").exists()
+    vit = create_model("deit_tiny_patch16_224", 3, 16, **VIT)
+    save_weights(variables_of(vit), vit, tmp_path / "vit.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"vit.safetensors \(timm\) does not fit the model: a Own is read from files that"
+    ):
+        load_weights(tmp_path / "vit.safetensors", model)
