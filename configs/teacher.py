@@ -23,7 +23,7 @@ evaluation (docs/finetuning.md). Rate, decay and length are chosen here and not 
 from ml_collections import ConfigDict
 
 from deit_jax.config import MUST_BE_GIVEN, default_config
-from deit_jax.models import list_models
+from deit_jax.models.registry import list_models, model_family
 from deit_jax.recipes.imagenet import score_real_and_v2
 from deit_jax.recipes.rows import Row, publish
 from deit_jax.recipes.small import run_locally
@@ -32,7 +32,7 @@ from deit_jax.reporting import published
 
 
 def get_config(argument: str = "regnety_160") -> ConfigDict:
-    names = tuple(model for model in list_models() if model.startswith("regnety"))
+    names = tuple(model for model in list_models() if model_family(model) == "regnet")
     words = pick("teacher.py", argument, name=names, image_size=("384px",), where=("runlocal",))
 
     config = default_config()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_jax.config import ConfigError, recorded_config
+from deit_jax.config_model import has_distillation_token
 from deit_jax.evaluation.accuracy import answer_of
 from deit_jax.models import native_image_size
 from deit_jax.reporting import console
@@ -75,7 +76,7 @@ def _kind(config: Any, image_size: int) -> str:
     kind = config.distillation.kind
     if kind not in ("soft", "hard"):
         return "no distillation"
-    token = ", token" if "_distilled_" in config.model.name else ""
+    token = ", token" if has_distillation_token(config) else ""
     resized = f", {image_size}" if image_size != native_image_size(config.model.name) or image_size == 384 else ""
     return f"{kind} distillation{token}{resized}"
 
