@@ -23,6 +23,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from configs import deit, quickstart
+from deit_jax.aot.program_report import memory_of
+from deit_jax.aot.topologies import find_chip
 from deit_jax.config_check import validate
 from deit_jax.evaluation.throughput import fits
 from deit_jax.models import create_model, native_image_size
@@ -32,9 +34,7 @@ from deit_jax.modes.compile import IMAGENET, without_weights
 from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.modes.train import train
 from deit_jax.parallel.mesh import make_mesh
-from deit_jax.parallel.program_report import memory_of
 from deit_jax.parallel.sharding import put_batch, replicated
-from deit_jax.parallel.topologies import find_chip
 from deit_jax.reporting.environment import environment
 from deit_jax.reporting.metrics import read_rows
 from deit_jax.reporting.speed import Speed
@@ -229,7 +229,7 @@ def speed_fields(flops: Any, batch_size: int, rates: list[float]) -> Row:
         "process_peak_gib": None if peak is None else peak / 2**30,  # the earlier rows' included
     }
     if chip is None:
-        result["no_mfu"] = f"no peak of {device.device_kind!r} in deit_jax/parallel/topologies.py, so no MFU"
+        result["no_mfu"] = f"no peak of {device.device_kind!r} in deit_jax/aot/topologies.py, so no MFU"
     return result
 
 

@@ -46,10 +46,10 @@ def measure(point: Point) -> dict[str, Any]:
     """The figures of a point; those in bytes are of one device."""
     import deit  # of configs/
 
+    from deit_jax.aot.compiling import stay_off_devices, topology_devices
+    from deit_jax.aot.topologies import find_topology
     from deit_jax.modes.compile import IMAGENET, Step, without_weights
-    from deit_jax.parallel.ahead_of_time import stay_off_devices, topology_devices
     from deit_jax.parallel.mesh import make_mesh
-    from deit_jax.parallel.topologies import find_topology
 
     stay_off_devices()
     topology = find_topology(point.topology)
@@ -150,7 +150,7 @@ def sweeps(base: Point, arguments: argparse.Namespace) -> dict[str, tuple[list[A
     def vary(field: str, values: list[Any], **also: Any) -> tuple[list[Any], list[Point]]:
         return values, [dataclasses.replace(base, **{field: value}, **also) for value in values]
 
-    from deit_jax.parallel.topologies import find_topology
+    from deit_jax.aot.topologies import find_topology
 
     names = arguments.topologies.split(",")
     counts = [find_topology(name).num_devices for name in names]

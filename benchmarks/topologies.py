@@ -22,7 +22,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-from deit_jax.parallel.topologies import Topology, find_topology  # noqa: E402  (from this checkout)
+from deit_jax.aot.topologies import Topology, find_topology  # noqa: E402  (from this checkout)
 
 # Command line of a child: the mode with the number of compilations, which run.py has no flag for.
 CHILD = """

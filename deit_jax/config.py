@@ -211,7 +211,7 @@ def default_config() -> ConfigDict:
     log.images = True
     log.report = True  # a finished run writes WORKDIR/report.html (docs/report.md)
     # Of one device in the type computed in, for the MFU; None: the published bfloat16 peak of chips that are listed
-    # (parallel/topologies.py), no MFU on others.
+    # (aot/topologies.py), no MFU on others.
     log.peak_tflops = placeholder(float)
     log.profile_steps = 0  # steps whose profile is written to WORKDIR/tensorboard; 0: none
     log.profile_after = 10  # steps of this start that pass before

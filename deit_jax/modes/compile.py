@@ -16,20 +16,20 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from deit_jax.aot import compiling, program_report
+from deit_jax.aot.batch_search import Attempt, largest_batch, summarize_search
+from deit_jax.aot.printed_report import show
+from deit_jax.aot.program_report import bytes_in_text
+from deit_jax.aot.topologies import Topology, find_topology
 from deit_jax.config import ConfigError, listed_names, needs_teacher
 from deit_jax.config_check import validate
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
 from deit_jax.models.flops import TrainFlops, train_flops
 from deit_jax.modes.teacher import abstract_teacher
-from deit_jax.parallel import ahead_of_time, program_report
-from deit_jax.parallel.batch_search import Attempt, largest_batch, summarize_search
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated, split_rows
-from deit_jax.parallel.topologies import Topology, find_topology
-from deit_jax.parallel.traffic import bytes_in_text
 from deit_jax.reporting import console
-from deit_jax.reporting.compiled_step import show
 from deit_jax.reporting.metrics import write_json
 from deit_jax.training.plan import Plan, resolve, sizes_of_mixing
 from deit_jax.training.program import Program, Teacher, build_program
@@ -54,11 +54,11 @@ def compile_step(
 
     Raises UserError, with one line, for an unknown topology, a compiler that is not installed, or a bad configuration.
     """
-    ahead_of_time.stay_off_devices()
+    compiling.stay_off_devices()
     topology = find_topology(topology_name)
     config = without_weights(config)
     validate(config)
-    devices = ahead_of_time.topology_devices(topology)
+    devices = compiling.topology_devices(topology)
     try:
         mesh = make_mesh(devices, fsdp=config.parallel.fsdp)
     except NotImplementedError as error:  # its links cannot be laid out so
@@ -164,8 +164,8 @@ class Step:
         flops = train_flops(program.model, None if teacher is None else teacher.model, plan.image_size)
         report: Report = self._facts(plan, program, teacher, flops)
         try:
-            compiled = ahead_of_time.compile_for(self.topology, program.train_step, state, variables, batch)
-        except ahead_of_time.DoesNotFit as error:
+            compiled = compiling.compile_for(self.topology, program.train_step, state, variables, batch)
+        except compiling.DoesNotFit as error:
             capacity = error.available or self.topology.chip.memory
             return report | {
                 "fits": False,
@@ -212,7 +212,7 @@ class Step:
         }
 
     def _facts(self, plan: Plan, program: Program, teacher: Teacher | None, flops: TrainFlops) -> Report:
-        hosts = ahead_of_time.number_of_hosts(list(self.mesh.devices.flat))
+        hosts = compiling.number_of_hosts(list(self.mesh.devices.flat))
         size = plan.order.batch_size
         return {
             "topology": self.topology.name,

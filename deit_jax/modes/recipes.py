@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deit_jax.parallel.ahead_of_time import stay_off_devices
+from deit_jax.aot.compiling import stay_off_devices
 from deit_jax.recipes.cost import ASSUMPTION, training_cost
 from deit_jax.recipes.rows import Command, load_commands, select
 from deit_jax.reporting import console, recipes

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from deit_jax.aot.topologies import find_chip
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.sources import ImageSource
 from deit_jax.errors import Stopped, first_line
@@ -29,7 +30,6 @@ from deit_jax.parallel.distributed import (
     wait_for_all,
 )
 from deit_jax.parallel.sharding import put_batch, replicated
-from deit_jax.parallel.topologies import find_chip
 from deit_jax.reporting import console
 from deit_jax.reporting.pace import Pace
 from deit_jax.reporting.pictures import Pictures

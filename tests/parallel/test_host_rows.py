@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
+from deit_jax.aot.compiling import stay_off_devices, topology_devices
+from deit_jax.aot.topologies import find_topology
 from deit_jax.data.decoding import CenterCrop, RandomResizedCrop
 from deit_jax.data.loading import eval_batches, train_batches
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.data.sources import ArraySource
-from deit_jax.parallel.ahead_of_time import stay_off_devices, topology_devices
 from deit_jax.parallel.host_rows import HostRows, deal_on_devices, gathers_rows, host_rows, owned_rows
 from deit_jax.parallel.mesh import BATCH_AXES, make_mesh
 from deit_jax.parallel.sharding import split_rows
-from deit_jax.parallel.topologies import find_topology
 from tests.end_to_end.commands import forked_together, free_port
 from tests.parallel import interleaved
 

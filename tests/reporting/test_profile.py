@@ -68,8 +68,8 @@ LOADS_LIBTPU = """
 import os, sys
 from pathlib import Path
 
-from deit_jax.parallel.ahead_of_time import topology_devices
-from deit_jax.parallel.topologies import find_topology
+from deit_jax.aot.compiling import topology_devices
+from deit_jax.aot.topologies import find_topology
 
 topology_devices(find_topology("v5e-4"))
 import jax.numpy as jnp

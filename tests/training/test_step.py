@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 
+from deit_jax.aot.program_report import collectives_of
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
 from deit_jax.modes.compile import Step
 from deit_jax.modes.train import load_teacher
 from deit_jax.parallel.host_rows import HostRows
 from deit_jax.parallel.mesh import make_mesh
-from deit_jax.parallel.program_report import collectives_of
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.training.divergence import PRIVATE_METRICS
 from deit_jax.training.plan import resolve

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deit_jax.parallel.topologies import Topology
+from deit_jax.aot.topologies import Topology
 from deit_jax.reporting import console
 
 _GIB = 2**30

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from deit_jax.aot.topologies import Topology
 from deit_jax.errors import UserError
-from deit_jax.parallel.topologies import Topology
 
 # libtpu asks the cloud's metadata server for these, in vain and aloud, unless they are there; and locks itself to one process.
 _TPU_ENVIRONMENT = {

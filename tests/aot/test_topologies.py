@@ -1,7 +1,7 @@
 import pytest
 
+from deit_jax.aot.topologies import A100, H100, H200, TOPOLOGIES, V4, V5E, V5P, V6E, find_chip, find_topology
 from deit_jax.errors import UserError
-from deit_jax.parallel.topologies import A100, H100, H200, TOPOLOGIES, V4, V5E, V5P, V6E, find_chip, find_topology
 
 
 def test_names_count_as_the_clouds_do():

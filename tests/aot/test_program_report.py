@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from deit_jax.parallel.mesh import make_mesh
-from deit_jax.parallel.program_report import (
+from deit_jax.aot.program_report import (
     Collective,
     bytes_per_device,
     collectives_of,
@@ -14,7 +13,8 @@ from deit_jax.parallel.program_report import (
     roofline,
     summarize_collectives,
 )
-from deit_jax.parallel.topologies import Chip
+from deit_jax.aot.topologies import Chip
+from deit_jax.parallel.mesh import make_mesh
 
 TPU = """
 HloModule jit_train_step, is_scheduled=true

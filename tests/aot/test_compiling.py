@@ -5,15 +5,15 @@ import jax
 import numpy as np
 import pytest
 
+from deit_jax.aot import compiling
+from deit_jax.aot.batch_search import Attempt, largest_batch, summarize_search
+from deit_jax.aot.compiling import DoesNotFit, parse_out_of_memory, topology_devices
+from deit_jax.aot.topologies import find_topology
 from deit_jax.config import ConfigError
 from deit_jax.errors import UserError
 from deit_jax.modes.compile import Step, compile_step, training_data
 from deit_jax.modes.teacher import abstract_teacher
-from deit_jax.parallel import ahead_of_time
-from deit_jax.parallel.ahead_of_time import DoesNotFit, parse_out_of_memory, topology_devices
-from deit_jax.parallel.batch_search import Attempt, largest_batch, summarize_search
 from deit_jax.parallel.mesh import make_mesh
-from deit_jax.parallel.topologies import find_topology
 from tests.tiny import tiny_config, tiny_teacher_config
 
 GIB = 2**30
@@ -73,14 +73,14 @@ def test_the_least_time_is_of_the_models_flops(report):
 def test_unknown_topologies_and_missing_compilers_are_one_line(monkeypatch):
     with pytest.raises(UserError, match="--topology=v5e8: there is no such topology; nearest first: v5e-8"):
         compile_step(tiny_config(), "v5e8")
-    monkeypatch.setattr(ahead_of_time.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"--topology=v5e-8 needs libtpu, .*: pip install 'jax\[tpu\]'"):
         topology_devices(find_topology("v5e-8"))
 
     def not_there(*_, **__):
         raise NotImplementedError("topology not implemented for cuda")
 
-    monkeypatch.setattr(ahead_of_time.topologies, "get_topology_desc", not_there)
+    monkeypatch.setattr(compiling.topologies, "get_topology_desc", not_there)
     with pytest.raises(UserError, match=r'--topology=h100-8 needs CUDA.*pip install "jax\[cuda12\]"'):
         topology_devices(find_topology("h100-8"))
 
@@ -94,8 +94,8 @@ def test_a_program_too_large_is_an_answer(monkeypatch, capsys, tmp_path):
         raise DoesNotFit(message)
 
     devices = make_mesh().devices.flat[:4].tolist()
-    monkeypatch.setattr("deit_jax.modes.compile.ahead_of_time.topology_devices", lambda topology: devices)
-    monkeypatch.setattr("deit_jax.modes.compile.ahead_of_time.compile_for", refuse)
+    monkeypatch.setattr("deit_jax.modes.compile.compiling.topology_devices", lambda topology: devices)
+    monkeypatch.setattr("deit_jax.modes.compile.compiling.compile_for", refuse)
     report = compile_step(tiny_config(), "v5e-4", output=tmp_path / "report.json")
     assert not report["fits"] and report["memory"]["total"] == int(25.7 * GIB)
     assert "does not fit: needs at least 25.70 GiB of 15.75 GiB" in capsys.readouterr().out
@@ -114,9 +114,9 @@ def test_a_program_that_jaxlib_cannot_read_still_tells_its_memory(monkeypatch, c
         as_text=unreadable,
     )
     devices = make_mesh().devices.flat[:4].tolist()
-    monkeypatch.setattr("deit_jax.modes.compile.ahead_of_time.topology_devices", lambda topology: devices)
+    monkeypatch.setattr("deit_jax.modes.compile.compiling.topology_devices", lambda topology: devices)
     monkeypatch.setattr(
-        "deit_jax.modes.compile.ahead_of_time.compile_for",
+        "deit_jax.modes.compile.compiling.compile_for",
         lambda *_: SimpleNamespace(executable=executable, lower_seconds=1, compile_seconds=2),
     )
     report = compile_step(tiny_config(), "v5e-4", output=tmp_path / "report.json")

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from deit_jax.parallel.topologies import Chip
+from deit_jax.aot.topologies import Chip
 
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast",
@@ -228,3 +228,39 @@ def bytes_accessed(executable: Any) -> float | None:
     if isinstance(analysis, list):
         analysis = analysis[0] if analysis else None
     return None if not analysis else analysis.get("bytes accessed")
+
+
+_INSTRUCTION = re.compile(
+    r"^\s*(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<opcode>[a-z][\w-]*)\((?P<operands>.*?)\)(?:,|$)"
+)
+# Computations that are a part of one kernel: their instructions touch registers, not memory.
+_WITHIN_A_KERNEL = re.compile(
+    r"\b(?:fusion|reduce|reduce-window|scatter|sort|map|select-and-scatter|all-reduce|all-reduce-start|reduce-scatter|"
+    r"reduce-scatter-start|custom-call)\(.*?\b(?:calls|to_apply|called_computations)=\{?%?([\w.-]+)"
+)
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
+    "while", "conditional", "call", "async-start",
+}  # fmt: skip
+
+
+def bytes_in_text(text: str) -> int:
+    """The bytes that a program reads and writes, for compilers that do not estimate them: result and operands of every kernel.
+
+    text: of an optimised HLO module. As if nothing stayed on the chip from one kernel to the next.
+
+    As in XLA's own estimate a loop's body counts once. A kernel that reads a part of an operand counts as reading all of it.
+    """
+    inside = set(_WITHIN_A_KERNEL.findall(text))
+    sizes: dict[str, int] = {}
+    total, counts = 0, True
+    for line in text.splitlines():
+        if match := COMPUTATION.match(line):
+            counts = match[1] not in inside
+        elif counts and (match := _INSTRUCTION.match(line)):
+            sizes[match["name"]] = shape_bytes(match["shape"])
+            if match["opcode"] in _FREE or match["opcode"].endswith("-done"):
+                continue
+            total += sizes[match["name"]]
+            total += sum(sizes.get(name.strip(" %"), 0) for name in match["operands"].split(","))
+    return total

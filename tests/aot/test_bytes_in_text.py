@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from deit_jax.parallel.traffic import bytes_in_text
+from deit_jax.aot.program_report import bytes_in_text
 
 GPU = """
 %fused_computation (p0: bf16[8,4], p1: bf16[4]) -> bf16[8,4] {
