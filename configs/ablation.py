@@ -22,11 +22,10 @@ training each. Not yet run on ImageNet.
 
 from ml_collections import ConfigDict
 
+from deit_jax.paper.rows import publish
 from deit_jax.recipes.imagenet import deit, fine_tune
-from deit_jax.recipes.rows import Row, publish
 from deit_jax.recipes.small import run_locally
 from deit_jax.recipes.words import pick
-from deit_jax.reporting import published
 
 # The words, in the order of Table 8's rows, and the fields that each changes. SGD changes one of the two trainings, see below.
 # The second reading of a row has no row of its own.
@@ -57,26 +56,7 @@ def get_config(argument: str = "default") -> ConfigDict:
     if words["image_size"]:
         # The row's optimizer is of the pre-training; Table 8 names that of the fine-tuning apart.
         fine_tune(config, 384, "sgd" if row == "sgd_finetuning" else "adamw")
-    publish(config, ROWS, argument.replace("no_rand_augment_jitter", "no_rand_augment"))
+    publish(config, "ablation", argument.replace("no_rand_augment_jitter", "no_rand_augment"))
     if words["where"] == "runlocal":
         run_locally(config)
     return config
-
-
-def _rows() -> list[Row]:
-    rows = []
-    words = [word for word in CHANGES if word != "no_rand_augment_jitter"]
-    for word, row in zip(words, published.TABLE_8, strict=True):
-        note = "" if row.trained else "did not train"
-        if word == "default":
-            note = f"± {published.TABLE_8_DEVIATION[0]}, ± {published.TABLE_8_DEVIATION[1]} at 384 pixels"
-        what = "the recipe" if word == "default" else row.change
-        rows += [
-            Row("Table 8", word, what, {"ImageNet": row.top1}, note),
-            Row("Table 8", f"{word},384px", f"{what}; fine-tuned", {"ImageNet": row.top1_384}, note,
-                start=f"ablation.py:{word}"),
-        ]  # fmt: skip
-    return rows
-
-
-ROWS = _rows()

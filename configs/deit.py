@@ -22,11 +22,10 @@ ImageNet.
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError
+from deit_jax.paper.rows import publish
 from deit_jax.recipes.imagenet import EPOCHS, SIZES, TRAIN_SIZES, deit, distil, pixels
-from deit_jax.recipes.rows import Row, publish
 from deit_jax.recipes.small import run_locally
 from deit_jax.recipes.words import pick
-from deit_jax.reporting import published
 
 
 def get_config(argument: str = "small") -> ConfigDict:
@@ -49,7 +48,7 @@ def get_config(argument: str = "small") -> ConfigDict:
         config.train.epochs = int(words["epochs"])
     if words["image_size"]:
         config.image_size = pixels(words["image_size"])
-    publish(config, ROWS, argument)
+    publish(config, "deit", argument)
     if words["where"] == "runlocal":
         run_locally(config)
     return config
@@ -72,48 +71,3 @@ def vit_base() -> ConfigDict:
     config.augment.erase_probability = 0.0
     config.augment.label_smoothing = 0.0
     return config
-
-
-_LABELS = {"tiny": "DeiT-Ti", "small": "DeiT-S", "base": "DeiT-B"}
-_TEACHER = "teacher.py:regnety_160"
-
-
-def _rows() -> list[Row]:
-    rows = [
-        Row("Table 1", size, _LABELS[size],
-            note=f"{row.parameters / 1e6:g} M parameters, {row.images_per_second:g} images/s")
-        for size, row in zip(SIZES, published.TABLE_1, strict=True)
-    ]  # fmt: skip
-    rows.append(Row("Table 2", "base", "DeiT-B, the teacher", {"ImageNet": published.TABLE_2[0].teacher_top1}))
-    none = published.TABLE_3[0]
-    rows += [Row("Table 3", size, f"{_LABELS[size]}, no teacher", {"ImageNet": getattr(none, size)}) for size in SIZES]
-    rows.append(Row("Table 4", "base", "DeiT", note=f"wrong on {100 * published.TABLE_4[0][2]:.1f} % of the images"))
-    for row in published.TABLE_5:
-        if not row.model.startswith("deit") or row.image_size != 224:
-            continue
-        size, distilled = row.model.split("_")[1], "distilled" in row.model
-        argument = size + ",distilled" * distilled + ",1000" * (row.epochs == 1000)
-        what = row.label + (f", {row.epochs} epochs" if row.epochs != 300 else "")
-        rows.append(Row("Table 5", argument, what, row.figures, teacher=_TEACHER if distilled else ""))
-    imagenet = published.TABLE_6["ImageNet"]
-    vit = next(row for row in published.TABLE_5 if row.label.startswith("ViT-B"))
-    middle = next(row for row in published.TABLE_10 if row.image_size == 224)
-    rows += [
-        Row("Table 6", "base", "ImageNet",
-            note=f"{imagenet.train_images:,} / {imagenet.test_images:,} images, {imagenet.classes} classes"),
-        Row("Table 9", "base", "DeiT-B's column", {"ImageNet": published.TABLE_8[0].top1}),
-        Row("Table 9", "vit_base", "ViT-B's column",
-            note=f"{vit.imagenet} after fine-tuning at {vit.image_size} pixels (Table 5)"),
-        Row("Table 10", "base", "224 pixels, as trained",
-            {"ImageNet": middle.imagenet, "ReaL": middle.real, "V2": middle.v2}),
-    ]  # fmt: skip
-    rows += [
-        Row("Figure 3", f"base,{epochs}" if epochs != 300 else "base", f"no teacher, {epochs} epochs",
-            {"ImageNet": published.FIGURE_3_NO_DISTILLATION} if epochs != 300 else {"ImageNet": none.base},
-            note="the dotted line: no more after about 400 epochs" if epochs != 300 else "")
-        for epochs in published.FIGURE_3_EPOCHS
-    ]  # fmt: skip
-    return rows
-
-
-ROWS = _rows()

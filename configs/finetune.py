@@ -19,11 +19,10 @@ the authors took 20 hours on 8 GPUs for 25 epochs; their README, and with it thi
 
 from ml_collections import ConfigDict
 
+from deit_jax.paper.rows import publish
 from deit_jax.recipes.imagenet import SIZES, TRAIN_SIZES, deit, distil, fine_tune, pixels
-from deit_jax.recipes.rows import Row, publish
 from deit_jax.recipes.small import run_locally
 from deit_jax.recipes.words import pick
-from deit_jax.reporting import published
 
 
 def get_config(argument: str = "384px") -> ConfigDict:
@@ -42,38 +41,7 @@ def get_config(argument: str = "384px") -> ConfigDict:
         distil(config, "hard")
     fine_tune(config, pixels(words["image_size"] or "384px"), words["optimizer"] or "adamw")
     config.train.train_mode = words["mode"] == "train_mode"
-    publish(config, ROWS, argument)
+    publish(config, "finetune", argument)
     if words["where"] == "runlocal":
         run_locally(config)
     return config
-
-
-def _rows() -> list[Row]:
-    none = published.TABLE_3[0]
-    rows = [
-        Row("Table 3", "384px", "DeiT-B at 384 pixels, no teacher", {"ImageNet": none.base_384}, start="deit.py:base")
-    ]
-    for row in published.TABLE_5:
-        if not row.model.startswith("deit") or row.image_size != 384:
-            continue
-        distilled = "distilled" in row.model
-        rows.append(
-            Row(
-                "Table 5",
-                "384px" + ",distilled" * distilled,
-                row.label + f", {row.epochs} epochs" * (row.epochs != 300),
-                row.figures,
-                start="deit.py:base" + ",distilled" * distilled + ",1000" * (row.epochs == 1000),
-                teacher="teacher.py:regnety_160,384px" if distilled else "",
-            )
-        )
-    rows += [
-        Row("Table 10", f"{row.image_size}px", f"{row.image_size} pixels",
-            {"ImageNet": row.imagenet, "ReaL": row.real, "V2": row.v2}, start="deit.py:base")
-        for row in published.TABLE_10
-        if row.image_size != 224
-    ]  # fmt: skip
-    return rows
-
-
-ROWS = _rows()

@@ -13,11 +13,10 @@ Hardware as for configs/deit.py. Not yet run on ImageNet.
 
 from ml_collections import ConfigDict
 
+from deit_jax.paper.rows import publish
 from deit_jax.recipes.imagenet import SIZES, deit
-from deit_jax.recipes.rows import Row, publish
 from deit_jax.recipes.small import run_locally
 from deit_jax.recipes.words import pick
-from deit_jax.reporting import published
 
 RATES = {"5e-4": 5e-4, "3e-4": 3e-4, "5e-5": 5e-5}
 DECAYS = {"0.03": 0.03, "0.04": 0.04, "0.05": 0.05}
@@ -28,16 +27,7 @@ def get_config(argument: str = "5e-4,0.05") -> ConfigDict:
     config = deit(words["size"] or "base")
     config.schedule.base_learning_rate = RATES[words["rate"] or "5e-4"]
     config.optimizer.weight_decay = DECAYS[words["decay"] or "0.05"]
-    publish(config, ROWS, argument)
+    publish(config, "search", argument)
     if words["where"] == "runlocal":
         run_locally(config)
     return config
-
-
-ROWS = [
-    Row("Section 6", f"{rate},{decay}", f"learning rate {rate}, weight decay {decay}",
-        {"ImageNet": published.TABLE_8[0].top1} if (rate, decay) == ("5e-4", "0.05") else {},
-        note="" if (rate, decay) == ("5e-4", "0.05") else "no figure published")
-    for rate in RATES
-    for decay in DECAYS
-]  # fmt: skip

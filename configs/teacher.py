@@ -24,11 +24,10 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import MUST_BE_GIVEN, default_config
 from deit_jax.models.registry import list_models, model_family
+from deit_jax.paper.rows import publish
 from deit_jax.recipes.imagenet import score_real_and_v2
-from deit_jax.recipes.rows import Row, publish
 from deit_jax.recipes.small import run_locally
 from deit_jax.recipes.words import pick
-from deit_jax.reporting import published
 
 
 def get_config(argument: str = "regnety_160") -> ConfigDict:
@@ -48,7 +47,7 @@ def get_config(argument: str = "regnety_160") -> ConfigDict:
     score_real_and_v2(config)
     if words["image_size"]:
         fix_resolution(config)
-    publish(config, ROWS, argument)
+    publish(config, "teacher", argument)
     if words["where"] == "runlocal":
         run_locally(config)
     return config
@@ -70,32 +69,3 @@ def fix_resolution(config: ConfigDict) -> None:
     config.optimizer.weight_decay = 1e-4
     config.schedule.base_learning_rate = 1e-3
     config.schedule.warmup_epochs = 0.0
-
-
-def _rows() -> list[Row]:
-    rows = [
-        Row(
-            "Table 2",
-            row.teacher,
-            f"RegNetY-{row.teacher[-3:-1].lstrip('0')}GF, a teacher",
-            {"ImageNet": row.teacher_top1},
-        )
-        for row in published.TABLE_2
-        if row.teacher.startswith("regnety")
-    ]
-    rows += [
-        Row("Table 2", f"{row.argument},384px", f"{row.what} at 384 pixels", note="no figure published",
-            start=f"teacher.py:{row.argument}")
-        for row in rows
-    ]  # fmt: skip
-    rows.append(
-        Row("Table 4", "regnety_160", "RegNetY", note=f"wrong on {100 * published.TABLE_4[0][1]:.1f} % of the images")
-    )
-    return rows + [
-        Row("Table 5", row.model, row.label, row.figures)
-        for row in published.TABLE_5
-        if row.model.startswith("regnety")
-    ]
-
-
-ROWS = _rows()

@@ -39,23 +39,22 @@ Two of these settings can be read in two ways:
 from ml_collections import ConfigDict
 
 from deit_jax.config import MUST_BE_GIVEN, ConfigError
+from deit_jax.paper.rows import publish
 from deit_jax.recipes.imagenet import SIZES, deit, distil
-from deit_jax.recipes.rows import Row, publish
 from deit_jax.recipes.small import run_locally
 from deit_jax.recipes.words import pick
-from deit_jax.reporting import published
 
-# Table 6's names; where TFDS (or a folder) has them, and with which splits.
+# Number of classes (Table 6); where TFDS (or a folder) has them, and with which splits.
 DATA_SETS = {
-    "cifar10": ("CIFAR-10", {"name": "cifar10", "eval_split": "test"}),
-    "cifar100": ("CIFAR-100", {"name": "cifar100", "eval_split": "test"}),
+    "cifar10": (10, {"name": "cifar10", "eval_split": "test"}),
+    "cifar100": (100, {"name": "cifar100", "eval_split": "test"}),
     "flowers": (
-        "Flowers-102",
+        102,
         {"name": "oxford_flowers102", "train_split": "train+validation", "eval_split": "test"},
     ),
-    "cars": ("Stanford Cars", {"name": "cars196", "eval_split": "test"}),
-    "inat18": ("iNaturalist 2018", {"name": "i_naturalist2018"}),
-    "inat19": ("iNaturalist 2019", {"name": "i_naturalist2019", "source": "folder"}),
+    "cars": (196, {"name": "cars196", "eval_split": "test"}),
+    "inat18": (8142, {"name": "i_naturalist2018"}),
+    "inat19": (1010, {"name": "i_naturalist2019", "source": "folder"}),
 }
 
 WAYS = ("class_head", "teacher")  # to fine-tune a distilled model, beside the released code's
@@ -87,9 +86,8 @@ def get_config(argument: str = "cifar10,base") -> ConfigDict:
     config = deit("base" if size == "regnety_160" else size, distilled=distilled)
     with config.unlocked():
         config.evaluation.extra = ConfigDict()
-    label, fields = DATA_SETS[data]
+    config.num_classes, fields = DATA_SETS[data]
     config.data.update(fields)
-    config.num_classes = published.TABLE_6[label].classes
     if words["start"]:
         from_scratch(config, size, distilled)
     else:
@@ -103,7 +101,7 @@ def get_config(argument: str = "cifar10,base") -> ConfigDict:
         if size == "regnety_160":
             config.model.name = size
             config.model.drop_path_rate = 0.0
-    publish(config, ROWS, ",".join(word for word in argument.split(",") if word not in WAYS))
+    publish(config, "transfer", ",".join(word for word in argument.split(",") if word not in WAYS))
     if words["where"] == "runlocal":
         run_locally(config)
     return config
@@ -157,37 +155,3 @@ def from_scratch(config: ConfigDict, size: str, distilled: bool) -> None:
         config.schedule.base_learning_rate = 0.2
         config.schedule.warmup_learning_rate = 0.02
         config.schedule.min_learning_rate = 0.0
-
-
-def _rows() -> list[Row]:
-    sizes = {label: published.TABLE_6[label] for label, _ in DATA_SETS.values()}
-    rows = [
-        Row("Table 6", f"{word},base", label,
-            note=f"{sizes[label].train_images:,} / {sizes[label].test_images:,} images, {sizes[label].classes} classes",
-            start="deit.py:base")
-        for word, (label, _) in DATA_SETS.items()
-    ]  # fmt: skip
-    for row in published.TABLE_7:
-        distilled, at_384 = "distilled" in row.model, row.model.endswith("384")
-        start = "finetune.py:384px" if at_384 else "deit.py:base"
-        for word, (label, _) in DATA_SETS.items():
-            rows.append(
-                Row(
-                    "Table 7",
-                    f"{word},base" + ",distilled" * distilled + ",384px" * at_384,
-                    "DeiT-B" + " distilled" * distilled + " at 384 pixels" * at_384,
-                    {label: getattr(row, word)},
-                    start=start + ",distilled" * distilled,
-                )
-            )
-    scratch = published.CIFAR10_FROM_SCRATCH
-    teacher = "transfer.py:cifar10,regnety_160,scratch"
-    return rows + [
-        Row("Table 7", "cifar10,regnety_160,scratch", "RegNetY-16GF from scratch", {"CIFAR-10": scratch["regnety_160"]}),
-        Row("Table 7", "cifar10,base,scratch", "DeiT-B from scratch", {"CIFAR-10": scratch["deit_base_patch16_224"]}),
-        Row("Table 7", "cifar10,base,distilled,scratch", "DeiT-B distilled, from scratch",
-            {"CIFAR-10": scratch["deit_base_distilled_patch16_224"]}, teacher=teacher),
-    ]  # fmt: skip
-
-
-ROWS = _rows()

@@ -1,7 +1,7 @@
 import pytest
 
 from deit_jax.config_unused import without_effect
-from deit_jax.recipes.rows import FILES
+from deit_jax.paper.commands import FILES
 from tests.recipes.programs import ARGUMENTS, get_config
 from tests.tiny import tiny_config
 

@@ -11,8 +11,8 @@ from deit_jax.config import ConfigError, recorded_config
 from deit_jax.config_model import has_distillation_token
 from deit_jax.evaluation.accuracy import answer_of
 from deit_jax.models import native_image_size
+from deit_jax.paper.figures import OwnResult, epochs_against_top1, throughput_against_top1
 from deit_jax.reporting import console
-from deit_jax.reporting.figures import OwnResult, epochs_against_top1, throughput_against_top1
 from deit_jax.training.record import read_config
 
 FIGURES = {"1": throughput_against_top1, "3": epochs_against_top1}

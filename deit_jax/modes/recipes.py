@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from deit_jax.aot.compiling import stay_off_devices
-from deit_jax.recipes.cost import ASSUMPTION, training_cost
-from deit_jax.recipes.rows import Command, load_commands, select
-from deit_jax.reporting import console, recipes
-from deit_jax.reporting.recipes import Line
+from deit_jax.paper import page
+from deit_jax.paper.commands import Command, load_commands, select
+from deit_jax.paper.cost import ASSUMPTION, training_cost
+from deit_jax.paper.page import Line
+from deit_jax.reporting import console
 
 PAGE_COMMAND = "python run.py --list --output=docs/recipes.md"
 
@@ -21,9 +22,9 @@ def list_recipes(wanted: str = "all", output: Path | None = None) -> None:
     stay_off_devices()
     lines = [to_line(command) for command in select(load_commands(), wanted)]
     if output is None:
-        recipes.show(lines, ASSUMPTION)
+        page.show(lines, ASSUMPTION)
     else:
-        output.write_text(recipes.markdown(lines, ASSUMPTION, PAGE_COMMAND), encoding="utf-8")
+        output.write_text(page.markdown(lines, ASSUMPTION, PAGE_COMMAND), encoding="utf-8")
         console.say(f"{len(lines)} rows are in {output}")
 
 

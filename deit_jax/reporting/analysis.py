@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from deit_jax.paper import tables
 from deit_jax.printable import printable
-from deit_jax.reporting import analysis_plots, console, published
+from deit_jax.reporting import analysis_plots, console
 from deit_jax.reporting.metrics import replace_file, write_json
 
 TOKEN_NAMES = ("class", "distillation")
@@ -31,25 +32,25 @@ class Report:
             "names": list(names),
             "matrix": [[float(value) for value in row] for row in matrix],
             "published": {
-                "source": f"{published.SOURCE}, Table 4, ImageNet",
-                "names": list(published.TABLE_4_NAMES),
-                "matrix": [list(row) for row in published.TABLE_4],
+                "source": f"{tables.SOURCE}, Table 4, ImageNet",
+                "names": list(tables.TABLE_4_NAMES),
+                "matrix": [list(row) for row in tables.TABLE_4],
             },
         }
         write_json(self.folder / "disagreement.json", result)
         text = f"# {title}\n\nOf {printable(self.facts['data'])}.\n\n{_markdown(names, matrix)}\n"
         text += "".join(f"- {printable(f'{label}: {what}')}\n" for label, what in self.facts["classifiers"].items())
-        text += f"\nPublished ({published.SOURCE}, Table 4, on ImageNet's 50,000 validation images):\n\n"
-        replace_file(self.folder / "disagreement.md", text + _markdown(published.TABLE_4_NAMES, published.TABLE_4))
+        text += f"\nPublished ({tables.SOURCE}, Table 4, on ImageNet's 50,000 validation images):\n\n"
+        replace_file(self.folder / "disagreement.md", text + _markdown(tables.TABLE_4_NAMES, tables.TABLE_4))
         analysis_plots.disagreement(self.folder / "disagreement.png", names, matrix, title=title)
         _show_matrix(f"{title} ({self.facts['data']})", names, matrix)
-        _show_matrix(f"published: {published.SOURCE}, Table 4, ImageNet", published.TABLE_4_NAMES, published.TABLE_4)
+        _show_matrix(f"published: {tables.SOURCE}, Table 4, ImageNet", tables.TABLE_4_NAMES, tables.TABLE_4)
         return result
 
     def tokens(self, curves: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """tokens.json and .png of `token_cosines` by classifier; returns what the JSON file holds."""
-        source = f"{published.SOURCE}, section 4, DeiT-B on ImageNet"
-        figures = {"learned": published.TOKEN_COSINE_INPUT, "last_layer": published.TOKEN_COSINE_LAST}
+        source = f"{tables.SOURCE}, section 4, DeiT-B on ImageNet"
+        figures = {"learned": tables.TOKEN_COSINE_INPUT, "last_layer": tables.TOKEN_COSINE_LAST}
         result = {**self.facts, "cosines": dict(curves), "published": {"source": source, **figures}}
         write_json(self.folder / "tokens.json", result)
         analysis_plots.token_curves(self.folder / "tokens.png", curves)

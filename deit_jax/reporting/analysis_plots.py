@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from deit_jax.reporting import published
+from deit_jax.paper import tables
 from deit_jax.reporting.fonts import drawn, use_fonts
 
 _DPI = 130
@@ -62,7 +62,7 @@ def token_curves(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> None:
         axis.plot(
             [len(values) - 1], [curve["after_norm"]], marker="s", markersize=6, color=line.get_color(), mfc="none"
         )
-    points = [published.TOKEN_COSINE_INPUT, published.TOKEN_COSINE_LAST]
+    points = [tables.TOKEN_COSINE_INPUT, tables.TOKEN_COSINE_LAST]
     axis.plot(
         [-1, depth], points, linestyle="none", marker="*", markersize=11, color="0.35",
         label=f"published: DeiT-B, ImageNet ({points[0]} as learned, {points[1]} at the last layer)",

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from deit_jax.reporting import console, published
+from deit_jax.paper import tables
+from deit_jax.reporting import console
 
 
 def published_throughput(model: str, image_size: int) -> float | None:
     """Images/s that the paper printed for a model at a size in pixels (Tables 5 and 10); None where it printed none."""
-    for row in published.TABLE_5:
+    for row in tables.TABLE_5:
         if (row.model, row.image_size) == (model, image_size):
             return row.images_per_second
-    sizes = {row.image_size: row.images_per_second for row in published.TABLE_10}
+    sizes = {row.image_size: row.images_per_second for row in tables.TABLE_10}
     return sizes.get(image_size) if model in ("deit_base_patch16_224", "deit_base_patch16_384") else None
 
 
@@ -51,6 +52,6 @@ def show(report: Mapping[str, Any]) -> None:
         rows.append(("published: inference, V100", "", f"{paper:,.1f}", "", f"{paper:,.1f}", "", ""))
     console.table("Images per second", columns, rows)
     if paper is not None:
-        console.say(f"published: {published.SOURCE}, {published.THROUGHPUT_NOTE.removeprefix('published, ')}")
+        console.say(f"published: {tables.SOURCE}, {tables.THROUGHPUT_NOTE.removeprefix('published, ')}")
     if any(report[what]["mfu"] is None for what in ("inference", "training") if what in report):
         console.say("MFU: this device's peak is not listed; set it by --config.log.peak_tflops=X")

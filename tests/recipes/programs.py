@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from deit_jax.config import MUST_BE_GIVEN
 from deit_jax.modes.compile import training_data
 from deit_jax.modes.teacher import abstract_teacher
+from deit_jax.paper.commands import FILES
+from deit_jax.paper.rows import rows_of
 from deit_jax.parallel.mesh import make_mesh
-from deit_jax.recipes.rows import FILES
 from deit_jax.recipes.small import run_locally
 from deit_jax.training.plan import resolve
 from deit_jax.training.program import Program, build_program
@@ -48,8 +49,8 @@ BEYOND_THE_PAPER = {
 }
 ARGUMENTS = [
     f"{file}:{argument}"
-    for file, module in CONFIGS.items()
-    for argument in dict.fromkeys([*(row.argument for row in module.ROWS), *BEYOND_THE_PAPER[file]])
+    for file in CONFIGS
+    for argument in dict.fromkeys([*(row.argument for row in rows_of(file)), *BEYOND_THE_PAPER[file]])
 ]
 
 # A RegNetY with all four stages.

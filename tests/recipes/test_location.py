@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from deit_jax.errors import UserError
+from deit_jax.paper.commands import FILES, load_commands
 from deit_jax.recipes import location
 from deit_jax.recipes.location import find_config, own_configs
-from deit_jax.recipes.rows import FILES, load_commands
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,11 +59,12 @@ def test_the_error_names_what_there_is(elsewhere):
 def test_the_list_is_of_the_files_that_its_commands_mean(elsewhere):
     everything = load_commands()
     assert {command.file for command in everything} == set(FILES)
-    write(elsewhere / "configs" / "search.py", "ROWS = []\nget_config = None\n")
-    assert {command.file for command in load_commands()} == set(FILES) - {"search"}
+    changed = (ROOT / "configs" / "search.py").read_text() + "\n\ndef get_config(argument):\n    return argument * 2\n"
+    write(elsewhere / "configs" / "search.py", changed)
+    assert {command.config() for command in load_commands() if command.file == "search"} > {"5e-4,0.055e-4,0.05"}
 
 
 def test_the_list_refuses_files_of_another_project(elsewhere):
     write(elsewhere / "configs" / "deit.py", "import ml_collections\n")
-    with pytest.raises(UserError, match=r"configs/deit\.py .*has no ROWS"):
+    with pytest.raises(UserError, match=r"configs/deit\.py .*is of another project and publishes no row"):
         load_commands()

@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from deit_jax.models import list_models
-from deit_jax.reporting import figures, published
-from deit_jax.reporting.figures import OwnResult, epochs_against_top1, throughput_against_top1
+from deit_jax.paper import figures, tables
+from deit_jax.paper.figures import OwnResult, epochs_against_top1, throughput_against_top1
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_figure_1_has_every_row_of_table_5_and_ones_own(drawn, tmp_path):
     published_axis, own_axis = drawn[0]
     found = points(published_axis)
     assert all(label.startswith("published, V100: ") for label in found)
-    expected = {(row.images_per_second, row.imagenet) for row in published.TABLE_5}
+    expected = {(row.images_per_second, row.imagenet) for row in tables.TABLE_5}
     assert {point for line in found.values() for point in line} == expected
     assert points(own_axis) == {
         f"own: {r.label}, cifar10, 1 x cpu, float32": [(r.images_per_second, r.top1)] for r in OWN
@@ -60,23 +60,23 @@ def test_results_on_imagenet_share_the_papers_axes(drawn, tmp_path):
 
 
 def test_published_tables_hold_together():
-    table_4 = np.array(published.TABLE_4)
+    table_4 = np.array(tables.TABLE_4)
     np.testing.assert_array_equal(table_4, table_4.T)
     np.testing.assert_array_equal(np.diag(table_4), 0)
-    assert len(published.TABLE_4_NAMES) == len(table_4)
-    names = {row.model for row in published.TABLE_5 if row.model} | {row.teacher for row in published.TABLE_2}
-    assert names | {row.model for row in published.TABLE_7} <= set(list_models())
+    assert len(tables.TABLE_4_NAMES) == len(table_4)
+    names = {row.model for row in tables.TABLE_5 if row.model} | {row.teacher for row in tables.TABLE_2}
+    assert names | {row.model for row in tables.TABLE_7} <= set(list_models())
     # What one table prints twice or two tables print is the same number.
-    by_model = {(row.model, row.epochs): row for row in published.TABLE_5}
-    fused = published.TABLE_3[-1]
+    by_model = {(row.model, row.epochs): row for row in tables.TABLE_5}
+    fused = tables.TABLE_3[-1]
     for size, top1 in (("tiny", fused.tiny), ("small", fused.small), ("base", fused.base)):
         assert by_model[f"deit_{size}_distilled_patch16_224", 300].imagenet == top1
     assert by_model["deit_base_distilled_patch16_384", 300].imagenet == fused.base_384
-    assert published.FIGURE_3["hard distillation, token"][0] == fused.base
+    assert tables.FIGURE_3["hard distillation, token"][0] == fused.base
     assert (
-        published.FIGURE_3["hard distillation, token, 384"][-1]
+        tables.FIGURE_3["hard distillation, token, 384"][-1]
         == by_model["deit_base_distilled_patch16_384", 1000].imagenet
     )
-    for row in published.TABLE_10[1::2]:
+    for row in tables.TABLE_10[1::2]:
         same = by_model[f"deit_base_patch16_{row.image_size}", 300]
         assert (row.imagenet, row.real, row.v2) == (same.imagenet, same.real, same.v2)

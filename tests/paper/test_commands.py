@@ -6,13 +6,13 @@ from deit_jax.errors import UserError
 from deit_jax.models.flops import train_flops
 from deit_jax.models.registry import create_model
 from deit_jax.modes.recipes import PAGE_COMMAND, list_recipes, to_line
-from deit_jax.recipes import rows as recipes
-from deit_jax.recipes.cost import training_cost
-from deit_jax.reporting import published
-from deit_jax.reporting.recipes import TITLES
+from deit_jax.paper import commands as recipes
+from deit_jax.paper import tables
+from deit_jax.paper.cost import training_cost
+from deit_jax.paper.page import TITLES
+from deit_jax.paper.rows import rows_of
 from tests.end_to_end.commands import ROOT, run
-
-from .programs import CONFIGS, get_config
+from tests.recipes.programs import CONFIGS, get_config
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +37,17 @@ def test_every_published_figure_is_some_rows(commands):
     def values(where):
         return sorted(value for row in figures(commands, where).values() for value in row.values())
 
-    assert values("Table 8") == sorted(value for row in published.TABLE_8 for value in (row.top1, row.top1_384))
+    assert values("Table 8") == sorted(value for row in tables.TABLE_8 for value in (row.top1, row.top1_384))
     assert values("Table 7") == sorted(
-        [*published.CIFAR10_FROM_SCRATCH.values(), *(value for row in published.TABLE_7 for value in row[1:])]
+        [*tables.CIFAR10_FROM_SCRATCH.values(), *(value for row in tables.TABLE_7 for value in row[1:])]
     )
-    assert values("Table 3") == sorted(value for row in published.TABLE_3 for value in row[3:])
-    assert values("Table 10") == sorted(value for row in published.TABLE_10 for value in row[2:])
-    assert values("Table 2") == sorted(value for row in published.TABLE_2 for value in row[1:])
-    table_5 = [row for row in published.TABLE_5 if row.model]  # ViT-B/16 is Table 9's other recipe
+    assert values("Table 3") == sorted(value for row in tables.TABLE_3 for value in row[3:])
+    assert values("Table 10") == sorted(value for row in tables.TABLE_10 for value in row[2:])
+    assert values("Table 2") == sorted(value for row in tables.TABLE_2 for value in row[1:])
+    table_5 = [row for row in tables.TABLE_5 if row.model]  # ViT-B/16 is Table 9's other recipe
     assert values("Table 5") == sorted(value for row in table_5 for value in (row.imagenet, row.real, row.v2))
-    curves = [value for values in published.FIGURE_3.values() for value in values]
-    no_teacher = [published.TABLE_3[0].base] + [published.FIGURE_3_NO_DISTILLATION] * 3
+    curves = [value for values in tables.FIGURE_3.values() for value in values]
+    no_teacher = [tables.TABLE_3[0].base] + [tables.FIGURE_3_NO_DISTILLATION] * 3
     assert values("Figure 3") == sorted(curves + no_teacher)
 
 
@@ -133,7 +133,7 @@ def test_a_narrow_terminal_folds_no_command(columns, wanted, files, monkeypatch,
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= columns
     for file in files:
-        for row in CONFIGS[file].ROWS:
+        for row in rows_of(file):
             assert any(line.startswith(f"configs/{file}.py:{row.argument} ") for line in lines)
 
 

@@ -1,49 +1,20 @@
-"""Rows of the paper's tables and figures, and the commands that reproduce them."""
+"""The paper's rows as commands: `run.py --list`."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
 from deit_jax.errors import UserError
+from deit_jax.paper.rows import Row, rows_of
 from deit_jax.recipes.location import find_config
 
 # In the order in which they are listed; the quick start is none of the paper's.
 FILES = ("deit", "teacher", "distillation", "finetune", "transfer", "ablation", "search")
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A row of a table, or a point of a figure, as one command."""
-
-    where: str  # "Table 8", "Figure 3", "Section 4"
-    argument: str  # what stands after the file's colon
-    what: str  # in words
-    # top-1 in percent, by what it was measured on
-    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    note: str = ""
-    start: str = ""  # the file:argument whose workdir --config.model.weights takes
-    teacher: str = ""  # the file:argument whose workdir --config.teacher.weights takes
-
-
-def publish(config: ConfigDict, rows: Sequence[Row], argument: str) -> None:
-    """Put the rows' figures into `config.published`, each once, where the words of `argument` are a row's in any order."""
-    seen = set()
-    for row in rows:
-        if set(row.argument.split(",")) != set(argument.split(",")):
-            continue
-        for measure, value in row.published.items():
-            if (measure, value) not in seen:
-                seen.add((measure, value))
-                name = f"published: {row.what}, {measure} ({row.where})".replace(
-                    ".", "·"
-                )  # a dot would part a field's name
-                with config.unlocked():
-                    config.published[name] = value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +47,9 @@ def load_commands() -> list[Command]:
         assert spec is not None and spec.loader is not None  # the file is there and ends in .py
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        if not hasattr(module, "ROWS"):
-            raise UserError(f"--list: {path} is of another project, and has no ROWS; call it in another folder")
-        commands += [Command(file, row, module.get_config) for row in module.ROWS]
+        if not hasattr(module, "publish"):
+            raise UserError(f"--list: {path} is of another project and publishes no row; call it in another folder")
+        commands += [Command(file, row, module.get_config) for row in rows_of(file)]
     return sorted(commands, key=lambda command: _rank(command.row.where))
 
 

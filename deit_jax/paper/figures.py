@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from deit_jax.reporting import published
+from deit_jax.paper import tables
 from deit_jax.reporting.analysis_plots import new_figure, save
 from deit_jax.reporting.fonts import drawn
 
@@ -18,7 +18,7 @@ class OwnResult(NamedTuple):
 
     label: str
     data: str  # the data set it was evaluated on
-    kind: str  # "no distillation", or a kind of distillation as in published.FIGURE_3
+    kind: str  # "no distillation", or a kind of distillation as in tables.FIGURE_3
     epochs: float
     top1: float  # percent
     images_per_second: float | None = None  # of inference
@@ -51,7 +51,7 @@ def throughput_against_top1(path: Path, own: Sequence[OwnResult] = ()) -> None:
     """Figure 1: images/s of inference (logarithmic) against top-1: Table 5's rows, and results of one's own that have both."""
     figure, axis, beside = _panels(own)
     for family, marker, color, belongs in _FAMILIES:
-        rows = [(row.images_per_second, row) for row in published.TABLE_5 if belongs(row) and row.images_per_second]
+        rows = [(row.images_per_second, row) for row in tables.TABLE_5 if belongs(row) and row.images_per_second]
         rows.sort(key=lambda pair: pair[0])
         points = [speed for speed, _ in rows], [row.imagenet for _, row in rows]
         style = "-" if len(rows) > 1 else "none"
@@ -82,7 +82,7 @@ def throughput_against_top1(path: Path, own: Sequence[OwnResult] = ()) -> None:
         beside.set_xlim(min(speeds) / 3, max(speeds) * 3)
     _finish(
         path, figure, axis, beside, x=_SPEED,
-        title=f"Throughput against accuracy: {published.SOURCE}, Table 5\n(one V100 16 GB, float32; ImageNet)",
+        title=f"Throughput against accuracy: {tables.SOURCE}, Table 5\n(one V100 16 GB, float32; ImageNet)",
     )  # fmt: skip
 
 
@@ -97,15 +97,15 @@ _CURVES = {
 def epochs_against_top1(path: Path, own: Sequence[OwnResult] = ()) -> None:
     """Figure 3: epochs against top-1 by kind of distillation; what the paper prints as numbers is filled, the rest read off."""
     figure, axis, beside = _panels(own)
-    for kind, values in published.FIGURE_3.items():
+    for kind, values in tables.FIGURE_3.items():
         marker, color = _CURVES[kind]
-        points = list(zip(published.FIGURE_3_EPOCHS, values, strict=True))
+        points = list(zip(tables.FIGURE_3_EPOCHS, values, strict=True))
         axis.plot(*zip(*points, strict=True), color=color, marker=marker, mfc="white", label=f"published: {kind}")
-        printed = [point for point in points if point[0] in published.FIGURE_3_EXACT[kind]]
+        printed = [point for point in points if point[0] in tables.FIGURE_3_EXACT[kind]]
         axis.plot(*zip(*printed, strict=True), linestyle="none", marker=marker, color=color)
     axis.axhline(
-        published.FIGURE_3_NO_DISTILLATION, color="black", linestyle=":", linewidth=1,
-        label=f"published: no distillation, saturated after about 400 epochs (~{published.FIGURE_3_NO_DISTILLATION})",
+        tables.FIGURE_3_NO_DISTILLATION, color="black", linestyle=":", linewidth=1,
+        label=f"published: no distillation, saturated after about 400 epochs (~{tables.FIGURE_3_NO_DISTILLATION})",
     )  # fmt: skip
     kinds = list(dict.fromkeys((result.kind, result.data) for result in own))
     for (kind, data), color in zip(kinds, _cycle(len(kinds)), strict=True):
@@ -120,7 +120,7 @@ def epochs_against_top1(path: Path, own: Sequence[OwnResult] = ()) -> None:
     beside.margins(0.12)
     _finish(
         path, figure, axis, beside, x="epochs",
-        title=f"Epochs against accuracy: {published.SOURCE}, Figure 3\n"
+        title=f"Epochs against accuracy: {tables.SOURCE}, Figure 3\n"
         "(DeiT-B, ImageNet; filled: printed in a table, hollow: read off the plot)",
     )  # fmt: skip
 
