@@ -66,7 +66,7 @@ def outcome(workdir: Path) -> dict[str, str]:
     import jax
     import numpy as np
 
-    from deit_jax.reporting.metrics import read_rows
+    from deit_jax.reporting.metrics import read_metrics
     from deit_jax.training.checkpointing import load_state
 
     state, step = load_state(workdir)
@@ -75,7 +75,7 @@ def outcome(workdir: Path) -> dict[str, str]:
     for name, tree in parts.items():
         content = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree))
         digests[name] = hashlib.blake2b(content, digest_size=8).hexdigest()
-    rows = [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(workdir / "metrics.jsonl")]
+    rows = [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(workdir)]
     digests["metrics"] = hashlib.blake2b(json.dumps(rows).encode(), digest_size=8).hexdigest()
     digests["results"] = json.dumps(json.loads((workdir / "results.json").read_text())["scores"])
     return digests

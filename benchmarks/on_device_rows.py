@@ -36,7 +36,7 @@ from deit_jax.modes.train import train
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.reporting.environment import environment
-from deit_jax.reporting.metrics import read_rows
+from deit_jax.reporting.metrics import read_metrics
 from deit_jax.reporting.speed import Speed
 from deit_jax.training.plan import resolve
 from deit_jax.training.program import build_program
@@ -268,7 +268,7 @@ def quick_start(row: Row, say: Say) -> Row:
         workdir, start = Path(folder) / "run", time.perf_counter()
         results = train(config, workdir)
         seconds = time.perf_counter() - start
-        losses = [values["train/loss"] for values in read_rows(workdir / "metrics.jsonl") if "train/loss" in values]
+        losses = [values["train/loss"] for values in read_metrics(workdir) if "train/loss" in values]
     return {
         "steps": results["step"],
         "batch_size": config.train.batch_size,

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from deit_jax.reporting.metrics import read_rows
+from deit_jax.reporting.metrics import read_metrics
 from tests.end_to_end.commands import ROOT, TINY, environment, free_port
 
 
@@ -89,8 +89,7 @@ def test_processes_of_one_machine_are_started_stopped_and_go_on(tmp_path):
     settings = {"PYTHON": sys.executable, "PORT": str(free_port()), "GPUS": "0"}
     process = start("local_processes.sh", *arguments, "--config.train.max_steps=100000", **settings)
     deadline = time.monotonic() + 600
-    rows = tmp_path / "metrics.jsonl"
-    while not (rows.exists() and len(read_rows(rows)) >= 2):
+    while len(read_metrics(tmp_path)) < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGTERM)

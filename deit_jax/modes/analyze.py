@@ -22,7 +22,6 @@ from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError, ImageSource
-from deit_jax.errors import machine_fault
 from deit_jax.evaluation.accuracy import answer_of, evaluate, make_eval_step
 from deit_jax.evaluation.agreement import decide, disagreement, make_decide_step
 from deit_jax.evaluation.attention import attention_maps
@@ -34,6 +33,8 @@ from deit_jax.modes.evaluate import as_labelled
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated, rounded_up
 from deit_jax.reporting import analysis, console
+from deit_jax.storage.files import disk_faults
+from deit_jax.storage.workdir import ANALYSIS, Workdir
 from deit_jax.training.record import read_config
 
 GROUND_TRUTH = "ground truth"
@@ -113,7 +114,7 @@ def analyze(
         config = recorded_config(read_config(workdir))
     else:
         validate(config)
-    folder = workdir / "analysis" if output is None else output
+    folder = Workdir.at(workdir).folder(ANALYSIS) if output is None else output
     mesh = make_mesh()
     classifiers = load_classifiers(workdir, others, which=which)
     first = classifiers[0]
@@ -123,12 +124,8 @@ def analyze(
         open_source(config.data, "eval"), first.class_names, first.model.num_classes, first.description
     )
     images = EvaluationImages(config, source, mesh)
-    try:
+    with disk_faults(lambda reason: ConfigError(f"{folder} cannot be made ({reason}): give another --output")):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder} cannot be made ({machine_fault(error) or error.strerror}): give another --output"
-        ) from error
     report = analysis.Report(folder, facts=_facts(config, images, classifiers))
 
     found = {"disagreement": _compare(images, classifiers, report), "tokens": _tokens(images, classifiers, report)}

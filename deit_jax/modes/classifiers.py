@@ -14,6 +14,7 @@ from deit_jax.data.classes import difference
 from deit_jax.inference.class_names import names_of_weights
 from deit_jax.models import create_model, list_models, native_image_size
 from deit_jax.reporting import console
+from deit_jax.storage.workdir import CONFIG, Workdir
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
 from deit_jax.training.trained_weights import load_variables
@@ -88,8 +89,9 @@ def load_classifiers(workdir: Path, others: Sequence[str], *, which: str) -> lis
     """
     first = load_classifier(str(workdir), which=which)
     found = [first]
-    if (workdir / "teacher" / "config.json").is_file():
-        teacher = load_classifier(str(workdir / "teacher"), which=which)
+    own_teacher = Workdir.at(workdir).teacher
+    if own_teacher.has(CONFIG):
+        teacher = load_classifier(str(own_teacher), which=which)
         found.append(dataclasses.replace(teacher, label=f"{first.label}/teacher"))
     found += [load_classifier(entry, which=which, like=first) for entry in others]
     for other in found:

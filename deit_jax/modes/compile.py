@@ -30,7 +30,7 @@ from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated, split_rows
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import write_json
+from deit_jax.storage.files import write_json
 from deit_jax.training.plan import Plan, resolve, sizes_of_mixing
 from deit_jax.training.program import Program, Teacher, build_program
 from deit_jax.training.state import count_parameters

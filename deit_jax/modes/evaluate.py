@@ -20,7 +20,6 @@ from deit_jax.data.classes import with_classes
 from deit_jax.data.identity import Images
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ImageSource, notes_of
-from deit_jax.errors import machine_fault
 from deit_jax.evaluation.extra import open_extra_sets, score_extra_sets
 from deit_jax.evaluation.protocol import protocol_of
 from deit_jax.evaluation.run import Evaluator
@@ -34,7 +33,8 @@ from deit_jax.parallel.distributed import first_process_first, is_main_process
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import write_json
+from deit_jax.storage.files import as_file, write_file
+from deit_jax.storage.workdir import EVALUATION, Workdir
 from deit_jax.training.checkpoint_folder import CheckpointError, has_checkpoints
 from deit_jax.training.plan import compute_dtype
 from deit_jax.training.preparation import common_facts, with_shared_index
@@ -107,9 +107,10 @@ def evaluate(
         "teacher": None,
         "extra": score_extra_sets(evaluator, subject.model, weights, extra, strict=True),
     }
-    path = output or (workdir / "evaluation.json" if workdir is not None else None)
-    if path is not None and is_main_process():
-        _write(path, results)
+    if output is not None and is_main_process():
+        write_file(output, as_file(results), ConfigError)
+    elif workdir is not None and is_main_process():
+        Workdir.at(workdir).write_json(EVALUATION, results, error=ConfigError)
     show_results(config, results)
     return results
 
@@ -218,11 +219,3 @@ def without_teacher(config: ConfigDict) -> ConfigDict:
     for section in ("distillation", "teacher"):
         config[section] = default_config()[section]
     return config
-
-
-def _write(path: Path, results: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, results)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); fix that") from error

@@ -10,6 +10,7 @@ from deit_jax.inference.classifier import Classifier
 from deit_jax.inference.onnx_file import DEFAULT_OPSET, check_onnx, export_onnx
 from deit_jax.inference.portable import export_jax
 from deit_jax.reporting import console
+from deit_jax.storage.workdir import Workdir
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
 from deit_jax.training.trained_weights import load_variables
@@ -58,7 +59,7 @@ def export(
 def _export_program(
     workdir: Path, output: Path, *, layout: str, which: str, checkpoint: str, opset: int | None
 ) -> Path:
-    if (output / "checkpoints").exists():
+    if Workdir.at(output).checkpoints.exist():
         raise ConfigError(f"{output} is the --workdir of a training run: give another folder")
     classifier = Classifier.from_workdir(workdir, which, checkpoint)
     if layout == "jax":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,8 @@ from deit_jax.evaluation.accuracy import answer_of
 from deit_jax.models import native_image_size
 from deit_jax.paper.figures import OwnResult, epochs_against_top1, throughput_against_top1
 from deit_jax.reporting import console
+from deit_jax.storage.files import disk_faults
+from deit_jax.storage.workdir import RESULTS, THROUGHPUT, UnreadableError, Workdir
 from deit_jax.training.record import read_config
 
 FIGURES = {"1": throughput_against_top1, "3": epochs_against_top1}
@@ -28,10 +29,8 @@ def draw(figure: str, output: Path, *, workdirs: Sequence[Path] = (), which: str
     if output.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--output={output} is not a picture: end it in {', '.join(SUFFIXES)}")
     own = [read_result(workdir, which, with_throughput=figure == "1") for workdir in workdirs]
-    try:
+    with disk_faults(lambda reason: ConfigError(f"--output={output} cannot be written ({reason})")):
         FIGURES[figure](output, own)
-    except OSError as error:
-        raise ConfigError(f"--output={output} cannot be written ({error.strerror})") from error
     console.say(f"figure {figure} with {len(own)} result(s) of your own is in {output}")
     return output
 
@@ -43,23 +42,20 @@ def read_result(workdir: Path, which: str, *, with_throughput: bool) -> OwnResul
     """
     record = read_config(workdir)
     config = recorded_config(record)
-    results = _read(workdir / "results.json", "the run is not finished")
+    files = Workdir.at(workdir)
+    results = _read(files, RESULTS, "the run is not finished")
     if which not in results.get("scores", {}):
-        raise ConfigError(f"{workdir}/results.json has no scores of {which} weights: give another --weights")
+        raise ConfigError(f"{files.address(RESULTS)} has no scores of {which} weights: give another --weights")
     speed: dict[str, Any] = {}
     if with_throughput:
-        speed = _read(
-            workdir / "throughput.json",
-            f"run.py --mode=throughput --config=THE_SAME --output={workdir / 'throughput.json'} writes it",
-        )
+        path = files.address(THROUGHPUT)
+        speed = _read(files, THROUGHPUT, f"run.py --mode=throughput --config=THE_SAME --output={path} writes it")
         if "inference" not in speed:
-            raise ConfigError(f"{workdir}/throughput.json has no inference in it: measure it (--measure=inference)")
+            raise ConfigError(f"{path} has no inference in it: measure it (--measure=inference)")
         resolved = record["resolved"]
         wanted = config.model.name, resolved["image_size"], config.model.overrides.to_dict()
         if (speed["model"], speed["image_size"], speed["overrides"]) != wanted:
-            raise ConfigError(
-                f"{workdir}/throughput.json is of another model ({speed['model']}, {speed['image_size']} px) than the run's"
-            )
+            raise ConfigError(f"{path} is of another model ({speed['model']}, {speed['image_size']} px) than the run's")
     return OwnResult(
         label=workdir.name,
         data=config.data.name if config.data.source == "tfds" else Path(config.data.path or config.data.source).name,
@@ -81,10 +77,11 @@ def _kind(config: Any, image_size: int) -> str:
     return f"{kind} distillation{token}{resized}"
 
 
-def _read(path: Path, otherwise: str) -> dict[str, Any]:
+def _read(workdir: Workdir, name: str, otherwise: str) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist: {otherwise}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error})") from error
+        content = workdir.read_json(name)
+    except UnreadableError as error:
+        raise ConfigError(str(error)) from error
+    if content is None:
+        raise ConfigError(f"{workdir.address(name)} does not exist: {otherwise}")
+    return content

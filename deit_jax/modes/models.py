@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from deit_jax.config import ConfigError
-from deit_jax.errors import machine_fault
 from deit_jax.models import create_model, list_models, native_image_size
 from deit_jax.models.flops import forward_flops_by_kind
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import write_json
+from deit_jax.storage.files import disk_faults, write_json
 from deit_jax.training.state import count_parameters
 
 
@@ -50,10 +49,6 @@ def show_models(names: Sequence[str] | None = None, output: Path | None = None) 
     columns = ("model", "px", "parameters", "GMACs, linear + convolution", "with attention products")
     console.table("Models with 1000 classes; a MAC is a multiply-add: two FLOPs", columns, rows)
     if output is not None:
-        try:
+        with disk_faults(lambda reason: ConfigError(f"--output={output} cannot be written ({reason})")):
             write_json(output, [it._asdict() for it in sizes])
-        except OSError as error:
-            raise ConfigError(
-                f"--output={output} cannot be written ({machine_fault(error) or error.strerror})"
-            ) from error
     return sizes

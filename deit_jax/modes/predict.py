@@ -15,13 +15,12 @@ from deit_jax.data.decoding import evaluation_crop
 from deit_jax.data.known_sets import known_set
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
-from deit_jax.errors import machine_fault
 from deit_jax.inference.class_names import imagenet_class_names, readable
 from deit_jax.inference.classifier import Classifier, Prediction
 from deit_jax.models import native_image_size
 from deit_jax.printable import in_a_spreadsheet
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import replace_file, write_json
+from deit_jax.storage.files import as_file, write_file
 from deit_jax.training.plan import compute_dtype
 from deit_jax.training.program import build_model
 from deit_jax.weights import load_pretrained, load_weights
@@ -112,20 +111,17 @@ def _class_names(config: ConfigDict, *, published: bool) -> tuple[str, ...] | No
 
 
 def _write(path: Path, files: Sequence[str], predictions: Sequence[Sequence[Prediction]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix.lower() == ".json":
-            by_file = zip(files, predictions, strict=True)
-            write_json(path, [{"file": file, "predictions": [one._asdict() for one in best]} for file, best in by_file])
-            return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("file", "rank", *Prediction._fields))
-        for file, best in zip(files, predictions, strict=True):
-            writer.writerows(
-                (in_a_spreadsheet(file), rank, *one._replace(label=in_a_spreadsheet(one.label)))
-                for rank, one in enumerate(best, start=1)
-            )
-        replace_file(path, text.getvalue())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); fix that") from error
+    if path.suffix.lower() == ".json":
+        by_file = zip(files, predictions, strict=True)
+        found = [{"file": file, "predictions": [one._asdict() for one in best]} for file, best in by_file]
+        write_file(path, as_file(found), ConfigError)
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("file", "rank", *Prediction._fields))
+    for file, best in zip(files, predictions, strict=True):
+        writer.writerows(
+            (in_a_spreadsheet(file), rank, *one._replace(label=in_a_spreadsheet(one.label)))
+            for rank, one in enumerate(best, start=1)
+        )
+    write_file(path, text.getvalue(), ConfigError)

@@ -17,7 +17,7 @@ from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ImageSource, Subset
-from deit_jax.errors import UserError, first_line, machine_fault
+from deit_jax.errors import UserError, first_line
 from deit_jax.evaluation.accuracy import answer_of
 from deit_jax.evaluation.attention import attention_maps
 from deit_jax.evaluation.predictions import (
@@ -38,10 +38,12 @@ from deit_jax.reporting import report as sections
 from deit_jax.reporting.environment import environment
 from deit_jax.reporting.fonts import undrawable
 from deit_jax.reporting.html import Section
-from deit_jax.reporting.metrics import read_rows, replace_file, write_json
+from deit_jax.reporting.metrics import read_metrics
 from deit_jax.reporting.pictures import Pictures
 from deit_jax.reporting.plots import confusion_picture
 from deit_jax.reporting.run_log import RunLog
+from deit_jax.storage.files import write_file
+from deit_jax.storage.workdir import ENVIRONMENT, REPORT, RESULTS, UnreadableError, Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import has_checkpoints
 from deit_jax.training.first_images import TRAINING_IMAGES, first_images
 from deit_jax.training.record import closing_table, read_config, recorded_mixing
@@ -54,14 +56,15 @@ _ATTENTION_IMAGES = 4
 Draw = Callable[[str, Sequence[np.ndarray], Sequence[str]], None]
 
 
-def report_of_finished_run(workdir: Path, log: RunLog | None = None) -> None:
+def report_of_finished_run(workdir: WorkdirLike, log: RunLog | None = None) -> None:
     """Write `workdir`/report.html unless it is there; its pictures go to the run's log, too, if that has been begun.
 
     A report that cannot be written is a warning: the run itself is done. Every process calls it; the main one writes.
     """
-    if is_main_process() and not (workdir / "report.html").exists():
+    workdir = Workdir.at(workdir)
+    if is_main_process() and not workdir.has(REPORT):
         try:
-            write_json(workdir / "environment.json", environment())
+            workdir.write_json(ENVIRONMENT, environment())
             console.say("writing the report")
             report(workdir, log=log)
         except Exception as error:  # whatever it is, it must not fail the training
@@ -72,7 +75,7 @@ def report_of_finished_run(workdir: Path, log: RunLog | None = None) -> None:
 
 
 def report(
-    workdir: Path,
+    workdir: WorkdirLike,
     *,
     config: ConfigDict | None = None,
     which: str = "raw",
@@ -92,13 +95,14 @@ def report(
 
     Raises ConfigError where `workdir` is that of no run, or the file cannot be written.
     """
+    workdir = Workdir.at(workdir)
     record = read_config(workdir)
-    if not has_checkpoints(workdir) and not read_rows(workdir / "metrics.jsonl"):
+    if not has_checkpoints(workdir) and not read_metrics(workdir):
         raise ConfigError(f"{workdir}: nothing has been trained here yet, so there is nothing to report")
     trained = recorded_config(record)
     if config is not None:
         trained.data, trained.evaluation = config.data, config.evaluation
-    rows, results = read_rows(workdir / "metrics.jsonl"), _read_json(workdir / "results.json")
+    rows, results = read_metrics(workdir), _read_json(workdir, RESULTS)
     steps_per_epoch = record["resolved"]["steps_per_epoch"]
     now = environment()
     teacher = results and results["teacher"] and answer_of(results["teacher"], trained.model.fusion)["top1"]
@@ -107,17 +111,17 @@ def report(
         sections.curves(rows, steps_per_epoch=steps_per_epoch, teacher_top1=teacher or None),
         sections.configuration(completed(record["config"]), json.loads(default_config().to_json_best_effort())),
         _part("training-images", "Training images", lambda: _training_images(trained, recorded_mixing(record))),
-        *_network_parts(without_teacher(trained), workdir, which, log),
+        *_network_parts(without_teacher(trained), workdir.path, which, log),
         sections.throughput(rows, steps_per_epoch=steps_per_epoch),
-        sections.environment(_read_json(workdir / "environment.json"), now),
+        sections.environment(_read_json(workdir, ENVIRONMENT), now),
     ]
-    title = f"{trained.model.name} in {workdir.resolve().name}"
-    path = output or workdir / "report.html"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, html.page(title, _lead(record, trained, rows, results), parts))
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); fix that") from error
+    title = f"{trained.model.name} in {workdir.path.resolve().name}"
+    page = html.page(title, _lead(record, trained, rows, results), parts)
+    if output is None:
+        workdir.write(REPORT, page, error=ConfigError)
+    else:
+        write_file(output, page, ConfigError)
+    path = output or Path(workdir.address(REPORT))
     console.say(f"the report is {path}")
     return path
 
@@ -286,8 +290,8 @@ def _attention(
     return sections.attention(names, images, maps, rollout)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(workdir: Workdir, name: str) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return workdir.read_json(name)
+    except UnreadableError:
         return None

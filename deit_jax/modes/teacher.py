@@ -20,6 +20,7 @@ from deit_jax.models import create_model, native_image_size
 from deit_jax.models.ensemble import Ensemble, joined_variables, renormalisation
 from deit_jax.modes.initial import warn_of_another_normalisation
 from deit_jax.reporting import console
+from deit_jax.storage.workdir import Workdir
 from deit_jax.training.network_identity import NetworkIdentity, weights_digest
 from deit_jax.training.plan import compute_dtype
 from deit_jax.training.program import Teacher, build_model, build_recorded_model, freeze
@@ -52,7 +53,9 @@ def load_teacher(config: ConfigDict, workdir: Path, class_names: tuple[str, ...]
     _check_number_of_classes(config, num_classes)
     if config.teacher.recipe is not None:
         members = [
-            _trained_teacher(config, config.teacher.name, workdir / "teacher", num_classes, class_names, image_size)
+            _trained_teacher(
+                config, config.teacher.name, Workdir.at(workdir).teacher.path, num_classes, class_names, image_size
+            )
         ]
     else:
         members = [

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
-from deit_jax.errors import machine_fault
 from deit_jax.evaluation.throughput import RUNS, BatchSearch, Timing, fits, search_batch, time_runs
 from deit_jax.models import native_image_size
 from deit_jax.models.flops import TrainFlops, forward_flops, train_flops
@@ -28,9 +27,9 @@ from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.platforms import jax_option
 from deit_jax.parallel.sharding import replicated, split_rows
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import write_json
 from deit_jax.reporting.speed import Speed
 from deit_jax.reporting.throughput import show
+from deit_jax.storage.files import disk_faults, write_json
 from deit_jax.training.loop import peak_flops
 from deit_jax.training.plan import compute_dtype, resolve, sizes_of_mixing
 from deit_jax.training.program import build_model, build_program
@@ -75,13 +74,9 @@ def throughput(
         report[what] = measure(bench, what, unit, prepare, batch_size=batch_size, runs=runs)
     show(report)
     if output is not None and is_main_process():
-        try:
+        with disk_faults(lambda reason: ConfigError(f"--output={output} cannot be written ({reason})")):
             output.parent.mkdir(parents=True, exist_ok=True)
             write_json(output, report)
-        except OSError as error:
-            raise ConfigError(
-                f"--output={output} cannot be written ({machine_fault(error) or error.strerror})"
-            ) from error
         console.say(f"the figures are in {output}")
     return report
 

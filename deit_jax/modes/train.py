@@ -18,22 +18,24 @@ from deit_jax.parallel.agreement import agree
 from deit_jax.parallel.distributed import first_process_first, is_main_process
 from deit_jax.reporting import console
 from deit_jax.reporting.run_log import RunLog
+from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.loop import Results, finished_run
 from deit_jax.training.loop import train as run_training
 from deit_jax.training.preparation import Opened, build_run, facts, open_run, with_shared_index
 
 
-def train(config: ConfigDict, workdir: Path) -> Results:
+def train(config: ConfigDict, workdir: WorkdirLike) -> Results:
     """Train what `config` describes in `workdir`, or go on where an earlier call stopped.
 
     A new run starts from config.model.weights, if given. With `config.teacher.recipe` the teacher is trained first, in
     `workdir`/teacher. Returns the content of `results.json`. Raises ConfigError, DataError, WeightsError, CheckpointError or
     LogError, each with one clear line.
     """
-    return _train_with(config, workdir, shared_cache_folder(workdir))
+    workdir = Workdir.at(workdir)
+    return _train_with(config, workdir, shared_cache_folder(workdir.path))
 
 
-def _train_with(config: ConfigDict, workdir: Path, shared: Path) -> Results:
+def _train_with(config: ConfigDict, workdir: Workdir, shared: Path) -> Results:
     """The same, with the folder that several processes share; a teacher's run has its student's."""
     opened = agree(
         lambda: first_process_first(lambda: _open(config, workdir, shared)), lambda opened: facts(config, opened)
@@ -43,7 +45,7 @@ def _train_with(config: ConfigDict, workdir: Path, shared: Path) -> Results:
         return _train(config, workdir, opened, log)
 
 
-def _open(config: ConfigDict, workdir: Path, shared: Path) -> Opened:
+def _open(config: ConfigDict, workdir: Workdir, shared: Path) -> Opened:
     validate(config)
     if config.model.weights == MUST_BE_GIVEN:
         raise ConfigError(
@@ -53,7 +55,7 @@ def _open(config: ConfigDict, workdir: Path, shared: Path) -> Opened:
     return open_run(config, workdir, shared)
 
 
-def _train(config: ConfigDict, workdir: Path, opened: Opened, log: RunLog) -> Results:
+def _train(config: ConfigDict, workdir: Workdir, opened: Opened, log: RunLog) -> Results:
     if (results := finished_run(config, workdir, opened)) is None:
         results = _train_on(config, workdir, opened, log)
     if config.log.report:
@@ -61,15 +63,15 @@ def _train(config: ConfigDict, workdir: Path, opened: Opened, log: RunLog) -> Re
     return results
 
 
-def _train_on(config: ConfigDict, workdir: Path, opened: Opened, log: RunLog) -> Results:
+def _train_on(config: ConfigDict, workdir: Workdir, opened: Opened, log: RunLog) -> Results:
     class_names = opened.train_source.class_names
-    initial = load_initial(config, workdir, opened.record, class_names)
+    initial = load_initial(config, workdir.path, opened.record, class_names)
     if config.teacher.recipe is not None:
         build_run(config, opened)  # refused now rather than after the teacher's training
         _check_classes_of_recipe(config, opened)
         console.say("first the teacher, then its student")
-        _train_with(config.teacher.recipe, workdir / "teacher", opened.shared)
-    teacher = load_teacher(config, workdir, class_names)
+        _train_with(config.teacher.recipe, workdir.teacher, opened.shared)
+    teacher = load_teacher(config, workdir.path, class_names)
     networks = () if teacher is None else teacher.networks
     agree(lambda: networks, lambda networks: {"the teacher": [network.weights for network in networks]})
     return run_training(config, workdir, teacher, initial, log, opened)

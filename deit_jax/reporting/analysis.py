@@ -12,7 +12,7 @@ import numpy as np
 from deit_jax.paper import tables
 from deit_jax.printable import printable
 from deit_jax.reporting import analysis_plots, console
-from deit_jax.reporting.metrics import replace_file, write_json
+from deit_jax.storage.files import replace_file, write_json
 
 TOKEN_NAMES = ("class", "distillation")
 

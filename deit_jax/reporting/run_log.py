@@ -7,18 +7,18 @@ import dataclasses
 import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
-from deit_jax.errors import machine_fault
 from deit_jax.printable import all_printable, printable
-from deit_jax.reporting.metrics import LogError, MetricsFile, Row, numbers, read_rows
+from deit_jax.reporting.metrics import LogError, MetricsFile, Row, numbers, read_metrics
 from deit_jax.reporting.pictures import Pictures
 from deit_jax.reporting.tensorboard import TensorBoard
 from deit_jax.reporting.weights_and_biases import WeightsAndBiases
+from deit_jax.storage.files import disk_faults
+from deit_jax.storage.workdir import TENSORBOARD, Workdir, WorkdirLike
 
 
 class Destination(Protocol):
@@ -55,9 +55,8 @@ class RunLog:
     Raises LogError if Weights & Biases is asked for and not installed; its methods if the disk does not take a row.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path, *, silent: bool = False) -> None:
-        self._workdir = workdir
-        self._path = workdir / "metrics.jsonl"
+    def __init__(self, config: ConfigDict, workdir: WorkdirLike, *, silent: bool = False) -> None:
+        self._workdir = workdir = Workdir.at(workdir)
         self._destinations: list[Destination] = []
         self._begun = False
         self.shows_pictures = False  # whether `pictures` has an effect: they cost something to make
@@ -66,9 +65,9 @@ class RunLog:
         if silent:
             return
         fields = all_printable(json.loads(config.to_json_best_effort()))
-        self._destinations.append(MetricsFile(self._path))
+        self._destinations.append(MetricsFile(workdir))
         if config.log.tensorboard:
-            self._destinations.append(TensorBoard(workdir / "tensorboard", fields))
+            self._destinations.append(TensorBoard(workdir.folder(TENSORBOARD), fields))
         if config.log.wandb:
             self._destinations.append(WeightsAndBiases(config.log, workdir, fields))
         self.shows_pictures = config.log.images and (config.log.tensorboard or config.log.wandb)
@@ -88,15 +87,15 @@ class RunLog:
         """Start after `start_step`; rows after it that an earlier start has left are dropped, for they are written again."""
         if not self._destinations:
             return
-        with self._disk_faults_told():
-            kept = [row for row in read_rows(self._path) if row["step"] <= start_step]
+        with disk_faults(self._unwritable):
+            kept = [row for row in read_metrics(self._workdir) if row["step"] <= start_step]
             for destination in self._destinations:
                 destination.begin(start_step, kept)
         self._begun = True
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """A row {"step": step, name: value, ...}, in the files when this returns; names are like "train/loss"."""
-        with self._disk_faults_told():
+        with disk_faults(self._unwritable):
             for destination in self._destinations:
                 destination.write(step, values)
 
@@ -104,33 +103,28 @@ class RunLog:
         """Pictures as of a step; nothing if the run had nothing to do."""
         if self._begun and self.shows_pictures:
             captions = [printable(caption) for caption in pictures.captions]
-            with self._disk_faults_told():
+            with disk_faults(self._unwritable):
                 for destination in self._destinations:
                     destination.pictures(step, dataclasses.replace(pictures, captions=captions))
 
     def sync(self) -> None:
         """Return when all rows are on the disk, where a power failure leaves them."""
-        with self._disk_faults_told():
+        with disk_faults(self._unwritable):
             for destination in self._destinations:
                 destination.sync()
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """The run is finished; `results` is what results.json holds."""
         found = numbers(_flat_results(results))
-        with self._disk_faults_told():
+        with disk_faults(self._unwritable):
             for destination in self._destinations:
                 destination.finish(results["step"], found)
 
-    @contextlib.contextmanager
-    def _disk_faults_told(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = machine_fault(error) or error.strerror or str(error)
-            raise LogError(
-                f"{self._workdir}: the metrics cannot be written ({reason}); the checkpoints are intact, fix that and run "
-                "the command again"
-            ) from error
+    def _unwritable(self, reason: str) -> LogError:
+        return LogError(
+            f"{self._workdir}: the metrics cannot be written ({reason}); the checkpoints are intact, fix that and run "
+            "the command again"
+        )
 
 
 def _flat_results(results: Mapping[str, Any]) -> dict[str, Any]:

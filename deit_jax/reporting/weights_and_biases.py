@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -13,9 +12,10 @@ from ml_collections import ConfigDict
 
 from deit_jax.errors import first_line
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import LogError, Row, numbers, write_json
+from deit_jax.reporting.metrics import LogError, Row, numbers
 from deit_jax.reporting.pictures import Pictures
 from deit_jax.reporting.wandb_file import last_logged_step
+from deit_jax.storage.workdir import WANDB_NOTE, Workdir
 
 
 class WeightsAndBiases:
@@ -36,7 +36,7 @@ class WeightsAndBiases:
     `begin` raises LogError if W&B does not start for a new run.
     """
 
-    def __init__(self, settings: ConfigDict, workdir: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, settings: ConfigDict, workdir: Workdir, config: Mapping[str, Any]) -> None:
         self._settings, self._workdir, self._config = settings, workdir, config
         self._run: Any = None
         self._failed = False
@@ -64,17 +64,13 @@ class WeightsAndBiases:
     def _start(self) -> None:
         import wandb  # an extra, and slow to import
 
-        note = self._workdir / "wandb.json"
-        name = (
-            json.loads(note.read_text(encoding="utf-8"))["id"]
-            if note.exists()
-            else os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex[:8])
-        )
+        note = self._workdir.read_json(WANDB_NOTE)
+        name = os.environ.get("WANDB_RUN_ID", uuid.uuid4().hex[:8]) if note is None else note["id"]
         settings = self._settings
         run = wandb.init(
             project=settings.wandb_project or os.environ.get("WANDB_PROJECT", "deit_jax"),
             entity=settings.wandb_entity or None,
-            name=settings.wandb_name or os.environ.get("WANDB_NAME", self._workdir.resolve().name),
+            name=settings.wandb_name or os.environ.get("WANDB_NAME", self._workdir.path.resolve().name),
             id=name,
             resume="allow",
             dir=str(self._workdir),
@@ -82,7 +78,7 @@ class WeightsAndBiases:
             allow_val_change=True,
             settings=wandb.Settings(silent=True),  # the one line below tells
         )
-        write_json(note, {"id": name})
+        self._workdir.write_json(WANDB_NOTE, {"id": name})
         where = f"run {name}"
         if run.offline:
             folder = Path(run.settings.sync_dir)

@@ -1,13 +1,12 @@
 """Checkpoints of the whole train state. The one module that knows Orbax.
 
-WORKDIR/checkpoints holds a folder a step, of Orbax's files and a manifest of them, written last. So a folder is finished or it is
-not, and what is finished can be checked; docs/reliability.md tells what becomes of the others.
+Each has a place of its own (`CheckpointPlaces`) that is finished or is not, and what is finished can be checked;
+docs/reliability.md describes what becomes of the others.
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -22,24 +21,20 @@ import orbax.checkpoint as ocp
 from deit_jax.errors import machine_fault
 from deit_jax.parallel.distributed import from_main_process, is_main_process
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import write_json
-from deit_jax.training import manifest
+from deit_jax.storage.checkpoints import CheckpointPlaces
+from deit_jax.storage.files import disk_faults
+from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import (
-    FORMAT,
     MOST_TRIES,
     CheckpointError,
     find_step,
     newest_sound,
     say_what_is_not_compared,
     scored_steps,
-    steps_in,
 )
 from deit_jax.training.state import TrainState
 
 _ORBAX = Path(ocp.__file__).parent
-_STATE = "default"  # of a step's folder: where Orbax writes
-_DISCARDED = ".discarded"  # renamed so before it is deleted, so that half of it is never taken for a checkpoint
-_DAMAGED = ".damaged"  # renamed so and left: what to do with it is for the owner to say
 
 
 def _quiet_orbax() -> None:
@@ -75,7 +70,7 @@ def _report_unraisable(unraisable: Any) -> None:
 
 
 class Checkpoints:
-    """The checkpoints under `workdir`/checkpoints: written in the background, atomically, the newest `keep` and the best kept.
+    """The checkpoints of a workdir: written in the background, atomically, the newest `keep` and the best kept.
 
     Opening them removes what a killed run left half-written and renames what is damaged; both are said. A context manager:
     leaving it waits for the last write. All processes of a run make the same calls.
@@ -86,8 +81,8 @@ class Checkpoints:
     Raises CheckpointError if the folder cannot be written.
     """
 
-    def __init__(self, workdir: str | Path, *, keep: int = 2, scored_by: Mapping[str, Any] | None = None) -> None:
-        self.folder = Path(workdir).absolute() / "checkpoints"
+    def __init__(self, workdir: WorkdirLike, *, keep: int = 2, scored_by: Mapping[str, Any] | None = None) -> None:
+        self._places = Workdir.at(workdir).checkpoints
         self._keep = keep
         self._scored_by = None if scored_by is None else dict(scored_by)
         _quiet_orbax()
@@ -118,7 +113,7 @@ class Checkpoints:
 
     def best(self) -> tuple[int, float] | None:
         """(step, top-1) of the checkpoint with the highest top-1 of the run's evaluation; None if there is none."""
-        scored = scored_steps(self.folder, self._sealed(), self._scored_by)[0]
+        scored = scored_steps(self._places, self._sealed(), self._scored_by)[0]
         if self._writing is not None and self._writing.facts["top1"] is not None:
             scored.append((self._writing.facts["top1"], self._writing.facts["step"]))
         return (max(scored)[1], max(scored)[0]) if scored else None
@@ -130,9 +125,10 @@ class Checkpoints:
     def notes(self) -> dict[str, Any]:
         """What `save` was given beside the newest state; {} if there is none."""
         self.wait()
-        if self._latest is None:
+        latest = self._latest
+        if latest is None:
             return {}
-        return from_main_process(lambda: manifest.facts(self.folder / str(self._latest)).get("notes", {}))
+        return from_main_process(lambda: self._places.facts(latest).get("notes", {}))
 
     def save(self, state: TrainState, top1: float | None = None, notes: dict[str, Any] | None = None) -> None:
         """Start writing `state` under its step; a step that is already there is left as it is.
@@ -150,7 +146,7 @@ class Checkpoints:
         self.wait()
         self._discard_surplus()
         facts = {"step": step, "top1": top1, "scored_by": self._scored_by, "notes": notes or {}}
-        self._writing = _Write(self._checkpointer, self.folder / str(step), state, facts, self._latest)
+        self._writing = _Write(self._checkpointer, self._places, state, facts, self._latest)
         self._latest = step
 
     def wait(self) -> None:
@@ -170,17 +166,17 @@ class Checkpoints:
         """
         self.wait()
         if self._latest is None:
-            raise CheckpointError(f"{self.folder}: no checkpoint here")
-        path = self.folder / str(self._latest) / _STATE
+            raise CheckpointError(f"{self._places}: no checkpoint here")
+        path = self._places.state(self._latest)
         if differences := _differences(_stored_shapes(self._checkpointer, path), like):
             raise CheckpointError(
-                f"{path.parent} does not hold this configuration's state ({differences}); "
+                f"{self._places.address(self._latest)} does not hold this configuration's state ({differences}); "
                 "use another --workdir, or the configuration it was written with"
             )
         return self._checkpointer.restore(path, like)
 
     def _sealed(self) -> list[int]:
-        return [step for step in steps_in(self.folder) if manifest.is_sealed(self.folder / str(step))]
+        return [step for step in self._places.steps() if self._places.is_sealed(step)]
 
     def _discard_surplus(self) -> None:
         if not is_main_process():
@@ -188,28 +184,32 @@ class Checkpoints:
         steps, best = self._sealed(), self.best()
         for step in steps[: -self._keep]:
             if best is None or step != best[0]:
-                _discard(self.folder / str(step))
+                self._places.discard(step)
 
     def _put_in_order(self) -> int | None:
         """Remove what is half-written, rename what is damaged; the newest sound step, or None."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not (self.folder / FORMAT).exists():
-                for step in steps_in(self.folder):  # of a version that wrote none; Orbax committed them by renaming
-                    if not manifest.is_sealed(self.folder / str(step)):
+        places = self._places
+        with disk_faults(
+            lambda reason: CheckpointError(f"{places} cannot be used ({reason}); fix that or use another --workdir")
+        ):
+            places.prepare()
+            if not places.have_manifests():
+                for step in places.steps():  # of a version that wrote none; Orbax committed them by renaming
+                    if not places.is_sealed(step):
                         console.say(f"checkpoint {step} is of an earlier version and gets a manifest now")
-                        manifest.seal(self.folder / str(step), {"step": step, "top1": None, "notes": {}})
-                write_json(self.folder / FORMAT, {"format": 2})
-            for path in self.folder.iterdir():
-                if path.name.endswith(_DISCARDED):
-                    shutil.rmtree(path)
-            newest = newest_sound(self.folder, _clear_away)
-            say_what_is_not_compared(scored_steps(self.folder, self._sealed(), self._scored_by)[1])
+                        places.seal(step, {"step": step, "top1": None, "notes": {}})
+                places.say_that_they_have_manifests()
+            newest = newest_sound(places, self._clear_away)
+            say_what_is_not_compared(scored_steps(places, self._sealed(), self._scored_by)[1])
             return newest
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.folder} cannot be used ({error.strerror}); fix that or use another --workdir"
-            ) from error
+
+    def _clear_away(self, step: int, reason: str) -> None:
+        if self._places.is_unfinished(step):
+            self._places.discard(step)
+            console.say(f"checkpoint {step} was being written when the run ended: it is removed")
+            return
+        aside = self._places.set_aside(step)
+        console.warn(f"checkpoint {step} is DAMAGED: {reason}; it is kept as {aside}, the one before it is used")
 
 
 class _Write:
@@ -218,19 +218,19 @@ class _Write:
     def __init__(
         self,
         checkpointer: ocp.StandardCheckpointer,
-        folder: Path,
+        places: CheckpointPlaces,
         state: TrainState,
         facts: dict[str, Any],
         before: int | None,
     ) -> None:
         self.facts, self.before = facts, before
-        self._folder, self._checkpointer = folder, checkpointer
+        self._places, self._step, self._checkpointer = places, facts["step"], checkpointer
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._seal, name=f"checkpoint {folder.name}")
+        self._thread = threading.Thread(target=self._seal, name=f"checkpoint {self._step}")
         try:
             if is_main_process():
-                manifest.begin(folder)
-            checkpointer.save(folder / _STATE, state)
+                places.begin(self._step)
+            checkpointer.save(places.state(self._step), state)
         except Exception as error:
             raise self._explained(error) from error
         self._thread.start()
@@ -244,7 +244,7 @@ class _Write:
         try:
             self._checkpointer.wait_until_finished()
             if is_main_process():
-                manifest.seal(self._folder, self.facts)
+                self._places.seal(self._step, self.facts)
         except BaseException as error:
             self._error = error
 
@@ -253,30 +253,12 @@ class _Write:
         if reason is None:
             return error
         if is_main_process():
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._places.abandon(self._step)
         intact = "none was written before" if self.before is None else f"the one of step {self.before} is intact"
+        where = self._places.address(self._step)
         return CheckpointError(
-            f"{self._folder}: the checkpoint cannot be written ({reason}); {intact}; fix that and run the command again"
+            f"{where}: the checkpoint cannot be written ({reason}); {intact}; fix that and run the command again"
         )
-
-
-def _clear_away(path: Path, reason: str) -> None:
-    if manifest.is_unfinished(path) or (not (path / _STATE).exists() and not manifest.is_sealed(path)):
-        _discard(path)
-        console.say(f"checkpoint {path.name} was being written when the run ended: it is removed")
-        return
-    aside = path.with_name(path.name + _DAMAGED)
-    while aside.exists():
-        aside = aside.with_name(aside.name + _DAMAGED)
-    path.rename(aside)
-    console.warn(f"checkpoint {path.name} is DAMAGED: {reason}; it is kept as {aside.name}, the one before it is used")
-
-
-def _discard(path: Path) -> None:
-    gone = path.with_name(path.name + _DISCARDED)
-    shutil.rmtree(gone, ignore_errors=True)
-    path.rename(gone)
-    shutil.rmtree(gone)
 
 
 def _stored_shapes(checkpointer: ocp.StandardCheckpointer, path: Path) -> dict[str, Any]:
@@ -301,7 +283,7 @@ def _differences(stored: Any, like: TrainState) -> str:
     return "; ".join(told) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def load_state(workdir: str | Path, checkpoint: str = "newest") -> tuple[dict[str, Any], int]:
+def load_state(workdir: WorkdirLike, checkpoint: str = "newest") -> tuple[dict[str, Any], int]:
     """A checkpoint of a workdir as nested dicts of arrays on one device, named as in TrainState, and its step.
 
     checkpoint: "newest" (that is sound), "best" (the highest top-1 of an evaluation) or a step's number.
@@ -309,21 +291,21 @@ def load_state(workdir: str | Path, checkpoint: str = "newest") -> tuple[dict[st
     Nothing is changed; a run may be writing there, and delete the checkpoint that is being read: then the one that is the newest
     or best by now is taken. Raises CheckpointError if there is none.
     """
-    folder = Path(workdir).absolute() / "checkpoints"
-    if not folder.is_dir():
+    places = Workdir.at(workdir).checkpoints
+    if not places.exist():
         raise CheckpointError(f"{workdir} holds no checkpoints: give the --workdir of a training run")
     _quiet_orbax()
     for _ in range(MOST_TRIES):
         step: int | None = None
         try:
-            step = find_step(folder, checkpoint)
-            return _read(folder / str(step) / _STATE), step
+            step = find_step(workdir, checkpoint)
+            return _read(places.state(step)), step
         except Exception as error:  # Orbax, TensorStore and the system have many for files that are gone
-            vanished = isinstance(error, FileNotFoundError) if step is None else not (folder / str(step)).is_dir()
+            vanished = isinstance(error, FileNotFoundError) if step is None else not places.has(step)
             if not vanished:
                 raise
     raise CheckpointError(
-        f"{folder}: the run that is writing there deleted each checkpoint while it was read; try again, or keep more of them "
+        f"{places}: the run that is writing there deleted each checkpoint while it was read; try again, or keep more of them "
         "(config.checkpoint.keep)"
     )
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from deit_jax.errors import UserError
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import write_json
+from deit_jax.storage.workdir import ROLLBACKS, UnreadableError, Workdir, WorkdirLike
 
 # Of a step's metrics, those that only this module reads.
 PRIVATE_METRICS = ("worst_gradient", "nonfinite_gradients")
@@ -108,23 +106,24 @@ class _Detour:
     batches: int  # passed over from there on
 
 
+_WITHOUT_IT = "without it the run cannot go on as it was; restore it, or start from scratch in another --workdir"
+
+
 class Detours:
     """The rollbacks of a run, kept in WORKDIR/rollbacks.json so that a resumed run takes the same data.
 
     Raises UserError if that file is damaged.
     """
 
-    def __init__(self, workdir: Path) -> None:
-        self._path = workdir / "rollbacks.json"
-        self._detours: list[_Detour] = []
-        if self._path.exists():
-            try:
-                self._detours = [_Detour(**fields) for fields in json.loads(self._path.read_text(encoding="utf-8"))]
-            except (ValueError, TypeError) as error:
-                raise UserError(
-                    f"{self._path} is damaged ({str(error).splitlines()[0]}): without it the run cannot go on as it was; "
-                    "restore it, or start from scratch in another --workdir"
-                ) from error
+    def __init__(self, workdir: WorkdirLike) -> None:
+        self._workdir = Workdir.at(workdir)
+        try:
+            noted = self._workdir.read_json(ROLLBACKS) if self._workdir.has(ROLLBACKS) else []
+            self._detours = [_Detour(**fields) for fields in noted]
+        except UnreadableError as error:
+            raise UserError(f"{error}: {_WITHOUT_IT}") from error
+        except TypeError as error:
+            raise UserError(f"{self._workdir.address(ROLLBACKS)} is damaged ({error}): {_WITHOUT_IT}") from error
 
     def __len__(self) -> int:
         return len(self._detours)
@@ -140,12 +139,12 @@ class Detours:
             )
         self._detours.append(_Detour(after=after, bad=rollback.step, batches=rollback.step - after))
         if write:
-            try:
-                write_json(self._path, [dataclasses.asdict(detour) for detour in self._detours])
-            except OSError as error:
-                raise DivergenceError(
-                    f"{rollback}; and going back cannot be noted in {self._path} ({error.strerror}): fix that and start again"
-                ) from error
+            self._workdir.write_json(
+                ROLLBACKS,
+                [dataclasses.asdict(detour) for detour in self._detours],
+                error=lambda line: DivergenceError(f"{rollback}; and going back cannot be noted: {line}"),
+                then="fix that and start again",
+            )
 
     def stretches(self, start: int, stop: int) -> list[tuple[int, int]]:
         """The batches of the data order, as [first, end), that the steps from `start` (counted from 0) to `stop` take."""

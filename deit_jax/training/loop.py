@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -36,6 +35,7 @@ from deit_jax.reporting.pictures import Pictures
 from deit_jax.reporting.profile import Profile
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.reporting.speed import Speed
+from deit_jax.storage.workdir import TENSORBOARD, Workdir, WorkdirLike
 from deit_jax.training.announcement import describe
 from deit_jax.training.checkpoint_folder import CheckpointError, last_step
 from deit_jax.training.checkpointing import Checkpoints
@@ -64,7 +64,7 @@ Results = dict[str, Any]
 
 def train(
     config: ConfigDict,
-    workdir: Path,
+    workdir: WorkdirLike,
     teacher: Teacher | None = None,
     initial: Initial | None = None,
     log: RunLog | None = None,
@@ -80,6 +80,7 @@ def train(
     also DivergenceError, LogError and, when a signal asks for it, Stopped.
     """
     # --- What will be done; nothing is written before all that can be refused has been checked ------------------------------
+    workdir = Workdir.at(workdir)
     opened = opened or open_run(config, workdir)
     config, plan = opened.config, opened.plan
     if log is None:
@@ -178,7 +179,7 @@ def train(
         return results
 
 
-def finished_run(config: ConfigDict, workdir: Path, opened: Opened) -> Results | None:
+def finished_run(config: ConfigDict, workdir: WorkdirLike, opened: Opened) -> Results | None:
     """Print and return the results of a run that has done all its steps; None if there are steps to do."""
     results = None if opened.record is None else finished_results(workdir, opened.plan)
     if opened.record is None or results is None:
@@ -200,7 +201,7 @@ class Run:
     """What the steps need, made by `train`."""
 
     config: ConfigDict
-    workdir: Path
+    workdir: Workdir
     plan: Plan
     program: Program
     evaluator: Evaluator
@@ -247,7 +248,9 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
     on_mesh = one_ahead(put_batch(program.mesh, batch) for batch in on_host)
     batches = pace.waiting(on_mesh, lambda: metrics is None or metrics["loss"].is_ready())
     # TensorBoard looks for traces where its events are.
-    with Profile(run.workdir / "tensorboard", start + config.log.profile_after, config.log.profile_steps) as profile:
+    with Profile(
+        run.workdir.folder(TENSORBOARD), start + config.log.profile_after, config.log.profile_steps
+    ) as profile:
         watch = Watch(config.on_nonfinite, parameter_names(program.abstract_state.params), log.write)
 
         def write_pending() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ import numpy as np
 from deit_jax.config import ConfigError
 from deit_jax.data.sources import digest
 from deit_jax.reporting import console
+from deit_jax.storage.workdir import WorkdirLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def weights_digest(variables: Mapping[str, Any], without: Collection[str] = ()) 
 
 
 def check_teacher(
-    workdir: str | Path,
+    workdir: WorkdirLike,
     record: Mapping[str, Any] | None,
     networks: Sequence[NetworkIdentity],
     *,
@@ -86,7 +86,7 @@ def check_teacher(
     return [*history, now | {"from_step": step}]
 
 
-def check_initial(workdir: str | Path, record: Mapping[str, Any] | None, weights: str) -> None:
+def check_initial(workdir: WorkdirLike, record: Mapping[str, Any] | None, weights: str) -> None:
     """Refuse initial weights, by their digest, that are not those that the run in `workdir` began with. Raises ConfigError."""
     recorded = (record or {}).get("resolved", {}).get("initial")
     if recorded and recorded["weights"] != weights:

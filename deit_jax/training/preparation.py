@@ -31,7 +31,8 @@ from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.rendezvous import versions
 from deit_jax.reporting import console
 from deit_jax.reporting.fields import flat
-from deit_jax.reporting.metrics import read_rows
+from deit_jax.reporting.metrics import read_metrics
+from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import is_opened, last_step
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import Program, Teacher, build_program
@@ -61,14 +62,15 @@ class Built:
     extra_sources: Sources
 
 
-def open_run(config: ConfigDict, workdir: Path, shared: Path | None = None) -> Opened:
+def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = None) -> Opened:
     """Open the data of a validated configuration and compare it, and the configuration, with what `workdir` was started with.
 
     shared: as in `Opened`; None: beside the workdir.
 
     Raises ConfigError or DataError: the data cannot be opened or does not fit, or the workdir holds another run.
     """
-    shared = shared or shared_cache_folder(workdir)
+    workdir = Workdir.at(workdir)
+    shared = shared or shared_cache_folder(workdir.path)
     data = with_shared_index(config.data, shared)
     train_source, eval_source = open_source(data, "train"), open_source(data, "eval")
     names = train_source.class_names
@@ -110,17 +112,17 @@ def with_shared_index(data: ConfigDict, shared: Path) -> ConfigDict:
     return data
 
 
-def _refuse_inside_the_data(workdir: Path, sources: Sequence[ImageSource]) -> None:
+def _refuse_inside_the_data(workdir: Workdir, sources: Sequence[ImageSource]) -> None:
     """A workdir among the class folders would be a class at the next start."""
     for folder in {folder for source in sources for folder in searched_folders(source)}:
-        if workdir.resolve().is_relative_to(Path(folder).resolve()):
+        if workdir.path.resolve().is_relative_to(Path(folder).resolve()):
             raise ConfigError(
                 f"--workdir={workdir} is inside {folder}, whose folders are classes: give a folder outside the data"
             )
 
 
-def _refuse_lost_checkpoints(workdir: Path) -> None:
-    if not is_opened(workdir) and read_rows(workdir / "metrics.jsonl"):
+def _refuse_lost_checkpoints(workdir: Workdir) -> None:
+    if not is_opened(workdir) and read_metrics(workdir):
         raise ConfigError(
             f"{workdir}/checkpoints is gone, although metrics.jsonl shows that the run has trained: restore it, or start from "
             "scratch in another --workdir"

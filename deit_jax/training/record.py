@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -14,12 +13,12 @@ from deit_jax.config import BEFORE_IT_EXISTED, ConfigError, default_config, diff
 from deit_jax.config_model import absent_options
 from deit_jax.data.identity import Identity, is_record_of_images
 from deit_jax.data.sampling import selected_positions
-from deit_jax.errors import machine_fault
 from deit_jax.evaluation.accuracy import Scores, answer_of
 from deit_jax.evaluation.protocol import protocol_line
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import LogError, read_rows, write_json
+from deit_jax.reporting.metrics import LogError, read_metrics
+from deit_jax.storage.workdir import CONFIG, RESULTS, UnreadableError, Workdir, WorkdirLike
 from deit_jax.training.plan import Plan
 from deit_jax.version import __version__
 from deit_jax.weights.embedded import EMBEDDED, embedded_card
@@ -37,7 +36,7 @@ _FREE_TO_CHANGE = (
 _MIXING = ("augment.group_size", "augment.groups_per_block")
 
 
-def check_workdir(workdir: Path, config: ConfigDict, identity: Identity) -> dict[str, Any] | None:
+def check_workdir(workdir: WorkdirLike, config: ConfigDict, identity: Identity) -> dict[str, Any] | None:
     """Refuse a workdir that holds another run than this one; nothing is written. Returns its record, None for a new workdir.
 
     A field that the record does not have may be at its default, or at what the run began with: see `as_begun`.
@@ -45,8 +44,8 @@ def check_workdir(workdir: Path, config: ConfigDict, identity: Identity) -> dict
     Raises ConfigError that names the differing fields, the differing classes, or the images that were added or removed since the
     run began (unless config.data.on_change is "continue"), or the later version of deit_jax that made the workdir.
     """
-    path = workdir / "config.json"
-    if not path.exists():
+    workdir = Workdir.at(workdir)
+    if not workdir.has(CONFIG):
         return None
     record = read_config(workdir)
     if record.get("format", 1) > FORMAT:
@@ -74,7 +73,7 @@ def check_workdir(workdir: Path, config: ConfigDict, identity: Identity) -> dict
     if changed:
         raise ConfigError(
             f"{workdir} holds a run of another configuration, which differs in {', '.join(changed[:5])}"
-            f"{' and more' if len(changed) > 5 else ''}; use another --workdir, or the values in {path}"
+            f"{' and more' if len(changed) > 5 else ''}; use another --workdir, or the values in {workdir.address(CONFIG)}"
         )
     resolved = record["resolved"]
     if (other := identity.other_classes(resolved)) is not None:
@@ -147,7 +146,7 @@ def _is_known(resolved: Mapping[str, Any], place: str) -> bool:
 
 
 def claim_workdir(
-    workdir: Path,
+    workdir: WorkdirLike,
     config: ConfigDict,
     plan: Plan,
     identity: Identity,
@@ -166,7 +165,8 @@ def claim_workdir(
     """
     if not is_main_process():
         return
-    if checked != (read_config(workdir) if (workdir / "config.json").exists() else None):
+    workdir = Workdir.at(workdir)
+    if checked != (read_config(workdir) if workdir.has(CONFIG) else None):
         raise ConfigError(f"another run began in {workdir} at the same time: use another --workdir, or start again")
     resolved = {
         "num_classes": plan.num_classes,
@@ -187,12 +187,7 @@ def claim_workdir(
         section, _, field = name.rpartition(".")
         del (_value(fields, section) if section else fields)[field]
     record = {"format": FORMAT, "version": __version__, "config": fields, "resolved": resolved}
-    path = workdir / "config.json"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(path, record)
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be written ({machine_fault(error) or error.strerror}); fix that") from error
+    workdir.write_json(CONFIG, record, error=ConfigError)
 
 
 def _free_to_change(name: str, config: ConfigDict) -> bool:
@@ -216,19 +211,18 @@ def _value(fields: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def read_config(workdir: Path) -> dict[str, Any]:
+def read_config(workdir: WorkdirLike) -> dict[str, Any]:
     """{"config": the configuration, "resolved": what followed from it and the data} of a run. Raises ConfigError if absent."""
-    path = Path(workdir) / "config.json"
+    workdir = Workdir.at(workdir)
+    path = workdir.address(CONFIG)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        if not Path(workdir).exists():
-            raise ConfigError(f"{workdir}: there is no such file or folder") from None
-        raise ConfigError(f"{path} does not exist: {workdir} is not the --workdir of a training run") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path} is damaged ({error}); {_RESTORE}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); {_RESTORE}") from error
+        record = workdir.read_json(CONFIG)
+    except UnreadableError as error:
+        raise ConfigError(f"{error}; {_RESTORE}") from error
+    if record is None and not workdir.is_there():
+        raise ConfigError(f"{workdir}: there is no such file or folder")
+    if record is None and not workdir.has(CONFIG):
+        raise ConfigError(f"{path} does not exist: {workdir} is not the --workdir of a training run")
     if not isinstance(record, dict) or not {"config", "resolved"} <= set(record):
         raise ConfigError(f"{path} is not that of a training run: {workdir} is not its --workdir")
     if (wrong := _wrong_part(record)) is not None:
@@ -260,33 +254,28 @@ def scheduled_steps(record: Mapping[str, Any]) -> int:
     return record["config"]["train"]["epochs"] * record["resolved"]["steps_per_epoch"]
 
 
-def finished_results(workdir: Path, plan: Plan) -> dict[str, Any] | None:
+def finished_results(workdir: WorkdirLike, plan: Plan) -> dict[str, Any] | None:
     """The results of a run that has done all its steps, else None."""
-    path = workdir / "results.json"
-    if not path.exists():
+    workdir = Workdir.at(workdir)
+    if not workdir.has(RESULTS):
         return None
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = workdir.read_json(RESULTS)
         return results if results["step"] >= plan.total_steps else None
-    except (ValueError, KeyError, TypeError):
-        console.warn(f"{path} is damaged and is written again")
+    except (UnreadableError, KeyError, TypeError):
+        console.warn(f"{workdir.address(RESULTS)} is damaged and is written again")
         return None
 
 
-def write_results(workdir: Path, results: dict[str, Any]) -> None:
+def write_results(workdir: WorkdirLike, results: dict[str, Any]) -> None:
     """Write `results.json`, which says that the run is finished. Raises LogError when the disk does not take it."""
-    try:
-        write_json(workdir / "results.json", results)
-    except OSError as error:
-        raise LogError(
-            f"{workdir}/results.json cannot be written ({machine_fault(error) or error.strerror}); the last checkpoint is there, "
-            "fix that and run the command again"
-        ) from error
+    then = "the last checkpoint is there, fix that and run the command again"
+    Workdir.at(workdir).write_json(RESULTS, results, error=LogError, then=then)
 
 
-def skipped_steps(workdir: Path) -> int:
+def skipped_steps(workdir: WorkdirLike) -> int:
     """How many steps of the run were left out because their loss or gradient was not finite."""
-    return sum("nonfinite/loss" in row for row in read_rows(workdir / "metrics.jsonl"))
+    return sum("nonfinite/loss" in row for row in read_metrics(workdir))
 
 
 # Of results.json: what a run got over, told when there was any.

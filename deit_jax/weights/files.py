@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from deit_jax.storage.workdir import Workdir
 from deit_jax.weights.embedded import EMBEDDED, embedded_file
 from deit_jax.weights.errors import WeightsError
 
@@ -56,7 +57,9 @@ def is_weights(path: Path) -> bool:
     if str(path) == EMBEDDED:
         return True
     if path.is_dir():
-        return not (path / "checkpoints").exists() and any((path / name).is_file() for name in _WEIGHTS_IN_A_FOLDER)
+        return not Workdir.at(path).checkpoints.exist() and any(
+            (path / name).is_file() for name in _WEIGHTS_IN_A_FOLDER
+        )
     return path.is_file() or path.suffix.lower() in _READERS
 
 
@@ -71,7 +74,7 @@ def _file_in(folder: Path) -> Path:
             return folder / name
         if (folder / f"{name}.index.json").is_file():
             raise WeightsError(f"{folder} holds weights in several shards: save them in one file (max_shard_size)")
-    if (folder / "checkpoints").is_dir():
+    if Workdir.at(folder).checkpoints.exist():
         raise WeightsError(
             f"{folder} is the --workdir of a training run; run.py --mode=export writes its weights as a file"
         )

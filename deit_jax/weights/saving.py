@@ -16,6 +16,7 @@ import numpy as np
 from deit_jax.errors import refuse_address, require_choice
 from deit_jax.models.protocol import family
 from deit_jax.models.stacking import unstack_blocks
+from deit_jax.storage.workdir import METRICS, Workdir
 from deit_jax.weights import huggingface, labels, mmpretrain, native, timm
 from deit_jax.weights.cards import CARD_NAMES, check_class_names, flax_cards, huggingface_cards, timm_cards
 from deit_jax.weights.errors import MisfitError, WeightsError, listed
@@ -102,7 +103,8 @@ def _refuse_as_a_folder(path: Path, layout: str) -> None:
         raise WeightsError(
             f"{path}: mmpretrain reads files, not folders; give a path that ends in .pth (or .safetensors)"
         )
-    if (path / "checkpoints").exists() or (path / "metrics.jsonl").exists():
+    workdir = Workdir.at(path)
+    if workdir.checkpoints.exist() or workdir.has(METRICS):
         raise WeightsError(
             f"{path} is the --workdir of a training run, whose config.json would be lost: give another folder"
         )

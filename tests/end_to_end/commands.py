@@ -10,7 +10,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from deit_jax.reporting.metrics import read_rows
+from deit_jax.reporting.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 TINY = "--config=tests/tiny.py"
@@ -121,4 +121,4 @@ def run_together(workdir, *arguments, processes, devices=1):
 
 
 def train_rows(workdir):
-    return [row for row in read_rows(Path(workdir) / "metrics.jsonl") if "train/loss" in row]
+    return [row for row in read_metrics(workdir) if "train/loss" in row]

@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from deit_jax.reporting.metrics import read_rows
+from deit_jax.reporting.metrics import read_metrics
 
 from .commands import ROOT, TINY, command, environment, forked, refused, succeed
 from .commands import _run as run_here
@@ -50,7 +50,7 @@ def test_a_run_survives_the_loss_of_its_output(tmp_path):
     assert done.returncode == 0
     for name in ("full", "none"):
         assert (tmp_path / name / "results.json").exists()
-        assert all("printed" not in row for row in read_rows(tmp_path / name / "metrics.jsonl"))
+        assert all("printed" not in row for row in read_metrics(tmp_path / name))
 
 
 def test_a_page_that_cannot_be_printed_is_an_error_and_a_reader_that_ends_is_none():

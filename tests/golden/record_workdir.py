@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from deit_jax.reporting.metrics import read_rows
+from deit_jax.reporting.metrics import read_metrics
 from deit_jax.version import __version__
 from tests.reliability.test_earlier_version import (
     ARCHIVE,
@@ -52,7 +52,7 @@ def record_bfloat16():
             f"--workdir={workdir}",
         ]
         subprocess.run(command, cwd=ROOT, env=os.environ | RUN_FLAGS, check=True)
-        rows = [row for row in read_rows(workdir / "metrics.jsonl") if "train/loss" in row]
+        rows = [row for row in read_metrics(workdir) if "train/loss" in row]
     rows = [{name: row[name] for name in METRICS} for row in rows[5:]]
     recorded = {"rows": rows, "jax": version("jax"), "processor": processor()}
     IN_BFLOAT16.write_text(json.dumps(recorded, indent=1) + "\n")
@@ -65,7 +65,7 @@ def main():
         command = [sys.executable, "run.py", "--config=tests/tiny.py", f"--workdir={workdir}"]
         changes = ["--config.train.max_steps=10", "--config.checkpoint.every_steps=5"]
         subprocess.run(command + changes, cwd=ROOT, env=os.environ | RUN_FLAGS, check=True)
-        rows = [row for row in read_rows(workdir / "metrics.jsonl") if "train/loss" in row]
+        rows = [row for row in read_metrics(workdir) if "train/loss" in row]
         expected = {
             "rows": [{name: row[name] for name in METRICS} for row in rows[5:]],
             "digests": {step: digests(workdir, step) for step in ("5", "10")},

@@ -71,8 +71,8 @@ def test_a_teacher_that_is_trained_first_shares_the_folder_of_its_student(tmp_pa
     opened = {}
 
     def open_run(config, workdir, shared):
-        opened[workdir] = shared
-        if workdir.name == "teacher":
+        opened[workdir.path] = shared
+        if workdir.path.name == "teacher":
             raise ConfigError("that is enough")
         return preparation.open_run(config, workdir, shared)
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from deit_jax.training import manifest
+from deit_jax.storage import manifest
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.checkpointing import Checkpoints, load_state
 from tests.training.test_checkpointing import assert_equal, make_state

@@ -9,11 +9,12 @@ import time
 import jax
 import pytest
 
-from deit_jax.reporting.metrics import LogError, read_rows
+from deit_jax.reporting.metrics import LogError, read_metrics
 from deit_jax.reporting.run_log import RunLog
+from deit_jax.storage.workdir import WorkdirError
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.checkpointing import Checkpoints, load_state
-from deit_jax.training.lock import WorkdirError, hold
+from deit_jax.training.lock import hold
 from tests.end_to_end.commands import ROOT, TINY, command, environment, refused, succeed
 from tests.tiny import tiny_config
 from tests.training.test_checkpointing import assert_equal, make_state
@@ -50,12 +51,12 @@ def test_a_full_disk_ends_the_log_with_whole_rows(tmp_path):
             for step in range(1, 100_000):
                 log.write(step, {f"train/{number}": float(step) for number in range(30)})
         filler.unlink()
-        rows = read_rows(disk / "metrics.jsonl")
+        rows = read_metrics(disk)
         assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
         with RunLog(tiny_config(), disk) as log:
             log.begin(2)
             log.write(3, {"train/loss": 1.0})
-        assert [row["step"] for row in read_rows(disk / "metrics.jsonl")] == [1, 2, 3]
+        assert [row["step"] for row in read_metrics(disk)] == [1, 2, 3]
 
 
 def test_a_disk_that_cannot_be_written_is_told(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deit_jax.errors import UserError
-from deit_jax.reporting.metrics import read_rows
+from deit_jax.reporting.metrics import read_metrics
 from deit_jax.training.checkpointing import load_state
 from deit_jax.training.divergence import Detours, DivergenceError, Rollback, Watch
 from deit_jax.training.loop import train
@@ -68,7 +68,7 @@ def bits(workdir):
 
 
 def losses(workdir):
-    return [(row["step"], row["train/loss"]) for row in read_rows(workdir / "metrics.jsonl") if "train/loss" in row]
+    return [(row["step"], row["train/loss"]) for row in read_metrics(workdir) if "train/loss" in row]
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_skipped_steps_leave_everything_as_it_was(data, stopped, tmp_path):
     assert results["skipped_steps"] == 3 and results["rollbacks"] == 0  # once an epoch
     step, leaves = bits(tmp_path / "whole")
     assert step == 24 and all(np.isfinite(np.frombuffer(leaf, np.float32)).all() for leaf in leaves[:-1])
-    rows = [row for row in read_rows(tmp_path / "whole/metrics.jsonl") if "nonfinite/loss" in row]
+    rows = [row for row in read_metrics(tmp_path / "whole") if "nonfinite/loss" in row]
     assert rows[0]["step"] == bad_step(stopped[1]) and math.isnan(rows[0]["nonfinite/loss"])
 
 

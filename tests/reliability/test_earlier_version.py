@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from deit_jax.reporting.metrics import read_rows
+from deit_jax.reporting.metrics import read_metrics
 from deit_jax.training.checkpointing import load_state
 from tests.end_to_end.commands import ROOT, run
 
@@ -67,7 +67,7 @@ def resumed_rows(workdir):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "resuming after step 5" in done.stdout
     assert "goes on as it computed: config.model.drop_dtype=compute" in done.stdout
-    rows = [row for row in read_rows(workdir / "metrics.jsonl") if "train/loss" in row]
+    rows = [row for row in read_metrics(workdir) if "train/loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 11))
     return [{name: row[name] for name in METRICS} for row in rows[5:]]
 

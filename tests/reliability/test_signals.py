@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.chaos import CLOCK
 from deit_jax.errors import Stopped
-from deit_jax.reporting.metrics import read_rows
+from deit_jax.reporting.metrics import read_metrics
 from deit_jax.training.checkpointing import load_state
 from deit_jax.training.interruption import Interruption
 from deit_jax.training.loop import train
@@ -42,12 +42,12 @@ def signal_when(condition, number):
 
 
 def last_step(workdir):
-    rows = read_rows(workdir / "metrics.jsonl")
+    rows = read_metrics(workdir)
     return rows[-1]["step"] if rows else 0
 
 
 def history(workdir):
-    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(workdir / "metrics.jsonl")]
+    return [{k: v for k, v in row.items() if k not in CLOCK} for row in read_metrics(workdir)]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from deit_jax.reporting.metrics import LogError, read_rows
+from deit_jax.reporting.metrics import LogError, read_metrics
 from deit_jax.reporting.pictures import Pictures
 from deit_jax.reporting.run_log import RunLog
 from tests.tiny import tiny_config
@@ -65,7 +65,7 @@ def test_a_resumed_run_replaces_the_rows_after_its_checkpoint(tmp_path):
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "train/l')  # killed while writing
     write(tmp_path, 3, [4, 5, 6])
-    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
     assert not (tmp_path / "tensorboard").exists()
 
 
@@ -73,7 +73,7 @@ def test_a_row_is_on_disk_when_write_returns(tmp_path):
     with RunLog(tiny_config(log__tensorboard=True), tmp_path) as log:
         log.begin(0)
         log.write(1, {"train/loss": 0.5})
-        assert read_rows(tmp_path / "metrics.jsonl") == [{"step": 1, "train/loss": 0.5}]
+        assert read_metrics(tmp_path) == [{"step": 1, "train/loss": 0.5}]
         assert losses(tmp_path / "tensorboard") == [(1, 0.5)]
 
 
@@ -118,7 +118,7 @@ def test_a_rollback_begins_again_in_the_same_log(tmp_path):
         log.begin(1)
         log.write(2, {"train/loss": 0.5})
     assert losses(tmp_path / "tensorboard") == [(1, 1.0), (2, 0.5)]
-    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
 
 
 def test_tensorboard_that_is_turned_on_later_gets_the_rows_from_before(tmp_path):

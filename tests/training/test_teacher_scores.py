@@ -3,8 +3,9 @@ import pytest
 
 from deit_jax.data.identity import Images
 from deit_jax.models import create_model
+from deit_jax.storage.workdir import TEACHER_SCORES
 from deit_jax.training.program import Teacher
-from deit_jax.training.teacher_scores import NAME, score_teacher
+from deit_jax.training.teacher_scores import score_teacher
 from tests.tiny import TEACHER
 
 SCORES = {"class": {"top1": 12.5, "top5": 50.0, "loss": 2.25}}
@@ -56,5 +57,5 @@ def test_what_the_score_depends_on_has_it_measured_again(score, changed):
 @pytest.mark.parametrize("content", ["", "[1]", '{"scores": 1}', "{"])
 def test_a_damaged_file_has_it_measured_again(score, tmp_path, content):
     score(teacher_of(1.0))
-    (tmp_path / NAME).write_text(content)
+    (tmp_path / TEACHER_SCORES).write_text(content)
     assert score(teacher_of(1.0)) and not score(teacher_of(1.0))

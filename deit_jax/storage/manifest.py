@@ -61,12 +61,12 @@ def is_sealed(folder: Path) -> bool:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What `seal` was told. Raises DamageError if the manifest cannot be read."""
+    """What `seal` was given. Raises DamageError if the manifest cannot be read."""
     return {name: value for name, value in _read(folder).items() if name != "files"}
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """Read every file and compare it with the manifest; returns what `seal` was told.
+    """Read every file and compare it with the manifest; returns what `seal` was given.
 
     Raises DamageError for a file that is not there or not what it was, and for a manifest that cannot be read.
     """

@@ -1,0 +1,65 @@
+import errno
+import json
+import math
+import os
+
+import pytest
+
+from deit_jax.errors import UserError
+from deit_jax.storage.files import GrowingFile, disk_faults, write_file, write_json
+
+
+def test_json_files_are_replaced_whole(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"a": 1})
+    write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 2} and list(tmp_path.iterdir()) == [path]
+
+
+def refuse(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+def test_numbers_that_are_not_finite_are_null_and_counted(tmp_path):
+    path = tmp_path / "results.json"
+    write_json(path, {"a": [1.5, math.nan, (math.inf,)], "b": {"c": -math.inf}, "d": None, "e": True})
+    content = json.loads(path.read_text(), parse_constant=refuse)
+    assert content == {"a": [1.5, None, [None]], "b": {"c": None}, "d": None, "e": True, "nonfinite_values": 3}
+    write_json(path, [math.nan, 1])
+    assert json.loads(path.read_text(), parse_constant=refuse) == [None, 1]
+
+
+def test_a_file_is_written_with_the_folders_above_it_or_refused_in_one_line(tmp_path):
+    write_file(tmp_path / "a" / "b" / "page.html", "\u82b1", UserError)
+    assert (tmp_path / "a/b/page.html").read_bytes() == "\u82b1".encode()
+    line = rf"^{tmp_path}/a/b/page\.html/x cannot be written \(File exists\); take another$"
+    with pytest.raises(UserError, match=line):
+        write_file(tmp_path / "a/b/page.html/x", "", UserError, then="take another")
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a file"), "No space left on device"),
+        (OSError("of a library: Disk quota exceeded [path]"), "Disk quota exceeded"),
+        (OSError("without a number"), "without a number"),
+    ],
+)
+def test_a_disks_refusal_is_told_by_its_reason_alone(fault, reason):
+    with pytest.raises(UserError) as error, disk_faults(lambda words: UserError(f"so: {words}")):
+        raise fault
+    assert str(error.value) == f"so: {reason}" and error.value.__cause__ is fault
+
+
+def test_lines_are_there_when_append_returns_and_a_new_start_replaces_them(tmp_path):
+    path = tmp_path / "rows"
+    file = GrowingFile(path)
+    file.begin("1\n")
+    file.append("2")
+    assert path.read_text() == "1\n2\n"
+    file.begin("0\n")
+    file.append("1")
+    file.sync()
+    file.close()
+    file.close()
+    assert path.read_text() == "0\n1\n" and list(tmp_path.iterdir()) == [path]
