@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from deit_jax.config_losses import register_loss
+from deit_jax.data.registry import register_source
 from deit_jax.models import ModelOutput, create_model, list_models, register_model
 from deit_jax.version import __version__
 from deit_jax.weights import Preprocessing, WeightsError, list_pretrained, load_pretrained, load_weights, save_weights
@@ -22,7 +24,9 @@ __all__ = [
     "list_pretrained",
     "load_pretrained",
     "load_weights",
+    "register_loss",
     "register_model",
+    "register_source",
     "save_weights",
 ]
 

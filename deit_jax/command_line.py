@@ -22,6 +22,7 @@ from deit_jax.config_unused import without_effect
 from deit_jax.errors import UserError, refuse_address
 from deit_jax.help import MODES, page, requested
 from deit_jax.paths import expand_paths, folder, typed_path
+from deit_jax.plugins import say_plugins
 from deit_jax.recipes.location import find_config, own_configs
 
 _CONFIG = flags.DEFINE_string(
@@ -248,6 +249,7 @@ def run(argv: Sequence[str]) -> None:
         _prepare_process(default_config())
     elif mode != "compile":
         require_devices()
+    say_plugins()  # by one of several processes
     if config is not None and _GIVEN.file is not None:
         _tell_packaged_file(_GIVEN.file)
         _warn_of_what_has_no_effect(config)

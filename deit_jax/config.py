@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from deit_jax.errors import UserError
+from deit_jax.loss_kinds import loss_kind
 
 # Parameter names ("/"-joined) that AdamW does not decay: every 1-D tensor is a bias or a normalisation scale, and the released
 # code exempts cls_token and pos_embed, not dist_token (its authors confirm that dist_token is meant to decay).
@@ -38,6 +39,9 @@ def default_config() -> ConfigDict:
     config.num_classes = placeholder(int)  # None: as many as the data set has
     config.image_size = placeholder(int)  # pixels; None: the size in the model's name
     config.compute_dtype = "auto"  # auto: bfloat16 on TPU and GPU, float32 on CPU; parameters are always float32
+
+    # modules that are imported first, by name: they register models, data sources and losses of your own (docs/extending.md)
+    config.plugins = ()
 
     # a loss or gradient that is not finite: stop | skip (leave the step out) | rollback (to the last checkpoint, then other data)
     config.on_nonfinite = "stop"
@@ -73,7 +77,8 @@ def default_config() -> ConfigDict:
     # none: only for a model without a distillation token | soft | hard: with a distillation token the teacher teaches that token,
     # else the class token. Without a teacher, for a model with a distillation token: labels, which each head learns (section 4's
     # control) | labels_mean, which the mean of the two heads' logits learns (how the released code fine-tuned) | labels_class,
-    # which the class head alone learns (an answer of the authors'; with model.fusion=class)
+    # which the class head alone learns (an answer of the authors'; with model.fusion=class). Or the name of a registered loss,
+    # which has a section of its own, config.<kind>
     distillation.kind = "none"
     distillation.alpha = 0.5  # weight of the teacher's term; 1 - alpha is the labels'. The paper's soft rows use 0.1
     distillation.tau = 1.0  # temperature of soft distillation. The paper's soft rows use 3.0
@@ -97,8 +102,8 @@ def default_config() -> ConfigDict:
     teacher.recipe = placeholder(ConfigDict)  # a whole config: the teacher is first trained by it, in <workdir>/teacher
 
     config.data = data = ConfigDict()
-    data.source = "tfds"  # fashion_mnist_10k (embedded) | npz | folder | tfds
-    data.name = "imagenet2012"  # TFDS name; unused by the others
+    data.source = "tfds"  # fashion_mnist_10k (embedded) | npz | folder | tfds, or the name of a registered source
+    data.name = "imagenet2012"  # TFDS name; a registered source may use it, the others do not
     data.path = (
         ""  # npz: the file; folder: the root that holds the splits' folders; tfds: data_dir ("" = TFDS's default)
     )
@@ -273,6 +278,7 @@ BEFORE_IT_EXISTED: dict[str, Any] = {
     "model.drop_dtype": "compute",
     "model.residual_dtype": "compute",
     "model.regnet_init": "timm_0.5",
+    "plugins": (),
 }
 
 
@@ -300,7 +306,8 @@ def recorded_config(record: Mapping[str, Any]) -> ConfigDict:
 
 def needs_teacher(config: ConfigDict) -> bool:
     """Whether the configuration distils from a teacher."""
-    return config.distillation.kind in ("soft", "hard")
+    kind = loss_kind(config.distillation.kind)
+    return kind is not None and kind.needs_teacher
 
 
 def listed_names(text: str) -> list[str]:

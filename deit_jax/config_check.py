@@ -12,10 +12,14 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, listed_names, needs_teacher
 from deit_jax.config_file import missing_field
+from deit_jax.config_losses import complete_section, section_kinds
 from deit_jax.config_model import check_heads, check_model, check_teachers
 from deit_jax.config_values import Kind, kinds, will_do
+from deit_jax.data.registry import source_names
+from deit_jax.loss_kinds import kinds_with_teacher, loss_kinds
+from deit_jax.plugins import import_configured
 
-CHOICES = {
+_CHOICES = {
     "compute_dtype": ("auto", "float32", "bfloat16"),
     "on_nonfinite": ("stop", "skip", "rollback"),
     "model.attention": ("xla", "dot_product", "cudnn"),
@@ -24,13 +28,11 @@ CHOICES = {
     "model.drop_dtype": ("compute", "float32"),
     "model.residual_dtype": ("compute", "float32"),
     "model.regnet_init": ("timm_0.5", "timm_0.3"),
-    "distillation.kind": ("none", "soft", "hard", "labels", "labels_mean", "labels_class"),
     "distillation.kl": ("released", "paper"),
     "distillation.kl_mean": ("elements", "batch"),
     "model.variables": ("raw", "ema"),
     "teacher.variables": ("raw", "ema"),
     "teacher.on_change": ("stop", "continue"),
-    "data.source": ("fashion_mnist_10k", "npz", "folder", "tfds"),
     "data.train_crop": ("random_resized", "padded", "center"),
     "data.on_bad_image": ("stop", "replace"),
     "data.on_change": ("stop", "continue"),
@@ -38,6 +40,12 @@ CHOICES = {
     "optimizer.name": ("adamw", "sgd"),
     "schedule.kind": ("released", "plain"),
 }  # the augmentation checks its own fields
+
+
+def choices() -> dict[str, tuple[str, ...]]:
+    """The values that fields may have, by dotted name, of the fields that have few; with what plugins have registered."""
+    return _CHOICES | {"distillation.kind": loss_kinds(), "data.source": source_names()}
+
 
 _TINY = 1e-12  # a lower bound: above 0
 _BELOW_1 = 1 - 1e-6
@@ -112,14 +120,21 @@ _MOST = 2**32 - 1  # of whole numbers: what JAX's counters and NumPy's generator
 def validate(config: ConfigDict) -> None:
     """Refuse a configuration that cannot be run, before anything is opened or compiled.
 
-    Raises ConfigError: a field that is unknown or missing, a value that is of another type, not finite or outside its choices or
-    bounds, an option that the model does not have, or values that do not go together.
+    First config.plugins are imported. A registered loss that is picked gets its section, with the defaults of what is not set.
+
+    Raises ConfigError: a plugin that cannot be imported, a field that is unknown or missing, a value that is of another type, not
+    finite or outside its choices or bounds, an option that the model does not have, or values that do not go together.
     """
+    missing = missing_field(config)
+    if missing is not None:
+        raise ConfigError(f"config has no field {missing!r}: start from default_config()")
+    import_configured(config)
+    complete_section(config)
     _refuse_wrong_fields(config)
-    for name, choices in CHOICES.items():
+    for name, known in choices().items():
         value = _get(config, name)
-        if value not in choices:
-            raise ConfigError(f"config.{name}={value!r} is none of {', '.join(choices)}")
+        if value not in known:
+            raise ConfigError(f"config.{name}={value!r} is none of {', '.join(known)}")
     for name, (low, high) in _BOUNDS.items():
         value = _get(config, name)
         for number in () if value is None else value if isinstance(value, tuple | list) else (value,):
@@ -127,8 +142,9 @@ def validate(config: ConfigDict) -> None:
                 at_least = "above 0" if low == _TINY else f"at least {low}"
                 at_most = "" if not high else " and below 1" if high == _BELOW_1 else f" and at most {high}"
                 raise ConfigError(f"config.{name}={value!r} must be {at_least}{at_most}")
+    known_fields = section_kinds(config)
     for name, value in _fields(config):
-        if kinds()[name].base is int and value is not None and value > _MOST:
+        if known_fields[name].base is int and value is not None and value > _MOST:
             raise ConfigError(f"config.{name}={value!r} must be at most {_MOST}")
     for name, length in _LENGTHS.items():
         value = _get(config, name)
@@ -157,14 +173,12 @@ def validate(config: ConfigDict) -> None:
 
 
 def _refuse_wrong_fields(config: ConfigDict) -> None:
-    """Refuse fields that there are not, that are missing, or that hold a value of another type or a number that is not finite."""
-    missing = missing_field(config)
-    if missing is not None:
-        raise ConfigError(f"config has no field {missing!r}: start from default_config()")
+    """Refuse fields that there are not, or that hold a value of another type or a number that is not finite."""
+    known = section_kinds(config)
     for name, value in _fields(config):
-        kind = kinds().get(name)
+        kind = known.get(name)
         if kind is None:
-            near = difflib.get_close_matches(name, kinds(), n=1, cutoff=0.0)[0]
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise ConfigError(f"config.{name}: there is no such field; the nearest is config.{near}")
         if not will_do(kind, value):
             raise ConfigError(f"config.{name}={value!r}: give {kind.wanted}")
@@ -194,9 +208,9 @@ def _refuse_bad_extra_sets(config: ConfigDict) -> None:
         wrong = [field for field in sorted(fields) if not isinstance(entry[field], str)]
         if wrong:
             raise ConfigError(f"config.evaluation.extra.{name}.{wrong[0]}={_plain(entry[wrong[0]])!r}: give a text")
-        if entry.source not in CHOICES["data.source"]:
+        if entry.source not in source_names():
             raise ConfigError(
-                f"config.evaluation.extra.{name}.source={entry.source!r} is none of {', '.join(CHOICES['data.source'])}"
+                f"config.evaluation.extra.{name}.source={entry.source!r} is none of {', '.join(source_names())}"
             )
 
 
@@ -205,7 +219,11 @@ def _refuse_bad_teachers(config: ConfigDict) -> None:
     names, weights = listed_names(teacher.name), listed_names(teacher.weights)
     if not needs_teacher(config):
         if teacher.weights or any(teacher[field] is not None for field in ("recipe", "mean", "std", "classes")):
-            raise ConfigError(f"config.teacher is given but config.distillation.kind is {kind}: set it to soft or hard")
+            taught = kinds_with_teacher()
+            raise ConfigError(
+                f"config.teacher is given but config.distillation.kind is {kind}: set it to "
+                f"{', '.join(taught[:-1])} or {taught[-1]}"
+            )
     elif teacher.recipe is not None:
         if teacher.weights:
             raise ConfigError("config.teacher.weights and config.teacher.recipe exclude each other: keep one of them")

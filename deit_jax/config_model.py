@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, default_config, listed_names, needs_teacher
+from deit_jax.loss_kinds import loss_kind
 from deit_jax.models.registry import check_fields, has_token, model_fields
 from deit_jax.weights.files import is_workdir
 
@@ -111,14 +112,17 @@ def named_teachers(config: ConfigDict) -> list[tuple[str, str]]:
 def check_heads(config: ConfigDict) -> None:
     """Raise ConfigError if training would not teach a head of the model, or would teach a head that the model does not have."""
     kind, name, token = config.distillation.kind, config.model.name, has_distillation_token(config)
-    if kind.startswith("labels") and not token:
+    loss = loss_kind(kind)
+    if loss is None:
+        return  # `validate` refuses it
+    if loss.needs_token and not token:
         raise ConfigError(
             f"config.distillation.kind={kind} is for a model with a distillation token, which {name} does not have: take one "
             "that has it (deit_..._distilled_...), or config.distillation.kind=none"
         )
-    if kind == "labels_class" and config.model.fusion != "class":
+    if token and kind != "none" and not loss.teaches_token and config.model.fusion != "class":
         raise ConfigError(
-            f"config.distillation.kind=labels_class does not teach the head of the distillation token of {name}, whose logits "
+            f"config.distillation.kind={kind} does not teach the head of the distillation token of {name}, whose logits "
             f"config.model.fusion={config.model.fusion} takes into the answer: set config.model.fusion=class"
         )
     if kind == "none" and token:

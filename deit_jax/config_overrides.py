@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, listed_names
-from deit_jax.config_check import CHOICES
+from deit_jax.config import ConfigError, default_config, listed_names
+from deit_jax.config_check import choices
+from deit_jax.config_losses import complete_section, forget_sections
 from deit_jax.config_model import check_overrides, overridable
 from deit_jax.config_values import Kind, is_bool, kind_of, kinds, parse
 from deit_jax.errors import UserError
+from deit_jax.loss_kinds import loss_kind
 from deit_jax.models.registry import list_models, model_fields
+from deit_jax.plugins import import_configured
 
 _RECIPE = "teacher.recipe."  # whose fields are those of a whole configuration
 _OVERRIDES = r"(model|teacher)\.overrides\.(\w+)"
@@ -32,6 +35,7 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
     """A command line without its `--config.FIELD`s, and these, as they are given.
 
     --config.FIELD VALUE is --config.FIELD=VALUE. A field that is True or False needs no value, and --noconfig.FIELD is False.
+    A field of a section that no configuration has may be a plugin's: `apply` knows.
     Raises UserError for a field that no configuration has, and for a value that is missing.
     """
     rest: list[str] = []
@@ -68,15 +72,34 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
 def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
     """Give fields of a configuration their values, in place.
 
-    The last value of a field counts; of tuples several single values are one value. A field of the model's overrides has the type
-    that the model gives it, so names of models and whole sections are set first, wherever they stand. Raises UserError, in one
-    line, for an unknown field or a value of another type.
+    The last value of a field counts; of tuples several single values are one value. Wherever they stand, the plugins are set
+    first, and imported; then names of models and losses and whole sections; then what has the type that a model or a loss gives
+    it: the model's overrides, the loss's own section. Raises UserError, in one line, for an unknown field or a value of another
+    type, and ConfigError for a plugin that cannot be imported.
     """
     by_key: dict[str, list[str]] = {}
     for key, text in overrides:
         by_key[key] = [*by_key.pop(key, []), text]
-    for key in sorted(by_key, key=lambda key: _short(key) not in kinds()):
-        texts = by_key[key]
+    plugins = {key: by_key.pop(key) for key in list(by_key) if _short(key) == "plugins"}
+    fixed = {key: by_key.pop(key) for key in list(by_key) if _short(key) in kinds()}
+    _set(config, plugins)
+    import_configured(config, say=False)
+    _set(config, fixed)
+    _settle_losses(config, picked=any(_short(key) == "distillation.kind" for key in fixed))
+    _set(config, by_key)
+
+
+def _settle_losses(config: ConfigDict, *, picked: bool) -> None:
+    """Put the section of the loss where it belongs; `picked` on the command line, it makes those of others useless."""
+    recipe: Any = config
+    while picked and isinstance(recipe, ConfigDict):
+        forget_sections(recipe)
+        recipe = recipe.teacher.recipe
+    complete_section(config)
+
+
+def _set(config: ConfigDict, by_key: Mapping[str, Sequence[str]]) -> None:
+    for key, texts in by_key.items():
         section, name, kind = _place(config, key)
         try:
             value = parse(kind, texts[-1])
@@ -86,7 +109,8 @@ def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
                     value = tuple(item for value in values for item in value)
             if name == "recipe" and value is not None:
                 raise ValueError(f"give None, or set the recipe's fields, e.g. --config.{key}.train.epochs")
-            if texts[-1].strip().lower() == "none" and kind.base is str and not kind.optional and not _takes_none(name):
+            none = texts[-1].strip().lower() == "none" and kind.base is str and not kind.optional
+            if none and not (_takes_none(name) or _is_in_loss(key)):
                 raise ValueError(f"give a text; for none, leave it empty: --config.{key}=")
         except ValueError as error:
             raise UserError(f"--config.{key}={texts[-1]}: {error}") from error
@@ -96,7 +120,12 @@ def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
 
 def _takes_none(name: str) -> bool:
     """Whether "none" is a choice of a field, by its name without sections: teacher.overrides.remat is as model.remat."""
-    return any("none" in choices for field, choices in CHOICES.items() if field.rpartition(".")[2] == name)
+    return any("none" in values for field, values in choices().items() if field.rpartition(".")[2] == name)
+
+
+def _is_in_loss(key: str) -> bool:
+    """Whether a field is one of a registered loss, whose texts may be anything."""
+    return loss_kind(_short(key).partition(".")[0]) is not None
 
 
 def _short(key: str) -> str:
@@ -109,16 +138,28 @@ def _kind_by_name(key: str) -> Kind | None:
     short = _short(key)
     if short in kinds():
         return kinds()[short]
-    if re.fullmatch(rf"{_OVERRIDES}|{_EXTRA}|published\..+", short):
+    if re.fullmatch(rf"{_OVERRIDES}|{_EXTRA}|published\..+", short) or _may_be_a_plugins(short):
         return None
+    raise _unknown(key)
+
+
+def _may_be_a_plugins(short: str) -> bool:
+    """Whether a field that no configuration has may be one of a registered loss, judged by its name."""
+    section, dot, field = short.partition(".")
+    return bool(dot) and section.isidentifier() and field.isidentifier() and section not in default_config()
+
+
+def _unknown(key: str, own: Collection[str] = ()) -> UserError:
+    """The error for a field that there is not. own: the fields of the configuration's own loss."""
+    short = _short(key)
     inside = [name for name in kinds() if name.startswith(f"{short}.")]
     if inside:
-        raise UserError(f"--config.{key} is a section: set its fields, e.g. --config.{inside[0]}")
-    near = difflib.get_close_matches(short, kinds(), n=1, cutoff=0.0)[0]
+        return UserError(f"--config.{key} is a section: set its fields, e.g. --config.{inside[0]}")
+    near = difflib.get_close_matches(short, own or kinds(), n=1, cutoff=0.0)[0]
     if _in_a_model(short.rpartition(".")[2]):
         near = f"model.overrides.{short.rpartition('.')[2]}"
     outer = key.removesuffix(short)
-    raise UserError(f"--config.{key}: there is no such field; the nearest is --config.{outer}{near}")
+    return UserError(f"--config.{key}: there is no such field; the nearest is --config.{outer}{near}")
 
 
 def _in_a_model(name: str) -> bool:
@@ -155,7 +196,25 @@ def _place(config: ConfigDict, key: str) -> tuple[ConfigDict, str, Kind]:
         if match[2] not in extra[match[1]]:
             raise UserError(f"--config.{key}: {match[1]!r} has the fields {', '.join(extra[match[1]])}")
         return extra[match[1]], match[2], Kind(str)
+    if not short.startswith("published."):
+        return _place_in_loss(config, key, outer)
     return config.published, short.removeprefix("published."), Kind(float)
+
+
+def _place_in_loss(config: ConfigDict, key: str, outer: str) -> tuple[ConfigDict, str, Kind]:
+    """The same for a field of the section of a registered loss."""
+    section, _, name = key.removeprefix(outer).partition(".")
+    loss = loss_kind(section)
+    if loss is None or loss.build is None:
+        raise _unknown(key)
+    if section != config.distillation.kind:
+        raise UserError(
+            f"--config.{key}: config.{outer}distillation.kind is {config.distillation.kind}: set it to {section}, whose fields "
+            "these are"
+        )
+    if name not in loss.fields:
+        raise _unknown(key, [f"{section}.{field}" for field in loss.fields])
+    return config[section], name, kind_of(loss.fields[name])
 
 
 def _kind_in_model(config: ConfigDict, section: str, field: str) -> Kind:

@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import default_config, needs_teacher
 from deit_jax.config_model import named_teachers
+from deit_jax.data.registry import unread_fields
+from deit_jax.loss_kinds import loss_kind
 from deit_jax.weights.files import is_workdir
 
 # Files under configs/ set these for what a user may add, e.g. a teacher or weights: they are named if the command line has them.
@@ -44,10 +46,10 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
     def these(reason: str, *names: str) -> Iterator[tuple[str, str]]:
         return ((name, reason) for name in names)
 
-    if kind in ("none", "labels_mean", "labels_class"):
-        yield from these(f"distillation.kind is {kind}", "distillation.alpha")
-    if kind != "soft":
-        yield from these(f"distillation.kind is {kind}", "distillation.tau", "distillation.kl", "distillation.kl_mean")
+    known = loss_kind(kind)
+    read = () if known is None else known.uses
+    unread = (f"distillation.{name}" for name in ("alpha", "tau", "kl", "kl_mean") if name not in read)
+    yield from these(f"distillation.kind is {kind}", *unread)
     if not needs_teacher(config):
         yield from these(
             f"distillation.kind is {kind}",
@@ -63,10 +65,7 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
     if not config.model.weights:
         yield from these("model.weights is empty", "model.variables")
 
-    if data.source != "tfds":
-        yield from these(f"data.source is {data.source}", "data.name")
-    if data.source != "folder":
-        yield from these(f"data.source is {data.source}", "data.held_out")
+    yield from these(f"data.source is {data.source}", *(f"data.{name}" for name in unread_fields(data.source)))
     if data.train_crop != "random_resized":
         yield from these(f"data.train_crop is {data.train_crop}", "data.crop_scale", "data.crop_ratio")
     if data.train_crop != "padded":

@@ -15,6 +15,7 @@ from deit_jax.config import default_config
 
 # Elements of tuples whose default has none to tell, or more than one type.
 _ELEMENTS: dict[str, type] = {
+    "plugins": str,
     "teacher.mean": float,
     "teacher.std": float,
     "teacher.classes": int,

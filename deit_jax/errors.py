@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib
 import os
 import re
+import traceback
 from collections.abc import Sequence
 
 
@@ -64,3 +66,20 @@ def machine_fault(error: BaseException) -> str | None:
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line; its kind, if it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def raised_outside(error: BaseException) -> str:
+    """What code from outside the package has raised, in one line: the kind, the text, and the file and line that were reached."""
+    said = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_inside(frame.filename)]
+    # What the user's file calls, e.g. JAX, is deeper.
+    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    return f"{said} ({own[-1].filename}, line {own[-1].lineno})" if own else said
+
+
+def _is_inside(file: str) -> bool:
+    return file.startswith(
+        (os.path.dirname(os.path.abspath(__file__)) + os.sep, "<frozen importlib", importlib.__path__[0])
+    )

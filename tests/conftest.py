@@ -1,6 +1,7 @@
 """Shared by all tests: eight virtual CPU devices, quick compilation, and one cache of compiled programs for a whole run."""
 
 import gc
+import importlib
 import importlib.util
 import os
 import sys
@@ -39,3 +40,30 @@ def timm_python():
     if python is None:
         pytest.skip("timm is not installed here, and TIMM_PYTHON does not name an interpreter that has it")
     return python
+
+
+@pytest.fixture
+def modules(tmp_path, monkeypatch):
+    """Writes modules that can be imported (package__name="code"), returns their folder; what they register goes again."""
+    from deit_jax import loss_kinds, plugins
+    from deit_jax.data import registry
+
+    folder = tmp_path / "importable"
+    folder.mkdir()
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(folder))
+    for holder, name in ((loss_kinds, "_KINDS"), (registry, "_SOURCES"), (plugins, "_imported"), (plugins, "_said")):
+        monkeypatch.setattr(holder, name, getattr(holder, name).copy())
+
+    def write(**files):
+        for name, code in files.items():
+            path = folder / f"{name.replace('__', '/', 1)}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(code)
+        importlib.invalidate_caches()
+        return folder
+
+    yield write
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]

@@ -23,6 +23,7 @@ from deit_jax.data.bad_images import BadImages, OnBadImage
 from deit_jax.data.decoding import Crop, EvaluationCrop, decode
 from deit_jax.data.sampling import Chunk, Stretches, TrainOrder, chunks_of
 from deit_jax.data.sources import DataError, ImageSource, UnusableError, is_multi_label
+from deit_jax.plugins import ImportedPlugins
 
 _CHUNK = 64  # positions of a chunk, at most (and up to an image's further copies)
 _MAX_THREADS = 16  # by default; the interpreter's lock feeds hardly more
@@ -289,6 +290,17 @@ class _EvalReader:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """What a loader worker unpickles: first the plugins, which it so imports before what they are needed for."""
+
+    plugins: ImportedPlugins
+    read: Callable[[int], dict[str, Any]]
+
+    def __call__(self, index: int) -> dict[str, Any]:
+        return self.read(index)
+
+
 def _batches(
     read: Callable[[int], dict[str, Any]],
     *,
@@ -312,7 +324,7 @@ def _batches(
     per_process = math.ceil(ahead / max(num_workers, 1))
     dataset: Any = (
         grain.MapDataset.range(steps * chunks)
-        .map(read)
+        .map(_Reader(ImportedPlugins(), read))
         .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(per_process, num_threads)))
     )
     if num_workers:

@@ -1,13 +1,17 @@
-"""From the `data` section of a config to an image source."""
+"""From the `data` section of a config to an image source: which sources there are, the package's and those from outside."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deit_jax.config import default_config
 from deit_jax.data.decoding import Crop, PaddedCrop, RandomResizedCrop, evaluation_crop
 from deit_jax.data.file_names import is_archive
 from deit_jax.data.folder import ImageFolderSource
@@ -20,6 +24,7 @@ from deit_jax.data.other_layouts import (
     refuse_folders,
     refuse_other_layout,
 )
+from deit_jax.data.own_source import OwnSource, open_own
 from deit_jax.data.real_labels import RealLabels
 from deit_jax.data.sources import (
     ArraySource,
@@ -35,8 +40,76 @@ from deit_jax.data.sources import (
 from deit_jax.data.split_folders import find_split, split_note, splits_beside, unused_splits
 from deit_jax.data.splits import held_out, split_name, take_of_each_class, take_part
 from deit_jax.printable import printable
+from deit_jax.registration import same_definition
 
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """A value of data.source."""
+
+    open: Callable[[Any, Split], ImageSource]  # of a whole split, unless it takes parts itself
+    open_further: Callable[
+        [Any], ImageSource
+    ]  # the same of a further set, a `data` section with its split as eval_split
+    takes_parts: bool = False  # it understands "train[:50%]" itself
+    needs_path: bool = False
+    unread: tuple[str, ...] = ()  # fields of `data` without effect
+    registered: Callable[[Any, Split], Any] | None = None  # a user's own opener
+
+
+def register_source(name: str, open: Callable[[Any, Split], Any], *, takes_parts: bool = False) -> None:
+    """Make a data source known, which `config.data.source=<name>` then picks, for training, evaluation and further sets.
+
+    Args:
+        name: its name, of letters, digits and underscores.
+        open: called with the `data` section of the configuration and `"train"` or `"eval"`. `data.train_split` and
+            `data.eval_split` are the splits' names, `data.path` and `data.name` are free for the source to use. For an entry of
+            config.evaluation.extra the section has the entry's source, name and path, its split as both splits, and else
+            defaults. It returns an object with `__len__`, `__getitem__` (an index to a pair of image and label) and
+            `class_names`; docs/extending.md lists what else it may have.
+        takes_parts: `open` understands parts of a split, e.g. "train[:50%]", itself, and gets them as they are given. Else they
+            are taken of the whole split that it returns.
+
+    Raises:
+        ValueError: the name is not one, or there is another source of that name.
+    """
+    if not (isinstance(name, str) and name.isidentifier()):
+        raise ValueError(f"register_source: {name!r} is not a name of letters, digits and underscores")
+    known = _SOURCES.get(name)
+    if known is not None and (known.registered is None or not same_definition(known.registered, open)):
+        raise ValueError(f"register_source: there is a source {name!r} already: take another name")
+    if not callable(open):
+        raise ValueError(f"register_source: open of {name!r} is {open!r}, not a function")
+
+    def opened(data: Any, split: Split) -> OwnSource:
+        return open_own(name, open, data if takes_parts else _with_whole_splits(data, split), split)
+
+    _SOURCES[name] = _Kind(opened, lambda data: opened(data, "eval"), takes_parts=takes_parts, registered=open)
+
+
+def source_names() -> tuple[str, ...]:
+    """The values of data.source, in the order of their registration."""
+    return tuple(_SOURCES)
+
+
+def unread_fields(name: str) -> tuple[str, ...]:
+    """The fields of the `data` section that a source does not read; none of an unknown or registered one."""
+    return _SOURCES[name].unread if name in _SOURCES else ()
+
+
+def _with_whole_splits(data: Any, split: Split) -> Any:
+    """The same section with the splits' names alone: train of "train[:50%]"."""
+    data = copy.deepcopy(data)
+    for field in ("train_split", "eval_split"):
+        expression = getattr(data, field)
+        try:
+            setattr(data, field, split_name(expression) if expression else "")
+        except DataError:  # of the other split: it is refused when that is opened
+            if field == f"{split}_split":
+                raise
+    return data
 
 
 def open_source(data: Any, split: Split) -> ImageSource:
@@ -74,22 +147,13 @@ def open_source(data: Any, split: Split) -> ImageSource:
 
 
 def _open(data: Any, split: Split) -> ImageSource:
-    if data.source in ("npz", "folder") and not data.path:
+    kind = _SOURCES.get(data.source)
+    if kind is None:
+        raise DataError(f"data.source={data.source!r} is unknown; choose {_listed()}")
+    if kind.needs_path and not data.path:
         raise DataError(f"data.source={data.source} needs data.path, which is empty; set --config.data.path")
-    expression = data.train_split if split == "train" else data.eval_split
-    if data.source == "tfds":
-        return _open_tfds(data.name, expression, data.path)
-    name = split_name(expression)
-    whole: ImageSource
-    if data.source == "fashion_mnist_10k":
-        whole = ArraySource.from_npz(EMBEDDED, name)
-    elif data.source == "npz":
-        whole = _open_arrays(data.path, name)
-    elif data.source == "folder":
-        whole = _open_folder(data, name, split)
-    else:
-        raise DataError(f"data.source={data.source!r} is unknown; choose fashion_mnist_10k, npz, folder or tfds")
-    return take_part(whole, expression)
+    source = kind.open(data, split)
+    return source if kind.takes_parts else _part(source, _expression(data, split))
 
 
 def open_further_set(entry: Any, index: str = AUTO) -> ImageSource:
@@ -105,31 +169,27 @@ def open_further_set(entry: Any, index: str = AUTO) -> ImageSource:
         MissingDataError: the set or its labels are not there.
         DataError: they cannot be read.
     """
-    source, path, expression = entry.source, entry.path, entry.split
-    labels = entry.get("labels", "")
+    kind = _SOURCES.get(entry.source)
+    if kind is None:
+        raise DataError(f"source={entry.source!r} is unknown; choose {_listed()}")
+    if kind.needs_path and not entry.path:
+        raise MissingDataError(f"source={entry.source} needs a path, which is empty: set it, or source=tfds and a name")
+    data = default_config().data
+    data.update({"source": entry.source, "name": entry.get("name", ""), "path": entry.path, "index": index})
+    data.train_split = data.eval_split = entry.split
+    images = kind.open_further(data)
+    if labels := entry.get("labels", ""):
+        images = RealLabels(images, labels)
+    return images if kind.takes_parts else _part(images, entry.split)
 
-    def relabelled(images: ImageSource) -> ImageSource:
-        return RealLabels(images, labels) if labels else images
 
-    if source in ("npz", "folder") and not path:
-        raise MissingDataError(f"source={source} needs a path, which is empty: set it, or source=tfds and a name")
-    if source == "tfds":
-        return relabelled(_open_tfds(entry.name, expression, path, flags=""))
-    if source == "folder":
-        folder, name = path, split_name(expression) if expression else ""
-        if not os.path.isdir(path):
-            raise no_such_folder(path, flags="")
-        if expression:
-            folder = find_split(path, name) or ""
-            if not folder:
-                raise no_split_folder(path, name, flags="")
-        whole = relabelled(ImageFolderSource(folder, index, split_note(folder, name, "its") if name else ()))
-        return take_part(whole, expression) if expression else whole
-    if source == "fashion_mnist_10k":
-        return take_part(relabelled(ArraySource.from_npz(EMBEDDED, split_name(expression))), expression)
-    if source == "npz":
-        return take_part(relabelled(_open_arrays(path, split_name(expression), flags="")), expression)
-    raise DataError(f"source={source!r} is unknown; choose fashion_mnist_10k, npz, folder or tfds")
+def _part(source: ImageSource, expression: str) -> ImageSource:
+    return take_part(source, expression) if expression else source
+
+
+def _listed() -> str:
+    names = source_names()
+    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def holds_out(data: Any) -> bool:
@@ -139,6 +199,14 @@ def holds_out(data: Any) -> bool:
         and data.held_out > 0
         and find_split(data.path, split_name(data.eval_split), held_out=True) is None
     )
+
+
+def _expression(data: Any, split: Split) -> str:
+    return data.train_split if split == "train" else data.eval_split
+
+
+def _open_embedded(data: Any, split: Split) -> ImageSource:
+    return ArraySource.from_npz(EMBEDDED, split_name(_expression(data, split)))
 
 
 def _open_tfds(name: str, expression: str, path: str, flags: str = MAIN) -> ImageSource:
@@ -164,7 +232,8 @@ def _open_arrays(path: str, name: str, flags: str = MAIN) -> ImageSource:
         raise
 
 
-def _open_folder(data: Any, name: str, split: Split) -> ImageSource:
+def _open_folder(data: Any, split: Split) -> ImageSource:
+    name = split_name(_expression(data, split))
     if not os.path.isdir(data.path):
         raise no_such_folder(data.path)
     if holds_out(data):
@@ -180,6 +249,17 @@ def _open_folder(data: Any, name: str, split: Split) -> ImageSource:
     if other_split and train_folder is not None and os.path.samefile(folder, train_folder):
         notes = [*notes, f"{printable(folder)} and {printable(train_folder)} are one folder, by a link"]
     return ImageFolderSource(folder, data.index, notes)
+
+
+def _open_further_folder(data: Any) -> ImageSource:
+    folder, name = data.path, split_name(data.eval_split) if data.eval_split else ""
+    if not os.path.isdir(data.path):
+        raise no_such_folder(data.path, flags="")
+    if name:
+        folder = find_split(data.path, name) or ""
+        if not folder:
+            raise no_split_folder(data.path, name, flags="")
+    return ImageFolderSource(folder, data.index, split_note(folder, name, "its") if name else ())
 
 
 def _hold_out(data: Any, split: Split) -> ImageSource:
@@ -201,6 +281,24 @@ def _hold_out(data: Any, split: Split) -> ImageSource:
     without = len(source.class_names) - len(np.unique(source.labels[held]))
     notes = [f"{without:,} of {len(source.class_names):,} classes have one image, which is trained on and not held out"]
     return Subset(source, np.flatnonzero(held if split == "eval" else ~held), notes if without else ())
+
+
+_SOURCES = {
+    "fashion_mnist_10k": _Kind(_open_embedded, lambda data: _open_embedded(data, "eval"), unread=("name", "held_out")),
+    "npz": _Kind(
+        lambda data, split: _open_arrays(data.path, split_name(_expression(data, split))),
+        lambda data: _open_arrays(data.path, split_name(data.eval_split), flags=""),
+        needs_path=True,
+        unread=("name", "held_out"),
+    ),
+    "folder": _Kind(_open_folder, _open_further_folder, needs_path=True, unread=("name",)),
+    "tfds": _Kind(
+        lambda data, split: _open_tfds(data.name, _expression(data, split), data.path),
+        lambda data: _open_tfds(data.name, data.eval_split, data.path, flags=""),
+        takes_parts=True,
+        unread=("held_out",),
+    ),
+}
 
 
 def train_crop(data: Any, image_size: int, evaluation: Any = None) -> Crop:

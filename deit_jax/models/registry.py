@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from deit_jax.models.protocol import family, has_field, is_distilled
 from deit_jax.models.regnet import RegNet
 from deit_jax.models.vit import VisionTransformer
+from deit_jax.registration import same_definition
 
 _VIT_WIDTHS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # embed_dim, num_heads (Table 1)
 
@@ -49,6 +50,7 @@ class _Entry(NamedTuple):
 
 
 _MODELS: dict[str, _Entry] = {}
+_OWN_NAMES: set[str] = set()  # of this package, which nobody else registers
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -64,7 +66,7 @@ def register_model(
         package's models: `num_classes`, `image_size`, `dtype`, the options of `config.model`, and `config.model.overrides`.
       image_size: pixels that it is trained at where `config.image_size` does not say.
 
-    Registering the same again changes nothing, so that a notebook's cell runs twice.
+    A class may be registered again, with other fields perhaps: a notebook's cell runs twice.
 
     Raises ValueError: another model has the name, or these are not a module, fields of it, or a size.
     """
@@ -88,14 +90,10 @@ def register_model(
         if open_ and field.name not in given and field.name not in fields:
             raise ValueError(f"{module.__name__}.{field.name} has no default: give it in fields of {name}")
     entry = _Entry(module, fields, int(image_size))
-    if _MODELS.get(name, entry) != entry and not _is_a_reload(_MODELS[name], entry):
+    known = _MODELS.get(name, entry)
+    if known != entry and (name in _OWN_NAMES or not same_definition(known.module, module)):
         raise ValueError(f"there is a model {name!r} already: choose another name")
     _MODELS[name] = entry
-
-
-def _is_a_reload(old: _Entry, new: _Entry) -> bool:
-    """Whether a class was defined again, as by running a notebook's cell twice."""
-    return (old.module.__module__, old.module.__qualname__) == (new.module.__module__, new.module.__qualname__)
 
 
 def _register_own() -> None:
@@ -263,3 +261,4 @@ def identify(model: nn.Module) -> tuple[str, dict[str, Any]]:
 
 
 _register_own()
+_OWN_NAMES.update(_MODELS)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from deit_jax.cache_folder import shared_cache_folder
 from deit_jax.config import MUST_BE_GIVEN, ConfigError, default_config, recorded_config
 from deit_jax.config_check import validate
+from deit_jax.config_losses import forget_sections
 from deit_jax.data.classes import with_classes
 from deit_jax.data.identity import Images
 from deit_jax.data.registry import open_source
@@ -218,4 +219,5 @@ def without_teacher(config: ConfigDict) -> ConfigDict:
         config.model.weights = ""
     for section in ("distillation", "teacher"):
         config[section] = default_config()[section]
+    forget_sections(config)
     return config

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deit_jax.config import ConfigError, recorded_config
+from deit_jax.config import ConfigError, needs_teacher, recorded_config
 from deit_jax.config_model import has_distillation_token
 from deit_jax.evaluation.accuracy import answer_of
 from deit_jax.models import native_image_size
@@ -70,7 +70,7 @@ def read_result(workdir: Path, which: str, *, with_throughput: bool) -> OwnResul
 def _kind(config: Any, image_size: int) -> str:
     """The kind of distillation, named as the published curves are."""
     kind = config.distillation.kind
-    if kind not in ("soft", "hard"):
+    if not needs_teacher(config):
         return "no distillation"
     token = ", token" if has_distillation_token(config) else ""
     resized = f", {image_size}" if image_size != native_image_size(config.model.name) or image_size == 384 else ""

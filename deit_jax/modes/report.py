@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deit_jax.augment.recipe import prepare_for_evaluation
-from deit_jax.config import ConfigError, completed, default_config, recorded_config
+from deit_jax.config import ConfigError, completed, default_config, needs_teacher, recorded_config
 from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source
@@ -136,7 +136,7 @@ def _lead(
         "model": f"{config.model.name}, {resolved['image_size']} pixels",
         "data": f"{data}, {resolved['num_classes']:,} classes",
         "trained": f"{step:,} steps, {step / resolved['steps_per_epoch']:.4g} epochs" + ("" if results else " so far"),
-        "distillation": _distillation(record),
+        "distillation": _distillation(record, config),
     }
     if results:
         best = {name: answer_of(heads, config.model.fusion)["top1"] for name, heads in results["scores"].items()}
@@ -144,9 +144,9 @@ def _lead(
     return html.facts(values)
 
 
-def _distillation(record: dict[str, Any]) -> str:
-    kind, teacher = record["config"]["distillation"]["kind"], record["config"]["teacher"]["name"]
-    return f"{kind}, teacher {teacher}" if kind in ("soft", "hard") else kind
+def _distillation(record: dict[str, Any], config: ConfigDict) -> str:
+    kind, teacher = config.distillation.kind, record["config"]["teacher"]["name"]
+    return f"{kind}, teacher {teacher}" if needs_teacher(config) else kind
 
 
 def _results(record: dict[str, Any], config: ConfigDict, results: dict[str, Any] | None) -> Section:

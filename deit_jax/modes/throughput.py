@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError
+from deit_jax.config import ConfigError, needs_teacher
 from deit_jax.config_check import validate
 from deit_jax.evaluation.throughput import RUNS, BatchSearch, Timing, fits, search_batch, time_runs
 from deit_jax.models import native_image_size
@@ -159,13 +159,12 @@ class Bench:
         shape = self._shape()
         model = build_model(self.config, **shape)
         image = jax.ShapeDtypeStruct((1, shape["image_size"], shape["image_size"], 3), jnp.float32)
-        distils = self.config.distillation.kind in ("soft", "hard")
         return {
             "model": self.config.model.name,
             "overrides": self.config.model.overrides.to_dict(),
             **shape,
             "parameters": count_parameters(jax.eval_shape(model.init, jax.random.key(0), image)),
-            "teacher": self.config.teacher.name if distils else None,
+            "teacher": self.config.teacher.name if needs_teacher(self.config) else None,
             "device": self.device.device_kind,
             "platform": self.platform,
             "devices": self.mesh.size,

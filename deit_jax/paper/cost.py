@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from deit_jax.config import needs_teacher
 from deit_jax.data.known_sets import KNOWN_SETS
 from deit_jax.data.sampling import selected_positions
 from deit_jax.models import create_model, native_image_size
@@ -43,7 +44,7 @@ def training_cost(config: ConfigDict) -> Cost:
     batch_size = config.train.batch_size
     steps_per_epoch = selected_positions(KNOWN_SETS[config.data.name].train_images) // batch_size
     image_size = config.image_size or native_image_size(config.model.name)
-    teachers = config.teacher.name.split(",") if config.distillation.kind in ("soft", "hard") else []
+    teachers = config.teacher.name.split(",") if needs_teacher(config) else []
     return Cost(
         images=config.train.epochs * steps_per_epoch * batch_size,
         student_flops=3 * _forward_flops(config.model.name, config.num_classes, image_size),

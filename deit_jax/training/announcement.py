@@ -7,9 +7,11 @@ from collections import Counter
 import jax
 from ml_collections import ConfigDict
 
+from deit_jax.config_losses import loss_section
 from deit_jax.data.registry import holds_out
 from deit_jax.data.sampling import selected_positions
 from deit_jax.data.sources import ImageSource, notes_of
+from deit_jax.loss_kinds import loss_kind
 from deit_jax.training.optimizer import trained
 from deit_jax.training.plan import Plan
 from deit_jax.training.program import Initial, Program, Teacher
@@ -36,20 +38,11 @@ def describe(
     elif config.model.weights:
         facts["start"] = f"began from {config.model.weights}, goes on from its checkpoint"
     facts |= _trained_part(config, program)
-    distillation = config.distillation
     if teacher is not None:
         facts["teacher"] = f"{teacher.description}: {teacher.num_parameters:,} parameters, frozen"
-        how = f"{distillation.kind}, alpha {distillation.alpha:g}"
-        if distillation.kind == "soft":
-            how += f", tau {distillation.tau:g}, kl {distillation.kl}, mean over {distillation.kl_mean}"
-        facts["distillation"] = how
-    elif distillation.kind != "none":
-        learns = {
-            "labels": f"for both heads, alpha {distillation.alpha:g}",
-            "labels_mean": "for the mean of both heads' logits",
-            "labels_class": "for the class head alone",
-        }
-        facts["distillation"] = f"no teacher: labels {learns[distillation.kind]}"
+    loss = loss_kind(config.distillation.kind)
+    if loss is not None and loss.name != "none":
+        facts["distillation"] = loss.described(loss_section(config))
     kinds = Counter(device.device_kind for device in program.mesh.devices.flat)
     facts["devices"] = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     axes = ", ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())
@@ -123,6 +116,7 @@ def _fields(overrides: ConfigDict) -> str:
 
 
 def _data_name(config: ConfigDict) -> str:
-    return {"fashion_mnist_10k": "Fashion-MNIST (embedded subset)", "tfds": config.data.name}.get(
-        config.data.source, config.data.path
+    data = config.data
+    return {"fashion_mnist_10k": "Fashion-MNIST (embedded subset)", "tfds": data.name}.get(
+        data.source, data.path or data.source
     )

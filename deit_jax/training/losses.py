@@ -1,22 +1,28 @@
-"""DeiT's losses (arXiv 2012.12877, section 4): pure functions of logits."""
+"""DeiT's losses (arXiv 2012.12877, section 4): pure functions of logits. And the loss that a configuration picks."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from deit_jax.config import ConfigError
+from deit_jax.config_losses import loss_section
+from deit_jax.config_model import has_distillation_token
+from deit_jax.errors import first_line, raised_outside
+from deit_jax.loss_kinds import loss_kind, loss_kinds
 from deit_jax.models.output import ModelOutput, fuse
 
 Metrics = dict[str, jax.Array]
+# (outputs, targets float32[B, K], teacher_logits float32[B, K] or None) -> (loss, metrics): float32 scalars, "loss" among them
+Loss = Callable[[ModelOutput, jax.Array, jax.Array | None], tuple[jax.Array, Metrics]]
 
-TOKEN_LABELS = (
-    "labels",
-    "labels_mean",
-    "labels_class",
-)  # kinds without a teacher, for a model with a distillation token
-KINDS = ("none", "soft", "hard", *TOKEN_LABELS)
+# Of the step's metrics, besides those of the loss.
+_OF_THE_STEP = ("grad_norm", "learning_rate", "worst_gradient", "nonfinite_gradients")
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -75,8 +81,11 @@ class DistillationLoss:
         self, outputs: ModelOutput, targets: jax.Array, teacher_logits: jax.Array | None
     ) -> tuple[jax.Array, Metrics]:
         """The loss, a float32 scalar, and its parts. targets: float32[B, K]; teacher_logits: float32[B, K] or None."""
+        kind = loss_kind(self.kind)
+        if kind is None or kind.build is not None:
+            raise ValueError(f"distillation kind {self.kind!r} is none of {', '.join(loss_kinds())}")
         class_loss = cross_entropy(outputs.class_logits, targets)
-        if self.kind in TOKEN_LABELS and outputs.distillation_logits is None:
+        if kind.needs_token and outputs.distillation_logits is None:
             raise ValueError(f"distillation kind {self.kind!r} needs a model with a distillation token")
         if self.kind in ("none", "labels_class"):
             return class_loss, {"loss": class_loss, "class_loss": class_loss}
@@ -93,12 +102,10 @@ class DistillationLoss:
         student = outputs.class_logits if outputs.distillation_logits is None else outputs.distillation_logits
         if self.kind == "hard":
             distillation_loss = hard_distillation(student, teacher_logits)
-        elif self.kind == "soft":
+        else:
             distillation_loss = soft_distillation(
                 student, teacher_logits, tau=self.tau, kl=self.kl, kl_mean=self.kl_mean
             )
-        else:
-            raise ValueError(f"distillation kind {self.kind!r} is none of {', '.join(KINDS)}")
         loss = (1 - self.alpha) * class_loss + self.alpha * distillation_loss
         agreement = jnp.mean(jnp.argmax(student, axis=-1) == jnp.argmax(teacher_logits, axis=-1))
         return loss, {
@@ -107,3 +114,82 @@ class DistillationLoss:
             "distillation_loss": distillation_loss,
             "teacher_agreement": agreement,
         }
+
+
+def build_loss(config: ConfigDict, *, num_classes: int) -> Loss:
+    """The loss that config.distillation.kind picks. One that a plugin has registered is tried in shapes alone.
+
+    Raises ConfigError if the registered loss cannot be built or does not give what `deit_jax.register_loss` asks for.
+    """
+    kind, values = loss_kind(config.distillation.kind), loss_section(config)
+    if kind is None or kind.build is None:
+        return DistillationLoss(**values)
+    where = f"config.distillation.kind={kind.name}"
+    try:
+        function = kind.build(**values)
+    except Exception as error:
+        raise ConfigError(f"config.{kind.name} ({_given(values)}): {raised_outside(error)}") from error
+    if not callable(function):
+        raise ConfigError(f"{where}: it is built to a {type(function).__name__}, not to a function")
+    loss = _RegisteredLoss(where, function)
+    logits: Any = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
+    outputs = ModelOutput(logits, logits, logits if has_distillation_token(config) else None)
+    of_outputs = jax.value_and_grad(loss, has_aux=True)
+    try:
+        jax.eval_shape(of_outputs, outputs, logits, logits if kind.needs_teacher else None)
+    except ConfigError:
+        raise
+    except Exception as error:  # what cannot be differentiated
+        raise ConfigError(f"{where}: {first_line(error)}") from error
+    return loss
+
+
+@dataclasses.dataclass(frozen=True)
+class _RegisteredLoss:
+    """A plugin's loss with its result checked while it is traced, and "loss" among its metrics."""
+
+    where: str
+    function: Callable[..., Any]
+
+    def __call__(
+        self, outputs: ModelOutput, targets: jax.Array, teacher_logits: jax.Array | None
+    ) -> tuple[jax.Array, Metrics]:
+        try:
+            result = self.function(outputs, targets, teacher_logits)
+        except Exception as error:
+            raise ConfigError(f"{self.where}: {raised_outside(error)}") from error
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
+            raise ConfigError(f"{self.where}: it returns {_shown(result)}; give (loss, metrics), metrics a dictionary")
+        loss, metrics = result
+        loss = self._scalar("the loss", loss)
+        found = {}
+        for name, value in metrics.items():
+            if not isinstance(name, str) or not name.isprintable() or not name:
+                raise ConfigError(f"{self.where}: its metrics have the name {name!r}; give texts")
+            if name in _OF_THE_STEP:
+                raise ConfigError(f"{self.where}: its metric {name!r} is one of the step's: take another name")
+            found[name] = self._scalar(f"the metric {name!r}", value, integers=True)
+        return loss, found | {"loss": loss}
+
+    def _scalar(self, what: str, value: Any, *, integers: bool = False) -> jax.Array:
+        try:
+            array = jnp.asarray(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{self.where}: {what} is {_shown(value)}; give a scalar") from None
+        floating = jnp.issubdtype(array.dtype, jnp.floating)
+        if array.shape or not (floating or (integers and not jnp.issubdtype(array.dtype, jnp.complexfloating))):
+            wanted = "a scalar" if integers else "a floating-point scalar, e.g. the mean over the batch"
+            raise ConfigError(f"{self.where}: {what} is {array.dtype}{list(array.shape)}; give {wanted}")
+        return array.astype(jnp.float32)
+
+
+def _given(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in values.items())
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, jax.Array):
+        return f"{value.dtype}{list(value.shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_shown, value))})"
+    return "None" if value is None else f"a {type(value).__name__}"

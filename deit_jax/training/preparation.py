@@ -29,6 +29,7 @@ from deit_jax.evaluation.run import Evaluator
 from deit_jax.parallel.host_rows import HostRows
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.rendezvous import versions
+from deit_jax.plugins import import_plugins
 from deit_jax.reporting import console
 from deit_jax.reporting.fields import flat
 from deit_jax.reporting.metrics import read_metrics
@@ -67,9 +68,11 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
 
     shared: as in `Opened`; None: beside the workdir.
 
-    Raises ConfigError or DataError: the data cannot be opened or does not fit, or the workdir holds another run.
+    Raises ConfigError or DataError: the data cannot be opened or does not fit, the workdir holds another run, or it holds a
+    plugin, which could not be imported from there again.
     """
     workdir = Workdir.at(workdir)
+    import_plugins(config.plugins, "config.plugins", workdir=workdir.path)
     shared = shared or shared_cache_folder(workdir.path)
     data = with_shared_index(config.data, shared)
     train_source, eval_source = open_source(data, "train"), open_source(data, "eval")

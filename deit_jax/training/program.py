@@ -22,7 +22,7 @@ from deit_jax.parallel.host_rows import HostRows, deal_on_devices, gathers_rows,
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
 from deit_jax.parallel.xla_options import xla_options
 from deit_jax.reporting import console
-from deit_jax.training.losses import DistillationLoss
+from deit_jax.training.losses import build_loss
 from deit_jax.training.network_identity import NetworkIdentity
 from deit_jax.training.optimizer import make_optimizer, parameter_names, trained
 from deit_jax.training.plan import Plan
@@ -155,6 +155,7 @@ def build_program(
     model = build_model(
         config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
     )
+    loss = build_loss(config, num_classes=plan.num_classes)
     model = on_mesh(model, mesh)
     try:
         check_training(model, mesh.devices.flat[0].platform, plan.image_size)
@@ -202,7 +203,7 @@ def build_program(
     train_step = make_train_step(
         model,
         augment=augment,
-        loss=DistillationLoss(**config.distillation.to_dict()),
+        loss=loss,
         optimizer=optimizer,
         schedule=schedule,
         seed=config.seed,

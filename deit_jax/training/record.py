@@ -15,7 +15,9 @@ from deit_jax.data.identity import Identity, is_record_of_images
 from deit_jax.data.sampling import selected_positions
 from deit_jax.evaluation.accuracy import Scores, answer_of
 from deit_jax.evaluation.protocol import protocol_line
+from deit_jax.loss_kinds import loss_kind
 from deit_jax.parallel.distributed import is_main_process
+from deit_jax.plugins import import_recorded
 from deit_jax.reporting import console
 from deit_jax.reporting.metrics import LogError, read_metrics
 from deit_jax.storage.workdir import CONFIG, RESULTS, UnreadableError, Workdir, WorkdirLike
@@ -30,6 +32,7 @@ _FREE_TO_CHANGE = (
     "log.", "checkpoint.", "evaluation.", "parallel.", "published.", "train.max_steps", "teacher.recipe.",
     "data.path", "data.eval_split", "data.max_eval_images", "data.num_threads", "data.num_workers", "data.prefetch_batches",
     "data.index", "data.on_bad_image", "data.on_change", "teacher.on_change", "on_nonfinite",
+    "plugins",  # what the names that they register mean is theirs to keep; the names themselves may not change
     "augment.max_group_size",  # the group size that followed from it is recorded and kept
 )  # fmt: skip
 # Fields that may be left open; what followed from them is recorded.
@@ -47,7 +50,7 @@ def check_workdir(workdir: WorkdirLike, config: ConfigDict, identity: Identity) 
     workdir = Workdir.at(workdir)
     if not workdir.has(CONFIG):
         return None
-    record = read_config(workdir)
+    record = read_config(workdir, plugins=False)  # those of the configuration are imported
     if record.get("format", 1) > FORMAT:
         raise ConfigError(
             f"{workdir} was made by deit_jax {record.get('version', 'of a later version')}, which this one "
@@ -64,6 +67,7 @@ def check_workdir(workdir: WorkdirLike, config: ConfigDict, identity: Identity) 
             name in _PLACES and _is_known(record["resolved"], name) and _value(recorded, name) and _value(fields, name)
         )
         and not (name in _MIXING and _value(fields, name) in (None, mixing.get(name)))
+        and not _is_added_to_loss(name, recorded, config)
         and not (
             name in BEFORE_IT_EXISTED
             and not _has(recorded, name)
@@ -121,6 +125,15 @@ def as_begun(config: ConfigDict, record: Mapping[str, Any] | None) -> ConfigDict
     return config
 
 
+def _is_added_to_loss(name: str, recorded: Mapping[str, Any], config: ConfigDict) -> bool:
+    """Whether a field is one that a registered loss has got since the run began, at its default."""
+    section, _, field = name.partition(".")
+    loss = loss_kind(section)
+    if loss is None or field not in loss.fields or not isinstance(recorded.get(section), Mapping):
+        return False
+    return field not in recorded[section] and config[section][field] == loss.fields[field]
+
+
 def _not_recorded(recorded: Mapping[str, Any], config: ConfigDict) -> list[str]:
     """The fields of a run that its record does not have, without those that may change."""
     return [name for name in BEFORE_IT_EXISTED if not _has(recorded, name) and not _free_to_change(name, config)]
@@ -166,7 +179,7 @@ def claim_workdir(
     if not is_main_process():
         return
     workdir = Workdir.at(workdir)
-    if checked != (read_config(workdir) if workdir.has(CONFIG) else None):
+    if checked != (read_config(workdir, plugins=False) if workdir.has(CONFIG) else None):
         raise ConfigError(f"another run began in {workdir} at the same time: use another --workdir, or start again")
     resolved = {
         "num_classes": plan.num_classes,
@@ -195,7 +208,7 @@ def _free_to_change(name: str, config: ConfigDict) -> bool:
         return True
     if config.data.train_crop == "center" and name in ("evaluation.protocol", "evaluation.crop_ratio"):
         return False  # the training images are cropped so
-    return name.startswith(_FREE_TO_CHANGE)
+    return any(name == free or (free.endswith(".") and name.startswith(free)) for free in _FREE_TO_CHANGE)
 
 
 def _has(fields: Mapping[str, Any], name: str) -> bool:
@@ -211,8 +224,13 @@ def _value(fields: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def read_config(workdir: WorkdirLike) -> dict[str, Any]:
-    """{"config": the configuration, "resolved": what followed from it and the data} of a run. Raises ConfigError if absent."""
+def read_config(workdir: WorkdirLike, *, plugins: bool = True) -> dict[str, Any]:
+    """{"config": the configuration, "resolved": what followed from it and the data} of a run.
+
+    plugins: import config.plugins as the run did, so that the names in its configuration are known.
+
+    Raises ConfigError: there is no such file, it is damaged, or a plugin cannot be imported.
+    """
     workdir = Workdir.at(workdir)
     path = workdir.address(CONFIG)
     try:
@@ -227,6 +245,8 @@ def read_config(workdir: WorkdirLike) -> dict[str, Any]:
         raise ConfigError(f"{path} is not that of a training run: {workdir} is not its --workdir")
     if (wrong := _wrong_part(record)) is not None:
         raise ConfigError(f"{path} is damaged (its {wrong} is not what a run writes); {_RESTORE}")
+    if plugins:
+        import_recorded(record, workdir.path)
     return record
 
 

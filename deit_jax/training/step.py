@@ -17,7 +17,7 @@ from deit_jax.models.dropping import RNG_NAME
 from deit_jax.models.protocol import classify, train_outputs
 from deit_jax.parallel.mesh import BATCH_AXES
 from deit_jax.parallel.sharding import split_microbatch_rows, split_rows
-from deit_jax.training.losses import DistillationLoss, Metrics
+from deit_jax.training.losses import Loss, Metrics
 from deit_jax.training.schedules import Schedule
 from deit_jax.training.state import TrainState, Variables
 
@@ -29,7 +29,7 @@ def make_train_step(
     model: nn.Module,
     *,
     augment: TrainAugmentation,
-    loss: DistillationLoss,
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     seed: int,

@@ -5,9 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from deit_jax import ModelOutput, register_loss
 from deit_jax.augment.mixing import Mix, mix_targets, smoothed_one_hot
-from deit_jax.models import ModelOutput
-from deit_jax.training.losses import DistillationLoss, cross_entropy, hard_distillation, soft_distillation
+from deit_jax.config import ConfigError
+from deit_jax.config_check import validate
+from deit_jax.training.losses import (
+    DistillationLoss,
+    build_loss,
+    cross_entropy,
+    hard_distillation,
+    soft_distillation,
+)
+from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +121,86 @@ def test_a_missing_teacher_and_unknown_kinds_are_refused(golden):
         soft_distillation(logits, logits, tau=1.0, kl="reverse", kl_mean="batch")
     with pytest.raises(ValueError, match="kl_mean='sum'"):
         soft_distillation(logits, logits, tau=1.0, kl="released", kl_mean="sum")
+
+
+def registered(function, **changes):
+    """The loss that a configuration builds of a registered function of (outputs, targets, teacher_logits)."""
+    register_loss("own", lambda scale=2.0: function, **{"needs_teacher": True, "teaches_token": True} | changes)
+    return build_loss(tiny_config(distillation__kind="own"), num_classes=10)
+
+
+def test_a_registered_loss_is_built_from_its_section_and_is_a_step_s_loss(modules, golden):
+    def build(scale: float = 2.0):
+        def loss(outputs, targets, teacher_logits):
+            term = soft_distillation(outputs.distillation_logits, teacher_logits, tau=1.0, kl="paper", kl_mean="batch")
+            return scale * term, {"term": term, "rows": targets.shape[0]}
+
+        return loss
+
+    register_loss("own", build, needs_teacher=True, teaches_token=True)
+    config = tiny_config(distillation__kind="own")
+    validate(config)
+    config.own.scale = 3.0
+    logits = jnp.asarray(golden["logits"])
+    value, metrics = build_loss(config, num_classes=10)(
+        ModelOutput(logits, logits, logits), golden["targets"], golden["teacher"]
+    )
+    np.testing.assert_allclose(value, 3 * golden["soft_paper_batch_1"], rtol=2e-6)
+    assert set(metrics) == {"loss", "term", "rows"} and metrics["loss"] is value and metrics["rows"] == len(logits)
+    assert {leaf.dtype for leaf in metrics.values()} == {jnp.dtype("float32")}
+
+
+def mean(outputs):
+    return jnp.mean(outputs.class_logits)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda outputs, targets, teacher: mean(outputs), r"it returns float32\[\]; give \(loss, metrics\)"),
+        (lambda outputs, targets, teacher: None, r"it returns None; give"),
+        (lambda outputs, targets, teacher: (mean(outputs), 1), r"it returns \(float32\[\], a int\); give"),
+        (lambda outputs, targets, teacher: (outputs.class_logits, {}), r"the loss is float32\[2, 10\]; give a floating-point"),
+        (lambda outputs, targets, teacher: (jnp.argmax(outputs.class_logits), {}), r"the loss is int32\[\]; give a floating"),
+        (lambda outputs, targets, teacher: ("text", {}), "the loss is a str; give a scalar"),
+        (lambda outputs, targets, teacher: (mean(outputs), {"x": targets}), r"the metric 'x' is float32\[2, 10\]; give a scalar"),
+        (lambda outputs, targets, teacher: (mean(outputs), {"x": None}), "the metric 'x' is None; give a scalar"),
+        (lambda outputs, targets, teacher: (mean(outputs), {1: 1}), "its metrics have the name 1; give texts"),
+        (lambda outputs, targets, teacher: (mean(outputs), {"grad_norm": 1}), "its metric 'grad_norm' is one of the step's"),
+        (lambda outputs, targets, teacher: outputs.logit, r"AttributeError: .* \(.*test_losses\.py, line \d+\)"),
+        (lambda outputs, targets, teacher: (float(mean(outputs)), {}), r"ConcretizationTypeError: .* \(.*test_losses\.py, line"),
+        (lambda outputs, targets: 0, r"TypeError: .*takes 2 positional arguments but 3 were given"),
+    ],
+)  # fmt: skip
+def test_what_a_registered_loss_returns_is_refused_in_one_line_before_anything_is_compiled(modules, function, said):
+    with pytest.raises(ConfigError, match=rf"^config\.distillation\.kind=own: {said}") as raised:
+        registered(function)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_registered_loss_that_is_not_built_is_refused_in_one_line(modules):
+    def build(scale: float = 2.0):
+        raise ValueError("scale must be below 1")
+
+    register_loss("own", build, needs_teacher=True, teaches_token=True)
+    with pytest.raises(
+        ConfigError, match=r"^config\.own \(scale=2\.0\): ValueError: scale must be below 1 \(.*, line \d+\)$"
+    ):
+        build_loss(tiny_config(distillation__kind="own"), num_classes=10)
+
+
+def test_a_loss_must_be_built_to_a_function(modules):
+    with pytest.raises(ConfigError, match=r"^config\.distillation\.kind=own: it is built to a int, not to a function"):
+        registered(3)
+
+
+def test_without_a_teacher_or_a_token_a_registered_loss_gets_none(modules):
+    seen = []
+
+    def loss(outputs, targets, teacher_logits):
+        seen.append((outputs.distillation_logits, teacher_logits))
+        return mean(outputs), {}
+
+    register_loss("own", lambda: loss)
+    build_loss(tiny_config(distillation__kind="own", model__name="deit_tiny_patch16_224"), num_classes=10)
+    assert seen == [(None, None)]

@@ -1,0 +1,87 @@
+"""A user's own source and loss, from a folder outside of the package, in every mode; the examples of docs/extending.md."""
+
+import json
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_jax.reporting.metrics import read_rows
+from tests.end_to_end.commands import ROOT, TIMEOUT, TINY, command, environment
+
+EXAMPLES = ROOT / "examples/extending"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Runs run.py with the examples' copies on PYTHONPATH, or without."""
+    folder = tmp_path_factory.mktemp("plugins")
+    for file in ("own_source.py", "own_loss.py"):
+        shutil.copy(EXAMPLES / file, folder)
+
+    def run(*arguments, plugins=True):
+        path = os.pathsep.join(map(str, (folder, ROOT) if plugins else (ROOT,)))
+        variables = environment() | {"PYTHONPATH": path}
+        return subprocess.run(
+            command(*arguments), cwd=ROOT, env=variables, capture_output=True, text=True, timeout=TIMEOUT
+        )
+
+    run.folder = folder
+    return run
+
+
+def succeed(done):
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.long
+def test_an_own_source_and_an_own_loss_work_in_every_mode(run, tmp_path):
+    workdir = tmp_path / "run"
+    fields = (
+        "--config.logit_matching.weight=0.25", "--config.distillation.kind=logit_matching", "--config.data.source=shapes",
+        "--config.plugins=own_source,own_loss", "--config.log.report=True",
+    )  # fmt: skip
+    train = (TINY, f"--workdir={workdir}", *fields)
+    printed = succeed(run(*train, "--config.train.max_steps=2"))
+    for name in ("own_source", "own_loss"):
+        assert printed.count(f"plugin {name}, from {run.folder / name}.py\n") == 1
+    assert "logit_matching, weight 0.25, normalise True" in printed and "shapes: 6,000 training images" in printed
+    assert "resuming after step 2" in succeed(run(*train, "--config.train.max_steps=4", "--config.data.num_workers=1"))
+    rows = [row for row in read_rows(workdir / "metrics.jsonl") if "train/loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        expected = 0.75 * row["train/label_loss"] + 0.25 * row["train/distance"]
+        np.testing.assert_allclose(row["train/loss"], expected, rtol=1e-5)
+    report = (workdir / "report.html").read_text()
+    assert "logit_matching.weight" in report and "circle" in report
+
+    results = json.loads((workdir / "results.json").read_text())
+    succeed(run("--mode=eval", *train, f"--output={tmp_path / 'eval.json'}"))
+    assert json.loads((tmp_path / "eval.json").read_text())["scores"] == results["scores"]
+
+    image = np.zeros((28, 28), np.uint8)
+    image[8:20, 8:20] = 255
+    Image.fromarray(image).save(tmp_path / "square.png")
+    output = tmp_path / "answers.json"
+    printed = succeed(run("--mode=predict", f"--workdir={workdir}", f"--output={output}", tmp_path / "square.png"))
+    assert "plugin own_loss, from" in printed
+    assert {entry["label"] for entry in json.loads(output.read_text())[0]["predictions"]} == {
+        "circle",
+        "square",
+        "cross",
+    }
+    succeed(run("--mode=export", f"--workdir={workdir}", "--layout=jax", f"--output={tmp_path / 'program'}"))
+    assert list((tmp_path / "program").iterdir())
+    succeed(run("--mode=analyze", f"--workdir={workdir}", f"--output={tmp_path / 'analysis'}"))
+    assert list((tmp_path / "analysis").iterdir())
+
+    missing = run("--mode=predict", f"--workdir={workdir}", tmp_path / "square.png", plugins=False)
+    assert missing.returncode == 2
+    assert missing.stderr == (
+        f"error: plugins of {workdir}/config.json: there is no module 'own_source': install it, or put the folder that it is "
+        "in on PYTHONPATH\n"
+    )
