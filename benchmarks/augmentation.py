@@ -116,12 +116,12 @@ def measure_randaugment(peer_python: str, rounds: int) -> dict[str, Any]:
 
 def step_program(batch_size: int, device: Any, augment: bool) -> tuple[Any, Any]:
     """The program of DeiT-S (no teacher) on one device, and its recipe."""
-    from deit_jax.config import default_config
     from deit_jax.parallel.mesh import make_mesh
+    from deit_jax.recipes.imagenet import deit
     from deit_jax.training.plan import resolve
     from deit_jax.training.program import build_augmentation, build_program
 
-    config = default_config()
+    config = deit("small")
     config.model.name = "deit_small_patch16_224"
     config.train.batch_size = batch_size
     config.augment.group_size = batch_size // 4

@@ -72,10 +72,10 @@ def make_train_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
     import jax.numpy as jnp
     import numpy as np
 
-    from deit_jax.config import default_config
     from deit_jax.models.output import ModelOutput
     from deit_jax.parallel.mesh import make_mesh
     from deit_jax.parallel.sharding import put_batch
+    from deit_jax.recipes.imagenet import deit
     from deit_jax.training.plan import resolve
     from deit_jax.training.program import Teacher, build_program
     from deit_jax.training.state import count_parameters
@@ -86,7 +86,7 @@ def make_train_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
         def apply(self, variables, images, *, train):
             return ModelOutput(variables["logits"], variables["logits"], None)
 
-    config = default_config()
+    config = deit("small")
     config.model.name, config.model.drop_path_rate = case["model"], 0.0
     with config.unlocked():
         config.model.overrides = case["fields"]

@@ -41,21 +41,17 @@ def get_config(argument: str = "tiny") -> ConfigDict:
 
     config.data.source = "folder"
     config.data.held_out = 0.2
-    config.data.repeats = 1
     config.data.crop_scale = (0.35, 1.0)
-    config.augment.rand_augment = ""
-    config.augment.erase_probability = 0.0
-    config.augment.mixup_alpha = config.augment.cutmix_alpha = 0.0
+    config.augment.label_smoothing = 0.1
     config.augment.groups_per_block = 1  # nothing is mixed
+    config.model.drop_path_rate = 0.1
 
     config.train.batch_size = 16
     config.train.epochs = 20
-    config.schedule.kind = "plain"
-    config.schedule.per_step = True
+    config.optimizer.weight_decay = 0.05
     config.schedule.base_learning_rate, config.schedule.base_batch_size = 5e-5, 16
     config.schedule.warmup_epochs = 1.0
     config.schedule.min_learning_rate = 1e-6
-    config.ema.decay = 0.0
     config.evaluation.batch_size = 16
     config.log.every_steps = 10
     return config

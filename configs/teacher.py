@@ -22,10 +22,10 @@ evaluation (docs/finetuning.md). Rate, decay and length are chosen here and not 
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import MUST_BE_GIVEN, default_config
+from deit_jax.config import MUST_BE_GIVEN
 from deit_jax.models.registry import list_models, model_family
 from deit_jax.paper.rows import publish
-from deit_jax.recipes.imagenet import score_real_and_v2
+from deit_jax.recipes.imagenet import deit
 from deit_jax.recipes.small import run_locally
 from deit_jax.recipes.words import pick
 
@@ -34,9 +34,8 @@ def get_config(argument: str = "regnety_160") -> ConfigDict:
     names = tuple(model for model in list_models() if model_family(model) == "regnet")
     words = pick("teacher.py", argument, name=names, image_size=("384px",), where=("runlocal",))
 
-    config = default_config()
+    config = deit("small")  # data, augmentation, length
     config.model.name = words["name"] or "regnety_160"
-    config.num_classes = 1000
     config.model.drop_path_rate = 0.0
     config.optimizer.name = "sgd"
     config.optimizer.weight_decay = 5e-5
@@ -44,7 +43,6 @@ def get_config(argument: str = "regnety_160") -> ConfigDict:
     config.schedule.base_learning_rate = 0.2
     config.schedule.warmup_learning_rate = 0.02
     config.schedule.min_learning_rate = 0.0
-    score_real_and_v2(config)
     if words["image_size"]:
         fix_resolution(config)
     publish(config, "teacher", argument)

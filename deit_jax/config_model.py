@@ -79,7 +79,10 @@ def check_model(config: ConfigDict) -> None:
     check_overrides("model", name, config.model.overrides)
     known, defaults = _known_fields(config), default_config().model
     for option in _OPTIONS:
-        if option not in known and config.model[option] not in (defaults[option], 0):  # nothing is dropped at a rate of 0
+        if option not in known and config.model[option] not in (
+            defaults[option],
+            0,
+        ):  # nothing is dropped at a rate of 0
             raise ConfigError(
                 f"config.model.{option}={config.model[option]!r}: {name} does not have this option; leave it at "
                 f"{defaults[option]!r}"

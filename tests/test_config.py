@@ -1,13 +1,13 @@
 import pytest
 
 from configs import cifar10, deit, quickstart, teacher
-from deit_jax.config import ConfigError, default_config, differing_fields
+from deit_jax.config import ConfigError, differing_fields
 from deit_jax.config_check import validate
 from deit_jax.training.plan import sizes_of_mixing
 
 
-def test_the_defaults_are_table_9():
-    config = default_config()
+def test_the_recipe_is_table_9():
+    config = deit.recipe("small")
     assert (config.train.epochs, config.train.batch_size, config.train.clip_norm) == (300, 1024, None)
     assert config.optimizer.name == "adamw" and config.optimizer.weight_decay == 0.05
     rate = config.schedule.base_learning_rate * config.train.batch_size / config.schedule.base_batch_size

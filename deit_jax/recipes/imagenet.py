@@ -1,20 +1,19 @@
 """The recipes on ImageNet that several files under configs/ vary: training, distilling, and fine-tuning at another resolution.
 
-Each takes what differs from `deit_jax.config.default_config`, which is Table 9 already, and returns or changes a configuration.
+The numbers of Table 9 are in configs/deit.py.
 """
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import MUST_BE_GIVEN, default_config
+from deit_jax.config import MUST_BE_GIVEN
 from deit_jax.data.known_sets import imagenet_extra_sets
+from deit_jax.recipes.location import load_own
 
 SIZES = ("tiny", "small", "base")
 EPOCHS = ("300", "500", "800", "1000")  # Figure 3
 TRAIN_SIZES = ("160px", "224px", "320px", "384px")  # Table 10
-# Rows that share a mixing draw, at most: the batch of one GPU in the authors' runs (4 GPUs of 256 for Ti and S, 16 of 64 for B).
-_GROUP_SIZES = {"tiny": 256, "small": 256, "base": 64}
 # Table 2's teachers, by the words of configs/distillation.py.
 TEACHERS = {
     "regnety_040": "regnety_040",
@@ -26,12 +25,8 @@ TEACHERS = {
 
 
 def deit(size: str, *, distilled: bool = False) -> ConfigDict:
-    """DeiT from scratch by Table 9; `distilled`: with a distillation token, which nothing teaches yet (see `distil`)."""
-    config = default_config()
-    config.model.name = f"deit_{size}{'_distilled' if distilled else ''}_patch16_224"
-    config.num_classes = 1000
-    config.augment.max_group_size = _GROUP_SIZES[size]
-    score_real_and_v2(config)
+    """configs/deit.py's recipe; `distilled`: with a distillation token, which nothing teaches yet (see `distil`)."""
+    config: ConfigDict = load_own("deit").recipe(size, distilled=distilled)
     return config
 
 

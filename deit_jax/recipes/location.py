@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 from deit_jax.errors import UserError
 
@@ -29,3 +32,13 @@ def find_config(name: str) -> Path:
         return own / path.name
     known = ", ".join(f"configs/{file.name}" for file in sorted(own.glob("*.py")))
     raise UserError(f"{name}: there is no such file; those that come with deit_jax are {known}")
+
+
+@functools.cache
+def load_own(name: str) -> ModuleType:
+    """The module configs/`name`.py that comes with the code, for configurations that start from it."""
+    spec = importlib.util.spec_from_file_location(f"deit_jax_own_configs_{name}", own_configs() / f"{name}.py")
+    assert spec is not None and spec.loader is not None  # the file ends in .py
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -16,13 +16,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from deit_jax.config import default_config
 from deit_jax.data.decoding import RandomResizedCrop, decode
 from deit_jax.data.loading import train_batches
 from deit_jax.data.sources import ArraySource
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import build_augmentation
 from deit_jax.training.step import step_keys
+from tests.tiny import paper_config
 from tests.training import trajectory
 from tests.training.trajectory import CLASSES, STUDENT, TEACHER, Arrays
 
@@ -38,7 +38,7 @@ SKETCH = 16  # numbers that stand for a tensor
 
 def config_of(kind: str) -> ConfigDict:
     """The published recipe of a kind of distillation, on 128 images in batches of 32; a group is 8 rows."""
-    config = default_config()
+    config = paper_config()
     config.image_size = 56
     config.compute_dtype = "float32"
     config.model.name = MODELS.get(kind, "deit_tiny_distilled_patch16_224")

@@ -1,12 +1,12 @@
 import pytest
 
-from deit_jax.config import ConfigError, default_config
+from deit_jax.config import ConfigError
 from deit_jax.training.plan import resolve
-from tests.tiny import tiny_config
+from tests.tiny import paper_config, tiny_config
 
 
 def test_the_papers_run_on_imagenet():
-    plan = resolve(default_config(), num_images=1_281_167, data_classes=1000)
+    plan = resolve(paper_config(), num_images=1_281_167, data_classes=1000)
     assert plan.steps_per_epoch == 1251  # 1,281,024 samples
     assert plan.total_steps == 300 * 1251
     assert plan.peak_learning_rate == pytest.approx(1e-3)
@@ -16,7 +16,7 @@ def test_the_papers_run_on_imagenet():
 @pytest.mark.parametrize("batch_size", [64, 96, 512, 2048])
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_base_patch16_224"])
 def test_any_batch_has_its_mixing_groups(name, batch_size):
-    config = default_config()
+    config = paper_config()
     config.model.name, config.train.batch_size = name, batch_size
     config.augment.max_group_size = 64 if "base" in name else 256
     order = resolve(config, num_images=1_281_167, data_classes=1000).order

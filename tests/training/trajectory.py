@@ -23,7 +23,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deit_jax.augment.color import normalize
-from deit_jax.config import default_config
 from deit_jax.data.decoding import PaddedCrop
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source
@@ -36,6 +35,7 @@ from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import Teacher, build_program
 from deit_jax.weights import timm
 from tests.models.timm_names import timm_tensor
+from tests.tiny import paper_config
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "trajectory.npz"
 STEPS, IMAGES, CLASSES = 100, 128, 10
@@ -59,7 +59,7 @@ Arrays = dict[str, np.ndarray]
 
 def trajectory_config(kind: str) -> ConfigDict:
     """The published recipe without its random parts, on 128 images in batches of 32."""
-    config = default_config()
+    config = paper_config()
     config.image_size = 28
     config.compute_dtype = "float32"
     config.model.name = "deit_tiny_distilled_patch16_224"
