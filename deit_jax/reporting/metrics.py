@@ -20,9 +20,9 @@ class LogError(UserError):
 
 
 def read_metrics(workdir: WorkdirLike) -> list[dict[str, Any]]:
-    """The rows of a run, NaN for null; a last line that a killed process cut off is left out, no file is no rows."""
+    """The rows of a run, NaN for null; those from the first damaged line on are left out, no file is no rows."""
     rows: list[dict[str, Any]] = []
-    for line in (Workdir.at(workdir).read(METRICS) or "").splitlines():
+    for line in (Workdir.at(workdir).read(METRICS, errors="replace") or "").splitlines():
         try:
             row = json.loads(line)
         except json.JSONDecodeError:

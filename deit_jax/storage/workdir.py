@@ -81,10 +81,13 @@ class Workdir:
         """Whether the file is there."""
         return (self.path / name).exists()
 
-    def read(self, name: str) -> str | None:
-        """A file's content, None if it is not there. Raises UnreadableError."""
+    def read(self, name: str, errors: str = "strict") -> str | None:
+        """A file's content, None if it is not there. Raises UnreadableError.
+
+        errors: what becomes of bytes that are not UTF-8, as of `bytes.decode`.
+        """
         try:
-            return (self.path / name).read_text(encoding="utf-8")
+            return (self.path / name).read_text(encoding="utf-8", errors=errors)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, UnicodeDecodeError) as error:

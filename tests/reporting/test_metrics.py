@@ -29,3 +29,10 @@ def test_rows_with_null_are_read_as_nan_and_written_again(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
     for line in before.decode().splitlines():
         json.loads(line, parse_constant=refuse)
+
+
+def test_rows_end_before_the_first_damaged_line(tmp_path):
+    for damage in (b"\xff", b"\0", b'{"step": 2, "tr'):
+        (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "a": 0.5}\n' + damage + b'\n{"step": 3, "a": 1.0}\n')
+        assert read_metrics(tmp_path) == [{"step": 1, "a": 0.5}]
+    assert read_metrics(tmp_path / "nowhere") == []
