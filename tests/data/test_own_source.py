@@ -281,16 +281,27 @@ def test_a_name_is_one_sources(modules):
     assert not [name for name, _ in without_effect(configured, ["data.name"]) if name.startswith("data.")]
 
 
+CARDS = """
+import sys
+import numpy as np
+import deit_jax
+
+class Cards:
+    class_names = ("a", "b")
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):  # of another plugin, which the worker has to import by itself
+        return np.full((4, 4), sys.modules["helper"].SHADE, np.uint8), index % 2
+
+deit_jax.register_source("cards", lambda data, split: Cards())
+"""
+
+
 @pytest.mark.long
 def test_workers_read_a_plugins_source(modules):
-    folder = modules(
-        of_cards="import sys\nimport numpy as np\nclass Cards:\n    class_names = ('a', 'b')\n"
-        "    def __len__(self): return 8\n    def __getitem__(self, i):\n"
-        "        return np.full((4, 4), sys.modules['helper'].SHADE, np.uint8), i % 2\n"
-        "import deit_jax\ndeit_jax.register_source('cards', lambda data, split: Cards())\n",
-        helper="SHADE = 7\n",
-    )  # fmt: skip
-    assert folder.is_dir()
+    modules(of_cards=CARDS, helper="SHADE = 7\n")
     validate(tiny_config(plugins=("helper", "of_cards"), data__source="cards"))
     source = open_source(config(), "train")
     order = TrainOrder(8, 8, repeats=1, group_size=2, groups_per_block=2, seed=0)

@@ -1,5 +1,6 @@
 """A user's own source and loss, from a folder outside of the package, in every mode; the examples of docs/extending.md."""
 
+import ast
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import deit_jax
 from deit_jax.reporting.metrics import read_rows
 from tests.end_to_end.commands import ROOT, TIMEOUT, TINY, command, environment
 
@@ -36,6 +38,18 @@ def run(tmp_path_factory):
 def succeed(done):
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.stem)
+def test_an_example_is_short_and_uses_public_names_alone(file):
+    text = file.read_text()
+    assert len(text.splitlines()) <= 40
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("deit_jax"):
+            assert node.module == "deit_jax" and {name.name for name in node.names} <= set(deit_jax.__all__)
+        elif isinstance(node, ast.Import):
+            assert not any(name.name.startswith("deit_jax") for name in node.names)
+    assert f"examples/extending/{file.name}" in (ROOT / "docs/extending.md").read_text()
 
 
 @pytest.mark.long
