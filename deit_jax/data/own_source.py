@@ -15,11 +15,11 @@ _REQUIRED = ("__len__", "__getitem__", "class_names")
 _OPTIONAL = ("notes", "folders", "multi_label", "file_name")
 
 
-def open_own(name: str, open: Callable[[Any, Split], Any], data: Any, split: Split) -> OwnSource:
+def open_own(name: str, opener: Callable[[Any, Split], Any], data: Any, split: Split) -> OwnSource:
     """What a registered opener returns. Raises DataError if it raises, or returns what is not a source."""
     where = f"the data source {name}"
     try:
-        return OwnSource(where, open(data, split))
+        return OwnSource(where, opener(data, split))
     except UserError:
         raise
     except FileNotFoundError as error:  # a further set that is not there is left out

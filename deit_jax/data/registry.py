@@ -49,10 +49,10 @@ EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
 class _Kind:
     """A value of data.source."""
 
-    open: Callable[[Any, Split], ImageSource]  # of a whole split, unless it takes parts itself
+    main: Callable[[Any, Split], ImageSource]  # gives a whole split, unless it takes parts
     open_further: Callable[
         [Any], ImageSource
-    ]  # the same of a further set, a `data` section with its split as eval_split
+    ]  # gives a further set, as a `data` section with the set's split as eval_split
     takes_parts: bool = False  # it understands "train[:50%]" itself
     needs_path: bool = False
     unread: tuple[str, ...] = ()  # fields of `data` without effect
@@ -133,11 +133,11 @@ def open_source(data: Any, split: Split) -> ImageSource:
     source = _open(data, split)
     if is_multi_label(source):
         raise DataError(
-            f"{data.name!r} has several labels an image: it can be evaluated in config.evaluation.extra, not as data.name"
+            f"{_shown(data)!r} has several labels an image: it can be evaluated in config.evaluation.extra, not as data.name"
         )
     if len(source) == 0:
         what = "trained on" if split == "train" else "evaluated on"
-        raise DataError(f"{data.path or data.name or data.source}: no image to be {what}; correct data.{split}_split")
+        raise DataError(f"{data.path or _shown(data)}: no image to be {what}; correct data.{split}_split")
     if split == "train" and len(source.class_names) < 2:
         raise one_class(source.class_names[0], data.source, data.path)
     if split == "train" and data.images_per_class is not None:
@@ -152,7 +152,7 @@ def _open(data: Any, split: Split) -> ImageSource:
         raise DataError(f"data.source={data.source!r} is unknown; choose {_listed()}")
     if kind.needs_path and not data.path:
         raise DataError(f"data.source={data.source} needs data.path, which is empty; set --config.data.path")
-    source = kind.open(data, split)
+    source = kind.main(data, split)
     return source if kind.takes_parts else _part(source, _expression(data, split))
 
 
@@ -177,7 +177,7 @@ def open_further_set(entry: Any, index: str = AUTO) -> ImageSource:
     data = default_config().data
     data.update({"source": entry.source, "name": entry.get("name", ""), "path": entry.path, "index": index})
     data.train_split = data.eval_split = entry.split
-    images = kind.open_further(data)
+    images = kind.further(data)
     if labels := entry.get("labels", ""):
         images = RealLabels(images, labels)
     return images if kind.takes_parts else _part(images, entry.split)
@@ -190,6 +190,10 @@ def _part(source: ImageSource, expression: str) -> ImageSource:
 def _listed() -> str:
     names = source_names()
     return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _shown(data: Any) -> str:
+    return data.name if data.source == "tfds" else data.source
 
 
 def holds_out(data: Any) -> bool:

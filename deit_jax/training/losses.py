@@ -117,7 +117,7 @@ class DistillationLoss:
 
 
 def build_loss(config: ConfigDict, *, num_classes: int) -> Loss:
-    """The loss that config.distillation.kind picks. One that a plugin has registered is tried in shapes alone.
+    """The loss that config.distillation.kind picks. One that a plugin has registered is traced for a batch, in shapes alone.
 
     Raises ConfigError if the registered loss cannot be built or does not give what `deit_jax.register_loss` asks for.
     """
@@ -131,8 +131,8 @@ def build_loss(config: ConfigDict, *, num_classes: int) -> Loss:
         raise ConfigError(f"config.{kind.name} ({_given(values)}): {raised_outside(error)}") from error
     if not callable(function):
         raise ConfigError(f"{where}: it is built to a {type(function).__name__}, not to a function")
-    loss = _RegisteredLoss(where, function)
-    logits: Any = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
+    loss, rows = _RegisteredLoss(where, function), config.train.batch_size // config.train.accumulation_steps
+    logits: Any = jax.ShapeDtypeStruct((rows, num_classes), jnp.float32)
     outputs = ModelOutput(logits, logits, logits if has_distillation_token(config) else None)
     of_outputs = jax.value_and_grad(loss, has_aux=True)
     try:
