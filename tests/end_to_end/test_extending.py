@@ -1,4 +1,4 @@
-"""A user's own source and loss, from a folder outside of the package, in every mode; the examples of docs/extending.md."""
+"""A user's own source, loss and model, from a folder outside of the package, in every mode; the examples of docs/extending.md."""
 
 import ast
 import json
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import deit_jax
-from deit_jax.reporting.metrics import read_rows
+from deit_jax.reporting.metrics import read_metrics
 from tests.end_to_end.commands import ROOT, TIMEOUT, TINY, command, environment
 
 EXAMPLES = ROOT / "examples/extending"
@@ -21,7 +21,7 @@ EXAMPLES = ROOT / "examples/extending"
 def run(tmp_path_factory):
     """Runs run.py with the examples' copies on PYTHONPATH, or without."""
     folder = tmp_path_factory.mktemp("plugins")
-    for file in ("own_source.py", "own_loss.py"):
+    for file in ("own_source.py", "own_loss.py", "own_model.py"):
         shutil.copy(EXAMPLES / file, folder)
 
     def run(*arguments, plugins=True):
@@ -65,7 +65,7 @@ def test_an_own_source_and_an_own_loss_work_in_every_mode(run, tmp_path):
         assert printed.count(f"plugin {name}, from {run.folder / name}.py\n") == 1
     assert "logit_matching, weight 0.25, normalise True" in printed and "shapes: 6,000 training images" in printed
     assert "resuming after step 2" in succeed(run(*train, "--config.train.max_steps=4", "--config.data.num_workers=1"))
-    rows = [row for row in read_rows(workdir / "metrics.jsonl") if "train/loss" in row]
+    rows = [row for row in read_metrics(workdir) if "train/loss" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
         expected = 0.75 * row["train/label_loss"] + 0.25 * row["train/distance"]
@@ -99,3 +99,41 @@ def test_an_own_source_and_an_own_loss_work_in_every_mode(run, tmp_path):
         f"error: plugins of {workdir}/config.json: there is no module 'own_source': install it, or put the folder that it is "
         "in on PYTHONPATH\n"
     )
+
+
+@pytest.mark.long
+def test_an_own_model_is_student_and_teacher_in_every_mode(run, tmp_path):
+    workdir, weights = tmp_path / "convmixer", tmp_path / "convmixer.safetensors"
+    own = ("--config.plugins=own_model", "--config.model.name=convmixer_tiny", "--config.model.overrides={}")
+    train = (f"{TINY}:teacher", f"--workdir={workdir}", *own, "--config.model.overrides.width=16")
+    succeed(run(*train, "--config.train.max_steps=2"))
+    assert "resuming after step 2" in succeed(run(*train, "--config.log.report=True"))
+    results = json.loads((workdir / "results.json").read_text())
+    succeed(run("--mode=eval", *train, f"--output={tmp_path / 'eval.json'}"))
+    assert json.loads((tmp_path / "eval.json").read_text())["scores"] == results["scores"]
+
+    refused = run("--mode=export", f"--workdir={workdir}", f"--output={weights}")
+    assert refused.returncode == 2 and refused.stderr == (
+        "error: a ConvMixer is written in the layout flax, not 'timm'\n"
+    )
+    succeed(run("--mode=export", f"--workdir={workdir}", "--layout=flax", f"--output={weights}"))
+    succeed(run("--mode=export", f"--workdir={workdir}", "--layout=jax", f"--output={tmp_path / 'program'}"))
+    Image.fromarray(np.full((28, 28), 99, np.uint8)).save(tmp_path / "grey.png")
+    answers = []
+    for source in ((f"--workdir={workdir}",), (f"{TINY}:teacher", *own, f"--config.model.weights={weights}")):
+        output = tmp_path / "answers.json"
+        extra = ("--config.model.overrides.width=16",) if len(source) > 1 else ()
+        succeed(run("--mode=predict", *source, *extra, f"--output={output}", tmp_path / "grey.png"))
+        answers.append(json.loads(output.read_text())[0]["predictions"])
+    assert [entry["label"] for entry in answers[0]] == [entry["label"] for entry in answers[1]]
+    found = [[entry["probability"] for entry in each] for each in answers]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-5)
+    succeed(run("--mode=analyze", f"--workdir={workdir}", f"--output={tmp_path / 'analysis'}"))
+
+    teacher = ("--config.plugins=own_model", "--config.teacher.name=convmixer_tiny", "--config.teacher.overrides={}")
+    rows = []
+    for place, extra in ((workdir, ()), (weights, ("--config.teacher.overrides.width=16",))):
+        student = tmp_path / f"student_of_{place.name}"
+        succeed(run(TINY, f"--workdir={student}", *teacher, *extra, f"--config.teacher.weights={place}"))
+        rows.append([row["train/loss"] for row in read_metrics(student) if "train/loss" in row])
+    assert len(rows[0]) == 4 and rows[0] == rows[1]  # one network, from either place
