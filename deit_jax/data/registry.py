@@ -50,9 +50,7 @@ class _Kind:
     """A value of data.source."""
 
     main: Callable[[Any, Split], ImageSource]  # gives a whole split, unless it takes parts
-    open_further: Callable[
-        [Any], ImageSource
-    ]  # gives a further set, as a `data` section with the set's split as eval_split
+    further: Callable[[Any], ImageSource]  # gives a further set, whose split is the section's eval_split
     takes_parts: bool = False  # it understands "train[:50%]" itself
     needs_path: bool = False
     unread: tuple[str, ...] = ()  # fields of `data` without effect
