@@ -326,6 +326,35 @@ FAULTS = (
         "as_begun(config, record)",
         ("tests/training/test_preparation.py",),
     ),
+    # What comes from outside of the package.
+    Fault(
+        "plugin-in-a-workdir-is-run",
+        "deit_jax/plugins.py",
+        "if Path(path).is_relative_to(outer):",
+        "if False:",
+        ("tests/test_plugins.py",),
+    ),
+    Fault(
+        "workers-without-plugins",
+        "deit_jax/plugins.py",
+        "return _imported_again, (tuple(_imported),)",
+        "return _imported_again, ((),)",
+        ("tests/test_plugins.py",),
+    ),
+    Fault(
+        "own-loss-at-its-defaults",
+        "deit_jax/config_losses.py",
+        "type(default)(given.get(name, default))",
+        "default",
+        ("tests/test_config_losses.py",),
+    ),
+    Fault(
+        "whole-split-instead-of-its-part",
+        "deit_jax/data/registry.py",
+        "return source if kind.takes_parts else _part(source, _expression(data, split))",
+        "return source",
+        ("tests/data/test_own_source.py",),
+    ),
     Fault(
         "drop-path-rate-not-passed-on",
         "deit_jax/config_model.py",
