@@ -7,6 +7,7 @@ from deit_jax.config import ConfigError, needs_teacher
 from deit_jax.config_check import validate
 from deit_jax.config_file import load_config
 from deit_jax.config_losses import loss_section
+from deit_jax.config_model import check_heads
 from deit_jax.config_overrides import apply, split
 from deit_jax.config_unused import without_effect
 from deit_jax.errors import UserError
@@ -191,8 +192,6 @@ def test_a_loss_may_be_registered_again_and_not_by_another(modules):
 
 @pytest.mark.parametrize("teaches_token", [True, False])
 def test_a_loss_says_whether_it_teaches_the_tokens_head(modules, teaches_token):
-    from deit_jax.config_model import check_heads
-
     register_loss("own", build, teaches_token=teaches_token)
     changes = dict(distillation__kind="own", teacher__weights="")
     check_heads(tiny_config(**changes, model__name="deit_tiny_patch16_224"))
