@@ -163,11 +163,12 @@ def step_config(recipe: str, attention: str, batch_size: int, small: bool) -> An
 
 @functools.cache
 def frozen_teacher(small: bool) -> tuple[Any, Any]:
-    """The distilled recipes' teacher in shapes, and its random variables on the device."""
+    """The distilled recipes' teacher in shapes, and the same with random variables on the device."""
     config = step_config("small,distilled", "xla", BATCH, small)
     size = config.image_size or native_image_size(config.model.name)
     teacher = abstract_teacher(config, config.num_classes, size, jax.default_backend())
-    return teacher, jax.device_put(random_values(teacher.variables), replicated(make_mesh([first_device()])))
+    mesh = make_mesh([first_device()])
+    return teacher, jax.device_put(random_values(teacher.for_step(mesh)), replicated(mesh))
 
 
 def time_step(row: Row, batch_size: int, say: Say) -> Row:
@@ -176,7 +177,7 @@ def time_step(row: Row, batch_size: int, say: Say) -> Row:
     plan = resolve(config, num_images=IMAGENET[0], data_classes=config.num_classes)
     say(batch_size=batch_size, group_size=plan.order.group_size, dtype=plan.compute_dtype)
     teacher, frozen = frozen_teacher(row["tiny"]) if "distilled" in row["recipe"] else (None, None)
-    program = build_program(config, plan, mesh, teacher)  # refuses an attention that does not suit
+    program = build_program(config, plan, mesh)  # refuses an attention that does not suit
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (batch_size, plan.image_size, plan.image_size, 3), np.uint8)
     batch = put_batch(mesh, {"image": pixels, "label": rng.integers(0, plan.num_classes, batch_size, np.int32)})

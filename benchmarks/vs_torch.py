@@ -69,22 +69,24 @@ def case_of(model: str, part: str, batch: int | None) -> dict[str, Any]:
 
 def make_train_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
     """The project's compiled step on one batch, and the number of parameters."""
+    import flax.linen as nn
     import jax.numpy as jnp
     import numpy as np
 
-    from deit_jax.models.output import ModelOutput
     from deit_jax.parallel.mesh import make_mesh
     from deit_jax.parallel.sharding import put_batch
     from deit_jax.recipes.imagenet import deit
     from deit_jax.training.plan import resolve
-    from deit_jax.training.program import Teacher, build_program
+    from deit_jax.training.program import build_program
     from deit_jax.training.state import count_parameters
+    from deit_jax.training.teacher import Teacher
 
-    class GivenLogits:
+    class GivenLogits(nn.Module):
         """Stands where a teacher's model does."""
 
-        def apply(self, variables, images, *, train):
-            return ModelOutput(variables["logits"], variables["logits"], None)
+        @nn.compact
+        def __call__(self, images):
+            return self.param("logits", nn.initializers.zeros, (case["batch"], case["classes"]))
 
     config = deit("small")
     config.model.name, config.model.drop_path_rate = case["model"], 0.0
@@ -99,10 +101,10 @@ def make_train_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
     if "distilled" in case["model"]:
         config.distillation.kind = "hard"
         logits = np.random.RandomState(0).normal(size=(case["batch"], case["classes"])).astype(np.float32)
-        teacher = Teacher(GivenLogits(), {"logits": jnp.asarray(logits)}, "given logits")
+        teacher = Teacher(GivenLogits(), {"params": {"logits": jnp.asarray(logits)}}, "given logits")
     mesh = make_mesh()
     plan = resolve(config, num_images=1_281_167, data_classes=case["classes"])
-    program = build_program(config, plan, mesh, teacher)
+    program = build_program(config, plan, mesh)
     side = case["image_size"]
     batch = put_batch(
         mesh,
@@ -111,11 +113,11 @@ def make_train_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
             "label": np.arange(case["batch"], dtype=np.int32) % case["classes"],
         },
     )
-    state = program.init()
+    state, frozen = program.init(), None if teacher is None else teacher.for_step(mesh)
 
     def step() -> Any:
         nonlocal state
-        state, metrics = program.train_step(state, None if teacher is None else teacher.variables, batch)
+        state, metrics = program.train_step(state, frozen, batch)
         return metrics
 
     return step, count_parameters(state.variables)
@@ -127,7 +129,7 @@ def make_infer_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
     import jax.numpy as jnp
 
     from deit_jax.models import create_model
-    from deit_jax.training.program import freeze
+    from deit_jax.training.teacher import freeze
 
     model = create_model(case["model"], case["classes"], case["image_size"], **case["fields"])
     images = jax.random.normal(jax.random.key(1), (case["batch"], case["image_size"], case["image_size"], 3))

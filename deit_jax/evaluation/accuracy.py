@@ -9,33 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from deit_jax.augment.recipe import prepare_for_evaluation
-from deit_jax.models.output import ModelOutput, fuse
-from deit_jax.models.protocol import classify
+from deit_jax.evaluation.heads import answer_of, heads, outputs_of
 from deit_jax.parallel.distributed import compiled_together
 
 Totals = dict[str, Any]
 EvalStep = Callable[[Any, dict[str, jax.Array]], Totals]
 # head -> {"top1", "top5" in percent, "loss" in nats}; without the loss where an image may have several labels
 Scores = dict[str, dict[str, float]]
-
-
-def heads(output: ModelOutput) -> dict[str, jax.Array]:
-    """The answers to score, float32[B, K] by name: one of a plain model; of a distilled one each head and both fusions."""
-    if output.distillation_logits is None:
-        return {"class": output.class_logits}
-    pair = (output.class_logits, output.distillation_logits)
-    return {
-        "class": output.class_logits,
-        "distillation": output.distillation_logits,
-        "fused_logits": fuse(*pair, "logits"),
-        "fused_softmax": fuse(*pair, "softmax"),
-    }
-
-
-def answer_of(scores: Scores, fusion: str) -> dict[str, float]:
-    """The scores of a model's own answer: its only head, or the fusion named, "class" being the class head alone."""
-    return scores.get(f"fused_{fusion}", scores["class"])
 
 
 def best_top1(scores: dict[str, Scores], fusion: str) -> float:
@@ -79,10 +59,11 @@ def score_any(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str
 
 def make_eval_step(model: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]) -> EvalStep:
     """The jitted function (variables, batch) -> sums over the batch; `mean` and `std` normalise RGB in [0, 1]."""
+    outputs = outputs_of(model, mean, std)
 
     @jax.jit
     def eval_step(variables: Any, batch: dict[str, jax.Array]) -> Totals:
-        output = classify(model, variables, prepare_for_evaluation(batch["image"], mean, std))
+        output = outputs(variables, batch["image"])
         labels, mask = batch["label"], batch["mask"]
         scoring = score if labels.ndim == 1 else score_any
         sums: Totals = {name: scoring(logits, labels, mask) for name, logits in heads(output).items()}

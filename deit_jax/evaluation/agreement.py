@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax.augment.recipe import prepare_for_evaluation
+from deit_jax.evaluation.heads import heads, outputs_of
 from deit_jax.models.output import ModelOutput
-from deit_jax.models.protocol import classify
 
 HEADS = ("class", "distillation", "both")  # in this order
 Decisions = dict[str, np.ndarray]  # name -> int32[N], the class that each image was given
@@ -25,19 +24,19 @@ def answers(output: ModelOutput) -> dict[str, jax.Array]:
 
     "both" is the model's own answer, fused as its `fusion` says.
     """
-    if output.distillation_logits is None:
-        return {"class": output.class_logits}
-    return {"class": output.class_logits, "distillation": output.distillation_logits, "both": output.logits}
+    found = heads(output)
+    return found if len(found) == 1 else {head: found.get(head, output.logits) for head in HEADS}
 
 
 @functools.cache  # networks of one kind share the compiled function
 def make_decide_step(model: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]) -> DecideStep:
     """The jitted function (variables, uint8[B, H, W, 3]) -> int32[B] by head: argmax, of equal logits the lower class."""
+    outputs = outputs_of(model, mean, std)
 
     @jax.jit
     def decide(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        output = classify(model, variables, prepare_for_evaluation(images, mean, std))
-        return {head: jnp.argmax(logits, axis=-1).astype(jnp.int32) for head, logits in answers(output).items()}
+        by_head = answers(outputs(variables, images))
+        return {head: jnp.argmax(logits, axis=-1).astype(jnp.int32) for head, logits in by_head.items()}
 
     return decide
 

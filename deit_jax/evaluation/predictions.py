@@ -10,8 +10,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from deit_jax.augment.recipe import prepare_for_evaluation
-from deit_jax.models.protocol import classify
+from deit_jax.evaluation.heads import outputs_of
 
 PredictStep = Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -39,10 +38,11 @@ def make_predict_step(
     model: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...], first: int = 3
 ) -> PredictStep:
     """The jitted function (variables, uint8[B, H, W, 3]) -> (int32[B, k], float32[B, k]), as `Predictions` has them."""
+    outputs = outputs_of(model, mean, std)
 
     @jax.jit
     def predict(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = classify(model, variables, prepare_for_evaluation(images, mean, std)).logits
+        logits = outputs(variables, images).logits
         probabilities, classes = jax.lax.top_k(jax.nn.softmax(logits), min(first, logits.shape[-1]))
         return classes, probabilities
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,21 +15,14 @@ import jax
 import numpy as np
 from PIL import Image
 
-from deit_jax.augment.recipe import prepare_for_evaluation
-from deit_jax.config import recorded_config
-from deit_jax.data.decoding import CenterCrop, EvaluationCrop, evaluation_crop
+from deit_jax.data.decoding import CenterCrop, EvaluationCrop
 from deit_jax.data.given_images import is_one_image, read_image
 from deit_jax.errors import UserError, refuse_address, require_choice
-from deit_jax.evaluation.accuracy import heads
-from deit_jax.inference.class_names import imagenet_class_names, readable
+from deit_jax.evaluation.heads import head_names, heads, outputs_of, own_head
+from deit_jax.inference.class_names import readable
 from deit_jax.models import create_model, native_image_size
-from deit_jax.models.protocol import classify
-from deit_jax.training.program import build_recorded_model
-from deit_jax.training.record import read_config
-from deit_jax.training.trained_weights import load_variables
-from deit_jax.weights import load_pretrained
-from deit_jax.weights.labels import read_class_names
-from deit_jax.weights.loading import WHICH, fit_weights
+from deit_jax.network import IMAGENET_CLASSES, Network, Wanted, load_network
+from deit_jax.weights.loading import WHICH
 from deit_jax.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
@@ -83,7 +77,7 @@ class Classifier:
         description: str = "",
         batch_size: int = 8,
     ) -> None:
-        """`from_workdir`, `from_pretrained` and `from_weights` know the arguments themselves.
+        """`from_workdir`, `from_pretrained`, `from_weights` and `from_network` know the arguments themselves.
 
         Raises PredictionError for more names than classes, a batch of less than one image, and arguments of another kind.
         """
@@ -104,19 +98,17 @@ class Classifier:
         self.description = description
         self.batch_size = int(batch_size)
         self.batch_sizes = tuple(sorted({self.batch_size, *(2**i for i in range(self.batch_size.bit_length()))}))
-        distilled = getattr(model, "distilled", False)
-        self.heads = ("class", "distillation", "fused_logits", "fused_softmax") if distilled else ("class",)
+        self.heads = head_names(model)
         self._answer = self._program()
         self._to_device()
 
     def _program(self) -> Any:
         """uint8[B, size, size, 3] to {head: float32[B, K]}."""
-        model, mean, std = self.model, self.mean, self.std
+        outputs = outputs_of(self.model, self.mean, self.std)
 
         @jax.jit
         def answer(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-            output = classify(model, variables, prepare_for_evaluation(images, mean, std))
-            return {name: jax.nn.softmax(logits) for name, logits in heads(output).items()}
+            return {name: jax.nn.softmax(logits) for name, logits in heads(outputs(variables, images)).items()}
 
         return answer
 
@@ -141,13 +133,35 @@ class Classifier:
         return f"Classifier({self.description or type(self.model).__name__}, {self.model.num_classes} classes)"
 
     @classmethod
+    def from_network(cls, network: Network, *, batch_size: int = 8) -> Classifier:
+        """A network of `deit_jax.network.load_network`. What it does not know of its images is as in the released code."""
+        ready = network.preprocessing
+        return cls(
+            network.model,
+            network.variables,
+            crop=network.crop or CenterCrop(network.image_size, ready.crop_ratio),
+            mean=ready.mean,
+            std=ready.std,
+            class_names=None if network.class_names is None else readable(network.class_names),
+            description=network.description,
+            batch_size=batch_size,
+        )
+
+    @classmethod
     def from_workdir(
-        cls, workdir: str | Path, variables: str = "raw", checkpoint: str | int = "newest", *, batch_size: int = 8
+        cls,
+        workdir: str | Path,
+        variables: str = "raw",
+        checkpoint: str | int = "newest",
+        *,
+        image_size: int | None = None,
+        batch_size: int = 8,
     ) -> Classifier:
         """The network of a training run, with the run's own crop, normalisation, fusion of heads and class names.
 
-        variables: "raw" or "ema", their moving average. checkpoint: "newest", "best" or a step. Raises PredictionError for other
-        words, ConfigError if this is not a workdir, CheckpointError if it holds no such weights.
+        variables: "raw" or "ema", their moving average. checkpoint: "newest", "best" or a step. image_size: pixels; None is the
+        run's own, another one resizes the position embedding. Raises PredictionError for other words, ConfigError if this is not
+        a workdir, CheckpointError if it holds no such weights.
         """
         _refuse_forked_process()
         require_choice("variables", variables, WHICH, PredictionError)
@@ -157,20 +171,10 @@ class Classifier:
             )
         refuse_address("workdir", workdir, PredictionError)
         workdir = Path(os.path.expanduser(workdir))
-        record = read_config(workdir)
-        config, resolved = recorded_config(record), record["resolved"]
-        model = build_recorded_model(record)
-        weights, step = load_variables(workdir, variables, str(checkpoint))
-        return cls(
-            model,
-            weights,
-            crop=evaluation_crop(config.evaluation, resolved["image_size"]),
-            mean=config.augment.mean,
-            std=config.augment.std,
-            class_names=readable(resolved["class_names"]) if resolved.get("class_names") else None,
-            description=f"{config.model.name}, {variables} weights of {workdir} after step {step:,}",
-            batch_size=batch_size,
+        network = load_network(
+            workdir, kind="workdir", which=variables, checkpoint=str(checkpoint), image_size=image_size
         )
+        return cls.from_network(network, batch_size=batch_size)
 
     @classmethod
     def from_pretrained(
@@ -189,15 +193,9 @@ class Classifier:
         """
         _refuse_forked_process()
         _require_count("batch_size", batch_size, "images")
-        model, variables = load_pretrained(name, image_size=image_size, **overrides)
-        return cls(
-            model,
-            variables,
-            crop=CenterCrop(image_size or native_image_size(name), crop_ratio),
-            class_names=imagenet_class_names(),
-            description=f"{name}, published weights",
-            batch_size=batch_size,
-        )
+        network = load_network("pretrained", _wanted(name, None, overrides), image_size=image_size)
+        crop = CenterCrop(network.image_size, crop_ratio)
+        return cls.from_network(dataclasses.replace(network, crop=crop), batch_size=batch_size)
 
     @classmethod
     def from_weights(
@@ -216,28 +214,20 @@ class Classifier:
     ) -> Classifier:
         """Weights of a file that `deit_jax.load_weights` reads, of the model `name`.
 
-        class_names: None: those that the file or the config.json beside it has. num_classes: None is the number of names, without
-        names 1,000. **overrides: as of `create_model`. Raises WeightsError if
-        the file cannot be read or does not fit, ValueError for an unknown model.
+        class_names: None: those that the file or the config.json beside it has. num_classes: None is the number of names given,
+        or that of the file's head. **overrides: as of `create_model`. Raises WeightsError if the file cannot be read or does not
+        fit, ValueError for an unknown model.
         """
         _refuse_forked_process()
         refuse_address("path", path, PredictionError)
         _require_names(class_names)
-        if class_names is None and (own := read_class_names(path)) and num_classes in (None, len(own)):
-            class_names = readable(own)
-        num_classes = num_classes or (1000 if class_names is None else len(class_names))
-        model = create_model(name, num_classes, image_size, **overrides)
-        fitted = fit_weights(path, model)
-        return cls(
-            model,
-            fitted.variables,
-            crop=CenterCrop(image_size or native_image_size(name), crop_ratio),
-            mean=mean,
-            std=std,
-            class_names=class_names,
-            description=f"{name}, weights of {path}" + (f"; {fitted.note}" if fitted.note else ""),
-            batch_size=batch_size,
-        )
+        num_classes = num_classes or (None if class_names is None else len(class_names))
+        network = load_network(path, _wanted(name, num_classes, overrides), kind="file", image_size=image_size)
+        crop = CenterCrop(network.image_size, crop_ratio)
+        network = dataclasses.replace(network, crop=crop, mean=tuple(mean), std=tuple(std))
+        if class_names is not None:
+            network = dataclasses.replace(network, class_names=tuple(map(str, class_names)))
+        return cls.from_network(network, batch_size=batch_size)
 
     def __call__(
         self, images: ImageLike | Iterable[ImageLike], top_k: int = 5, *, head: str | None = None
@@ -257,16 +247,15 @@ class Classifier:
         head: whose; None is the model's own answer (of a distilled model its heads fused as `model.fusion` says), else one of
         `self.heads`: "class", "distillation", "fused_logits" (mean of the logits) and "fused_softmax". Raises as `__call__`.
         """
-        own = f"fused_{self.model.fusion}" if len(self.heads) > 1 and self.model.fusion != "class" else "class"
-        if head is not None:
+        if head is None:
+            head = own_head(self.model)
+        else:
             require_choice("head", head, self.heads, PredictionError)
         if not self._on_device:
             self._to_device()
         _refuse_forked_process()
         many = cast(Iterable[ImageLike], [images] if is_one_image(images) else images)
-        found = [
-            np.asarray(self._answer(self.variables, batch)[head or own])[:count] for batch, count in self._batches(many)
-        ]
+        found = [np.asarray(self._answer(self.variables, batch)[head])[:count] for batch, count in self._batches(many)]
         return np.concatenate(found) if found else np.zeros((0, self.model.num_classes), np.float32)
 
     def prepare(self, image: ImageLike) -> np.ndarray:
@@ -290,6 +279,15 @@ class Classifier:
                 batch = np.zeros((rows, self.crop.size, self.crop.size, 3), np.uint8)
                 batch[: len(group)] = list(threads.map(lambda entry: self.crop(read_image(*entry)), group))
                 yield batch, len(group)
+
+
+def _wanted(name: str, num_classes: int | None, overrides: dict[str, Any]) -> Wanted:
+    """The model of a name. Raises ValueError for an unknown one."""
+
+    def build(num_classes: int, image_size: int) -> nn.Module:
+        return create_model(name, num_classes, image_size, **overrides)
+
+    return Wanted(name, build, native_image_size(name), num_classes, likely_classes=IMAGENET_CLASSES)
 
 
 def _refuse_forked_process() -> None:

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax import export as jax_export
 
-from deit_jax.augment.recipe import prepare_for_evaluation
 from deit_jax.data.decoding import Squash
 from deit_jax.errors import UserError, refuse_address
+from deit_jax.evaluation.heads import outputs_of
 from deit_jax.inference.classifier import Classifier
-from deit_jax.models.protocol import classify, portable_form
+from deit_jax.models.protocol import portable_form
 from deit_jax.version import __version__
 from deit_jax.weights.files import write_files
 
@@ -67,10 +67,10 @@ def portable_answer(classifier: Classifier) -> Callable[[jax.Array], dict[str, j
     throughout, so that another machine than the one it was trained on gives the same answer.
     """
     model, variables = portable_form(classifier.model, dict(classifier.variables))
+    outputs = outputs_of(model, classifier.mean, classifier.std)
 
     def answer(images: jax.Array) -> dict[str, jax.Array]:
-        prepared = prepare_for_evaluation(images, classifier.mean, classifier.std)
-        logits = classify(model, variables, prepared).logits
+        logits = outputs(variables, images).logits
         return {"logits": logits, "probabilities": jax.nn.softmax(logits)}
 
     return answer

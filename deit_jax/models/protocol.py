@@ -163,6 +163,11 @@ def check_training(model: nn.Module, platform: str, image_size: int) -> None:
         check(platform, image_size)
 
 
+def are_alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models are of one architecture, of any size, so that weights of one might start the other."""
+    return type(one) is type(other)
+
+
 def has_field(model: nn.Module | type[nn.Module], name: str) -> bool:
     """Whether a model has a field (of the dataclass that a Linen module is)."""
     return name in getattr(model, "__dataclass_fields__", {})

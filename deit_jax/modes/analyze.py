@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,16 @@ from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError, ImageSource
-from deit_jax.evaluation.accuracy import answer_of, evaluate, make_eval_step
+from deit_jax.evaluation.accuracy import evaluate, make_eval_step
 from deit_jax.evaluation.agreement import decide, disagreement, make_decide_step
 from deit_jax.evaluation.attention import attention_maps
+from deit_jax.evaluation.heads import answer_of
 from deit_jax.evaluation.tokens import at_resolution, position_norms, token_cosines
-from deit_jax.models.protocol import on_mesh
-from deit_jax.models.vit import VisionTransformer
-from deit_jax.modes.classifiers import Classifier, load_classifiers
+from deit_jax.models.inspection import can_inspect
+from deit_jax.models.protocol import is_distilled, on_mesh
+from deit_jax.modes.compared import compared_networks
 from deit_jax.modes.evaluate import as_labelled
+from deit_jax.network import Network
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated, rounded_up
 from deit_jax.reporting import analysis, console
@@ -99,7 +101,7 @@ def analyze(
     Args:
       workdir: of a training run.
       config: whose evaluation images; None: the run's own configuration.
-      others: workdirs or weights files, as `load_classifier` takes them.
+      others: workdirs or weights files, as `compared_networks` takes them.
       which: "raw" or "ema" weights of workdirs.
       image_files: images whose attention is pictured; none: the first evaluation images.
       image_size: pixels, where position embeddings are compared; None: 384/224 of the network's own, the paper's step.
@@ -116,9 +118,9 @@ def analyze(
         validate(config)
     folder = Workdir.at(workdir).folder(ANALYSIS) if output is None else output
     mesh = make_mesh()
-    classifiers = load_classifiers(workdir, others, which=which)
-    first = classifiers[0]
-    other_size = _other_size(first, image_size)
+    networks = compared_networks(workdir, others, which=which, image_size=config.image_size)
+    label, first = next(iter(networks.items()))
+    other_size = _other_size(label, first, image_size)
     files = [(Path(file).stem, _read_image(Path(file))) for file in image_files]  # before anything takes long
     source = as_labelled(
         open_source(config.data, "eval"), first.class_names, first.model.num_classes, first.description
@@ -126,99 +128,96 @@ def analyze(
     images = EvaluationImages(config, source, mesh)
     with disk_faults(lambda reason: ConfigError(f"{folder} cannot be made ({reason}): give another --output")):
         folder.mkdir(parents=True, exist_ok=True)
-    report = analysis.Report(folder, facts=_facts(config, images, classifiers))
+    report = analysis.Report(folder, facts=_facts(config, images, networks))
 
-    found = {"disagreement": _compare(images, classifiers, report), "tokens": _tokens(images, classifiers, report)}
+    found = {"disagreement": _compare(images, networks, report), "tokens": _tokens(images, networks, report)}
     found["position_embedding"] = None
-    if isinstance(first.model, VisionTransformer):
+    if can_inspect(first.model):
         found["position_embedding"] = _position_embedding(images, first, other_size, report)
         if not files:
             files = [(f"eval_{i}", pixels) for i, pixels in enumerate(images.first(FIRST_IMAGES))]
         _attention(config, first, files, report)
     else:
-        console.say(f"{first.label} is no transformer: it has no position embedding and no attention to look at")
+        console.say(f"{label} is no transformer: it has no position embedding and no attention to look at")
     console.say(f"tables and pictures are in {folder}")
     return found
 
 
-def _facts(config: ConfigDict, images: EvaluationImages, classifiers: Sequence[Classifier]) -> dict[str, Any]:
+def _facts(config: ConfigDict, images: EvaluationImages, networks: Mapping[str, Network]) -> dict[str, Any]:
+    first = next(iter(networks.values()))
     where = config.data.name if config.data.source == "tfds" else config.data.path or config.data.source
     return {
         "data": f"{where}, {config.data.eval_split}",
         "images": len(images.source),
-        "protocol": str(evaluation_crop(config.evaluation, classifiers[0].image_size)),
-        "classifiers": {classifier.label: classifier.description for classifier in classifiers},
+        "protocol": str(evaluation_crop(config.evaluation, first.image_size)),
+        "classifiers": {label: network.description for label, network in networks.items()},
     }
 
 
-def _on_mesh(classifier: Classifier, mesh: Mesh) -> tuple[nn.Module, Any]:
-    return on_mesh(classifier.model, mesh), jax.device_put(classifier.variables, replicated(mesh))
+def _on_mesh(network: Network, mesh: Mesh) -> tuple[nn.Module, Any]:
+    return on_mesh(network.model, mesh), jax.device_put(network.variables, replicated(mesh))
 
 
-def _compare(images: EvaluationImages, classifiers: Sequence[Classifier], report: analysis.Report) -> dict[str, Any]:
-    """Table 4 of these classifiers."""
+def _compare(images: EvaluationImages, networks: Mapping[str, Network], report: analysis.Report) -> dict[str, Any]:
+    """Table 4 of these networks."""
     columns: dict[str, np.ndarray] = {}
-    for classifier in classifiers:
-        model, variables = _on_mesh(classifier, images.mesh)
-        step = make_decide_step(model, mean=classifier.mean, std=classifier.std)
-        by_head, labels = decide(step, variables, images.batches(classifier.image_size))
+    for label, network in networks.items():
+        model, variables = _on_mesh(network, images.mesh)
+        step = make_decide_step(model, mean=network.preprocessing.mean, std=network.preprocessing.std)
+        by_head, labels = decide(step, variables, images.batches(network.image_size))
         columns[GROUND_TRUTH] = labels
         for head, classes in by_head.items():
-            columns[classifier.label if len(by_head) == 1 else f"{classifier.label}, {head}"] = classes
+            columns[label if len(by_head) == 1 else f"{label}, {head}"] = classes
     return report.disagreement(list(columns), disagreement(columns))
 
 
 def _tokens(
-    images: EvaluationImages, classifiers: Sequence[Classifier], report: analysis.Report
+    images: EvaluationImages, networks: Mapping[str, Network], report: analysis.Report
 ) -> dict[str, Any] | None:
     """The two tokens' cosines in every distilled transformer."""
     curves = {}
-    for classifier in classifiers:
-        if not (isinstance(classifier.model, VisionTransformer) and classifier.model.distilled):
+    for label, network in networks.items():
+        if not (can_inspect(network.model) and is_distilled(network.model)):
             continue
-        _, variables = _on_mesh(classifier, images.mesh)
-        batches = images.batches(classifier.image_size)
-        curves[classifier.label] = token_cosines(
-            classifier.model, variables, batches, mean=classifier.mean, std=classifier.std
-        )
+        _, variables = _on_mesh(network, images.mesh)
+        batches = images.batches(network.image_size)
+        ready = network.preprocessing
+        curves[label] = token_cosines(network.model, variables, batches, mean=ready.mean, std=ready.std)
     if not curves:
         console.say("no network here has a distillation token: there is no cosine to its class token")
         return None
     return report.tokens(curves)
 
 
-def _other_size(classifier: Classifier, image_size: int | None) -> int:
+def _other_size(label: str, network: Network, image_size: int | None) -> int:
     """The size at which position embeddings are compared: a multiple of the patch. Raises ConfigError for one that is none."""
-    model = classifier.model
-    if not isinstance(model, VisionTransformer):
+    model = network.model
+    if not can_inspect(model):
         if image_size is not None:
-            raise ConfigError(f"--image_size={image_size}: {classifier.label} has no position embedding to resize")
-        return classifier.image_size
+            raise ConfigError(f"--image_size={image_size}: {label} has no position embedding to resize")
+        return network.image_size
     if image_size is None:
         side = model.image_size // model.patch_size
         return max(round(side * 384 / 224), side + 1) * model.patch_size
     if image_size < 1 or image_size % model.patch_size:
-        raise ConfigError(
-            f"--image_size={image_size} is no multiple of {classifier.label}'s patches of {model.patch_size} pixels"
-        )
+        raise ConfigError(f"--image_size={image_size} is no multiple of {label}'s patches of {model.patch_size} pixels")
     return image_size
 
 
 def _position_embedding(
-    images: EvaluationImages, classifier: Classifier, image_size: int, report: analysis.Report
+    images: EvaluationImages, network: Network, image_size: int, report: analysis.Report
 ) -> dict[str, Any]:
     """Norms and accuracy as trained, and at another size without training, by either interpolation."""
-    own = classifier.model
-    assert isinstance(own, VisionTransformer)
-    native = f"as trained, {classifier.image_size} px"
-    versions = {native: (own, classifier.variables)}
+    own = network.model
+    native = f"as trained, {network.image_size} px"
+    versions = {native: (own, network.variables)}
     for method in ("bicubic", "bilinear"):
         label = f"{method}, {image_size} px"
-        versions[label] = at_resolution(own, classifier.variables, image_size, method=method)
+        versions[label] = at_resolution(own, network.variables, image_size, method=method)
     table, norms, steps = {}, {}, {}
     for label, (model, variables) in versions.items():
         if model not in steps:  # the two at the other size are compiled once
-            steps[model] = make_eval_step(model, mean=classifier.mean, std=classifier.std)
+            steps[model] = make_eval_step(model, mean=network.preprocessing.mean, std=network.preprocessing.std)
         on_mesh = jax.device_put(variables, replicated(images.mesh))
         counted = len(images.source) - images.unreadable  # of the passes before
         scores = evaluate(steps[model], on_mesh, images.batches(model.image_size), counted)
@@ -244,14 +243,13 @@ def _read_image(path: Path) -> np.ndarray:
 
 
 def _attention(
-    config: ConfigDict, classifier: Classifier, pictures: Sequence[tuple[str, np.ndarray]], report: analysis.Report
+    config: ConfigDict, network: Network, pictures: Sequence[tuple[str, np.ndarray]], report: analysis.Report
 ) -> None:
     """Maps of the two tokens on each picture, cropped as in evaluation."""
-    model = classifier.model
-    assert isinstance(model, VisionTransformer)
-    crop = evaluation_crop(config.evaluation, classifier.image_size)
+    model = network.model
+    crop = evaluation_crop(config.evaluation, network.image_size)
     cropped = np.stack([crop(pixels, None) for _, pixels in pictures])
-    prepared = prepare_for_evaluation(cropped, classifier.mean, classifier.std)
-    found = attention_maps(model, classifier.variables, prepared)
+    prepared = prepare_for_evaluation(cropped, network.preprocessing.mean, network.preprocessing.std)
+    found = attention_maps(model, network.variables, prepared)
     names = [f"{i}_{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}" for i, (name, _) in enumerate(pictures)]
     report.attention(names, cropped, np.asarray(found.maps), np.asarray(found.rollout))

@@ -32,8 +32,9 @@ from deit_jax.parallel.sharding import replicated, split_rows
 from deit_jax.reporting import console
 from deit_jax.storage.files import write_json
 from deit_jax.training.plan import Plan, resolve, sizes_of_mixing
-from deit_jax.training.program import Program, Teacher, build_program
+from deit_jax.training.program import Program, build_program
 from deit_jax.training.state import count_parameters
+from deit_jax.training.teacher import Teacher
 
 IMAGENET = 1_281_167, 1000  # training images and classes: what is assumed where the data set is not here
 Report = dict[str, Any]
@@ -137,20 +138,19 @@ class Step:
         platform = self.mesh.devices.flat[0].platform
         plan = resolve(config, num_images=self.num_images, data_classes=self.data_classes, platform=platform)
         teacher = abstract_teacher(config, plan.num_classes, plan.image_size, platform)
-        return plan, build_program(config, plan, self.mesh, teacher), teacher
+        return plan, build_program(config, plan, self.mesh), teacher
 
     def arguments(self, plan: Plan, program: Program, teacher: Teacher | None) -> tuple[Any, Any, Any]:
         """State, teacher and batch of the step: shapes, types and where they lie."""
         whole, rows = replicated(self.mesh), split_rows(self.mesh)
-        variables = (
-            None if teacher is None else jax.tree.map(lambda leaf: leaf.update(sharding=whole), teacher.variables)
-        )
+        frozen = None if teacher is None else teacher.for_step(self.mesh)
+        frozen = jax.tree.map(lambda leaf: leaf.update(sharding=whole), frozen)
         size, pixels = plan.order.batch_size, plan.image_size
         batch = {
             "image": jax.ShapeDtypeStruct((size, pixels, pixels, 3), jnp.uint8, sharding=rows),
             "label": jax.ShapeDtypeStruct((size,), jnp.int32, sharding=rows),
         }
-        return program.abstract_state, variables, batch
+        return program.abstract_state, frozen, batch
 
     def fixed_bytes(self) -> int:
         """What a device holds whatever the batch: state, teacher and gradients."""
@@ -160,11 +160,11 @@ class Step:
     def compile(self, batch_size: int) -> Report:
         """The figures of the step with a global batch of `batch_size`."""
         plan, program, teacher = self.build(batch_size)
-        state, variables, batch = self.arguments(plan, program, teacher)
+        state, frozen, batch = self.arguments(plan, program, teacher)
         flops = train_flops(program.model, None if teacher is None else teacher.model, plan.image_size)
         report: Report = self._facts(plan, program, teacher, flops)
         try:
-            compiled = compiling.compile_for(self.topology, program.train_step, state, variables, batch)
+            compiled = compiling.compile_for(self.topology, program.train_step, state, frozen, batch)
         except compiling.DoesNotFit as error:
             capacity = error.available or self.topology.chip.memory
             return report | {
@@ -177,7 +177,7 @@ class Step:
             "BatchNorm statistics": state.batch_stats,
             "optimizer": (state.opt_state, state.step),
             "EMA": state.ema,
-            "teacher": variables,
+            "teacher": frozen,
             "batch": batch,
         }
         memory = program_report.memory_of(compiled.executable, kinds)

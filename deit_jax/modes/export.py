@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deit_jax.config import ConfigError, recorded_config
-from deit_jax.data.decoding import evaluation_crop
+from deit_jax.config import ConfigError
 from deit_jax.inference.classifier import Classifier
 from deit_jax.inference.onnx_file import DEFAULT_OPSET, check_onnx, export_onnx
 from deit_jax.inference.portable import export_jax
+from deit_jax.models.protocol import fusion_of, is_distilled
+from deit_jax.network import load_network
 from deit_jax.reporting import console
 from deit_jax.storage.workdir import Workdir
-from deit_jax.training.program import build_recorded_model
-from deit_jax.training.record import read_config
-from deit_jax.training.trained_weights import load_variables
-from deit_jax.weights import Preprocessing, save_weights
+from deit_jax.weights import save_weights
 
 PROGRAMS = ("jax", "onnx")
 
@@ -33,26 +31,19 @@ def export(
         raise ConfigError(f"--opset={opset} is of --layout=onnx, not of {layout}")
     if layout in PROGRAMS:
         return _export_program(workdir, output, layout=layout, which=which, checkpoint=checkpoint, opset=opset)
-    record = read_config(workdir)
-    trained, resolved = recorded_config(record), record["resolved"]
-    model = build_recorded_model(record)
-    variables, step = load_variables(workdir, which, checkpoint)
-    preprocessing = Preprocessing(
-        image_size=resolved["image_size"],
-        crop_ratio=evaluation_crop(trained.evaluation, resolved["image_size"]).crop_ratio,
-        mean=tuple(trained.augment.mean),
-        std=tuple(trained.augment.std),
-    )
-    names = resolved.get("class_names", [])
+    network = load_network(workdir, kind="workdir", which=which, checkpoint=checkpoint)
+    model, names = network.model, network.class_names
     # The model may have more classes than its data set, which then cannot name them all.
-    names = names if len(names) == model.num_classes else None
-    path = save_weights(variables, model, output, layout, preprocessing=preprocessing, class_names=names)
-    if trained.model.fusion != "logits" and getattr(model, "distilled", False):
+    names = names if names and len(names) == model.num_classes else None
+    path = save_weights(
+        network.variables, model, output, layout, preprocessing=network.preprocessing, class_names=names
+    )
+    if is_distilled(model) and fusion_of(model) != "logits":
         own, read = "fuses its heads by softmax", "read the two heads there"
-        if trained.model.fusion == "class":
+        if fusion_of(model) == "class":
             own, read = "answers by its class head alone", "read its class head there, the other one is not trained"
         console.warn(f"the model {own}, the layout's framework will fuse the heads by logits: {read}")
-    console.say(f"{which} weights of {trained.model.name} after step {step:,}, {layout} layout: {path}")
+    console.say(f"{which} weights of {network.name} after step {network.step:,}, {layout} layout: {path}")
     return path
 
 
@@ -61,7 +52,8 @@ def _export_program(
 ) -> Path:
     if Workdir.at(output).checkpoints.exist():
         raise ConfigError(f"{output} is the --workdir of a training run: give another folder")
-    classifier = Classifier.from_workdir(workdir, which, checkpoint)
+    network = load_network(workdir, kind="workdir", which=which, checkpoint=checkpoint)
+    classifier = Classifier.from_network(network)
     if layout == "jax":
         path = export_jax(classifier, output)
     else:

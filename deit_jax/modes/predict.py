@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,17 +16,12 @@ from deit_jax.data.decoding import evaluation_crop
 from deit_jax.data.known_sets import known_set
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
-from deit_jax.inference.class_names import imagenet_class_names, readable
+from deit_jax.inference.class_names import imagenet_class_names
 from deit_jax.inference.classifier import Classifier, Prediction
-from deit_jax.models import native_image_size
+from deit_jax.network import Network, load_network, wanted_by
 from deit_jax.printable import in_a_spreadsheet
 from deit_jax.reporting import console
 from deit_jax.storage.files import as_file, write_file
-from deit_jax.training.plan import compute_dtype
-from deit_jax.training.program import build_model
-from deit_jax.weights import load_pretrained, load_weights
-from deit_jax.weights.files import is_weights
-from deit_jax.weights.labels import read_class_names
 
 SHOWN = 5  # classes of an image
 _IMAGENET = "imagenet2012"
@@ -48,9 +44,10 @@ def predict(
     if output is not None and output.suffix.lower() not in (".json", ".csv"):
         raise ConfigError(f"--output={output}: predictions are written as .json or .csv")
     if workdir is not None:
-        classifier = Classifier.from_workdir(workdir, which, checkpoint)
+        network = load_network(workdir, kind="workdir", which=which, checkpoint=checkpoint)
     else:
-        classifier = _of_config(config, which, checkpoint)
+        network = _of_config(config, which, checkpoint)
+    classifier = Classifier.from_network(network)
     predictions = cast(list[list[Prediction]], classifier(list(files), SHOWN))  # one of several images each
     console.say(classifier.description)
     rows = [
@@ -64,50 +61,43 @@ def predict(
     return predictions
 
 
-def _of_config(config: ConfigDict, which: str, checkpoint: str) -> Classifier:
-    """The network that `config.model.weights` names: "pretrained", a weights file, or the workdir of a run."""
-    weights, name = config.model.weights, config.model.name
+def _of_config(config: ConfigDict, which: str, checkpoint: str) -> Network:
+    """The network that `config.model.weights` names; what it does not know of its images is as the configuration says."""
+    weights = config.model.weights
     if not weights:
         raise ConfigError(
             "there is nothing to predict with: give the --workdir of a training run, or --config.model.weights=FILE "
             "(or =pretrained)"
         )
-    if weights != "pretrained" and not is_weights(Path(weights)):
-        return Classifier.from_workdir(weights, which, checkpoint)
-    try:
-        size = config.image_size or native_image_size(name)
-    except ValueError as error:
-        raise ConfigError(f"config.model: {error}") from error
-    own_names = None if weights == "pretrained" else read_class_names(weights)
-    names = readable(own_names) if own_names else _class_names(config, published=weights == "pretrained")
     known = known_set(config.data.name)
-    num_classes = 1000 if weights == "pretrained" else config.num_classes or (names and len(names))
-    num_classes = num_classes or (known.num_classes if known else 1000)
-    model = build_model(config, num_classes=num_classes, image_size=size, compute_dtype=compute_dtype(config))
-    if weights == "pretrained":
-        _, variables = load_pretrained(name, image_size=size, dtype=model.dtype, **dict(config.model.overrides))
-    else:
-        averaged = "ema" if config.model.variables == "ema" else None
-        variables = load_weights(weights, model, which=averaged, report=console.say)
-    return Classifier(
-        model,
-        variables,
-        crop=evaluation_crop(config.evaluation, size),
-        mean=config.augment.mean,
-        std=config.augment.std,
-        class_names=names if names and len(names) <= num_classes else None,
-        description=f"{name}, {'published weights' if weights == 'pretrained' else f'weights of {weights}'}",
+    wanted = wanted_by(config, likely_classes=known.num_classes if known else None)
+    which = "ema" if config.model.variables == "ema" else which
+    network = load_network(weights, wanted, which=which, checkpoint=checkpoint, image_size=config.image_size)
+    names = network.class_names
+    if names is None and weights != "pretrained":
+        names = _class_names(config, network.model.num_classes)
+    return dataclasses.replace(
+        network,
+        crop=network.crop or evaluation_crop(config.evaluation, network.image_size),
+        mean=network.mean or tuple(config.augment.mean),
+        std=network.std or tuple(config.augment.std),
+        class_names=names,
     )
 
 
-def _class_names(config: ConfigDict, *, published: bool) -> tuple[str, ...] | None:
-    """Those of the configuration's data, ImageNet's also without its images; None where they are not here."""
-    if published or (config.data.source == "tfds" and config.data.name.startswith(_IMAGENET)):
-        return imagenet_class_names()
-    try:
-        return readable(open_source(config.data, "eval").class_names)
-    except DataError:
+def _class_names(config: ConfigDict, num_classes: int) -> tuple[str, ...] | None:
+    """Those of the configuration's data, ImageNet's also without its images; None if they are not here, or do not fit."""
+    if config.data.source == "tfds" and config.data.name.startswith(_IMAGENET):
+        names = imagenet_class_names()
+    else:
+        try:
+            names = open_source(config.data, "eval").class_names
+        except DataError:
+            return None
+    if names is not None and not (len(names) == num_classes or (config.num_classes and len(names) < num_classes)):
+        console.warn(f"classes are called by number: config.data has {len(names)}, the network {num_classes}")
         return None
+    return names
 
 
 def _write(path: Path, files: Sequence[str], predictions: Sequence[Sequence[Prediction]]) -> None:

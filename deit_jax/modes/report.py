@@ -18,8 +18,8 @@ from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ImageSource, Subset
 from deit_jax.errors import UserError, first_line
-from deit_jax.evaluation.accuracy import answer_of
 from deit_jax.evaluation.attention import attention_maps
+from deit_jax.evaluation.heads import answer_of
 from deit_jax.evaluation.predictions import (
     Predictions,
     confusion_matrix,
@@ -27,9 +27,10 @@ from deit_jax.evaluation.predictions import (
     predict,
     spread_indices,
 )
+from deit_jax.models.inspection import can_inspect
 from deit_jax.models.protocol import on_mesh
-from deit_jax.models.vit import VisionTransformer
-from deit_jax.modes.evaluate import Subject, as_labelled, load_subject, without_teacher
+from deit_jax.modes.evaluate import as_labelled
+from deit_jax.network import Network, load_network
 from deit_jax.parallel.distributed import is_main_process, wait_for_all
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated, rounded_up
@@ -111,7 +112,7 @@ def report(
         sections.curves(rows, steps_per_epoch=steps_per_epoch, teacher_top1=teacher or None),
         sections.configuration(completed(record["config"]), json.loads(default_config().to_json_best_effort())),
         _part("training-images", "Training images", lambda: _training_images(trained, recorded_mixing(record))),
-        *_network_parts(without_teacher(trained), workdir.path, which, log),
+        *_network_parts(trained, workdir.path, which, log),
         sections.throughput(rows, steps_per_epoch=steps_per_epoch),
         sections.environment(_read_json(workdir, ENVIRONMENT), now),
     ]
@@ -177,13 +178,11 @@ def _network_parts(config: ConfigDict, workdir: Path, which: str, log: RunLog | 
         if jax.process_count() > 1:
             raise UserError(f"the run is of several processes; run.py --mode=report --workdir={workdir} in one adds it")
         source = open_source(config.data, "eval")
-        subject = load_subject(config, workdir, source.class_names, "newest")
-        if which not in subject.weights:
-            raise UserError(f"the run has no {which} weights")
-        source = as_labelled(source, subject.class_names, subject.model.num_classes, subject.origin)
+        network = load_network(workdir, kind="workdir", which=which)
+        source = as_labelled(source, network.class_names, network.model.num_classes, network.where)
         wanted = min(max(PREDICTED_IMAGES, IMAGES_A_CLASS * len(source.class_names)), MOST_IMAGES)
         indices = spread_indices(len(source), wanted)
-        found = _predict(config, subject, which, Subset(source, indices))
+        found = _predict(config, network, Subset(source, indices))
         readable = indices[found.positions]  # of those that config.data.on_bad_image lets be left out
     except (UserError, jax.errors.JaxRuntimeError) as error:
         return [sections.left_out(*name, first_line(error)) for name in names]
@@ -193,48 +192,48 @@ def _network_parts(config: ConfigDict, workdir: Path, which: str, log: RunLog | 
     if len(readable) < len(indices):
         sample += f" ({len(indices) - len(readable):,} of them unreadable)"
     indices = readable
-    told = f"{sample} evaluation images, {which} weights after step {subject.step:,}, the model's own answer."
-    classes = _class_names(source, subject)
+    told = f"{sample} evaluation images, {which} weights after step {network.step:,}, the model's own answer."
+    classes = _class_names(source, network)
     matrix = confusion_matrix(found.labels, found.classes[:, 0], len(classes))
 
     def draw(name: str, images: Sequence[np.ndarray], captions: Sequence[str]) -> None:
-        if log is not None and subject.step is not None and len(images):
-            log.pictures(subject.step, Pictures(f"images/{name}", images, captions, classes))
+        if log is not None and network.step is not None and len(images):
+            log.pictures(network.step, Pictures(f"images/{name}", images, captions, classes))
 
     if log is not None and len(classes) <= sections.MOST_CLASSES_OF_A_MATRIX:
         draw("confusion", [confusion_picture(matrix, classes)], ["row: class, column: what it was taken for"])
     numbered = log is not None and log.shows_pictures and bool(undrawable(tuple(classes)))
     made = [
         sections.confusion(matrix, classes, told, numbered_in_the_log=numbered),
-        _part(*names[1], lambda: _samples(config, source, indices, found, classes, subject, told, draw)),
+        _part(*names[1], lambda: _samples(config, source, indices, found, classes, network, told, draw)),
     ]
-    if isinstance(subject.model, VisionTransformer):
-        made.append(_part(*names[2], lambda: _attention(config, source, indices, classes, found, subject, which, draw)))
+    if can_inspect(network.model):
+        made.append(_part(*names[2], lambda: _attention(config, source, indices, classes, found, network, draw)))
     return made
 
 
-def _class_names(source: ImageSource, subject: Subject) -> list[str]:
+def _class_names(source: ImageSource, network: Network) -> list[str]:
     """A name for each class of the model, which may have more than the data."""
     names = list(source.class_names)
-    return names + [f"class {k}" for k in range(len(names), subject.model.num_classes)]
+    return names + [f"class {k}" for k in range(len(names), network.model.num_classes)]
 
 
-def _predict(config: ConfigDict, subject: Subject, which: str, source: ImageSource) -> Predictions:
+def _predict(config: ConfigDict, network: Network, source: ImageSource) -> Predictions:
     mesh = make_mesh()
     batch = rounded_up(min(config.evaluation.batch_size, len(source)), mesh)
-    crop = evaluation_crop(config.evaluation, subject.image_size)
+    crop = evaluation_crop(config.evaluation, network.image_size)
     step = make_predict_step(
-        on_mesh(subject.model, mesh), mean=tuple(config.augment.mean), std=tuple(config.augment.std)
+        on_mesh(network.model, mesh), mean=tuple(config.augment.mean), std=tuple(config.augment.std)
     )
-    variables = jax.device_put(subject.weights[which], replicated(mesh))
+    variables = jax.device_put(network.variables, replicated(mesh))
     data = config.data
     batches = eval_batches(source, crop, batch, num_threads=data.num_threads, on_bad_image=data.on_bad_image)
     return predict(step, variables, (put_batch(mesh, batch) for batch in batches))
 
 
-def _as_seen(config: ConfigDict, source: ImageSource, indices: np.ndarray, subject: Subject) -> np.ndarray:
+def _as_seen(config: ConfigDict, source: ImageSource, indices: np.ndarray, network: Network) -> np.ndarray:
     """Evaluation images as the network sees them: uint8[B, H, W, 3]."""
-    crop = evaluation_crop(config.evaluation, subject.image_size)
+    crop = evaluation_crop(config.evaluation, network.image_size)
     return np.stack([crop(decode(source[int(index)].image), None) for index in indices])
 
 
@@ -244,7 +243,7 @@ def _samples(
     indices: np.ndarray,
     found: Predictions,
     classes: list[str],
-    subject: Subject,
+    network: Network,
     told: str,
     draw: Draw,
 ) -> Section:
@@ -255,7 +254,7 @@ def _samples(
     chosen = {"Wrong, and surest of it": surest_wrong, "Right, evenly taken": right}
     samples = {}
     for heading, rows in chosen.items():
-        images = list(_as_seen(config, source, indices[rows], subject)) if len(rows) else []
+        images = list(_as_seen(config, source, indices[rows], network)) if len(rows) else []
         samples[heading] = [
             (image, classes[found.labels[row]],
              [(classes[k], float(p)) for k, p in zip(found.classes[row], found.probabilities[row], strict=True)])
@@ -274,15 +273,13 @@ def _attention(
     indices: np.ndarray,
     classes: list[str],
     found: Predictions,
-    subject: Subject,
-    which: str,
+    network: Network,
     draw: Draw,
 ) -> Section:
-    assert isinstance(subject.model, VisionTransformer)
     rows = spread_indices(len(indices), _ATTENTION_IMAGES)
-    images = _as_seen(config, source, indices[rows], subject)
+    images = _as_seen(config, source, indices[rows], network)
     prepared = prepare_for_evaluation(images, tuple(config.augment.mean), tuple(config.augment.std))
-    seen = attention_maps(subject.model, subject.weights[which], prepared)
+    seen = attention_maps(network.model, network.variables, prepared)
     names = [classes[label] for label in found.labels[rows]]
     maps, rollout = np.asarray(seen.maps), np.asarray(seen.rollout)
     pictures, captions = sections.attention_pictures(names, images, maps, rollout)

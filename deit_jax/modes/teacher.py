@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,27 +12,21 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, needs_teacher, recorded_config
+from deit_jax.config import ConfigError, needs_teacher
 from deit_jax.config_model import check_overrides, named_teachers
 from deit_jax.data.classes import difference, order_of
 from deit_jax.data.registry import open_source
-from deit_jax.inference.class_names import names_of_weights
 from deit_jax.models import create_model, native_image_size
 from deit_jax.models.ensemble import Ensemble, joined_variables, renormalisation
-from deit_jax.modes.initial import warn_of_another_normalisation
+from deit_jax.network import IMAGENET_CLASSES, Wanted, load_network, warn_of_another_normalisation
 from deit_jax.reporting import console
 from deit_jax.storage.workdir import Workdir
-from deit_jax.training.network_identity import NetworkIdentity, weights_digest
 from deit_jax.training.plan import compute_dtype
-from deit_jax.training.program import Teacher, build_model, build_recorded_model, freeze
-from deit_jax.training.record import read_config, scheduled_steps
+from deit_jax.training.program import build_model, build_recorded_model
+from deit_jax.training.record import read_config
 from deit_jax.training.state import Variables
-from deit_jax.training.trained_weights import load_variables
+from deit_jax.training.teacher import Teacher, freeze
 from deit_jax.weights.files import is_workdir
-from deit_jax.weights.hub import fetch_pretrained
-from deit_jax.weights.loading import count_classes, fit_weights
-
-IMAGENET_CLASSES = 1000
 
 
 def load_teacher(config: ConfigDict, workdir: Path, class_names: tuple[str, ...] | None = None) -> Teacher | None:
@@ -51,17 +46,12 @@ def load_teacher(config: ConfigDict, workdir: Path, class_names: tuple[str, ...]
     num_classes = config.num_classes or len(class_names)
     image_size = config.image_size or native_image_size(config.model.name)
     _check_number_of_classes(config, num_classes)
-    if config.teacher.recipe is not None:
-        members = [
-            _trained_teacher(
-                config, config.teacher.name, Workdir.at(workdir).teacher.path, num_classes, class_names, image_size
-            )
-        ]
-    else:
-        members = [
-            _load_one(config, number, name, weights, num_classes, class_names, image_size)
-            for number, (name, weights) in enumerate(named_teachers(config))
-        ]
+    in_it = [(config.teacher.name, str(Workdir.at(workdir).teacher))]
+    places = named_teachers(config) if config.teacher.recipe is None else in_it
+    members = [
+        _load_one(config, number, name, weights, num_classes, class_names, image_size)
+        for number, (name, weights) in enumerate(places)
+    ]
     return _joined(config, members)
 
 
@@ -114,63 +104,35 @@ def _load_one(
     image_size: int,
 ) -> Teacher:
     """The teacher of that number in the list, counted from 0, with its classes in the student's order where both have names."""
-    if is_workdir(weights):
-        return _trained_teacher(config, name, Path(weights), num_classes, class_names, image_size)
-    if weights == "random":
-        model = _create(config, name, _assumed_classes(config, weights, num_classes), image_size)
-        key = jax.random.key(config.seed)
-        key = jax.random.fold_in(key, number) if number else key
-        variables = jax.jit(model.init)(key, jnp.zeros((1, image_size, image_size, 3)))
-        console.warn(f"the teacher {name} has RANDOM weights (config.teacher.weights='random'): it teaches nothing")
-        return freeze(model, variables, f"{name}, RANDOM weights", compute_dtype=compute_dtype(config))
-    which = "ema" if config.teacher.variables == "ema" else None
-    if weights == "pretrained":
-        classes = IMAGENET_CLASSES
-        _check_classes(config, classes, num_classes, "the published weights")
-        path, which, where = fetch_pretrained(name), None, f"{name}, published weights"
-    else:
-        path, where = Path(weights), f"{name}, weights of {weights}"
-        classes = count_classes(path, which)
-        _check_classes(config, classes, num_classes, weights)
-    model = _create(config, name, classes, image_size)
-    fitted = fit_weights(path, model, which=which)
-    if fitted.resized:
-        raise ConfigError(
-            f"the teacher {where} is made for another image size than the student's {image_size} pixels (its position "
-            f"embedding would be resized from {fitted.resized}): {_fine_tune_first(weights, image_size)}"
-        )
-    where += f"; {fitted.note}" if fitted.note else ""
-    teacher = freeze(model, fitted.variables, where, compute_dtype=compute_dtype(config))
-    names = names_of_weights(weights, class_names)
-    identity = NetworkIdentity(
-        name, weights_digest(fitted.variables), which, class_names=names, image_size=getattr(model, "image_size", None)
+    where, drawn = "the published weights" if weights == "pretrained" else weights, weights == "random"
+
+    def check(model: nn.Module) -> None:
+        _check_classes(config, model.num_classes, num_classes, where)
+        _check_image_size(model, where, image_size)
+
+    wanted = Wanted(
+        name,
+        functools.partial(_create, config, name),
+        image_size,
+        num_classes=_assumed_classes(config, weights, num_classes) if drawn else None,
+        class_names=class_names,
+        section="config.teacher",
+        seed=config.seed,
+        position=number,
     )
-    teacher = dataclasses.replace(teacher, networks=(identity,))
-    return _by_name(config, teacher, names, class_names, weights)
-
-
-def _trained_teacher(
-    config: ConfigDict, name: str, folder: Path, num_classes: int, class_names: tuple[str, ...], image_size: int
-) -> Teacher:
-    """A teacher that this project trained in `folder`; it knows its own fields."""
-    record = read_config(folder)
-    found = record["config"]["model"]["name"]
-    if found != name:
-        raise ConfigError(f"config.teacher.name={name!r}, but {folder} holds {found!r}")
-    _check_classes(config, record["resolved"]["num_classes"], num_classes, str(folder))
-    model = build_recorded_model(record)
-    _check_image_size(model, str(folder), image_size)
-    warn_of_another_normalisation(config, recorded_config(record), f"the teacher in {folder}", "config.teacher")
-    variables, step = load_variables(folder, config.teacher.variables)
-    description = f"{name}, {config.teacher.variables} weights of {folder} after step {step}"
-    teacher = freeze(model, variables, description, compute_dtype=compute_dtype(config))
-    resolved = record["resolved"]
-    names = tuple(resolved.get("class_names") or ()) or None
-    identity = NetworkIdentity(
-        name, weights_digest(variables), config.teacher.variables, step, step >= scheduled_steps(record), names,
-        resolved["image_size"],
-    )  # fmt: skip
-    return _by_name(config, dataclasses.replace(teacher, networks=(identity,)), names, class_names, str(folder))
+    network = load_network(weights, wanted, which=config.teacher.variables, check=check)
+    if drawn:
+        console.warn(f"the teacher {name} has RANDOM weights (config.teacher.weights='random'): it teaches nothing")
+    if network.resized:
+        raise ConfigError(
+            f"the teacher {name}, {network.where} is made for another image size than the student's {image_size} pixels (its "
+            f"position embedding would be resized from {network.resized}): {_fine_tune_first(weights, image_size)}"
+        )
+    given = config.teacher.mean or config.augment.mean, config.teacher.std or config.augment.std
+    warn_of_another_normalisation(network, *given, "config.teacher")
+    teacher = freeze(network.model, network.variables, network.description, compute_dtype=compute_dtype(config))
+    teacher = dataclasses.replace(teacher, networks=() if drawn else (network.identity(),))
+    return _by_name(config, teacher, network.class_names, class_names, weights)
 
 
 def _by_name(

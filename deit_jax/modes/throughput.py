@@ -207,14 +207,14 @@ class Bench:
         """The smallest batch (whole mixing blocks on whole devices), and the train step."""
         config, shape = self.config, self._shape()
         teacher = abstract_teacher(config, shape["num_classes"], shape["image_size"], self.platform)
-        frozen = None if teacher is None else self._random(teacher.variables)
+        frozen = None if teacher is None else self._random(teacher.for_step(self.mesh))
 
         def prepare(batch_size: int) -> Callable[[], Any]:
             own = copy.deepcopy(config)
             own.train.batch_size = batch_size
             images = max(self.num_images, batch_size)  # an epoch has at least a step
             plan = resolve(own, num_images=images, data_classes=self.data_classes, platform=self.platform)
-            program = build_program(own, plan, self.mesh, teacher)
+            program = build_program(own, plan, self.mesh)
             state, batch = program.init(), self._random_batch(batch_size, plan.image_size, plan.num_classes)
 
             def run() -> Any:

@@ -14,8 +14,9 @@ from deit_jax.data.sources import ImageSource, notes_of
 from deit_jax.loss_kinds import loss_kind
 from deit_jax.training.optimizer import trained
 from deit_jax.training.plan import Plan
-from deit_jax.training.program import Initial, Program, Teacher
+from deit_jax.training.program import Initial, Program
 from deit_jax.training.state import count_parameters
+from deit_jax.training.teacher import Teacher
 
 
 def describe(

@@ -47,7 +47,7 @@ from deit_jax.training.network_identity import check_teacher
 from deit_jax.training.optimizer import parameter_names
 from deit_jax.training.plan import Plan
 from deit_jax.training.preparation import Opened, build_run, open_run, step_batches
-from deit_jax.training.program import Initial, Program, Teacher
+from deit_jax.training.program import Initial, Program
 from deit_jax.training.record import (
     claim_workdir,
     finished_results,
@@ -56,7 +56,8 @@ from deit_jax.training.record import (
     skipped_steps,
     write_results,
 )
-from deit_jax.training.state import TrainState, Variables
+from deit_jax.training.state import TrainState
+from deit_jax.training.teacher import FrozenTeacher, Teacher
 from deit_jax.training.teacher_scores import score_teacher
 
 Results = dict[str, Any]
@@ -88,7 +89,7 @@ def train(
             return train(config, workdir, teacher, initial, log, opened)
     if (results := finished_run(config, workdir, opened)) is not None:
         return results
-    built = build_run(config, opened, teacher)
+    built = build_run(config, opened)
     mesh, program, evaluator = built.mesh, built.program, built.evaluator
     teachers = check_teacher(
         workdir, opened.record, () if teacher is None else teacher.networks, on_change=config.teacher.on_change,
@@ -107,12 +108,12 @@ def train(
             "protocol": protocol, "fusion": config.model.fusion, "weights": ["raw", "ema"] if config.ema.decay else ["raw"]
         }  # fmt: skip
         with Checkpoints(workdir, keep=config.checkpoint.keep, scored_by=scored_by) as checkpoints:
-            teacher_variables, teacher_scores = None, None
+            frozen, teacher_scores = None, None
             if teacher is not None:
-                teacher_variables = jax.device_put(teacher.variables, replicated(mesh))
+                frozen = jax.device_put(teacher.for_step(mesh), replicated(mesh))
                 if config.evaluation.teacher:
                     teacher_scores = score_teacher(
-                        workdir, teacher, lambda: evaluator(teacher.model, teacher_variables), opened.identity.evaluation,
+                        workdir, teacher, lambda: evaluator(frozen.model, frozen.variables), opened.identity.evaluation,
                         protocol,
                     )  # fmt: skip
 
@@ -131,7 +132,7 @@ def train(
                 program,
                 evaluator,
                 opened.train_source,
-                teacher_variables,
+                frozen,
                 initial,
                 checkpoints,
                 detours,
@@ -206,7 +207,7 @@ class Run:
     program: Program
     evaluator: Evaluator
     train_source: ImageSource
-    teacher_variables: Variables | None
+    teacher: FrozenTeacher | None  # on the mesh
     initial: Initial | None
     checkpoints: Checkpoints
     detours: Detours
@@ -268,7 +269,7 @@ def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[st
 
         for step, batch in enumerate(batches, start + 1):
             profile.before(step)
-            state, metrics = train_step(state, run.teacher_variables, batch)
+            state, metrics = train_step(state, run.teacher, batch)
             profile.after(step, state)
             pace.step()
             metrics = watch.note(step, metrics)

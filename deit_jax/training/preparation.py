@@ -36,7 +36,7 @@ from deit_jax.reporting.metrics import read_metrics
 from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import is_opened, last_step
 from deit_jax.training.plan import Plan, resolve
-from deit_jax.training.program import Program, Teacher, build_program
+from deit_jax.training.program import Program, build_program
 from deit_jax.training.record import as_begun, check_workdir, recorded_mixing
 
 
@@ -193,14 +193,14 @@ def facts(config: ConfigDict, opened: Opened) -> dict[str, Any]:
     }
 
 
-def build_run(config: ConfigDict, opened: Opened, teacher: Teacher | None = None) -> Built:
+def build_run(config: ConfigDict, opened: Opened) -> Built:
     """Build program and evaluator, and open the further evaluation sets. Nothing is computed on a device yet.
 
     Raises ConfigError for what cannot be built.
     """
     plan = opened.plan
     mesh = make_mesh(fsdp=config.parallel.fsdp)
-    program = build_program(config, plan, mesh, teacher, resumed=opened.record is not None)
+    program = build_program(config, plan, mesh, resumed=opened.record is not None)
     evaluator = Evaluator(config, opened.eval_source, mesh, image_size=plan.image_size, keep_images=True)
     # Opened and left: what cannot read so, e.g. workers without shared memory, is refused before anything is written.
     step_batches(config, opened.train_source, plan, program.host_rows, 0, plan.total_steps)

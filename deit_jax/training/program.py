@@ -17,29 +17,17 @@ from deit_jax.config import ConfigError, recorded_config
 from deit_jax.config_model import check_heads, check_model, module_options
 from deit_jax.data.sampling import batch_of_larger_groups
 from deit_jax.models import create_model
-from deit_jax.models.protocol import check_training, has_field, inference_form, on_mesh, with_dtype
+from deit_jax.models.protocol import check_training, on_mesh
 from deit_jax.parallel.host_rows import HostRows, deal_on_devices, gathers_rows, host_rows
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
 from deit_jax.parallel.xla_options import xla_options
 from deit_jax.reporting import console
 from deit_jax.training.losses import build_loss
-from deit_jax.training.network_identity import NetworkIdentity
 from deit_jax.training.optimizer import make_optimizer, parameter_names, trained
 from deit_jax.training.plan import Plan
 from deit_jax.training.schedules import cosine_schedule
-from deit_jax.training.state import TrainState, Variables, count_parameters, init_state, state_of
+from deit_jax.training.state import TrainState, Variables, init_state, state_of
 from deit_jax.training.step import TrainStep, make_train_step
-
-
-@dataclasses.dataclass(frozen=True)
-class Teacher:
-    """A frozen network whose logits the student learns from."""
-
-    model: nn.Module
-    variables: Variables  # {"params", and unless there is none "batch_stats"}
-    description: str  # its name and where its weights come from, for people
-    num_parameters: int = 0  # of the network as trained
-    networks: tuple[NetworkIdentity, ...] = ()  # which networks these are, for the record of a run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +37,6 @@ class Initial:
     variables: Variables  # of the student's very shapes
     description: str  # where they come from and what was changed about them, for people
     digest: str = ""  # of what of them comes from elsewhere, for the record of a run
-
-
-def freeze(model: nn.Module, variables: Variables, description: str, *, compute_dtype: str) -> Teacher:
-    """A teacher at its price: computing in `compute_dtype`, BatchNorm folded, kernels kept in the type they are used in."""
-    count = count_parameters(variables)
-    model, variables = inference_form(with_dtype(model, compute_dtype), variables)
-    if has_field(model, "dtype"):
-        variables = jax.tree.map(lambda leaf: leaf.astype(compute_dtype) if leaf.ndim > 1 else leaf, variables)
-    return Teacher(model, variables, description, count)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +103,7 @@ def build_augmentation(config: ConfigDict, plan: Plan) -> TrainAugmentation:
         raise ConfigError(f"config.{error}") from error
 
 
-def build_program(
-    config: ConfigDict, plan: Plan, mesh: Mesh, teacher: Teacher | None = None, *, resumed: bool = False
-) -> Program:
+def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool = False) -> Program:
     """Everything that is compiled for a run. Nothing is computed on a device yet.
 
     resumed: a run that an earlier version began with a head that nothing teaches goes on, with a warning.
@@ -208,7 +185,6 @@ def build_program(
         schedule=schedule,
         seed=config.seed,
         mesh=mesh,
-        teacher_model=None if teacher is None else on_mesh(teacher.model, mesh),
         ema_decay=config.ema.decay,
         accumulation_steps=config.train.accumulation_steps,
         skip_nonfinite=config.on_nonfinite == "skip",

@@ -13,7 +13,8 @@ from deit_jax.config import BEFORE_IT_EXISTED, ConfigError, default_config, diff
 from deit_jax.config_model import absent_options
 from deit_jax.data.identity import Identity, is_record_of_images
 from deit_jax.data.sampling import selected_positions
-from deit_jax.evaluation.accuracy import Scores, answer_of
+from deit_jax.evaluation.accuracy import Scores
+from deit_jax.evaluation.heads import answer_of
 from deit_jax.evaluation.protocol import protocol_line
 from deit_jax.loss_kinds import loss_kind
 from deit_jax.parallel.distributed import is_main_process

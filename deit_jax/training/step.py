@@ -14,15 +14,16 @@ from jax.sharding import Mesh
 
 from deit_jax.augment.recipe import TrainAugmentation
 from deit_jax.models.dropping import RNG_NAME
-from deit_jax.models.protocol import classify, train_outputs
+from deit_jax.models.protocol import train_outputs
 from deit_jax.parallel.mesh import BATCH_AXES
 from deit_jax.parallel.sharding import split_microbatch_rows, split_rows
 from deit_jax.training.losses import Loss, Metrics
 from deit_jax.training.schedules import Schedule
 from deit_jax.training.state import TrainState, Variables
+from deit_jax.training.teacher import FrozenTeacher
 
 Batch = dict[str, jax.Array]  # "image": uint8[B, H, W, 3], "label": int32[B]
-TrainStep = Callable[[TrainState, Variables | None, Batch], tuple[TrainState, Metrics]]
+TrainStep = Callable[[TrainState, FrozenTeacher | None, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
@@ -34,7 +35,6 @@ def make_train_step(
     schedule: Schedule,
     seed: int,
     mesh: Mesh,
-    teacher_model: nn.Module | None = None,
     ema_decay: float = 0.0,
     accumulation_steps: int = 1,
     skip_nonfinite: bool = False,
@@ -44,8 +44,8 @@ def make_train_step(
 ) -> TrainStep:
     """The pure function (state, teacher, batch) -> (state, metrics), to be jitted with the state donated.
 
-    `teacher` is the frozen teacher's variables, or None without one; it sees the very images the student sees. All randomness
-    comes from `seed`, the step, and an image's position in the global batch. Metrics are float32 scalars: those of the loss, the
+    `teacher` is the frozen teacher, or None without one; it sees the very images the student sees. All randomness comes from
+    `seed`, the step, and an image's position in the global batch. Metrics are float32 scalars: those of the loss, the
     gradient's global norm before clipping, the learning rate, and for divergence.py the number of the parameter with the largest
     gradient (in the order of the tree) and of those whose gradients are not finite. With `skip_nonfinite` a step whose loss or
     gradient norm is not finite leaves all but the step's number, and the schedule's, as it was.
@@ -65,7 +65,7 @@ def make_train_step(
             average["batch_stats"] = ema["batch_stats"]
         return average
 
-    def train_step(state: TrainState, teacher: Variables | None, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, teacher: FrozenTeacher | None, batch: Batch) -> tuple[TrainState, Metrics]:
         augment_key, dropout_key = step_keys(seed, state.step)
         if deal is not None:
             batch = deal(batch)
@@ -74,12 +74,8 @@ def make_train_step(
 
         def gradients(batch_stats: Any, microbatch: tuple[jax.Array, ...]) -> tuple[Any, Any, Metrics]:
             images, targets, positions = microbatch
-            teacher_logits = None
-            if (
-                teacher_model is not None
-            ):  # outside the differentiated function, so nothing of it is kept for the backward pass
-                assert teacher is not None
-                teacher_logits = classify(teacher_model, teacher, images).logits
+            # Outside the differentiated function, so nothing of the teacher is kept for the backward pass.
+            teacher_logits = None if teacher is None else teacher.logits(images)
 
             def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
                 if trained is not None:

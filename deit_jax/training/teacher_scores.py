@@ -15,7 +15,7 @@ from deit_jax.evaluation.accuracy import Scores
 from deit_jax.parallel.distributed import from_main_process, is_main_process
 from deit_jax.reporting import console
 from deit_jax.storage.workdir import TEACHER_SCORES, UnreadableError, Workdir, WorkdirError, WorkdirLike
-from deit_jax.training.program import Teacher
+from deit_jax.training.teacher import Teacher
 
 
 def score_teacher(

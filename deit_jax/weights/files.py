@@ -63,9 +63,16 @@ def is_weights(path: Path) -> bool:
     return path.is_file() or path.suffix.lower() in _READERS
 
 
+def kind_of(weights: str) -> str:
+    """What a user names by `weights`: "pretrained" or "random", a "file" ("embedded" is one), else the "workdir" of a run."""
+    if weights in ("pretrained", "random"):
+        return weights
+    return "file" if is_weights(Path(weights)) else "workdir"
+
+
 def is_workdir(weights: str) -> bool:
-    """Whether a configuration's weights are those of a --workdir, which may be missing, not a file, published or random ones."""
-    return weights not in ("", "pretrained", "random") and not is_weights(Path(weights))
+    """Whether a configuration's weights are those of a --workdir, which may be missing."""
+    return weights != "" and kind_of(weights) == "workdir"
 
 
 def _file_in(folder: Path) -> Path:

@@ -1,29 +1,26 @@
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax.evaluation.accuracy import (
-    answer_of,
-    evaluate,
-    heads,
-    make_eval_step,
-    mean_scores,
-    score,
-    score_any,
-    sum_scores,
-)
+from deit_jax.evaluation.accuracy import evaluate, make_eval_step, mean_scores, score, score_any, sum_scores
 from deit_jax.models import ModelOutput
 
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
-class Lookup:
+class Lookup(nn.Module):
     """A model whose logits are read off the image: the first pixel's red value is the class it answers."""
 
-    def apply(self, variables, images, train):
+    @nn.compact
+    def __call__(self, images):
         answer = jnp.round(images[:, 0, 0, 0] * 255).astype(jnp.int32)
-        logits = jnp.eye(10)[answer] * variables
+        logits = jnp.eye(10)[answer] * self.param("scale", nn.initializers.ones, ())
         return ModelOutput(logits, logits, -logits)
+
+
+def scaled(value):
+    return {"params": {"scale": jnp.float32(value)}}
 
 
 def batch(answers, labels, size):
@@ -36,7 +33,7 @@ def batch(answers, labels, size):
 
 def test_padding_is_not_counted_and_the_last_batch_is():
     batches = [batch([1, 2, 3, 4], [1, 2, 3, 0], 4), batch([0], [0], 4)]  # the padding would be right: 0 for label 0
-    scores = evaluate(make_eval_step(Lookup(), mean=MEAN, std=STD), jnp.float32(5), batches, 5)
+    scores = evaluate(make_eval_step(Lookup(), mean=MEAN, std=STD), scaled(5), batches, 5)
     assert scores["class"]["top1"] == pytest.approx(80.0)
     assert scores["distillation"]["top1"] == pytest.approx(20.0)  # all but class 4 tie, and 0 is the lowest
     right, wrong = np.log(np.exp(5) + 9) - 5, np.log(np.exp(5) + 9)
@@ -46,7 +43,7 @@ def test_padding_is_not_counted_and_the_last_batch_is():
 
 def test_the_network_is_compiled_once_for_all_batches_and_weights():
     step = make_eval_step(Lookup(), mean=MEAN, std=STD)
-    weights = {"raw": jnp.float32(5), "ema": jnp.float32(3)}
+    weights = {"raw": scaled(5), "ema": scaled(3)}
     totals = sum_scores(step, weights, [batch([1, 2], [1, 0], 2), batch([3, 4], [3, 4], 2), batch([0], [0], 2)])
     assert step._cache_size() == 1
     for name, value in weights.items():  # float32 sums in the batches' order
@@ -58,7 +55,7 @@ def test_the_network_is_compiled_once_for_all_batches_and_weights():
 
 def test_a_lost_image_is_noticed():
     with pytest.raises(RuntimeError, match="counted 1 images of 2"):
-        evaluate(make_eval_step(Lookup(), mean=MEAN, std=STD), jnp.float32(5), [batch([0], [0], 2)], 2)
+        evaluate(make_eval_step(Lookup(), mean=MEAN, std=STD), scaled(5), [batch([0], [0], 2)], 2)
 
 
 def test_ranks_follow_argmax_and_count_the_first_five():
@@ -75,27 +72,6 @@ def test_a_broken_model_scores_nothing():
     logits = jnp.full((3, 4), jnp.nan)
     sums = score(logits, jnp.zeros(3, jnp.int32), jnp.ones(3, bool))
     assert float(sums["top1"]) == float(sums["top5"]) == 0
-
-
-def test_fusions_can_disagree_and_both_are_scored():
-    # Class head sure of 0, distillation head almost as sure of 1: the softmax mean and the logit mean differ.
-    output = ModelOutput(None, jnp.asarray([[0.0, 6.0, 4.0]]), jnp.asarray([[0.0, -9.0, 1.0]]))
-    by_head = heads(output)
-    assert int(by_head["fused_logits"].argmax()) == 2
-    assert int(by_head["fused_softmax"].argmax()) == 1
-    np.testing.assert_allclose(jnp.exp(by_head["fused_softmax"]).sum(), 1.0, rtol=1e-6)
-
-
-def test_the_answer_of_a_model_is_its_fusion_or_its_only_head():
-    distilled = {"class": {"top1": 1.0}, "fused_logits": {"top1": 2.0}, "fused_softmax": {"top1": 3.0}}
-    assert answer_of(distilled, "logits")["top1"] == 2.0
-    assert answer_of(distilled, "softmax")["top1"] == 3.0
-    assert answer_of({"class": {"top1": 1.0}}, "logits")["top1"] == 1.0
-
-
-def test_the_class_head_can_be_the_answer_of_a_distilled_model():
-    names = ("distillation", "fused_logits", "class", "fused_softmax")
-    assert answer_of({name: {"top1": float(i)} for i, name in enumerate(names)}, "class")["top1"] == 2.0
 
 
 def test_of_several_labels_any_is_right_and_images_without_one_are_left_out():
@@ -116,7 +92,7 @@ def test_several_labels_are_scored_over_the_images_that_have_any():
     labels[0, [1, 2]] = labels[1, 7] = labels[3, 0] = True  # the third has none; the fourth is padding
     image = batch([2, 2, 2, 0], [0, 0, 0], 4)
     step = make_eval_step(Lookup(), mean=MEAN, std=STD)
-    totals = sum_scores(step, {"a": jnp.float32(5)}, [image | {"label": labels}] * 2)["a"]
+    totals = sum_scores(step, {"a": scaled(5)}, [image | {"label": labels}] * 2)["a"]
     scores, images = mean_scores(totals, 6)
     assert images == 4
     assert scores["class"] == {"top1": 50.0, "top5": 50.0}  # of the tied behind 2 the first four are 0, 1, 3 and 4

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ from deit_jax.models import ModelOutput
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
-class Lookup:
+class Lookup(nn.Module):
     """A model that reads its decisions off the first pixel: red is the class head's, green the distillation head's."""
 
-    def apply(self, variables, images, train):
+    def __call__(self, images):
         classes = jnp.round(images[:, 0, 0] * 255).astype(jnp.int32)
         first, second = jnp.eye(10)[classes[:, 0]], 3 * jnp.eye(10)[classes[:, 1]]
         return ModelOutput((first + second) / 2, first, second)
@@ -27,7 +28,7 @@ def batch(red, green, labels, size):
 
 def test_decisions_of_all_heads_are_kept_in_order_without_the_padding():
     batches = [batch([1, 2, 3], [1, 5, 6], [1, 2, 6], 3), batch([7], [8], [9], 3)]
-    decisions, labels = decide(make_decide_step(Lookup(), mean=MEAN, std=STD), None, batches)
+    decisions, labels = decide(make_decide_step(Lookup(), mean=MEAN, std=STD), {}, batches)
     assert list(decisions) == ["class", "distillation", "both"]
     np.testing.assert_array_equal(labels, [1, 2, 6, 9])
     np.testing.assert_array_equal(decisions["class"], [1, 2, 3, 7])

@@ -10,8 +10,9 @@ from deit_jax.config import ConfigError
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
 from deit_jax.modes.analyze import analyze
-from deit_jax.modes.classifiers import load_classifier, load_classifiers
+from deit_jax.modes.compared import compared_networks
 from deit_jax.modes.export import export
+from deit_jax.network import load_network
 from deit_jax.training.trained_weights import load_variables
 from deit_jax.weights import WeightsError
 from tests.evaluation.conftest import GOLDEN
@@ -60,7 +61,7 @@ def test_the_matrix_is_that_of_the_networks_own_answers(workdirs, analysis):
     images = np.stack([np.repeat(source[i].image[:, :, None], 3, axis=2) for i in range(50)]) / 255
     images = ((images - np.array(config.augment.mean)) / np.array(config.augment.std)).astype(np.float32)
     labels = np.array([source[i].label for i in range(50)])
-    one, other = (load_classifier(str(workdir), which="raw") for workdir in workdirs)
+    one, other = (load_network(workdir) for workdir in workdirs)
     distilled, plain = (jax.jit(c.model.apply)(c.variables, images) for c in (one, other))
     decided = {
         "ground truth": labels, "distilled, class": np.argmax(distilled.class_logits, -1),
@@ -99,7 +100,7 @@ def test_every_table_and_picture_is_written(analysis):
 
 def test_the_moving_average_is_taken_when_asked_for(trained_teacher):
     for which in ("raw", "ema"):
-        found = load_classifier(str(trained_teacher), which=which)
+        found = load_network(trained_teacher, which=which)
         expected, _ = load_variables(trained_teacher, which)
         assert which in found.description
         jax.tree.map(np.testing.assert_array_equal, found.variables, expected)
@@ -117,8 +118,8 @@ def test_a_convnet_alone_is_compared_with_the_truth(trained_teacher, tmp_path, c
 
 
 def test_same_names_get_labels_that_differ(workdirs):
-    labels = [c.label for c in load_classifiers(workdirs[0], [str(workdirs[0])], which="raw")]
-    assert labels == ["distilled", "distilled/teacher", "distilled (2)"]
+    labels = compared_networks(workdirs[0], [str(workdirs[0])], which="raw")
+    assert list(labels) == ["distilled", "distilled/teacher", "distilled (2)"]
 
 
 def test_what_cannot_be_analyzed_is_told(workdirs, tmp_path):

@@ -13,7 +13,7 @@ from deit_jax.data.sources import DataError
 from deit_jax.inference.classifier import Classifier
 from deit_jax.models.ensemble import Ensemble
 from deit_jax.modes.analyze import analyze
-from deit_jax.modes.classifiers import load_classifiers
+from deit_jax.modes.compared import compared_networks
 from deit_jax.modes.evaluate import evaluate
 from deit_jax.modes.export import export
 from deit_jax.modes.report import report
@@ -110,7 +110,7 @@ def test_networks_of_other_classes_are_not_compared(trained_student, tmp_path):
     record["resolved"]["class_names"] = list(SHUFFLED)
     (other / "config.json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match="the same names in another order, class 0 is"):
-        load_classifiers(trained_student, [str(other)], which="raw")
+        compared_networks(trained_student, [str(other)], which="raw")
 
 
 def test_there_is_no_report_of_what_was_not_trained(trained_student, tmp_path):

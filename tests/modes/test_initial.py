@@ -48,7 +48,8 @@ def without(params, *names):
 def test_weights_of_a_workdir_come_back_to_the_bit(trained_student, tmp_path, which):
     initial = load_initial(tiny_config(model__weights=str(trained_student), model__variables=which), tmp_path)
     assert_equal(initial.variables["params"], load_variables(trained_student, which)[0]["params"])
-    assert initial.description == f"{trained_student}, {which} weights after step 1"
+    where = f"{which} weights of {trained_student} after step 1"
+    assert initial.description == f"deit_tiny_distilled_patch16_224, {where}"
 
 
 def test_weights_of_a_workdir_fit_scanned_blocks(trained_student, tmp_path):
@@ -128,7 +129,7 @@ def test_a_random_start_with_the_fields_of_a_fine_tuning_is_told(tmp_path, capsy
 
 
 def test_classes_of_other_names_are_told(trained_student, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("deit_jax.modes.initial.read_config", _with_other_classes)
+    monkeypatch.setattr("deit_jax.network.read_config", _with_other_classes)
     load_initial(tiny_config(model__weights=str(trained_student)), tmp_path)
     assert "config.model.reset_heads=True starts them from scratch" in " ".join(capsys.readouterr().out.split())
 

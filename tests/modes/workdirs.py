@@ -4,7 +4,6 @@ import jax
 
 from deit_jax.data.identity import Identity
 from deit_jax.data.registry import open_source
-from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.training.checkpointing import Checkpoints
 from deit_jax.training.plan import resolve
@@ -16,9 +15,7 @@ def untrained(workdir, config):
     """Write into `workdir` what a run of `config` has before its first step; returns it."""
     source = open_source(config.data, "train")
     plan = resolve(config, num_images=len(source), data_classes=len(source.class_names))
-    program = build_program(
-        config, plan, make_mesh(jax.devices()[:1]), abstract_teacher(config, plan.num_classes, plan.image_size, "cpu")
-    )
+    program = build_program(config, plan, make_mesh(jax.devices()[:1]))
     claim_workdir(workdir, config, plan, Identity.of(source, open_source(config.data, "eval")))
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(program.init())

@@ -159,14 +159,14 @@ class Tracer:
         num_images, classes = training_data(config)
         plan = resolve(config, num_images=num_images, data_classes=classes)
         teacher = self._teacher(config, plan)
-        program = build_program(config, plan, self.mesh, teacher)
+        program = build_program(config, plan, self.mesh)
         rows, pixels = plan.order.batch_size, plan.image_size
         batch = {
             "image": jax.ShapeDtypeStruct((rows, pixels, pixels, 3), jnp.uint8),
             "label": jax.ShapeDtypeStruct((rows,), jnp.int32),
         }
-        variables = None if teacher is None else teacher.variables
-        return program, *jax.eval_shape(program.train_step, program.abstract_state, variables, batch)
+        frozen = None if teacher is None else teacher.for_step(self.mesh)
+        return program, *jax.eval_shape(program.train_step, program.abstract_state, frozen, batch)
 
     def _teacher(self, config, plan):
         key = f"{config.distillation.kind in ('soft', 'hard')} {config.teacher} {plan.num_classes} {plan.image_size}"

@@ -54,7 +54,7 @@ def test_two_steps_of_every_distinct_program(name):
     mesh = make_mesh(jax.devices()[:1])
     plan = resolve(config, num_images=10_000, data_classes=10)
     teacher = load_teacher(config, Path(tempfile.gettempdir()))  # random weights: nothing is read
-    program = build_program(config, plan, mesh, teacher)
+    program = build_program(config, plan, mesh)
     state = program.init()
     before = jax.tree.map(np.asarray, state.params)
     rng = np.random.default_rng(0)
@@ -63,7 +63,7 @@ def test_two_steps_of_every_distinct_program(name):
             "image": jnp.asarray(rng.integers(0, 256, (16, 28, 28, 3), np.uint8)),
             "label": jnp.asarray(rng.integers(0, 10, 16), jnp.int32),
         }
-        state, metrics = program.train_step(state, None if teacher is None else teacher.variables, batch)
+        state, metrics = program.train_step(state, None if teacher is None else teacher.for_step(mesh), batch)
         assert np.isfinite(metrics["loss"])
     assert int(state.step) == 2
     moved = {

@@ -41,8 +41,8 @@ def main(workdir, record, max_steps, coordinator=None, processes=None, process=N
     config, seen = config_for(int(max_steps)), {}
 
     def observed(build):
-        def build_program(config, plan, mesh, teacher, **options):
-            program = build(config, plan, mesh, teacher, **options)
+        def build_program(config, plan, mesh, **options):
+            program = build(config, plan, mesh, **options)
             recipe = build_augmentation(config, plan)
             augment = jax.jit(lambda key, images, labels: recipe(key, images, labels, mesh=mesh, axis=BATCH_AXES))
             deal = jax.jit(deal_on_devices(mesh, plan.order.group_size, plan.order.groups_per_block))

@@ -14,8 +14,8 @@ from deit_jax.reporting.metrics import read_metrics
 from deit_jax.training.checkpointing import load_state
 from deit_jax.training.divergence import Detours, DivergenceError, Rollback, Watch
 from deit_jax.training.loop import train
-from deit_jax.training.program import Teacher
 from deit_jax.training.record import read_config
+from deit_jax.training.teacher import Teacher
 from tests.tiny import STUDENT, tiny_config
 
 IMAGES, BATCH = 64, 8  # eight steps an epoch, one of which holds the white image

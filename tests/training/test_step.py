@@ -35,13 +35,13 @@ def run_steps(config, tmp_path, *, devices=1, steps=2, dealt=True):
     plan = resolve(config, num_images=len(source), data_classes=10)
     mesh = make_mesh(jax.devices()[:devices], fsdp=config.parallel.fsdp)
     teacher = load_teacher(config, tmp_path)
-    program = build_program(config, plan, mesh, teacher)
-    variables = None if teacher is None else jax.device_put(teacher.variables, replicated(mesh))
+    program = build_program(config, plan, mesh)
+    frozen = None if teacher is None else jax.device_put(teacher.for_step(mesh), replicated(mesh))
     state, history = program.init(), []
     before = jax.device_get(state)
     crop = train_crop(config.data, plan.image_size)
     for batch in train_batches(source, plan.order, crop, start_step=0, stop_step=steps, num_threads=0, dealt=dealt):
-        state, metrics = program.train_step(state, variables, put_batch(mesh, batch))
+        state, metrics = program.train_step(state, frozen, put_batch(mesh, batch))
         history.append(jax.device_get(metrics))
     return before, jax.device_get(state), history
 

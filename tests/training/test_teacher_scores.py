@@ -4,7 +4,7 @@ import pytest
 from deit_jax.data.identity import Images
 from deit_jax.models import create_model
 from deit_jax.storage.workdir import TEACHER_SCORES
-from deit_jax.training.program import Teacher
+from deit_jax.training.teacher import Teacher
 from deit_jax.training.teacher_scores import score_teacher
 from tests.tiny import TEACHER
 

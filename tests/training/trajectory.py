@@ -32,7 +32,8 @@ from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.training import schedules
 from deit_jax.training.plan import Plan, resolve
-from deit_jax.training.program import Teacher, build_program
+from deit_jax.training.program import build_program
+from deit_jax.training.teacher import Teacher
 from deit_jax.weights import timm
 from tests.models.timm_names import timm_tensor
 from tests.tiny import paper_config
@@ -169,19 +170,19 @@ def run_ours(config: ConfigDict, plan: Plan, batches: Arrays, dtype: str = "floa
     plan = dataclasses.replace(plan, compute_dtype=dtype)
     mesh = make_mesh(jax.devices()[:1])
     teacher = None if config.distillation.kind == "none" else frozen_teacher(plan.image_size, dtype)
-    program = build_program(config, plan, mesh, teacher)
+    program = build_program(config, plan, mesh)
     params = initial_params(config, plan)
     # As `program.init` leaves it, which would compile for longer: everything 0 save the weights and their moving average.
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), program.abstract_state)
     state = state.replace(params=params, ema={"params": params, "batch_stats": {}})
     state = jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, state)
     state = jax.tree.map(jnp.array, jax.device_put(state, replicated(mesh)))  # copies: the state is donated
-    variables = None if teacher is None else jax.device_put(teacher.variables, replicated(mesh))
+    frozen = None if teacher is None else jax.device_put(teacher.for_step(mesh), replicated(mesh))
 
     history: dict[str, list] = {}
     for step in range(len(batches["image"])):
         batch = put_batch(mesh, {name: array[step] for name, array in batches.items()})
-        state, metrics = program.train_step(state, variables, batch)
+        state, metrics = program.train_step(state, frozen, batch)
         for name, value in metrics.items():
             history.setdefault(name, []).append(np.asarray(value))
     results = {name: np.asarray(values) for name, values in history.items()}

@@ -1,0 +1,93 @@
+"""The networks that --mode=analyze compares, by label: a run's, its teacher's, and others by what a user types."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from deit_jax.config import ConfigError
+from deit_jax.data.classes import difference
+from deit_jax.models import create_model, list_models, native_image_size
+from deit_jax.models.protocol import with_dtype
+from deit_jax.network import Network, Wanted, load_network
+from deit_jax.reporting import console
+from deit_jax.storage.workdir import CONFIG, Workdir
+from deit_jax.weights.files import kind_of
+
+
+def compared_networks(
+    workdir: Path, others: Sequence[str], *, which: str, image_size: int | None = None
+) -> dict[str, Network]:
+    """By labels that differ: the network of `workdir` first, the teacher that was trained in it if there is one, and `others`.
+
+    Args:
+      others: workdirs; weights files of the model of `workdir`; MODEL:FILE or MODEL:pretrained by a model's name. What a file
+        does not tell is taken from the first network (classes, type, normalisation).
+      which: "raw" or "ema", of workdirs.
+      image_size: pixels, of the first; None: as trained.
+
+    Raises ConfigError if they do not answer in the same classes, and as `load_network`.
+    """
+    first = load_network(workdir, kind="workdir", which=which, image_size=image_size)
+    name = workdir.name or str(workdir)
+    found = [(name, first)]
+    if (teacher := Workdir.at(workdir).teacher).has(CONFIG):
+        network = load_network(teacher.path, kind="workdir", which=which, check=_as_many_classes(str(teacher), first))
+        found.append((f"{name}/teacher", network))
+    found += [_other(entry, first, which) for entry in others]
+    networks: dict[str, Network] = {}
+    for name, network in found:
+        _check_names(network, first)
+        label, count = name, 2
+        while label in networks:
+            label, count = f"{name} ({count})", count + 1
+        networks[label] = network
+    return networks
+
+
+def _other(entry: str, first: Network, which: str) -> tuple[str, Network]:
+    """The label and the network of an entry of --compare."""
+    check = _as_many_classes(entry, first)
+    name, _, spec = entry.partition(":")
+    named = bool(spec) and name in list_models()
+    if named:
+        label, dtype = name, getattr(first.model, "dtype", jnp.float32)
+
+        def build(num_classes: int, image_size: int) -> nn.Module:
+            return with_dtype(create_model(name, num_classes, image_size), dtype)
+
+        wanted = Wanted(name, build, native_image_size(name), likely_classes=first.model.num_classes)
+    else:
+        spec, label = entry, Path(entry).name or entry
+        wanted = Wanted(first.name, lambda *_: first.model, first.image_size, num_classes=first.model.num_classes)
+    if kind_of(spec) == "workdir":
+        return label, load_network(spec, wanted if named else None, which=which, check=check)
+    network = load_network(spec, dataclasses.replace(wanted, class_names=first.class_names or ()), check=check)
+    for change in network.changes:
+        console.say(f"{spec}: {change}")
+    return label, dataclasses.replace(network, mean=network.mean or first.mean, std=network.std or first.std)
+
+
+def _as_many_classes(what: str, first: Network) -> Callable[[nn.Module], None]:
+    """The check, before weights are fetched or read, that a model has as many classes as the first."""
+
+    def check(model: nn.Module) -> None:
+        if model.num_classes != first.model.num_classes:
+            raise ConfigError(
+                f"{what} answers in {model.num_classes} classes, {first.description} in {first.model.num_classes}: their "
+                "decisions cannot be compared"
+            )
+
+    return check
+
+
+def _check_names(network: Network, first: Network) -> None:
+    if network.class_names and first.class_names and network.class_names != first.class_names:
+        raise ConfigError(
+            f"{network.description} answers in other classes than {first.description} "
+            f"({difference(network.class_names, first.class_names)}): their decisions cannot be compared"
+        )
