@@ -99,7 +99,7 @@ def given(vit, vit_workdir, monkeypatch):
         (lambda it: load_weights("gone.pth", "deit_tiny_patch16_224"), "is a name: give deit_jax.create_model"),
         (
             lambda it: save_weights(it["vit"].variables, it["vit"].model, "gone", "HF"),
-            "layout='HF' is none of timm, hf, mmpretrain; the nearest is 'hf'",
+            "layout='HF' is none of timm, hf, mmpretrain, flax; the nearest is 'hf'",
         ),
         (lambda it: save_weights(it["vit"].variables, "deit_tiny_patch16_224", "gone"), "is a name: give the model"),
         (
