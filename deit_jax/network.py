@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -163,6 +164,8 @@ def load_networks(
     Raises ConfigError if this is not a workdir, or of another model; CheckpointError if it holds no such weights; WeightsError if
     a file cannot be had, read or does not fit; each with one clear line.
     """
+    if not isinstance(spec, str | os.PathLike):
+        raise WeightsError(f"a network comes from a path or a name, not from a {type(spec).__name__}")
     kind, check = kind or kind_of(str(spec)), check or (lambda model: None)
     if kind == "workdir":
         return _of_run(Path(spec), wanted, which, checkpoint, image_size, heads, check)

@@ -8,8 +8,7 @@ import pytest
 
 from deit_jax.config import ConfigError
 from deit_jax.data.registry import open_source
-from deit_jax.data.sources import DataError
-from deit_jax.inference.class_names import imagenet_class_names
+from deit_jax.inference.class_names import imagenet_class_names, imagenet_wordnet_numbers
 from deit_jax.inference.classifier import Classifier
 from deit_jax.models import create_model
 from deit_jax.models.protocol import fixed_image_size, fusion_of
@@ -174,8 +173,10 @@ def test_a_file_is_the_same_network_in_every_mode(run, file, tmp_path):
     for network in networks:
         assert_equal(network.variables, first.variables)
         assert (network.class_names, network.resized) == (NAMES, "2x2 to 3x3")
-    classifier = Classifier.from_weights(file, NAME, image_size=42, **STUDENT)
+    numbers = imagenet_wordnet_numbers()[:10]
+    classifier = Classifier.from_weights(file, NAME, image_size=42, class_names=numbers, **STUDENT)
     assert_equal(classifier.variables, first.variables)
+    assert classifier.class_names == numbers  # as given
     assert_equal(load_initial(config, tmp_path).variables["params"], first.variables["params"])
 
 
@@ -278,5 +279,5 @@ def test_a_missing_place_is_told_as_what_it_could_have_been(tmp_path):
         load_network(tmp_path / "nowhere", wanted_by(config_of("nowhere")))
     with pytest.raises(WeightsError, match=r"gone\.pth: there is no such file"):
         load_network(str(tmp_path / "gone.pth"), wanted_by(config_of("gone.pth")))
-    with pytest.raises(DataError):
-        open_source(tiny_config(data__source="folder", data__path=str(tmp_path / "nowhere")).data, "eval")
+    with pytest.raises(WeightsError, match="a network comes from a path or a name, not from a dict"):
+        Classifier.from_weights({}, NAME)

@@ -133,16 +133,23 @@ class Classifier:
         return f"Classifier({self.description or type(self.model).__name__}, {self.model.num_classes} classes)"
 
     @classmethod
-    def from_network(cls, network: Network, *, batch_size: int = 8) -> Classifier:
-        """A network of `deit_jax.network.load_network`. What it does not know of its images is as in the released code."""
+    def from_network(
+        cls, network: Network, *, class_names: Sequence[str] | None = None, batch_size: int = 8
+    ) -> Classifier:
+        """A network of `deit_jax.network.load_network`. What it does not know of its images is as in the released code.
+
+        class_names: None: the network's own.
+        """
         ready = network.preprocessing
+        if class_names is None and network.class_names is not None:
+            class_names = readable(network.class_names)
         return cls(
             network.model,
             network.variables,
             crop=network.crop or CenterCrop(network.image_size, ready.crop_ratio),
             mean=ready.mean,
             std=ready.std,
-            class_names=None if network.class_names is None else readable(network.class_names),
+            class_names=class_names,
             description=network.description,
             batch_size=batch_size,
         )
@@ -225,9 +232,7 @@ class Classifier:
         network = load_network(path, _wanted(name, num_classes, overrides), kind="file", image_size=image_size)
         crop = CenterCrop(network.image_size, crop_ratio)
         network = dataclasses.replace(network, crop=crop, mean=tuple(mean), std=tuple(std))
-        if class_names is not None:
-            network = dataclasses.replace(network, class_names=tuple(map(str, class_names)))
-        return cls.from_network(network, batch_size=batch_size)
+        return cls.from_network(network, class_names=class_names, batch_size=batch_size)
 
     def __call__(
         self, images: ImageLike | Iterable[ImageLike], top_k: int = 5, *, head: str | None = None
