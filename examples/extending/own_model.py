@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-import deit_jax
+from deit_jax import register_model
 
 
 class ConvMixer(nn.Module):
@@ -35,4 +35,4 @@ class ConvMixer(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x.mean(axis=(1, 2)))
 
 
-deit_jax.register_model("convmixer_tiny", ConvMixer, fields={"width": 64, "depth": 4}, image_size=28)
+register_model("convmixer_tiny", ConvMixer, fields={"width": 64, "depth": 4}, image_size=28)
