@@ -216,7 +216,7 @@ def measure_cost(topology: str) -> dict[str, Any]:
     from jax.sharding import SingleDeviceSharding
 
     from deit_jax.augment.chunked import apply_in_chunks
-    from deit_jax.augment.recipe import TrainAugmentation
+    from deit_jax.augment.pipeline import TrainAugmentation
 
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     there = SingleDeviceSharding(device)

@@ -66,7 +66,7 @@ def outcome(workdir: Path) -> dict[str, str]:
     import jax
     import numpy as np
 
-    from deit_jax.reporting.metrics import read_metrics
+    from deit_jax.reporting.run_log import read_metrics
     from deit_jax.training.checkpointing import load_state
 
     state, step = load_state(workdir)

@@ -39,7 +39,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from deit_jax.augment.recipe import TrainAugmentation  # noqa: E402
+from deit_jax.augment.pipeline import TrainAugmentation  # noqa: E402
 from deit_jax.data import decoding  # noqa: E402
 from deit_jax.data.folder import ImageFolderSource  # noqa: E402
 from deit_jax.data.loading import crop_rng, train_batches  # noqa: E402

@@ -26,7 +26,7 @@ from configs import deit, quickstart
 from deit_jax.aot.program_report import memory_of
 from deit_jax.aot.topologies import find_chip
 from deit_jax.config_check import validate
-from deit_jax.evaluation.throughput import fits
+from deit_jax.evaluation.timing import fits
 from deit_jax.models import create_model, native_image_size
 from deit_jax.models.flops import train_flops
 from deit_jax.models.protocol import on_mesh
@@ -36,7 +36,7 @@ from deit_jax.modes.train import train
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.reporting.environment import environment
-from deit_jax.reporting.metrics import read_metrics
+from deit_jax.reporting.run_log import read_metrics
 from deit_jax.reporting.speed import Speed
 from deit_jax.training.plan import resolve
 from deit_jax.training.program import build_program

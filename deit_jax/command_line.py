@@ -220,7 +220,7 @@ def run(argv: Sequence[str]) -> None:
         print(version_page())
         return
     if _LIST.value is not None:
-        from deit_jax.modes.recipes import list_recipes
+        from deit_jax.modes.listing import list_recipes
 
         list_recipes(_LIST.value, _output())
         return

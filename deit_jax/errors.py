@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import importlib
+import logging
 import os
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 
 class UserError(ValueError):
@@ -83,3 +85,17 @@ def _is_inside(file: str) -> bool:
     return file.startswith(
         (os.path.dirname(os.path.abspath(__file__)) + os.sep, "<frozen importlib", importlib.__path__[0])
     )
+
+
+@contextlib.contextmanager
+def errors_only(*loggers: str) -> Iterator[None]:
+    """Let loggers of these names, which are libraries' own, log errors alone; their levels are put back."""
+    found = [logging.getLogger(name) for name in loggers]
+    before = [logger.level for logger in found]
+    for logger in found:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(found, before, strict=True):
+            logger.setLevel(level)

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from deit_jax.reporting.metrics import read_metrics
+from deit_jax.reporting.run_log import read_metrics
 from tests.end_to_end.commands import ROOT, TINY, environment, free_port
 
 

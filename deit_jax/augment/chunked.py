@@ -17,9 +17,6 @@ from deit_jax.augment.operations import is_any, slope_and_offset
 from deit_jax.augment.shifts import shift_columns, shift_rows
 from deit_jax.augment.warping import rotation, warp_by_tiles
 
-# Images of a turn. Small chunks stay in fast memory and leave few places of the last turn empty.
-_CHUNKS = {"equalize": 4, "rows": 4, "columns": 4, "rotate": 2, "sharpen": 4, "stretch": 4}
-
 
 def apply_in_chunks(images: jax.Array, operations: jax.Array, arguments: jax.Array, fill: Sequence[int]) -> jax.Array:
     """Applies each image's operations; the arguments are those of `plans.apply_operations`."""
@@ -93,17 +90,17 @@ def _apply_in_loops(images: jax.Array, operations: jax.Array, arguments: jax.Arr
     def sharpen(image: jax.Array, operation: jax.Array, argument: jax.Array) -> jax.Array:
         return color.sharpness(image, argument)
 
-    members = {
-        stretch: ("AutoContrast",),
-        sharpen: ("Sharpness",),
-        equalize: ("Equalize",),
-        rows: ("ShearX", "TranslateX"),
-        columns: ("ShearY", "TranslateY"),
-        rotate: ("Rotate",),
-    }
-    for function, names in members.items():
-        chunk = _CHUNKS[function.__name__]
-        with jax.named_scope(f"{function.__name__}_in_chunks_of_{chunk}"):
+    # With the images of a turn: small chunks stay in fast memory and leave few places of the last turn empty.
+    loops: tuple[tuple[str, Callable[..., jax.Array], int, tuple[str, ...]], ...] = (
+        ("stretch", stretch, 4, ("AutoContrast",)),
+        ("sharpen", sharpen, 4, ("Sharpness",)),
+        ("equalize", equalize, 4, ("Equalize",)),
+        ("rows", rows, 4, ("ShearX", "TranslateX")),
+        ("columns", columns, 4, ("ShearY", "TranslateY")),
+        ("rotate", rotate, 2, ("Rotate",)),
+    )
+    for scope, function, chunk, names in loops:
+        with jax.named_scope(f"{scope}_in_chunks_of_{chunk}"):
             images = apply_to_chosen(function, chunk, is_any(operations, *names), images, operations, arguments)
     return images
 

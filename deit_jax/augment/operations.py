@@ -71,10 +71,13 @@ def level_to_argument(
         factor = level * 0.18 + 0.1
     added = jnp.minimum(jnp.floor(level * 11), 128)
     shear, shift = sign * level * 0.03, sign * level * 0.045
-    by_operation = [
-        *[none] * 3, bits, threshold, added, *[factor] * 4, sign * level * 3, shear, shear, shift, shift
-    ]  # fmt: skip
-    return jnp.select([operation == k for k in range(SKIP)], jnp.broadcast_arrays(*by_operation), 0.0)
+    by_name = {
+        "AutoContrast": none, "Equalize": none, "Invert": none, "Posterize": bits, "Solarize": threshold, "SolarizeAdd": added,
+        "Color": factor, "Contrast": factor, "Brightness": factor, "Sharpness": factor,
+        "Rotate": sign * level * 3, "ShearX": shear, "ShearY": shear, "TranslateX": shift, "TranslateY": shift,
+    }  # fmt: skip
+    values = jnp.broadcast_arrays(*(by_name[name] for name in OPERATIONS))
+    return jnp.select([operation == NUMBER[name] for name in OPERATIONS], values, 0.0)
 
 
 def noisy_level(magnitude: jax.Array | float, std: float, share: jax.Array, max_level: float) -> jax.Array:

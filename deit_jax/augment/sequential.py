@@ -6,25 +6,27 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from deit_jax.augment import color, geometry
-from deit_jax.augment.operations import NUMBER, OPERATIONS, SKIP, slope_and_offset
+from deit_jax.augment import color
+from deit_jax.augment.operations import OPERATIONS, slope_and_offset
 from deit_jax.augment.shifts import shift_columns, shift_rows
+from deit_jax.augment.warping import rotation, warp
 
-_COLOR = (
-    lambda image, argument: color.auto_contrast(image),
-    lambda image, argument: color.equalize(image),
-    lambda image, argument: color.invert(image),
-    lambda image, argument: color.posterize(image, argument.astype(jnp.int32)),
-    lambda image, argument: color.solarize(image, argument.astype(jnp.int32)),
-    lambda image, argument: color.solarize_add(image, argument.astype(jnp.int32)),
-    color.color,
-    color.contrast,
-    color.brightness,
-    color.sharpness,
-)
-_ROTATE, _ROWS, _COLUMNS, _NOTHING = range(len(_COLOR), len(_COLOR) + 4)
-_BRANCH_OF = tuple(range(len(_COLOR))) + (_ROTATE, _ROWS, _COLUMNS, _ROWS, _COLUMNS, _NOTHING)
-assert OPERATIONS[: len(_COLOR) + 1] == tuple(NUMBER)[: len(_COLOR) + 1] and len(_BRANCH_OF) == SKIP + 1
+_COLOR = {
+    "AutoContrast": lambda image, argument: color.auto_contrast(image),
+    "Equalize": lambda image, argument: color.equalize(image),
+    "Invert": lambda image, argument: color.invert(image),
+    "Posterize": lambda image, argument: color.posterize(image, argument.astype(jnp.int32)),
+    "Solarize": lambda image, argument: color.solarize(image, argument.astype(jnp.int32)),
+    "SolarizeAdd": lambda image, argument: color.solarize_add(image, argument.astype(jnp.int32)),
+    "Color": color.color,
+    "Contrast": color.contrast,
+    "Brightness": color.brightness,
+    "Sharpness": color.sharpness,
+}
+_GEOMETRIC = {"Rotate": "rotate", "ShearX": "rows", "ShearY": "columns", "TranslateX": "rows", "TranslateY": "columns"}
+_BRANCHES = (*_COLOR, "rotate", "rows", "columns", "nothing")
+# Of each operation by its number, and of SKIP.
+_BRANCH_OF = [_BRANCHES.index(_GEOMETRIC.get(name, name)) for name in OPERATIONS] + [_BRANCHES.index("nothing")]
 
 
 def _without_operation(
@@ -38,9 +40,9 @@ def apply_sequentially(
 ) -> jax.Array:
     """Applies each image's operations; the arguments are those of `plans.apply_operations`."""
     height, width = images.shape[1:3]
-    branches = [_without_operation(function) for function in _COLOR]
+    branches = [_without_operation(function) for function in _COLOR.values()]
     branches += [
-        lambda image, operation, argument: geometry.rotate(image, argument, fill),
+        lambda image, operation, argument: warp(image, rotation(argument, height, width), fill),
         lambda image, operation, argument: shift_rows(image, *slope_and_offset(operation, argument, width), fill),
         lambda image, operation, argument: shift_columns(image, *slope_and_offset(operation, argument, height), fill),
         lambda image, operation, argument: image,

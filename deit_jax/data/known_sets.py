@@ -18,7 +18,7 @@ _IN_ANOTHER_ENVIRONMENT = (
 class KnownSet:
     """A data set of the paper.
 
-    `train_split` is "" where there is nothing to train on; `train_images` and `eval_images` are the published numbers of images.
+    `train_split` is "" where there is nothing to train on; `train_images` is the published number of images.
     """
 
     name: str  # TFDS's, without a configuration
@@ -27,7 +27,6 @@ class KnownSet:
     train_split: str
     eval_split: str
     train_images: int
-    eval_images: int
     label_key: str = "label"  # TFDS's feature
     manual_files: tuple[str, ...] = ()  # that TFDS cannot fetch and asks for in --manual_dir
     manual_source: str = ""  # where they are to be had
@@ -41,42 +40,42 @@ KNOWN_SETS = {
     for known in (
         KnownSet(
             name="imagenet2012", title="ImageNet", num_classes=1000, train_split="train", eval_split="validation",
-            train_images=1_281_167, eval_images=50_000,
+            train_images=1_281_167,
             manual_files=("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"), manual_source=_IMAGE_NET,
         ),
         KnownSet(
             name="imagenet2012_real", title="ImageNet ReaL", num_classes=1000, train_split="", eval_split="validation",
-            train_images=0, eval_images=50_000, label_key="real_label",
+            train_images=0, label_key="real_label",
             manual_files=("ILSVRC2012_img_val.tar",), manual_source=_IMAGE_NET,
         ),
         KnownSet(
             name="imagenet_v2", title="ImageNet V2", num_classes=1000, train_split="", eval_split="test",
-            train_images=0, eval_images=10_000,
+            train_images=0,
         ),
         KnownSet(
             name="i_naturalist2018", title="iNaturalist 2018", num_classes=8142, train_split="train", eval_split="validation",
-            train_images=437_513, eval_images=24_426,
+            train_images=437_513,
         ),
         KnownSet(
             name="i_naturalist2019", title="iNaturalist 2019", num_classes=1010, train_split="train", eval_split="validation",
-            train_images=265_240, eval_images=3_003, folders_only="TFDS does not have it",
+            train_images=265_240, folders_only="TFDS does not have it",
         ),
         KnownSet(
             name="oxford_flowers102", title="Flowers-102", num_classes=102, train_split="train+validation", eval_split="test",
-            train_images=2_040, eval_images=6_149,
+            train_images=2_040,
         ),
         KnownSet(
             name="cars196", title="Stanford Cars", num_classes=196, train_split="train", eval_split="test",
-            train_images=8_144, eval_images=8_041,
+            train_images=8_144,
             folders_only="the address that TFDS would fetch it from is gone (tensorflow/datasets issue 5656)",
         ),
         KnownSet(
             name="cifar100", title="CIFAR-100", num_classes=100, train_split="train", eval_split="test",
-            train_images=50_000, eval_images=10_000,
+            train_images=50_000,
         ),
         KnownSet(
             name="cifar10", title="CIFAR-10", num_classes=10, train_split="train", eval_split="test",
-            train_images=50_000, eval_images=10_000,
+            train_images=50_000,
         ),
     )
 }  # fmt: skip

@@ -153,19 +153,6 @@ def _divisors(number: int) -> list[int]:
     return sorted({*small, *(number // i for i in small)})
 
 
-def repeated_order(permutation: np.ndarray, repeats: int) -> np.ndarray:
-    """One epoch's order for a given permutation.
-
-    Args:
-        permutation: integers `[N]`.
-        repeats: copies of each index, side by side.
-
-    Returns:
-        int64 `[selected_positions(N)]`: the global batch of step t of the epoch is entries `[t * B, (t + 1) * B)`.
-    """
-    return np.repeat(np.asarray(permutation, np.int64), repeats)[: selected_positions(len(permutation))]
-
-
 # Two epochs: chunks of the old and the new one are read side by side at a border. At module level, so that pickling an order
 # for a worker does not carry the permutation.
 @functools.lru_cache(maxsize=2)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import flax.linen as nn
 import jax
 
-from deit_jax.augment.recipe import prepare_for_evaluation
+from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.models.output import ModelOutput, fuse
 from deit_jax.models.protocol import classify, fusion_of, is_distilled
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from deit_jax.augment.recipe import prepare_for_evaluation
+from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.models.inspection import can_inspect, inspect
 from deit_jax.models.protocol import feature_widths, is_distilled, num_prefix_tokens, resize_variables
 

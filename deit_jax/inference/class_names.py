@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 from collections.abc import Sequence
@@ -19,14 +20,15 @@ def imagenet_class_names() -> tuple[str, ...] | None:
     """The names of ImageNet's 1,000 classes in their order; None where the installed TFDS does not have them."""
     folder = _tfds_folder()
     try:
-        # The file holds dictionaries and a list; TFDS itself, which takes long to import, is not imported for it.
-        spec = importlib.util.spec_from_file_location("imagenet_labels", folder / _NAMES) if folder else None
-        if spec is None or spec.loader is None:
-            return None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        names = tuple(str(name) for name in module.IMAGENET_LABELS_LIST)
-    except (OSError, AttributeError):
+        # A list of strings in Python's notation. The file is read, not run, and TFDS, which takes long, is not imported.
+        source = (folder / _NAMES).read_text(encoding="utf-8") if folder else ""
+        (labels,) = (
+            node.value
+            for node in ast.parse(source).body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "IMAGENET_LABELS_LIST"
+        )
+        names = tuple(str(name) for name in ast.literal_eval(labels))
+    except (OSError, SyntaxError, ValueError):
         return None
     return names if len(names) == _IMAGENET_CLASSES else None
 

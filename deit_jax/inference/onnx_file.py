@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import re
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import numpy as np
 from jax import export as jax_export
 from PIL import Image
 
-from deit_jax.errors import first_line, refuse_address
+from deit_jax.errors import errors_only, first_line, refuse_address
 from deit_jax.inference.classifier import Classifier
 from deit_jax.inference.portable import PortableError, portable_answer, preprocessing_of
 from deit_jax.weights.files import write_files
@@ -47,10 +46,9 @@ def export_onnx(classifier: Classifier, path: str | Path, *, opset: int = DEFAUL
     path = Path(os.path.expanduser(path))
     if path.suffix.lower() != ".onnx":
         raise PortableError(f"{path}: layout=onnx writes one file, whose name ends in .onnx")
-    # It imports a plugin for every library that it knows, and reports each that is not installed with a traceback.
-    logging.getLogger("jax2onnx").setLevel(logging.ERROR)
     try:
-        with _restored(jnp):
+        # It imports a plugin for every library that it knows, and reports each that is not installed with a traceback.
+        with _restored(jnp), errors_only("jax2onnx"):
             import jax2onnx
         import onnx
     except ImportError as error:
@@ -65,8 +63,8 @@ def export_onnx(classifier: Classifier, path: str | Path, *, opset: int = DEFAUL
 
     (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it warns of shapes whose type it does not write down
-    with _restored(jnp):
+    # onnx_ir warns of shapes whose type it does not write down.
+    with _restored(jnp), errors_only("jax2onnx", "onnx_ir"):
         model: Any = jax2onnx.to_onnx(
             outputs,
             [images],

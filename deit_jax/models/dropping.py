@@ -1,7 +1,8 @@
 """Dropout and stochastic depth, drawn per image.
 
-Each image's draw is keyed by its position in the global batch, so that it does not depend on how the batch is split over devices
-or into microbatches.
+Each image's draw is keyed by its position in the global batch, so that it does not depend on how the batch is split into
+microbatches (`train.accumulation_steps`): that is why models take `positions`. flax's nn.Dropout would not depend on the devices
+either, because JAX's random bits are those of the global array.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from deit_jax.augment.recipe import prepare_for_evaluation
+from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.config_check import validate
 from deit_jax.data.bad_images import BadImages

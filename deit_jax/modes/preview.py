@@ -12,12 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deit_jax.augment.operations import OPERATIONS, SKIP
-from deit_jax.augment.recipe import TrainAugmentation
+from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
 from deit_jax.reporting import console
-from deit_jax.reporting.fonts import undrawable
-from deit_jax.reporting.plots import image_grid
+from deit_jax.reporting.plots import image_grid, undrawable
 from deit_jax.training.first_images import as_pixels, first_images
 
 _NAMED = 20  # classes on the console, of those that the picture numbers

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from deit_jax.augment.recipe import prepare_for_evaluation
+from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.config import ConfigError, completed, default_config, needs_teacher, recorded_config
 from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
@@ -35,14 +35,11 @@ from deit_jax.parallel.distributed import is_main_process, wait_for_all
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated, rounded_up
 from deit_jax.reporting import console, html
-from deit_jax.reporting import report as sections
+from deit_jax.reporting import report_sections as sections
 from deit_jax.reporting.environment import environment
-from deit_jax.reporting.fonts import undrawable
 from deit_jax.reporting.html import Section
-from deit_jax.reporting.metrics import read_metrics
-from deit_jax.reporting.pictures import Pictures
-from deit_jax.reporting.plots import confusion_picture
-from deit_jax.reporting.run_log import RunLog
+from deit_jax.reporting.plots import confusion_picture, undrawable
+from deit_jax.reporting.run_log import Pictures, RunLog, read_metrics
 from deit_jax.storage.files import write_file
 from deit_jax.storage.workdir import ENVIRONMENT, REPORT, RESULTS, UnreadableError, Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import has_checkpoints

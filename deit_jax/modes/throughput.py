@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +16,19 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, needs_teacher
 from deit_jax.config_check import validate
-from deit_jax.evaluation.throughput import RUNS, BatchSearch, Timing, fits, search_batch, time_runs
+from deit_jax.evaluation.timing import RUNS, BatchSearch, Timing, fits, search_batch, time_runs
 from deit_jax.models import native_image_size
 from deit_jax.models.flops import TrainFlops, forward_flops, train_flops
 from deit_jax.models.protocol import classify, on_mesh
 from deit_jax.modes.compile import training_data, without_weights
 from deit_jax.modes.teacher import abstract_teacher
+from deit_jax.paper import tables
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.platforms import jax_option
 from deit_jax.parallel.sharding import replicated, split_rows
 from deit_jax.reporting import console
 from deit_jax.reporting.speed import Speed
-from deit_jax.reporting.throughput import show
 from deit_jax.storage.files import disk_faults, write_json
 from deit_jax.training.loop import peak_flops
 from deit_jax.training.plan import compute_dtype, resolve, sizes_of_mixing
@@ -246,3 +246,51 @@ class Bench:
             return {"image": images, "label": jax.random.randint(key, (batch_size,), 0, num_classes, jnp.int32)}
 
         return jax.block_until_ready(jax.jit(draw, out_shardings=split_rows(self.mesh))(jax.random.key(2)))
+
+
+def published_throughput(model: str, image_size: int) -> float | None:
+    """Images/s that the paper printed for a model at a size in pixels (Tables 5 and 10); None where it printed none."""
+    for row in tables.TABLE_5:
+        if (row.model, row.image_size) == (model, image_size):
+            return row.images_per_second
+    sizes = {row.image_size: row.images_per_second for row in tables.TABLE_10}
+    return sizes.get(image_size) if model in ("deit_base_patch16_224", "deit_base_patch16_384") else None
+
+
+def show(report: Mapping[str, Any]) -> None:
+    """Print the figures that `throughput` returns, with the paper's beside them."""
+    facts = {
+        "devices": f"{report['devices']} x {report['device']} ({report['platform']})",
+        "model": f"{report['model']}, {report['parameters']:,} parameters, {report['image_size']} px, random weights",
+        "computed in": f"{report['compute_dtype']}, matrix products in JAX's {report['matmul_precision']} precision",
+        "teacher": f"{report['teacher'] or 'none'} (in training)",
+        "timed": f"{report['runs']} runs after warm-up",
+    }
+    rows = []
+    for what in ("inference", "training"):
+        if what not in report:
+            continue
+        found = report[what]
+        facts[f"{what} batch"] = f"{found['batch_size']}: {found['rule']}"
+        rate, mfu = found["images_per_second"], found["mfu"]
+        rows.append(
+            (
+                what,
+                str(found["batch_size"]),
+                f"{rate:,.1f}",
+                f"{found['images_per_second_median']:,.1f}",
+                f"{rate / report['devices']:,.1f}",
+                f"{found['gflops_per_image']:,.2f}",
+                "unknown peak" if mfu is None else f"{100 * mfu:.1f}",
+            )
+        )
+    console.announce("Throughput", facts)
+    columns = ("", "batch", "images/s, mean", "images/s, median", "mean a device", "model GFLOPs an image", "MFU %")
+    paper = None if report["overrides"] else published_throughput(report["model"], report["image_size"])
+    if paper is not None:
+        rows.append(("published: inference, V100", "", f"{paper:,.1f}", "", f"{paper:,.1f}", "", ""))
+    console.table("Images per second", columns, rows)
+    if paper is not None:
+        console.say(f"published: {tables.SOURCE}, {tables.THROUGHPUT_NOTE.removeprefix('published, ')}")
+    if any(report[what]["mfu"] is None for what in ("inference", "training") if what in report):
+        console.say("MFU: this device's peak is not listed; set it by --config.log.peak_tflops=X")

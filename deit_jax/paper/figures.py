@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from deit_jax.paper import tables
-from deit_jax.reporting.analysis_plots import new_figure, save
-from deit_jax.reporting.fonts import drawn
+from deit_jax.reporting.plots import drawn, new_figure, save
 
 
 class OwnResult(NamedTuple):

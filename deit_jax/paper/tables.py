@@ -1,4 +1,4 @@
-"""The paper's figures as data: Tables 1 to 10 and Figure 3 of arXiv 2012.12877v2, DeiT and RegNetY rows.
+"""The paper's figures as data: tables and Figure 3 of arXiv 2012.12877v2, DeiT and RegNetY rows. Table 9 is configs/deit.py.
 
 Accuracies are top-1 in percent, of a single crop; throughputs are images/s of a float32 forward pass on one V100 with 16 GB, as
 the paper measured them. Models have their names in `deit_jax.list_models()`. None of this was obtained by this project.
@@ -16,7 +16,6 @@ class Architecture(NamedTuple):
     """A row of Table 1."""
 
     model: str
-    teaching_from: str  # the vision transformer of the same shape ("" where there was none)
     embed_dim: int
     num_heads: int
     depth: int
@@ -25,9 +24,9 @@ class Architecture(NamedTuple):
 
 
 TABLE_1 = (
-    Architecture("deit_tiny_patch16_224", "", 192, 3, 12, 5_000_000, 2536.0),
-    Architecture("deit_small_patch16_224", "", 384, 6, 12, 22_000_000, 940.0),
-    Architecture("deit_base_patch16_224", "ViT-B", 768, 12, 12, 86_000_000, 292.0),
+    Architecture("deit_tiny_patch16_224", 192, 3, 12, 5_000_000, 2536.0),
+    Architecture("deit_small_patch16_224", 384, 6, 12, 22_000_000, 940.0),
+    Architecture("deit_base_patch16_224", 768, 12, 12, 86_000_000, 292.0),
 )
 
 
@@ -47,8 +46,6 @@ TABLE_2 = (
     TeacherRow("regnety_120", 82.4, 83.1, 84.1),
     TeacherRow("regnety_160", 82.9, 83.1, 84.2),
 )
-# The version printed at ICML 2021 differs in two rows: teacher to (student at 224, student at 384).
-TABLE_2_ICML = {"regnety_120": (83.0, 83.9), "regnety_160": (83.0, 84.0)}
 
 
 class DistillationRow(NamedTuple):
@@ -198,29 +195,6 @@ TABLE_8 = (
 )
 TABLE_8_DEVIATION = (0.2, 0.1)  # of the first row's two figures
 
-# Table 9, the column of DeiT-B, as printed ("prob." of mixup and CutMix are the parameters of their Beta distributions).
-TABLE_9 = {
-    "epochs": "300",
-    "batch size": "1024",
-    "optimizer": "AdamW",
-    "learning rate": "0.0005 x batch size / 512",
-    "learning rate decay": "cosine",
-    "weight decay": "0.05",
-    "warmup epochs": "5",
-    "label smoothing": "0.1",
-    "dropout": "no",
-    "stochastic depth": "0.1",
-    "repeated augmentation": "yes",
-    "gradient clipping": "no",
-    "RandAugment": "9 / 0.5",
-    "mixup prob.": "0.8",
-    "CutMix prob.": "1.0",
-    "erasing prob.": "0.25",
-}
-# What the hyper-parameters were searched among.
-SEARCH_LEARNING_RATES = (5e-4, 3e-4, 5e-5)
-SEARCH_WEIGHT_DECAYS = (0.03, 0.04, 0.05)
-
 
 class ResolutionRow(NamedTuple):
     """A row of Table 10: DeiT-B, trained at 224 pixels and, but for that row, fine-tuned at another size."""
@@ -260,12 +234,3 @@ FIGURE_3_NO_DISTILLATION = 82.2  # the dotted line: without a teacher accuracy s
 TOKEN_COSINE_INPUT = 0.06  # as learned
 TOKEN_COSINE_LAST = 0.93  # after the last layer
 TWO_CLASS_TOKENS_COSINE = 0.999  # two class tokens with the same label instead: they end the same
-
-# What 300 epochs took; the 384-pixel model's is its fine-tuning alone.
-TRAINING_TIME = {
-    "regnety_160": "20 % more than DeiT-B",
-    "deit_base_patch16_224": "37 h on 2 x 8 V100 32 GB, 53 h on 8",
-    "deit_base_patch16_384": "20 h on 8 GPUs, 25 epochs",
-    "deit_small_patch16_224": "less than 3 days on 4 GPUs",
-    "deit_tiny_patch16_224": "less than 3 days on 4 GPUs",
-}

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import importlib.util
-import itertools
 import json
 import os
 import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from deit_jax.errors import UserError
-from deit_jax.parallel import tpu_hosts
-from deit_jax.parallel.local_devices import devices_of_process
+from deit_jax.parallel.cluster import devices_of_process, in_cluster, one_of_several, what_jax_lacks
 from deit_jax.parallel.platforms import has_tpu
 from deit_jax.parallel.rendezvous import ClusterError, meet
 
@@ -42,7 +40,7 @@ _LOST = re.compile(
 _LONGEST_WAIT = 3600  # seconds that the first process waits for the last, which may be compiling
 _SILENT_WAIT = 10  # seconds after which a process says what it waits for
 _said: set[str] = set()  # what it has waited for, each printed once
-_meetings = itertools.count()  # the same in every process: all meet at the same places in the same order
+_meetings: collections.Counter[str] = collections.Counter()  # how often this process has met the others, by place
 
 
 def start(
@@ -71,7 +69,7 @@ def start(
     told = (coordinator, num_processes, process_id)
     by_itself = all(value is None for value in told)
     if by_itself:
-        if not in_cluster(os.environ) and not (has_tpu() and tpu_hosts.one_of_several()):
+        if not in_cluster(os.environ) and not (has_tpu() and one_of_several()):
             return
         if lacking := what_jax_lacks(os.environ):
             raise ClusterError(f"{lacking}; or give --coordinator, --num_processes and --process_id (docs/pods.md)")
@@ -97,37 +95,6 @@ def start(
         raise ClusterError(f"the processes {where} do not find each other ({str(error).splitlines()[0]})") from error
 
 
-def in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether the environment says that this process is one of several that were started together."""
-
-    def more_than_one(name: str) -> bool:
-        return environment.get(name, "").isdigit() and int(environment[name]) > 1
-
-    def a_list(name: str) -> bool:
-        value = environment.get(name, "")
-        return "," in value and " " not in value  # without a TPU, libtpu leaves a sentence there
-
-    return (
-        more_than_one("SLURM_STEP_NUM_TASKS")  # set by srun only, not in the shell of an allocation
-        or more_than_one("OMPI_COMM_WORLD_SIZE")
-        or a_list("TPU_WORKER_HOSTNAMES")
-        or a_list("TPU_PROCESS_ADDRESSES")
-        or "MEGASCALE_COORDINATOR_ADDRESS" in environment
-        or ("JOB_COMPLETION_INDEX" in environment and "KUBERNETES_SERVICE_HOST" in environment)
-    )
-
-
-def what_jax_lacks(environment: Mapping[str, str]) -> str:
-    """What is missing for JAX to find the other processes of a recognised cluster; "" if nothing is."""
-    if "OMPI_COMM_WORLD_SIZE" in environment and "OMPI_MCA_orte_hnp_uri" not in environment:
-        return "Open MPI from version 5 on does not tell its processes where the first one is"
-    by_itself = ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
-    by_cluster = "JOB_COMPLETION_INDEX" in environment and not any(name in environment for name in by_itself)
-    if by_cluster and importlib.util.find_spec("kubernetes") is None:
-        return "in a Kubernetes Job JAX asks the cluster for the other processes, which takes pip install kubernetes"
-    return ""
-
-
 def is_main_process() -> bool:
     """Whether this process writes for all: files in the workdir but for checkpoints, and the console."""
     return jax.process_index() == 0
@@ -136,15 +103,19 @@ def is_main_process() -> bool:
 def wait_for_all(what: str) -> None:
     """Return when every process has come here. `what` names the place; a long wait is printed, once for each place.
 
+    Every process must come to a place equally often: a call that only some of them make waits for an hour, and fails. Meetings
+    are numbered by place, so that such a call leaves the numbers of other places as they are.
+
     By the coordination service, not by a collective: between CPUs Gloo carries those, and it waits for no more than 30 seconds.
     """
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
+        _meetings[what] += 1
         # Orbax asks the service only if the processes are named.
         everyone = set(range(jax.process_count()))
         with _said_if_long(f"process {jax.process_index()} waits for the others: {what}"):
-            multihost.sync_global_processes(f"{what} {next(_meetings)}", timeout=_LONGEST_WAIT, processes=everyone)
+            multihost.sync_global_processes(f"{what} {_meetings[what]}", timeout=_LONGEST_WAIT, processes=everyone)
 
 
 @contextlib.contextmanager

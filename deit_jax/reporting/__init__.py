@@ -1,1 +1,1 @@
-"""What a run writes for people: console, metrics."""
+"""What a run writes for people: console, logs, pictures, pages."""

@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from deit_jax.printable import printable
-from deit_jax.reporting.pace import duration
 
 HEAD_NAMES = {
     "class": "class head",
@@ -20,9 +19,8 @@ HEAD_NAMES = {
     "fused_softmax": "both, mean of softmax",
 }
 
-Row = tuple[
-    str, float | None, float | None, float | None
-]  # of `summary`: what, top-1 %, top-5 %, loss; None is left blank
+# Of `summary`: what, top-1 %, top-5 %, loss; None is left blank.
+Row = tuple[str, float | None, float | None, float | None]
 
 _LEAST_WIDTH = 40  # columns
 
@@ -104,6 +102,16 @@ def progress(
             line += f" ({100 * data_wait:.0f} % of the time waiting for data)"
         line += f"  ETA {duration(eta)}"
     say(line)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 45s, 3m 20s, 2h 05m."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m {seconds % 60:02d}s"
+    return f"{seconds // 3600}h {seconds % 3600 // 60:02d}m"
 
 
 def scores_line(step: int, scores: Mapping[str, Mapping[str, Mapping[str, float]]], unreadable: int = 0) -> None:

@@ -6,19 +6,34 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from deit_jax.errors import UserError
 from deit_jax.printable import all_printable, printable
-from deit_jax.reporting.metrics import LogError, MetricsFile, Row, numbers, read_metrics
-from deit_jax.reporting.pictures import Pictures
-from deit_jax.reporting.tensorboard import TensorBoard
-from deit_jax.reporting.weights_and_biases import WeightsAndBiases
-from deit_jax.storage.files import disk_faults
-from deit_jax.storage.workdir import TENSORBOARD, Workdir, WorkdirLike
+from deit_jax.storage.files import NONFINITE, disk_faults, strict_json
+from deit_jax.storage.workdir import METRICS, TENSORBOARD, Workdir, WorkdirLike
+
+Row = Mapping[str, Any]  # of metrics.jsonl: {"step": int, name: float, ...}
+
+
+class LogError(UserError):
+    """Numbers that cannot be written. The message is one line."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Some images that belong together, and a text for each."""
+
+    name: str  # under which they are logged, e.g. "images/training"
+    images: Sequence[np.ndarray]  # each uint8[H, W, 3]
+    captions: Sequence[str]
+    class_names: Sequence[str] = ()  # that the captions mention, in the order of the classes
 
 
 class Destination(Protocol):
@@ -67,8 +82,12 @@ class RunLog:
         fields = all_printable(json.loads(config.to_json_best_effort()))
         self._destinations.append(MetricsFile(workdir))
         if config.log.tensorboard:
+            from deit_jax.reporting.tensorboard import TensorBoard  # which imports this module, as the next one does
+
             self._destinations.append(TensorBoard(workdir.folder(TENSORBOARD), fields))
         if config.log.wandb:
+            from deit_jax.reporting.weights_and_biases import WeightsAndBiases
+
             self._destinations.append(WeightsAndBiases(config.log, workdir, fields))
         self.shows_pictures = config.log.images and (config.log.tensorboard or config.log.wandb)
 
@@ -140,3 +159,57 @@ def _flat_results(results: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         walk({name: value for name, value in results.items() if name not in ("scores", "step", "protocol")}, "results")
     )
+
+
+def read_metrics(workdir: WorkdirLike) -> list[dict[str, Any]]:
+    """The rows of a run, NaN for null; those from the first damaged line on are left out, no file is no rows."""
+    rows: list[dict[str, Any]] = []
+    for line in (Workdir.at(workdir).read(METRICS, errors="replace") or "").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        row.pop(NONFINITE, None)
+        rows.append({name: math.nan if value is None else value for name, value in row.items()})
+    return rows
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """What of a row is a number, without its step."""
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if name != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+    }
+
+
+class MetricsFile:
+    """Rows {"step": int, name: float, ...}; names are like "train/loss". A `Destination`.
+
+    OSError of any method is the disk's.
+    """
+
+    def __init__(self, workdir: WorkdirLike) -> None:
+        self._file = Workdir.at(workdir).growing(METRICS)
+
+    def begin(self, start_step: int, kept: Sequence[Row]) -> None:
+        """Keep the rows `kept` and drop those after `start_step`: the resumed run writes them again."""
+        self._file.begin("".join(strict_json(row) + "\n" for row in kept))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One row, in the file when this returns."""
+        self._file.append(strict_json({"step": step, **values}))
+
+    def pictures(self, step: int, pictures: Pictures) -> None:
+        """Not kept here."""
+
+    def sync(self) -> None:
+        """Return when all rows are on the disk, where a power failure leaves them."""
+        self._file.sync()
+
+    def finish(self, step: int, results: Mapping[str, Any]) -> None:
+        """Not kept here: results.json is written by the trainer."""
+
+    def close(self, status: int) -> None:
+        """Close the file, if it is open."""
+        self._file.close()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import struct
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,7 @@ from ml_collections import ConfigDict
 
 from deit_jax.errors import first_line
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import LogError, Row, numbers
-from deit_jax.reporting.pictures import Pictures
-from deit_jax.reporting.wandb_file import last_logged_step
+from deit_jax.reporting.run_log import LogError, Pictures, Row, numbers
 from deit_jax.storage.workdir import WANDB_NOTE, Workdir
 
 
@@ -148,3 +147,48 @@ class WeightsAndBiases:
             f"Weights & Biases fails ({first_line(error)}): this run goes on without it; what is missing there is sent when the "
             "run is resumed"
         )
+
+
+# --- What an offline run has on the disk ---
+
+# wandb 0.31 reads these files in its Go core only, and an offline run does not know what an earlier one of its id has logged.
+# Without this reader a resumed run would log rows twice, or lose those that a killed process had not written.
+_MAGIC = b":W&B"
+# Bytes: the file's header; a block of LevelDB's log format, whose records do not cross its end.
+_FIRST, _BLOCK = 7, 32768
+_HEADER = struct.Struct("<IHB")  # of a piece: checksum, length, kind
+_WHOLE, _FIRST_PIECE, _LAST_PIECE = 1, 2, 4
+
+
+def read_records(path: Path) -> Iterator[Any]:
+    """The records (wandb's protocol buffers) of a `.wandb` file, which is LevelDB's log; ends where a killed process ended it."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content = path.read_bytes()
+    if not content.startswith(_MAGIC):
+        return
+    position, record = _FIRST, b""
+    while True:
+        left = _BLOCK - position % _BLOCK
+        if left < _HEADER.size:
+            position += left  # padding
+        if position + _HEADER.size > len(content):
+            return
+        _, length, kind = _HEADER.unpack_from(content, position)
+        position += _HEADER.size
+        if kind == 0 or position + length > len(content):
+            return
+        if kind in (_WHOLE, _FIRST_PIECE):
+            record = b""
+        record += content[position : position + length]
+        position += length
+        if kind in (_WHOLE, _LAST_PIECE):
+            yield Record.FromString(record)
+
+
+def last_logged_step(path: Path) -> int:
+    """The step of the last row that a `.wandb` file holds; -1 if it holds none or is not there."""
+    if not path.exists():
+        return -1
+    steps = [record.history.step.num for record in read_records(path) if record.WhichOneof("record_type") == "history"]
+    return max(steps, default=-1)

@@ -40,7 +40,8 @@ _ORBAX = Path(ocp.__file__).parent
 def _quiet_orbax() -> None:
     """Leave out what Orbax logs at every save and restore, and what it logs or leaves behind of faults that it raises as well.
 
-    Those come through as exceptions, and so as one line; the same filters a second time change nothing.
+    Those come through as exceptions, and so as one line; the same filters a second time change nothing. They stay for the
+    process, since Orbax's tasks fail after the call that began them; records of other code pass.
     """
     logging.getLogger("absl").addFilter(_is_worth_telling)
     logging.getLogger("asyncio").addFilter(_is_of_others)
@@ -73,7 +74,8 @@ class Checkpoints:
     """The checkpoints of a workdir: written in the background, atomically, the newest `keep` and the best kept.
 
     Opening them removes what a killed run left half-written and renames what is damaged; both are said. A context manager:
-    leaving it waits for the last write. All processes of a run make the same calls.
+    leaving it waits for the last write. All processes of a run make the same calls. From then on this process does not show what
+    Orbax itself logs, except errors that it does not raise as well.
 
     scored_by: of JSON's types, by which evaluation the run scores its weights (images, crop): only scores of the same one are
     compared, and a line names checkpoints of another.
@@ -289,7 +291,7 @@ def load_state(workdir: WorkdirLike, checkpoint: str = "newest") -> tuple[dict[s
     checkpoint: "newest" (that is sound), "best" (the highest top-1 of an evaluation) or a step's number.
 
     Nothing is changed; a run may be writing there, and delete the checkpoint that is being read: then the one that is the newest
-    or best by now is taken. Raises CheckpointError if there is none.
+    or best by now is taken. Orbax's log is treated as by `Checkpoints`. Raises CheckpointError if there is none.
     """
     places = Workdir.at(workdir).checkpoints
     if not places.exist():

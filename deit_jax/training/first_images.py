@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from deit_jax.augment.recipe import TrainAugmentation
+from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop

@@ -30,11 +30,9 @@ from deit_jax.parallel.distributed import (
 )
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.reporting import console
-from deit_jax.reporting.pace import Pace
-from deit_jax.reporting.pictures import Pictures
 from deit_jax.reporting.profile import Profile
-from deit_jax.reporting.run_log import RunLog
-from deit_jax.reporting.speed import Speed
+from deit_jax.reporting.run_log import Pictures, RunLog
+from deit_jax.reporting.speed import Pace, Speed
 from deit_jax.storage.workdir import TENSORBOARD, Workdir, WorkdirLike
 from deit_jax.training.announcement import describe
 from deit_jax.training.checkpoint_folder import CheckpointError, last_step

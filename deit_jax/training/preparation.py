@@ -32,7 +32,7 @@ from deit_jax.parallel.rendezvous import versions
 from deit_jax.plugins import import_plugins
 from deit_jax.reporting import console
 from deit_jax.reporting.fields import flat
-from deit_jax.reporting.metrics import read_metrics
+from deit_jax.reporting.run_log import read_metrics
 from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import is_opened, last_step
 from deit_jax.training.plan import Plan, resolve

@@ -20,7 +20,7 @@ from deit_jax.loss_kinds import loss_kind
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.plugins import import_recorded
 from deit_jax.reporting import console
-from deit_jax.reporting.metrics import LogError, read_metrics
+from deit_jax.reporting.run_log import LogError, read_metrics
 from deit_jax.storage.workdir import CONFIG, RESULTS, UnreadableError, Workdir, WorkdirLike
 from deit_jax.training.plan import Plan
 from deit_jax.version import __version__

@@ -12,7 +12,7 @@ import optax
 from einops import rearrange
 from jax.sharding import Mesh
 
-from deit_jax.augment.recipe import TrainAugmentation
+from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.models.dropping import RNG_NAME
 from deit_jax.models.protocol import train_outputs
 from deit_jax.parallel.mesh import BATCH_AXES

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import warnings
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from deit_jax.errors import errors_only
 from deit_jax.models.registry import create_model, list_models, model_family
 from deit_jax.weights.errors import WeightsError
 from deit_jax.weights.loading import check_choices, load_weights
@@ -94,12 +94,10 @@ def _fetch(repository: str, revision: str | None, sha256: str | None, cache_dir:
         import huggingface_hub
     except ImportError as error:
         raise WeightsError("load_pretrained needs huggingface_hub: pip install huggingface_hub") from error
-    # It retries for half a minute and tells of each time twice; what matters is told once, below.
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        path = huggingface_hub.hf_hub_download(repository, _FILE, revision=revision, cache_dir=cache_dir)
+        # It retries for half a minute and logs each time twice; what matters is in the one error below.
+        with errors_only("huggingface_hub"):
+            path = huggingface_hub.hf_hub_download(repository, _FILE, revision=revision, cache_dir=cache_dir)
     except Exception as error:  # the hub's errors, the connection's and the disk's
         address = huggingface_hub.hf_hub_url(repository, _FILE, revision=revision)
         reason = " ".join(str(error).split())[:200]
@@ -108,8 +106,6 @@ def _fetch(repository: str, revision: str | None, sha256: str | None, cache_dir:
             f"{repository}/{_FILE} can be had neither from the hub nor from the cache: get {address} elsewhere and give the file "
             f"(--config.model.weights=FILE; load_weights in Python). The hub says: {reason}"
         ) from None
-    finally:
-        logger.setLevel(level)
     _check_hash(Path(path), huggingface_hub, repository, revision, sha256)
     return Path(path)
 

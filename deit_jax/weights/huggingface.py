@@ -13,8 +13,7 @@ import numpy as np
 
 from deit_jax.weights.errors import WeightsError, shown
 from deit_jax.weights.files import Tensors
-from deit_jax.weights.layout import Layout, Translated, rename_from_timm, rename_to_timm
-from deit_jax.weights.renaming import Renaming
+from deit_jax.weights.layout import Layout, Renaming, Translated, rename_from_timm, rename_to_timm
 
 _COMMON = [
     ("cls_token", "embeddings.cls_token"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from deit_jax.weights.files import Tensors
-from deit_jax.weights.layout import Layout, Translated, rename_from_timm, rename_to_timm
-from deit_jax.weights.renaming import Renaming
+from deit_jax.weights.layout import Layout, Renaming, Translated, rename_from_timm, rename_to_timm
 
 _NAMES = Renaming(
     [

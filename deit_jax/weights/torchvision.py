@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from deit_jax.weights.errors import WeightsError
 from deit_jax.weights.files import Tensors
-from deit_jax.weights.layout import Layout, Translated, rename_from_timm, rename_to_timm
-from deit_jax.weights.renaming import Renaming
+from deit_jax.weights.layout import Layout, Renaming, Translated, rename_from_timm, rename_to_timm
 
 _BLOCK = "trunk_output.block{s}.block{s}-{n0}"
 _NAMES = Renaming(

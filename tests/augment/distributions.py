@@ -27,7 +27,7 @@ from scipy import stats
 
 from benchmarks.peers import distributions_timm as peer
 from deit_jax.augment.operations import OPERATIONS, SKIP
-from deit_jax.augment.recipe import TrainAugmentation
+from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.data.decoding import RandomResizedCrop, decode, random_resized_crop_box
 from deit_jax.data.loading import crop_rng
 from deit_jax.training.step import step_keys

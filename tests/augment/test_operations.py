@@ -5,8 +5,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax.augment import color, geometry, operations, shifts, warping
+from deit_jax.augment import color, operations, shifts, warping
 from tests.augment.photographs import FILL, GOLDEN, assert_equals_pillow, difference, recorded_case
+
+
+def rotate(image, argument):
+    return warping.warp(image, warping.rotation(argument, *image.shape[1:]), FILL)
+
+
+def shift(name):
+    """A shear or a translation of one image by its argument."""
+    move, axis = (shifts.shift_rows, 2) if name.endswith("X") else (shifts.shift_columns, 1)
+    number = operations.NUMBER[name]
+
+    def function(image, argument):
+        return move(image, *operations.slope_and_offset(jnp.int32(number), argument, image.shape[axis]), FILL)
+
+    return function
+
 
 FUNCTIONS = {
     "AutoContrast": lambda image, argument: color.auto_contrast(image),
@@ -19,11 +35,8 @@ FUNCTIONS = {
     "Contrast": color.contrast,
     "Brightness": color.brightness,
     "Sharpness": color.sharpness,
-    "Rotate": lambda image, argument: geometry.rotate(image, argument, FILL),
-    "ShearX": lambda image, argument: geometry.shear_x(image, argument, FILL),
-    "ShearY": lambda image, argument: geometry.shear_y(image, argument, FILL),
-    "TranslateX": lambda image, argument: geometry.translate_x(image, argument, FILL),
-    "TranslateY": lambda image, argument: geometry.translate_y(image, argument, FILL),
+    "Rotate": rotate,
+    **{name: shift(name) for name in ("ShearX", "ShearY", "TranslateX", "TranslateY")},
 }
 GEOMETRIC = ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"]
 WHOLE_NUMBERS = ("Posterize", "Solarize", "SolarizeAdd")
@@ -101,7 +114,7 @@ def test_whole_pixel_shift_moves_pixels_and_fills():
         ours = np.moveaxis(shifts.shift_rows(planar(photo), jnp.float32(0), jnp.float32(11), FILL, roll), 0, -1)
         np.testing.assert_array_equal(ours[:, :33], photo[:, 11:])
         np.testing.assert_array_equal(ours[:, 33:], np.broadcast_to(np.uint8(FILL), (36, 11, 3)))
-    assert np.all(geometry.translate_y(planar(photo), jnp.float32(3), FILL) == np.array(FILL)[:, None, None])
+    assert np.all(shift("TranslateY")(planar(photo), jnp.float32(3)) == np.array(FILL)[:, None, None])
 
 
 @pytest.mark.parametrize("size", [(28, 28), (33, 97), pytest.param((384, 384), marks=pytest.mark.long)])

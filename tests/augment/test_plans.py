@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deit_jax.augment import chunked, plans
 from deit_jax.augment.operations import NUMBER, OPERATIONS, SKIP
-from deit_jax.augment.recipe import TrainAugmentation
+from deit_jax.augment.pipeline import TrainAugmentation
 from tests.augment.photographs import CASES, FILL, GOLDEN, assert_equals_pillow, difference, recorded_case
 
 ROWS = 256  # one shape for all, so that each plan is compiled once

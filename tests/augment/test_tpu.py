@@ -17,7 +17,7 @@ PROGRAM = r"""
 import jax, jax.numpy as jnp, numpy as np, re
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from deit_jax.augment.recipe import TrainAugmentation
+from deit_jax.augment.pipeline import TrainAugmentation
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 rows, all_ = (NamedSharding(mesh, PartitionSpec(*axis)) for axis in (("data",), ()))

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deit_jax.data.sampling import TrainOrder, batch_of_larger_groups, mixing_sizes, repeated_order, selected_positions
+from deit_jax.data import sampling
+from deit_jax.data.sampling import TrainOrder, batch_of_larger_groups, mixing_sizes, selected_positions
 
 GOLDEN = np.load(Path(__file__).parent / "sampler.npz")
 CASES = sorted({name.removesuffix("_ranks") for name in GOLDEN if name.endswith("_ranks")})
@@ -23,8 +24,19 @@ def list_of_epoch(order, epoch):
     return np.concatenate([order.positions(first + t).image_index for t in range(order.steps_per_epoch)])
 
 
+@pytest.fixture
+def repeated_order(monkeypatch):
+    """(permutation of an epoch, repeats) -> the order's own list of that epoch."""
+
+    def repeated(permutation, repeats):
+        monkeypatch.setattr(sampling, "_permutation", lambda *_: permutation)
+        return list_of_epoch(order(num_examples=len(permutation), batch_size=256, repeats=repeats), 0)
+
+    return repeated
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_repeated_order_deals_what_the_reference_ranks_get(case):
+def test_repeated_order_deals_what_the_reference_ranks_get(case, repeated_order):
     images, ranks, repeats = map(int, case.split("_"))
     per_rank = GOLDEN[f"{case}_ranks"]
     ours = repeated_order(GOLDEN[f"{case}_permutation"], repeats)
@@ -39,7 +51,7 @@ def test_repeated_order_deals_what_the_reference_ranks_get(case):
 
 
 @pytest.mark.parametrize("ranks", [1, 4, 8])
-def test_repeated_order_of_imagenet_deals_what_the_reference_ranks_get(ranks):
+def test_repeated_order_of_imagenet_deals_what_the_reference_ranks_get(ranks, repeated_order):
     permutation = np.random.RandomState(5).permutation(1281167)  # as record_sampler.py puts in PyTorch's place
     ours = repeated_order(permutation, 3)
     for rank, digest in enumerate(GOLDEN[f"imagenet_{ranks}"]):

@@ -10,7 +10,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from deit_jax.reporting.metrics import read_metrics
+from deit_jax.reporting.run_log import read_metrics
 
 ROOT = Path(__file__).parents[2]
 TINY = "--config=tests/tiny.py"

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import deit_jax
-from deit_jax.reporting.metrics import read_metrics
+from deit_jax.reporting.run_log import read_metrics
 from tests.end_to_end.commands import ROOT, TIMEOUT, TINY, command, environment
 
 EXAMPLES = ROOT / "examples/extending"

@@ -8,7 +8,7 @@ import sys
 import pytest
 from PIL import Image
 
-from deit_jax.reporting.metrics import read_metrics
+from deit_jax.reporting.run_log import read_metrics
 
 from .commands import ROOT, TINY, command, environment, forked, refused, succeed
 from .commands import _run as run_here

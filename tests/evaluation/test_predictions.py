@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 
-from deit_jax.augment.recipe import prepare_for_evaluation
+from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.evaluation.predictions import confusion_matrix, make_predict_step, predict, spread_indices
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.2)

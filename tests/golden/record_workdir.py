@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from deit_jax.reporting.metrics import read_metrics
+from deit_jax.reporting.run_log import read_metrics
 from deit_jax.version import __version__
 from tests.reliability.test_earlier_version import (
     ARCHIVE,

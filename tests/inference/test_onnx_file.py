@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deit_jax import Classifier, create_model
-from deit_jax.augment.recipe import prepare_for_evaluation
+from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.config import ConfigError
 from deit_jax.data.decoding import CenterCrop
 from deit_jax.inference.onnx_file import _orders_of_matmul, check_onnx, export_onnx

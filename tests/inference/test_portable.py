@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from deit_jax.augment.recipe import prepare_for_evaluation
+from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.inference.portable import PortableError, export_jax
 from deit_jax.modes.export import export
 from deit_jax.version import __version__

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.augment.recipe import TrainAugmentation
+from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.config import ConfigError
 from deit_jax.data.registry import open_source
 from deit_jax.modes.preview import operation_names, preview, stages

@@ -5,8 +5,7 @@ import pytest
 from deit_jax.config import ConfigError
 from deit_jax.models import create_model
 from deit_jax.models.flops import forward_flops
-from deit_jax.modes.throughput import throughput
-from deit_jax.reporting.throughput import published_throughput
+from deit_jax.modes.throughput import published_throughput, throughput
 from tests.fewer_devices import fewer_devices
 from tests.tiny import STUDENT, tiny_config
 

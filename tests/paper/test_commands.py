@@ -5,7 +5,7 @@ import pytest
 from deit_jax.errors import UserError
 from deit_jax.models.flops import train_flops
 from deit_jax.models.registry import create_model
-from deit_jax.modes.recipes import PAGE_COMMAND, list_recipes, to_line
+from deit_jax.modes.listing import PAGE_COMMAND, list_recipes, to_line
 from deit_jax.paper import commands as recipes
 from deit_jax.paper import tables
 from deit_jax.paper.cost import training_cost

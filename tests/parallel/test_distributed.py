@@ -7,49 +7,12 @@ from deit_jax.parallel import distributed
 from deit_jax.parallel.distributed import (
     ClusterError,
     first_process_first,
-    in_cluster,
     is_main_process,
     start,
     wait_for_all,
-    what_jax_lacks,
 )
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, False),
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}, False),  # the shell of an allocation, before srun
-        ({"SLURM_STEP_NUM_TASKS": "8"}, True),
-        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
-        ({"TPU_WORKER_HOSTNAMES": "t1k-w-0,t1k-w-1"}, True),
-        ({"TPU_WORKER_HOSTNAMES": "WARNING: could not determine names, please set them"}, False),
-        ({"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, True),
-    ],
-)
-def test_a_cluster_is_recognised_by_its_environment(environment, expected):
-    assert in_cluster(environment) is expected
-
 
 KUBERNETES = {"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"SLURM_STEP_NUM_TASKS": "8"}, ""),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:34911"}, ""),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI from version 5 on"),
-        (KUBERNETES, "pip install kubernetes"),
-        (KUBERNETES | {"TPU_WORKER_HOSTNAMES": "a-0,a-1"}, ""),  # GKE tells TPU pods by itself
-        (KUBERNETES | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:34911"}, ""),
-    ],
-)
-def test_what_jax_cannot_find_out_is_said(environment, expected, monkeypatch):
-    monkeypatch.setitem(sys.modules, "kubernetes", None)  # not installed, whatever is
-    assert expected in what_jax_lacks(environment) if expected else what_jax_lacks(environment) == ""
 
 
 def test_a_pod_without_what_jax_needs_ends_with_one_line(monkeypatch):

@@ -9,8 +9,7 @@ import time
 import jax
 import pytest
 
-from deit_jax.reporting.metrics import LogError, read_metrics
-from deit_jax.reporting.run_log import RunLog
+from deit_jax.reporting.run_log import LogError, RunLog, read_metrics
 from deit_jax.storage.workdir import WorkdirError
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.checkpointing import Checkpoints, load_state

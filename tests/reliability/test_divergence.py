@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deit_jax.errors import UserError
-from deit_jax.reporting.metrics import read_metrics
+from deit_jax.reporting.run_log import read_metrics
 from deit_jax.training.checkpointing import load_state
 from deit_jax.training.divergence import Detours, DivergenceError, Rollback, Watch
 from deit_jax.training.loop import train

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from deit_jax.reporting.metrics import read_metrics
+from deit_jax.reporting.run_log import read_metrics
 from deit_jax.training.checkpointing import load_state
 from tests.end_to_end.commands import ROOT, run
 

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks.chaos import CLOCK
 from deit_jax.errors import Stopped
-from deit_jax.reporting.metrics import read_metrics
+from deit_jax.reporting.run_log import read_metrics
 from deit_jax.training.checkpointing import load_state
 from deit_jax.training.interruption import Interruption
 from deit_jax.training.loop import train

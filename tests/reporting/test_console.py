@@ -67,3 +67,8 @@ def test_a_fact_of_several_lines_has_a_line_for_each(stream):
     console.announce("Run", {"data notes": ["skipped in a: 1 file", f"skipped in {NASTY}"]})
     lines = [line.strip() for line in raw.getvalue().decode().splitlines()]
     assert lines == ["Run", "data notes  skipped in a: 1 file", f"skipped in {SHOWN}"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (200, "3m 20s"), (7500, "2h 05m")])
+def test_durations(seconds, text):
+    assert console.duration(seconds) == text

@@ -9,10 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from deit_jax.reporting.metrics import LogError
-from deit_jax.reporting.pictures import Pictures
-from deit_jax.reporting.run_log import RunLog
-from deit_jax.reporting.wandb_file import last_logged_step, read_records
+from deit_jax.reporting.run_log import LogError, Pictures, RunLog
+from deit_jax.reporting.weights_and_biases import last_logged_step, read_records
 from tests.end_to_end.commands import ROOT, TINY, command, environment, succeed
 from tests.tiny import tiny_config
 

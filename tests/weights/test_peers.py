@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import deit_jax
-from deit_jax.augment.recipe import prepare_for_evaluation
+from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.data.decoding import CenterCrop
 from deit_jax.models import list_models
 from deit_jax.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 
 from deit_jax.reporting import html
 from deit_jax.reporting.analysis import TOKEN_NAMES
 from deit_jax.reporting.console import HEAD_NAMES, Row
 from deit_jax.reporting.fields import changed, flat, text
-from deit_jax.reporting.html import Section, escape
-from deit_jax.reporting.line_chart import Series, line_chart
+from deit_jax.reporting.html import Section, Series, escape, line_chart
+from deit_jax.reporting.plots import heat_map
 
 MOST_CLASSES_OF_A_MATRIX = 30
 _WORST_CLASSES = 20
@@ -231,20 +229,6 @@ def _overlays(images: np.ndarray, maps: np.ndarray, rollout: np.ndarray) -> Iter
             for kind, values in kinds
             for token, weights in zip(TOKEN_NAMES, values, strict=False)
         ]
-
-
-def heat_map(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weights float[h, w] in red, from least to greatest, over a paled image uint8[H, W, 3]; uint8, 112 pixels at least."""
-    scale = max(1, math.ceil(112 / image.shape[0]))
-    image = image.repeat(scale, axis=0).repeat(scale, axis=1).astype(np.float32) / 255
-    # Pale and grey: the image's own light and dark would be taken for the map's.
-    grey = 0.55 + 0.45 * np.broadcast_to(image.mean(axis=-1, keepdims=True), image.shape)
-    rows, columns = (np.arange(size) * of // size for size, of in zip(image.shape, weights.shape, strict=False))
-    low, high = float(weights.min()), float(weights.max())
-    share = ((weights - low) / max(high - low, 1e-12))[rows][:, columns]
-    opacity = (0.05 + 0.75 * share)[..., None]
-    mixed = (1 - opacity) * grey + opacity * colormaps["Reds"](0.25 + 0.75 * share)[..., :3]
-    return (np.clip(mixed, 0, 1) * 255).round().astype(np.uint8)
 
 
 def throughput(rows: Rows, *, steps_per_epoch: int) -> Section:

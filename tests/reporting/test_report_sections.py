@@ -1,8 +1,7 @@
 import numpy as np
-import pytest
 
-from deit_jax.reporting import html, report
-from deit_jax.reporting.line_chart import Series, line_chart
+from deit_jax.reporting import html
+from deit_jax.reporting import report_sections as report
 from tests.html_pages import Page
 
 NASTY = "<b>\"cat\" & 'dog'</b><script>alert(1)</script>"
@@ -92,15 +91,6 @@ def test_curves_leave_out_what_is_not_finite_and_tell_their_ends_in_words():
     assert "metrics.jsonl is empty" in report.curves([], steps_per_epoch=10, teacher_top1=None).html
 
 
-def test_long_curves_are_thinned_and_keep_inside_the_picture():
-    x = np.arange(100_000)
-    drawn = line_chart("a", [Series("b", x, np.sin(x / 9000))], x_end=100_000, x_label="step", y_label="y")
-    points = np.array([p.split(",") for p in next(a["points"] for a in Page(drawn).all("polyline")).split()], float)
-    assert 100 < len(points) <= 300
-    assert points.min() > 0 and points[:, 0].max() <= 430 and points[:, 1].max() <= 212
-    assert points[0, 0] < points[-1, 0]
-
-
 def test_speed_is_told_as_far_as_it_was_measured():
     rows = [{"step": 1, "train/loss": 1.0}]
     assert "too short to be timed" in report.throughput(rows, steps_per_epoch=10).html
@@ -110,14 +100,3 @@ def test_speed_is_told_as_far_as_it_was_measured():
         assert fact in text, fact
     del rows[-1]["mfu"]
     assert "peak is not listed" in report.throughput(rows, steps_per_epoch=10).html
-
-
-@pytest.mark.parametrize("side", [28, 224])
-def test_a_heat_map_is_reddest_where_the_weight_is(side):
-    weights = np.zeros((2, 2), np.float32)
-    weights[0, 1] = 0.3
-    found = report.heat_map(np.full((side, side, 3), 90, np.uint8), weights).astype(int)
-    assert found.shape[0] == found.shape[1] >= 112
-    red = found[..., 0] - found[..., 2]
-    half = len(red) // 2
-    assert red[:half, half:].min() > red[half:].max() + 30 and red[:half, half:].min() > red[:half, :half].max() + 30

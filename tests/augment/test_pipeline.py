@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from deit_jax.augment.recipe import TrainAugmentation, prepare_for_evaluation
+from deit_jax.augment.pipeline import TrainAugmentation, prepare_for_evaluation
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFF = dict(

@@ -1,4 +1,4 @@
-"""The training recipe of Table 9 (arXiv 2012.12877), in the order of the released code, and the evaluation's half of it."""
+"""The augmentation of Table 9 (arXiv 2012.12877), in the order of the released code, and the evaluation's half of it."""
 
 import dataclasses
 import functools
@@ -11,7 +11,6 @@ from jax.sharding import Mesh, PartitionSpec
 from deit_jax.augment import erasing, mixing, plans
 from deit_jax.augment.autoaugment import AutoAugment
 from deit_jax.augment.color import normalize
-from deit_jax.augment.geometry import flip_horizontally
 from deit_jax.augment.jitter import ColorJitter
 from deit_jax.augment.keys import fold_in_each
 from deit_jax.augment.randaugment import RandAugment
@@ -217,3 +216,18 @@ def prepare_for_evaluation(
 ) -> jax.Array:
     """Normalises a batch and nothing else: uint8[B, H, W, 3] to float32[B, H, W, 3]."""
     return normalize(images, mean, std)
+
+
+def flip_horizontally(keys: jax.Array, images: jax.Array, probability: float) -> jax.Array:
+    """Mirrors each image left to right with the given probability.
+
+    Args:
+        keys: keys[B], one an image.
+        images: [B, H, W, C] of any dtype.
+        probability: in [0, 1].
+
+    Returns:
+        [B, H, W, C].
+    """
+    flipped = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
+    return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)

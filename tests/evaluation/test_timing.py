@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from deit_jax.errors import UserError
-from deit_jax.evaluation.throughput import Timing, fits, search_batch, time_runs
+from deit_jax.evaluation.timing import Timing, fits, search_batch, time_runs
 
 
 def test_warm_up_is_not_timed():

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.font_manager import fontManager, get_font
 
-from deit_jax.reporting import fonts
-from deit_jax.reporting.analysis_plots import disagreement
-from deit_jax.reporting.plots import captioned_grid, confusion_picture, image_grid
+from deit_jax.reporting import plots
+from deit_jax.reporting.analysis import plot_disagreement
+from deit_jax.reporting.plots import captioned_grid, confusion_picture, heat_map, image_grid
 
 NOWHERE = "\U0003fffd"  # a character that is not assigned, so that no font has it
 TTF = Path(matplotlib.get_data_path()) / "fonts/ttf"
@@ -23,7 +23,7 @@ def further_font(tmp_path):
     default = get_font(TTF / "DejaVuSans.ttf").get_charmap()
     character = next(chr(code) for code in get_font(path).get_charmap() if code not in default and chr(code).isalpha())
     fontManager.addfont(path)
-    caches = fonts._files, fonts._family_with, fonts.undrawable
+    caches = plots._files, plots._family_with, plots.undrawable
     for cache in caches:
         cache.cache_clear()
     yield character
@@ -33,25 +33,25 @@ def further_font(tmp_path):
 
 
 def test_texts_are_no_mathematics():
-    assert fonts.drawn("$100 and a_b^c$") == r"\$100 and a_b^c\$"
+    assert plots.drawn("$100 and a_b^c$") == r"\$100 and a_b^c\$"
     nasty = ["$100", "a_b^c$", "$\\frac{", "%s {0} \\$"]
     assert confusion_picture(np.eye(4, dtype=int), nasty).std() > 0
 
 
 def test_a_class_that_no_font_can_write_is_called_by_its_number():
     names = ("cat", f"a{NOWHERE}", f"a{NOWHERE}b", "\x1b")
-    assert fonts.undrawable(names) == {2: f"a{NOWHERE}b", 1: f"a{NOWHERE}"}
-    assert fonts.drawn(f"0.60 a{NOWHERE}b + 0.40 a{NOWHERE}", names) == "0.60 class 2 + 0.40 class 1"
-    assert fonts.drawn(f"file {NOWHERE}\x1b") == r"file \U0003fffd\x1b"
+    assert plots.undrawable(names) == {2: f"a{NOWHERE}b", 1: f"a{NOWHERE}"}
+    assert plots.drawn(f"0.60 a{NOWHERE}b + 0.40 a{NOWHERE}", names) == "0.60 class 2 + 0.40 class 1"
+    assert plots.drawn(f"file {NOWHERE}\x1b") == r"file \U0003fffd\x1b"
 
 
 def test_long_names_are_folded_and_end():
-    assert fonts.drawn("a b " * 50, width=10, lines=2).count("\n") == 1
-    assert fonts.drawn("x" * 500, width=40).endswith("…")
+    assert plots.drawn("a b " * 50, width=10, lines=2).count("\n") == 1
+    assert plots.drawn("x" * 500, width=40).endswith("…")
 
 
 def test_a_font_that_has_the_characters_is_used(further_font):
-    assert fonts.drawn(further_font) == further_font and fonts.undrawable((further_font,)) == {}
+    assert plots.drawn(further_font) == further_font and plots.undrawable((further_font,)) == {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with_font = confusion_picture(np.eye(2, dtype=int), [further_font, "b"])
@@ -66,4 +66,15 @@ def test_pictures_of_any_names_are_drawn_without_warnings(tmp_path):
         confusion_picture(np.ones((len(names),) * 2, int), names)
         captioned_grid(io.BytesIO(), list(images), [f"is {name}" for name in names], class_names=names)
         image_grid(tmp_path / "grid.png", ["$a$"], images[:, None], [[name] for name in names], class_names=names)
-        disagreement(tmp_path / "d.png", names, np.eye(len(names)), title=names[0])
+        plot_disagreement(tmp_path / "d.png", names, np.eye(len(names)), title=names[0])
+
+
+@pytest.mark.parametrize("side", [28, 224])
+def test_a_heat_map_is_reddest_where_the_weight_is(side):
+    weights = np.zeros((2, 2), np.float32)
+    weights[0, 1] = 0.3
+    found = heat_map(np.full((side, side, 3), 90, np.uint8), weights).astype(int)
+    assert found.shape[0] == found.shape[1] >= 112
+    red = found[..., 0] - found[..., 2]
+    half = len(red) // 2
+    assert red[:half, half:].min() > red[half:].max() + 30 and red[:half, half:].min() > red[:half, :half].max() + 30

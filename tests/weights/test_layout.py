@@ -1,4 +1,4 @@
-from deit_jax.weights.renaming import Renaming
+from deit_jax.weights.layout import Renaming
 
 NAMES = Renaming(
     [
