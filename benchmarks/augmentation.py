@@ -19,6 +19,7 @@ The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import os
@@ -215,6 +216,7 @@ def measure_cost(topology: str) -> dict[str, Any]:
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
+    from configs import deit
     from deit_jax.augment.chunked import apply_in_chunks
     from deit_jax.augment.pipeline import TrainAugmentation
 
@@ -234,11 +236,13 @@ def measure_cost(topology: str) -> dict[str, Any]:
     drawn = abstract((rows, 2), jnp.int32), abstract((rows, 2), jnp.float32)
     one, two = 0.5 / 15, 2 * 0.5 / 15
     chances = {"stretch": one, "sharpen": one, "equalize": one, "rotate": one, "rows": two, "columns": two}
-    options = {"num_classes": 1000, "group_size": rows, "plan": "chunked"}
+    recipe = TrainAugmentation.from_section(
+        deit.recipe("small").augment, num_classes=1000, group_size=rows, plan="chunked"
+    )
     programs = {
         "randaugment": compiled(lambda *a: apply_in_chunks(*a, FILL), images, *drawn),
-        "recipe": compiled(TrainAugmentation(**options), key, images, labels),
-        "rest_of_recipe": compiled(TrainAugmentation(rand_augment="", **options), key, images, labels),
+        "recipe": compiled(recipe, key, images, labels),
+        "rest_of_recipe": compiled(dataclasses.replace(recipe, rand_augment=""), key, images, labels),
     }
     program, _ = step_program(rows, device, augment=False)
     batch = {"image": images, "label": labels}

@@ -358,8 +358,8 @@ FAULTS = (
     Fault(
         "drop-path-rate-not-passed-on",
         "deit_jax/config_model.py",
-        '_OPTIONS = ("drop_path_rate", "dropout_rate",',
-        '_OPTIONS = ("dropout_rate",',
+        "if each.of_model)",
+        'if each.of_model and name != "model.drop_path_rate")',
         _PROGRAM,
     ),
     Fault(

@@ -39,6 +39,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from configs import deit  # noqa: E402
 from deit_jax.augment.pipeline import TrainAugmentation  # noqa: E402
 from deit_jax.data import decoding  # noqa: E402
 from deit_jax.data.folder import ImageFolderSource  # noqa: E402
@@ -115,7 +116,8 @@ def one_ahead(results: Iterator[Any]) -> Iterator[Any]:
 
 
 def make_step(classes: int, group: int, seed: int) -> Callable[[int, Any], Any]:
-    augmentation = TrainAugmentation(num_classes=classes, group_size=group)
+    section = deit.recipe("small").augment
+    augmentation = TrainAugmentation.from_section(section, num_classes=classes, group_size=group)
     compiled, key = jax.jit(augmentation), jax.random.key(seed)
     return lambda number, batch: compiled(jax.random.fold_in(key, number), batch["image"], batch["label"])
 

@@ -1,120 +1,23 @@
-"""The check that refuses a configuration which cannot be run, before anything is opened or compiled."""
+"""Which configurations are refused before anything is opened or compiled, and which fields have no effect."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, listed_names, needs_teacher
-from deit_jax.config_file import missing_field
-from deit_jax.config_losses import complete_section, section_kinds
-from deit_jax.config_model import check_heads, check_model, check_teachers
-from deit_jax.config_values import Kind, kinds, will_do
-from deit_jax.data.registry import source_names
-from deit_jax.loss_kinds import kinds_with_teacher, loss_kinds
+from deit_jax.config import OPTIONS, ConfigError, default_config, listed_names, needs_teacher
+from deit_jax.config_losses import complete_section, options_of
+from deit_jax.config_model import check_heads, check_model, check_teachers, named_teachers
+from deit_jax.data.registry import source_names, unread_fields
+from deit_jax.loss_kinds import kinds_with_teacher, loss_kind
+from deit_jax.options import Kind, bad_pattern
 from deit_jax.plugins import import_configured
-
-_CHOICES = {
-    "compute_dtype": ("auto", "float32", "bfloat16"),
-    "on_nonfinite": ("stop", "skip", "rollback"),
-    "model.attention": ("xla", "dot_product", "cudnn"),
-    "model.remat": ("none", "dots", "full"),
-    "model.fusion": ("logits", "softmax", "class"),
-    "model.drop_dtype": ("compute", "float32"),
-    "model.residual_dtype": ("compute", "float32"),
-    "model.regnet_init": ("timm_0.5", "timm_0.3"),
-    "distillation.kl": ("released", "paper"),
-    "distillation.kl_mean": ("elements", "batch"),
-    "model.variables": ("raw", "ema"),
-    "teacher.variables": ("raw", "ema"),
-    "teacher.on_change": ("stop", "continue"),
-    "data.train_crop": ("random_resized", "padded", "center"),
-    "data.on_bad_image": ("stop", "replace"),
-    "data.on_change": ("stop", "continue"),
-    "evaluation.protocol": ("deit", "timm", "mmpretrain"),
-    "optimizer.name": ("adamw", "sgd"),
-    "schedule.kind": ("released", "plain"),
-}  # the augmentation checks its own fields
-
-
-def choices() -> dict[str, tuple[str, ...]]:
-    """The values that fields may have, by dotted name, of the fields that have few; with what plugins have registered."""
-    return _CHOICES | {"distillation.kind": loss_kinds(), "data.source": source_names()}
-
-
-_TINY = 1e-12  # a lower bound: above 0
-_BELOW_1 = 1 - 1e-6
-
-# Inclusive bounds, of every element of a tuple; None: no bound.
-_BOUNDS = {
-    "seed": (0, 2**32 - 1),
-    "num_classes": (1, None),
-    "image_size": (1, None),
-    "model.drop_path_rate": (0, 0.999),
-    "model.dropout_rate": (0, 0.999),
-    "distillation.alpha": (0, 1),
-    "distillation.tau": (1e-6, None),
-    "teacher.mean": (0, 1),
-    "teacher.std": (_TINY, None),
-    "teacher.classes": (0, None),
-    "data.held_out": (0, 0.99),
-    "data.images_per_class": (1, None),
-    "data.repeats": (1, None),
-    "data.crop_scale": (_TINY, 1),
-    "data.crop_ratio": (1e-3, 1e3),
-    "data.crop_padding": (0, None),
-    "data.max_eval_images": (1, None),
-    "data.num_threads": (0, None),
-    "data.num_workers": (0, None),
-    "data.prefetch_batches": (1, None),
-    "augment.mean": (0, 1),
-    "augment.std": (_TINY, None),
-    "augment.erase_count": (1, None),
-    "augment.group_size": (1, None),
-    "augment.max_group_size": (1, None),
-    "augment.groups_per_block": (1, None),
-    "train.batch_size": (1, None),
-    "train.epochs": (1, None),
-    "train.max_steps": (1, None),
-    "train.accumulation_steps": (1, None),
-    "train.clip_norm": (_TINY, None),
-    "optimizer.betas": (0, _BELOW_1),
-    "optimizer.momentum": (0, _BELOW_1),
-    "optimizer.eps": (0, None),
-    "optimizer.weight_decay": (0, None),
-    "schedule.base_learning_rate": (0, None),
-    "schedule.base_batch_size": (1, None),
-    "schedule.warmup_epochs": (0, None),
-    "schedule.warmup_learning_rate": (0, None),
-    "schedule.min_learning_rate": (0, None),
-    "ema.decay": (0, 1),
-    "evaluation.batch_size": (1, None),
-    "evaluation.every_epochs": (0, None),
-    "evaluation.crop_ratio": (0.01, 1),
-    "evaluation.memory_gib": (0, None),
-    "checkpoint.every_steps": (1, None),
-    "checkpoint.keep": (1, None),
-    "log.every_steps": (1, None),
-    "log.peak_tflops": (_TINY, None),
-    "log.profile_steps": (0, None),
-    "log.profile_after": (1, None),
-    "parallel.fsdp": (1, None),
-    "parallel.heartbeat_seconds": (10, None),
-    "parallel.join_seconds": (1, None),
-    "parallel.fsdp_min_size": (0, None),
-}
-
-_LENGTHS = {
-    "optimizer.betas": 2, "data.crop_scale": 2, "data.crop_ratio": 2, "augment.mean": 3, "augment.std": 3, "teacher.mean": 3,
-    "teacher.std": 3,
-}  # fmt: skip
-_ORDERED = ("data.crop_scale", "data.crop_ratio")
-_MOST = 2**32 - 1  # of whole numbers: what JAX's counters and NumPy's generators take
+from deit_jax.weights.files import is_workdir
 
 
 def validate(config: ConfigDict) -> None:
@@ -130,36 +33,12 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(f"config has no field {missing!r}: start from default_config()")
     import_configured(config)
     complete_section(config)
-    _refuse_wrong_fields(config)
-    for name, known in choices().items():
-        value = _get(config, name)
-        if value not in known:
-            raise ConfigError(f"config.{name}={value!r} is none of {', '.join(known)}")
-    for name, (low, high) in _BOUNDS.items():
-        value = _get(config, name)
-        for number in () if value is None else value if isinstance(value, tuple | list) else (value,):
-            if not (low <= number and (high is None or number <= high)):
-                at_least = "above 0" if low == _TINY else f"at least {low}"
-                at_most = "" if not high else " and below 1" if high == _BELOW_1 else f" and at most {high}"
-                raise ConfigError(f"config.{name}={value!r} must be {at_least}{at_most}")
-    known_fields = section_kinds(config)
-    for name, value in _fields(config):
-        if known_fields[name].base is int and value is not None and value > _MOST:
-            raise ConfigError(f"config.{name}={value!r} must be at most {_MOST}")
-    for name, length in _LENGTHS.items():
-        value = _get(config, name)
-        if value is not None and len(value) != length:
-            raise ConfigError(f"config.{name}={value!r}: give {length} numbers, separated by commas")
-        if name in _ORDERED and value[0] > value[1]:
-            raise ConfigError(f"config.{name}={value!r}: give the smaller number first")
-    _refuse_bad_patterns("optimizer.no_decay", config.optimizer.no_decay)
-    _refuse_bad_patterns("optimizer.trainable", config.optimizer.trainable)
+    _check_fields(config)
     for pattern, place in config.parallel.sharding_rules:
         if place not in ("fsdp", "replicate"):
             raise ConfigError(
                 f"config.parallel.sharding_rules: {place!r} for {pattern!r} is neither 'fsdp' nor 'replicate'"
             )
-    _refuse_bad_patterns("parallel.sharding_rules", [pattern for pattern, _ in config.parallel.sharding_rules])
     if config.model.weights == "pretrained" and config.model.variables == "ema":
         raise ConfigError("config.model.variables=ema: the published weights have no moving average; take raw")
     if config.data.source == "fashion_mnist_10k" and config.data.path:
@@ -172,26 +51,46 @@ def validate(config: ConfigDict) -> None:
     _refuse_bad_teachers(config)
 
 
-def _refuse_wrong_fields(config: ConfigDict) -> None:
-    """Refuse fields that there are not, or that hold a value of another type or a number that is not finite."""
-    known = section_kinds(config)
+def _check_fields(config: ConfigDict) -> None:
+    """Refuse fields that there are not, and values that their declarations do not allow."""
+    known = options_of(config)
     for name, value in _fields(config):
-        kind = known.get(name)
-        if kind is None:
+        if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise ConfigError(f"config.{name}: there is no such field; the nearest is config.{near}")
-        if not will_do(kind, value):
-            raise ConfigError(f"config.{name}={value!r}: give {kind.wanted}")
+        complaint = known[name].complaint(value)
+        if complaint is not None:
+            raise ConfigError(f"config.{name}={_plain(value)!r}{complaint}")
+        wrong = bad_pattern(value) if known[name].patterns else None
+        if wrong is not None:
+            raise ConfigError(f"config.{name}: {wrong}")
     for name, value in config.published.items():
-        if not will_do(Kind(float), value):
+        if not Kind(float).fits(value):
             raise ConfigError(f"config.published: {name!r} is {_plain(value)!r}: give {Kind(float).wanted}")
+
+
+def missing_field(config: ConfigDict) -> str | None:
+    """The dotted name of a field that a configuration, or its teacher's recipe, lacks; None if it has all."""
+    missing = next((name for name in sorted(OPTIONS) if not _has(config, name)), None)
+    if missing is None and config.teacher.recipe is not None:
+        missing = missing_field(config.teacher.recipe)
+        return missing and f"teacher.recipe.{missing}"
+    return missing
+
+
+def _has(config: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not isinstance(config, ConfigDict) or part not in config:
+            return False
+        config = config[part]
+    return True
 
 
 def _fields(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The dotted name and the value of every field; a section whose fields are not fixed is one."""
     for key in config:
         name, value = prefix + key, config[key]
-        if isinstance(value, ConfigDict) and name not in kinds():
+        if isinstance(value, ConfigDict) and name not in OPTIONS:
             yield from _fields(value, f"{name}.")
         else:
             yield name, value
@@ -259,12 +158,88 @@ def _validate_recipe(recipe: ConfigDict) -> None:
         raise ConfigError(re.sub(r"\bconfig\b", "config.teacher.recipe", str(error))) from error
 
 
-def _refuse_bad_patterns(field: str, patterns: Sequence[str]) -> None:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ConfigError(f"config.{field}: {pattern!r} is not a regular expression ({error})") from error
+def without_effect(config: ConfigDict, typed: Collection[str] = ()) -> list[tuple[str, str]]:
+    """(field, why it has no effect) of the fields that are not at their defaults, or are in `typed`, and change nothing.
+
+    typed: dotted names of fields that are given on the command line, without "config.". The teacher's recipe is searched, too.
+    """
+    defaults = default_config()
+    found = []
+    for name, reason in _useless(config):
+        given = name in typed or any(field.startswith(f"{name}.") for field in typed)
+        if _value(config, name) != _value(defaults, name) and (given or not OPTIONS[name].only_if_typed):
+            found.append((name, reason))
+    recipe = config.teacher.recipe
+    if needs_teacher(config) and recipe is not None:
+        prefix = "teacher.recipe."
+        inner = [name.removeprefix(prefix) for name in typed if name.startswith(prefix)]
+        found += [(prefix + name, reason) for name, reason in without_effect(recipe, inner)]
+    return found
+
+
+def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
+    """Every field that has no effect here, whatever its value, and why."""
+    augment, data, log = config.augment, config.data, config.log
+    kind, teacher = config.distillation.kind, config.teacher
+
+    def these(reason: str, *names: str) -> Iterator[tuple[str, str]]:
+        return ((name, reason) for name in names)
+
+    known = loss_kind(kind)
+    read = () if known is None else known.uses
+    fields = [name.partition(".")[2] for name in OPTIONS if name.startswith("distillation.")]
+    unread = (f"distillation.{name}" for name in fields if name != "kind" and name not in read)
+    yield from these(f"distillation.kind is {kind}", *unread)
+    if not needs_teacher(config):
+        yield from these(
+            f"distillation.kind is {kind}",
+            "teacher.name",
+            "teacher.overrides",
+            "teacher.variables",
+            "evaluation.teacher",
+        )
+    elif teacher.recipe is not None:
+        yield from these("teacher.recipe has its own", "teacher.overrides")
+    elif all(is_workdir(weights) for _, weights in named_teachers(config)):
+        yield from these("a teacher of a workdir has its own", "teacher.overrides")
+    if not config.model.weights:
+        yield from these("model.weights is empty", "model.variables")
+
+    yield from these(f"data.source is {data.source}", *(f"data.{name}" for name in unread_fields(data.source)))
+    if data.train_crop != "random_resized":
+        yield from these(f"data.train_crop is {data.train_crop}", "data.crop_scale", "data.crop_ratio")
+    if data.train_crop != "padded":
+        yield from these(f"data.train_crop is {data.train_crop}", "data.crop_padding")
+    if config.evaluation.protocol != "deit":
+        yield from these(f"evaluation.protocol is {config.evaluation.protocol}", "evaluation.crop_ratio")
+
+    if augment.group_size is not None:
+        yield from these("augment.group_size is set", "augment.max_group_size")
+    if not augment.erase_probability:
+        yield from these("augment.erase_probability is 0", "augment.erase_mode", "augment.erase_count")
+    if not (augment.mixup_alpha or augment.cutmix_alpha):
+        yield from these(
+            "mixup_alpha and cutmix_alpha are 0",
+            "augment.mix_mode",
+            "augment.mix_probability",
+            "augment.switch_probability",
+        )
+    elif not (augment.mixup_alpha and augment.cutmix_alpha):
+        yield from these("mixup or cutmix is off", "augment.switch_probability")
+
+    if config.optimizer.name == "sgd":
+        yield from these("optimizer.name is sgd", "optimizer.betas", "optimizer.eps")
+    else:
+        yield from these(f"optimizer.name is {config.optimizer.name}", "optimizer.momentum")
+    if not config.optimizer.weight_decay:
+        yield from these("optimizer.weight_decay is 0", "optimizer.no_decay")
+
+    if not log.wandb:
+        yield from these("log.wandb is False", "log.wandb_project", "log.wandb_entity", "log.wandb_name")
+    if not log.profile_steps:
+        yield from these("log.profile_steps is 0", "log.profile_after")
+    if config.parallel.fsdp == 1:
+        yield from these("parallel.fsdp is 1", "parallel.sharding_rules", "parallel.fsdp_min_size")
 
 
 def _plain(value: Any) -> Any:
@@ -272,7 +247,8 @@ def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, ConfigDict) else value
 
 
-def _get(config: ConfigDict, name: str) -> Any:
+def _value(config: ConfigDict, name: str) -> Any:
+    value: Any = config
     for part in name.split("."):
-        config = config[part]
-    return config
+        value = value[part]
+    return value.to_dict() if isinstance(value, ConfigDict) else tuple(value) if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""What a configuration may hold, and what is wrong with a user's file, in one line: which file, which line, what."""
+"""Where a configuration comes from: a user's file, and `--config.FIELD=VALUE` on the command line."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import default_config
+from deit_jax.config import OPTIONS, ConfigError, default_config, listed_names
+from deit_jax.config_check import missing_field
+from deit_jax.config_losses import complete_section, forget_sections
+from deit_jax.config_model import check_overrides, overridable
 from deit_jax.errors import UserError
-from deit_jax.reporting.fields import flat
+from deit_jax.loss_kinds import loss_kind
+from deit_jax.models.registry import list_models, model_fields
+from deit_jax.options import Kind, is_bool
+from deit_jax.plugins import import_configured
 
 _MODULE = "config_file"  # the name that the file's module has
 _LONGEST = 300  # characters of another library's message
-
-
-def field_names() -> list[str]:
-    """The dotted names of all fields that a configuration has by default."""
-    return [name for name, _ in flat(default_config().to_dict())]
+_RECIPE = "teacher.recipe."  # whose fields are those of a whole configuration
+_OVERRIDES = r"(model|teacher)\.overrides\.(\w+)"
+_EXTRA = r"evaluation\.extra\.([^.]+)\.(\w+)"
 
 
 class ConfigFileError(UserError):
@@ -55,7 +60,7 @@ def load_config(argument: str) -> ConfigDict:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if Path(frame.filename).resolve() == Path(name).resolve()]
         where = f"{name}, line {own[-1].lineno}" if own else name
-        raise ConfigFileError(f"{where}: {_what(error, field_names())}") from error
+        raise ConfigFileError(f"{where}: {_what(error)}") from error
     if not isinstance(config, ConfigDict):
         returned = "nothing" if config is None else f"a {type(config).__name__}"
         raise ConfigFileError(
@@ -67,28 +72,11 @@ def load_config(argument: str) -> ConfigDict:
     return config.lock()
 
 
-def missing_field(config: ConfigDict) -> str | None:
-    """The dotted name of a field of `default_config` that a configuration, or its teacher's recipe, lacks; None if it has all."""
-    missing = next((name for name in field_names() if not _has(config, name)), None)
-    if missing is None and config.teacher.recipe is not None:
-        missing = missing_field(config.teacher.recipe)
-        return missing and f"teacher.recipe.{missing}"
-    return missing
-
-
-def _has(config: Any, name: str) -> bool:
-    for part in name.split("."):
-        if not isinstance(config, ConfigDict) or part not in config:
-            return False
-        config = config[part]
-    return True
-
-
 def _shown(path: str, name: str) -> str:
     return name if Path(path).resolve() == Path(name).resolve() else path
 
 
-def _what(error: Exception, known_fields: list[str]) -> str:
+def _what(error: Exception) -> str:
     inner = error
     while inner.args and isinstance(inner.args[0], Exception):  # ml_collections puts one into another
         inner = inner.args[0]
@@ -98,9 +86,213 @@ def _what(error: Exception, known_fields: list[str]) -> str:
     field = re.match(r"Key \"(\w+)\" does not exist|'(\w+)' Did you mean|'(\w+)'$", text)
     if field and isinstance(inner, KeyError | AttributeError):
         key = next(group for group in field.groups() if group)
-        leaves = {name.split(".")[i]: name for name in reversed(known_fields) for i in range(name.count(".") + 1)}
+        leaves = {name.split(".")[i]: name for name in reversed(OPTIONS) for i in range(name.count(".") + 1)}
         near = difflib.get_close_matches(key, leaves, n=1)
         return f"there is no field {key!r}" + (
             f"; the nearest is {near[0]!r} (config.{leaves[near[0]]})" if near else ""
         )
     return f"{type(error).__name__}: {text[:_LONGEST]}" if text else type(error).__name__
+
+
+class Override(NamedTuple):
+    """A field by its dotted name, and the text that is given to it."""
+
+    key: str
+    text: str
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
+    """A command line without its `--config.FIELD`s, and these, as they are given.
+
+    --config.FIELD VALUE is --config.FIELD=VALUE. A field that is True or False needs no value, and --noconfig.FIELD is False.
+    A field of a section that no configuration has may be a plugin's: `apply` knows.
+    Raises UserError for a field that no configuration has, and for a value that is missing.
+    """
+    rest: list[str] = []
+    overrides: list[Override] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        if word == "--":  # what follows is not a flag
+            rest += [word, *words]
+            break
+        match = re.match(r"--?(no)?config\.([^=]+)(=)?", word)
+        if match is None:
+            rest.append(word)
+            continue
+        key = re.sub(r"\[([\"'])(.*?)\1\]", r".\2", match[2])  # published['a name']
+        text = word[match.end() :]
+        kind = _kind_by_name(key)
+        if match[1]:
+            if match[3] or kind is None or kind.base is not bool:
+                raise UserError(f"{word}: --no is for a field that is True or False, and takes no value")
+            text = "False"
+        elif not match[3]:
+            following = words[0] if words else "--"
+            if kind is not None and kind.base is bool:
+                text = words.pop(0) if is_bool(following) else "True"
+            elif following.startswith("-") and not re.match(r"-[\d.]", following):
+                raise UserError(f"{word}: the value is missing, as in {word}=VALUE")
+            else:
+                text = words.pop(0)
+        overrides.append(Override(key, text))
+    return rest, overrides
+
+
+def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
+    """Give fields of a configuration their values, in place.
+
+    The last value of a field counts; of tuples several single values are one value. Wherever they stand, the plugins are set
+    first, and imported; then names of models and losses and whole sections; then what has the type that a model or a loss gives
+    it: the model's overrides, the loss's own section. Raises UserError, in one line, for an unknown field or a value of another
+    type, and ConfigError for a plugin that cannot be imported.
+    """
+    by_key: dict[str, list[str]] = {}
+    for key, text in overrides:
+        by_key[key] = [*by_key.pop(key, []), text]
+    plugins = {key: by_key.pop(key) for key in list(by_key) if _short(key) == "plugins"}
+    fixed = {key: by_key.pop(key) for key in list(by_key) if _short(key) in OPTIONS}
+    _set(config, plugins)
+    import_configured(config, say=False)
+    _set(config, fixed)
+    _settle_losses(config, picked=any(_short(key) == "distillation.kind" for key in fixed))
+    _set(config, by_key)
+
+
+def _settle_losses(config: ConfigDict, *, picked: bool) -> None:
+    """Put the section of the loss where it belongs; `picked` on the command line, it makes those of others useless."""
+    recipe: Any = config
+    while picked and isinstance(recipe, ConfigDict):
+        forget_sections(recipe)
+        recipe = recipe.teacher.recipe
+    complete_section(config)
+
+
+def _set(config: ConfigDict, by_key: Mapping[str, Sequence[str]]) -> None:
+    for key, texts in by_key.items():
+        section, name, kind = _place(config, key)
+        try:
+            value = kind.parse(texts[-1])
+            if kind.base is tuple and len(texts) > 1:
+                values = [kind.parse(text) for text in texts]
+                if all(value is not None and len(value) == 1 for value in values):
+                    value = tuple(item for value in values for item in value)
+            if name == "recipe" and value is not None:
+                raise ValueError(f"give None, or set the recipe's fields, e.g. --config.{key}.train.epochs")
+            none = texts[-1].strip().lower() == "none" and kind.base is str and not kind.optional
+            if none and not (_takes_none(name) or _is_in_loss(key)):
+                raise ValueError(f"give a text; for none, leave it empty: --config.{key}=")
+        except ValueError as error:
+            raise UserError(f"--config.{key}={texts[-1]}: {error}") from error
+        with section.unlocked(), section.ignore_type():  # it has the type that it should have
+            section[name] = value
+
+
+def _takes_none(name: str) -> bool:
+    """Whether "none" is a choice of a field, by its name without sections: teacher.overrides.remat is as model.remat."""
+    return any("none" in each.known_choices() for key, each in OPTIONS.items() if key.rpartition(".")[2] == name)
+
+
+def _is_in_loss(key: str) -> bool:
+    """Whether a field is one of a registered loss, whose texts may be anything."""
+    return loss_kind(_short(key).partition(".")[0]) is not None
+
+
+def _short(key: str) -> str:
+    """The name of a field without the teachers' recipes that it is in."""
+    return re.sub(rf"^({re.escape(_RECIPE)})+", "", key)
+
+
+def _kind_by_name(key: str) -> Kind | None:
+    """The kind of a field of every configuration; None if it depends on the section. Raises UserError if there is none."""
+    short = _short(key)
+    if short in OPTIONS:
+        return OPTIONS[short].kind
+    if re.fullmatch(rf"{_OVERRIDES}|{_EXTRA}|published\..+", short) or _may_be_a_plugins(short):
+        return None
+    raise _unknown(key)
+
+
+def _may_be_a_plugins(short: str) -> bool:
+    """Whether a field that no configuration has may be one of a registered loss, judged by its name."""
+    section, dot, field = short.partition(".")
+    return bool(dot) and section.isidentifier() and field.isidentifier() and section not in default_config()
+
+
+def _unknown(key: str, own: Collection[str] = ()) -> UserError:
+    """The error for a field that there is not. own: the fields of the configuration's own loss."""
+    short = _short(key)
+    inside = [name for name in OPTIONS if name.startswith(f"{short}.")]
+    if inside:
+        return UserError(f"--config.{key} is a section: set its fields, e.g. --config.{inside[0]}")
+    near = difflib.get_close_matches(short, own or OPTIONS, n=1, cutoff=0.0)[0]
+    if _in_a_model(short.rpartition(".")[2]):
+        near = f"model.overrides.{short.rpartition('.')[2]}"
+    outer = key.removesuffix(short)
+    return UserError(f"--config.{key}: there is no such field; the nearest is --config.{outer}{near}")
+
+
+def _in_a_model(name: str) -> bool:
+    """Whether some model has a field of that name."""
+    return any(name in model_fields(model) for model in list_models())
+
+
+def _place(config: ConfigDict, key: str) -> tuple[ConfigDict, str, Kind]:
+    """The section that holds a field, the field's name there and its kind."""
+    outer = ""
+    while key.startswith(f"{outer}{_RECIPE}"):
+        outer += _RECIPE
+        if config.teacher.recipe is None:
+            raise UserError(f"--config.{key}: config.{outer[:-1]} is None, no teacher is trained by this configuration")
+        config = config.teacher.recipe
+    short = key.removeprefix(outer)
+    if short in OPTIONS:
+        *sections, name = short.split(".")
+        for section in sections:
+            config = config[section]
+        return config, name, OPTIONS[short].kind
+    if match := re.fullmatch(_OVERRIDES, short):
+        try:
+            return config[match[1]].overrides, match[2], _kind_in_model(config, match[1], match[2])
+        except ConfigError as error:
+            raise UserError(str(error).replace("config.", f"config.{outer}")) from error
+    if match := re.fullmatch(_EXTRA, short):
+        extra = config.evaluation.extra
+        if match[1] not in extra:
+            raise UserError(
+                f"--config.{key}: config.evaluation.extra has no set {match[1]!r}; this configuration has "
+                f"{', '.join(extra) or 'none'}"
+            )
+        if match[2] not in extra[match[1]]:
+            raise UserError(f"--config.{key}: {match[1]!r} has the fields {', '.join(extra[match[1]])}")
+        return extra[match[1]], match[2], Kind(str)
+    if not short.startswith("published."):
+        return _place_in_loss(config, key, outer)
+    return config.published, short.removeprefix("published."), Kind(float)
+
+
+def _place_in_loss(config: ConfigDict, key: str, outer: str) -> tuple[ConfigDict, str, Kind]:
+    """The same for a field of the section of a registered loss."""
+    section, _, name = key.removeprefix(outer).partition(".")
+    loss = loss_kind(section)
+    if loss is None or loss.build is None:
+        raise _unknown(key)
+    if section != config.distillation.kind:
+        raise UserError(
+            f"--config.{key}: config.{outer}distillation.kind is {config.distillation.kind}: set it to {section}, whose fields "
+            "these are"
+        )
+    if name not in loss.fields:
+        raise _unknown(key, [f"{section}.{field}" for field in loss.fields])
+    return config[section], name, Kind.of_value(loss.fields[name])
+
+
+def _kind_in_model(config: ConfigDict, section: str, field: str) -> Kind:
+    """The kind of a field of model.overrides or teacher.overrides, as the configured model has it."""
+    names = listed_names(config[section].name)
+    for name in names:  # of several teachers one may be a workdir, which takes no overrides
+        known: dict[str, Any] = overridable(section, name)
+        if field in known:
+            return Kind.of_value(known[field])
+    check_overrides(section, names[0], {field: None})
+    raise AssertionError(f"{field} is in {names[0]}")

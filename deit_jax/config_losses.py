@@ -9,9 +9,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, default_config
-from deit_jax.config_values import Kind, kind_of, kinds, will_do
+from deit_jax.config import OPTIONS, ConfigError, default_config
 from deit_jax.loss_kinds import LossKind, add, loss_kind, own_kinds
+from deit_jax.options import Kind, Option
 from deit_jax.registration import same_definition
 
 _TYPES = (bool, int, float, str, tuple)
@@ -70,17 +70,18 @@ def _defaults(kind: str, build: Callable[..., Any]) -> dict[str, Any]:
             default = float(default)
         if type(default) not in _TYPES:
             raise ValueError(f"{where} needs a default of type bool, int, float, str or tuple")
-        if not will_do(kind_of(default), default):
-            raise ValueError(f"{where} has the default {default!r}: give {kind_of(default).wanted}")
+        kind_of_default = Kind.of_value(default)
+        if not kind_of_default.fits(default):
+            raise ValueError(f"{where} has the default {default!r}: give {kind_of_default.wanted}")
         found[name] = default
     return found
 
 
-def section_kinds(config: ConfigDict) -> dict[str, Kind]:
-    """The kind of every field of a configuration by dotted name: those of all, and those of its own loss's section."""
+def options_of(config: ConfigDict) -> dict[str, Option]:
+    """Every option of a configuration by dotted name: those of all, and those of its own loss's section."""
     own = loss_kind(config.distillation.kind)
     fields = own.fields if own is not None else {}
-    return kinds() | {f"{config.distillation.kind}.{name}": kind_of(value) for name, value in fields.items()}
+    return OPTIONS | {f"{config.distillation.kind}.{name}": Option.of_value(value) for name, value in fields.items()}
 
 
 def loss_section(config: ConfigDict) -> dict[str, Any]:

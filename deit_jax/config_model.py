@@ -7,14 +7,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError, default_config, listed_names, needs_teacher
+from deit_jax.config import OPTIONS, ConfigError, listed_names, needs_teacher
 from deit_jax.loss_kinds import loss_kind
 from deit_jax.models.registry import check_fields, has_token, model_fields
 from deit_jax.weights.files import is_workdir
 
-# Fields of a module that have a field of the configuration of their own, by section.
-_OPTIONS = ("drop_path_rate", "dropout_rate", "drop_dtype", "residual_dtype", "regnet_init", "fusion", "attention", "remat",
-            "scan_blocks")  # fmt: skip
+# Fields of a module that have a field of the configuration of their own.
+_OPTIONS = tuple(name.removeprefix("model.") for name, each in OPTIONS.items() if each.of_model)
 _ELSEWHERE = {"num_classes": "num_classes", "image_size": "image_size", "dtype": "compute_dtype"}
 # Made by `freeze` of a trained network, whose parameters then have other names.
 _NOT_FROM_OUTSIDE = ("folded",)
@@ -77,20 +76,17 @@ def check_model(config: ConfigDict) -> None:
     """
     name = config.model.name
     check_overrides("model", name, config.model.overrides)
-    known, defaults = _known_fields(config), default_config().model
+    known = _known_fields(config)
     for option in _OPTIONS:
-        if option not in known and config.model[option] not in (
-            defaults[option],
-            0,
-        ):  # nothing is dropped at a rate of 0
+        value, default = config.model[option], OPTIONS[f"model.{option}"].default
+        if option not in known and value not in (default, 0):  # nothing is dropped at a rate of 0
             raise ConfigError(
-                f"config.model.{option}={config.model[option]!r}: {name} does not have this option; leave it at "
-                f"{defaults[option]!r}"
+                f"config.model.{option}={value!r}: {name} does not have this option; leave it at {default!r}"
             )
-    if "fusion" in known and not has_distillation_token(config) and config.model.fusion != defaults.fusion:
+    fusion, default = config.model.fusion, OPTIONS["model.fusion"].default
+    if "fusion" in known and not has_distillation_token(config) and fusion != default:
         raise ConfigError(
-            f"config.model.fusion={config.model.fusion!r}: {name} has one head, so there is nothing to fuse; leave it at "
-            f"{defaults.fusion!r}"
+            f"config.model.fusion={fusion!r}: {name} has one head, so there is nothing to fuse; leave it at {default!r}"
         )
 
 

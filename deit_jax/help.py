@@ -1,96 +1,39 @@
-"""The pages of --help, --help=config and --helpfull. What they say of flags and fields stands where those are defined."""
+"""The pages of --help, --help=config and --helpfull, and docs/options.md: what modes, flags and options are declared to be."""
 
 from __future__ import annotations
 
-import ast
-import inspect
-import io
-import re
 import shutil
 import sys
 import textwrap
-import tokenize
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from absl import flags
-from ml_collections import ConfigDict
 
-from deit_jax.config import default_config
+from deit_jax.config import OPTIONS, SECTIONS
+from deit_jax.modes import GENERAL, MODES, PAGES, PROCESSES, Flag, Mode
 
-
-class Mode(NamedTuple):
-    """What a mode does, and a command that does it."""
-
-    what: str
-    example: str
-
-
-MODES = {
-    "train": Mode(
-        "start, or go on with what --workdir holds. This is what happens without --mode.",
-        "python run.py --config=configs/quickstart.py --workdir=runs/quickstart",
-    ),
-    "eval": Mode(
-        "score a checkpoint of --workdir, or without one config.model.weights.",
-        "python run.py --mode=eval --config=configs/quickstart.py --workdir=runs/quickstart",
-    ),
-    "report": Mode(
-        "write report.html of --workdir again: results, curves, images, attention.",
-        "python run.py --mode=report --workdir=runs/quickstart",
-    ),
-    "predict": Mode(
-        "name the classes of image files, by the network of --workdir or by config.model.weights.",
-        "python run.py --mode=predict --workdir=runs/quickstart images/*.jpg",
-    ),
-    "export": Mode(
-        "write a checkpoint of --workdir for another framework.",
-        "python run.py --mode=export --workdir=runs/quickstart --output=exported --layout=timm",
-    ),
-    "preview": Mode(
-        "picture the first training images after each stage of the recipe.",
-        "python run.py --mode=preview --config=configs/quickstart.py --output=preview.png",
-    ),
-    "analyze": Mode(
-        "compare the network of --workdir, its teacher and others, and look into its tokens and attention.",
-        "python run.py --mode=analyze --workdir=runs/quickstart --compare=runs/other",
-    ),
-    "compile": Mode(
-        "compile the train step for devices that need not be here, and tell its memory, collectives and least time.",
-        "python run.py --mode=compile --config=configs/deit.py:base,distilled --topology=v5e-8",
-    ),
-    "throughput": Mode(
-        "images/s of inference and training here, with random weights.",
-        "python run.py --mode=throughput --config=configs/deit.py:small",
-    ),
-    "models": Mode("parameters and multiply-adds of every model.", "python run.py --mode=models"),
-    "figures": Mode(
-        "draw the paper's Figure 1 or 3, with finished runs of your own.",
-        "python run.py --mode=figures --figure=1 --results=runs/a,runs/b --output=figure1.png",
-    ),
-}
-
-
-_SUBJECTS = ("The paper", "Several processes")  # of flags that are no mode's
+MARKDOWN_COMMAND = "python run.py --help=markdown > docs/options.md"
 
 
 class Field(NamedTuple):
-    """A field of the configuration: its dotted name, its default as Python, and the comment that stands at it."""
+    """A field of the configuration: its dotted name, its default as Python, the values that it may have, and its meaning."""
 
     name: str
     default: str
+    values: str
     meaning: str
 
 
 def requested(argument: str) -> str | None:
-    """Which page a command line's argument asks for: "short", "config" or "full"; None if it asks for none."""
+    """Which page a command line's argument asks for: "short", "config", "full" or "markdown"; None if it asks for none."""
     match argument.lstrip("-"):
         case _ if not argument.startswith("-"):
             return None
         case "help" | "helpshort" | "h" | "?" | "help=true":
             return "short"
-        case "help=config":
-            return "config"
+        case "help=config" | "help=markdown":
+            return argument.partition("=")[2]
         case "helpfull" | "helpfull=true":
             return "full"
     return None
@@ -99,9 +42,11 @@ def requested(argument: str) -> str | None:
 def page(which: str, our_module: str) -> str:
     """The text of a page. `our_module` is the module's name under which our flags are registered."""
     width = min(shutil.get_terminal_size((110, 24)).columns, 130) if sys.stdout.isatty() else 110
+    if which == "markdown":
+        return "\n".join(_markdown()) + "\n"
     if which == "config":
         return "\n".join(_config_page(width)) + "\n"
-    lines = list(_short_page(our_module, width))
+    lines = list(_short_page(width))
     if which == "full":
         lines += ["", *_config_page(width), "", "FLAGS OF THE LIBRARIES", ""]
         for module in sorted(set(flags.FLAGS.flags_by_module_dict()) - {our_module}):
@@ -114,49 +59,42 @@ def page(which: str, our_module: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _short_page(our_module: str, width: int) -> Iterator[str]:
+def _short_page(width: int) -> Iterator[str]:
     yield "DeiT in JAX: python run.py --config=FILE[:ARGUMENT] --workdir=FOLDER [--mode=MODE] [--config.FIELD=VALUE ...]"
-    ours = [flag for flag in flags.FLAGS.flags_by_module_dict()[our_module] if "." not in flag.name]
-    parts = {flag.name: _by_subject(flag) for flag in ours}
-    general = [flag for flag in ours if "" in parts[flag.name] and flag.name != "mode"]
-    yield from ("", "FLAGS OF ALL MODES", "")
-    for flag in general:
-        yield from _entry(f"--{flag.name}", parts[flag.name][""], width)
-    yield from _entry(
-        "--config.FIELD",
-        "a field of the configuration, e.g. --config.train.epochs=100; --help=config lists them",
-        width,
+    field = Flag(
+        "config.FIELD", "a field of the configuration, e.g. --config.train.epochs=100; --help=config lists them"
     )
+    yield from _flags("FLAGS OF MOST MODES", [flag for flag in GENERAL if flag.name != "output"] + [field], width)
     yield from ("", "MODES (--mode=...)")
-    for name, mode in MODES.items():
-        yield from ("", *textwrap.wrap(f"{name}: {mode.what}", width, subsequent_indent="  "), f"    {mode.example}")
-        for flag in ours:
-            if name in parts[flag.name]:
-                yield from _entry(f"--{flag.name}", parts[flag.name][name], width)
-    for subject in _SUBJECTS:
-        yield from ("", subject.upper(), "")
-        for flag in ours:
-            if subject in parts[flag.name]:
-                yield from _entry(f"--{flag.name}", parts[flag.name][subject], width)
+    for mode in MODES.values():
+        yield from (
+            "",
+            *textwrap.wrap(f"{mode.name}: {mode.summary}", width, subsequent_indent="  "),
+            f"    {mode.example}",
+        )
+        for flag in own_flags(mode):
+            yield from _entry(f"--{flag.name}", _described(flag), width)
+    yield from _flags("PAGES, INSTEAD OF A MODE", PAGES, width)
+    yield from _flags("SEVERAL PROCESSES", PROCESSES, width)
 
 
-def _by_subject(flag: flags.Flag) -> dict[str, str]:
-    """A flag's help by what it is for: "eval, export: a number. predict: a name" by mode, "" for what names none."""
-    text = " ".join((flag.help or "").split())
-    # absl's additions to the flag's own words
-    text = re.sub(r"^<[^>]*>: |; repeat this option to specify a list of values$", "", text)
-    choices = getattr(flag.parser, "enum_values", None)
-    default = flag.default if flag.default not in (None, False, []) else None
-    notes = [" | ".join(choices)] if choices else []
-    if default is not None:
-        notes.append("default " + (", ".join(default) if isinstance(default, list) else str(default)))
-    names = "|".join([*MODES, *_SUBJECTS])
-    pieces = re.split(rf"(?:^|(?<=\. ))((?:{names})(?:, (?:{names}))*): ", text)
-    found = {"": pieces[0]} if pieces[0].strip() else {}
-    for subjects, meaning in zip(pieces[1::2], pieces[2::2], strict=True):
-        found |= {subject: meaning for subject in subjects.split(", ")}
-    note = f" ({'; '.join(notes)})" if notes else ""
-    return {subject: meaning.strip().rstrip(".") + note for subject, meaning in found.items()}
+def own_flags(mode: Mode) -> list[Flag]:
+    """The flags of a mode with their meaning there, without --config, --workdir and those of processes."""
+    return [*([Flag("output", mode.output)] if mode.output else []), *mode.flags]
+
+
+def _flags(title: str, shown: Sequence[Flag], width: int) -> Iterator[str]:
+    yield from ("", title, "")
+    for flag in shown:
+        yield from _entry(f"--{flag.name}", _described(flag), width)
+
+
+def _described(flag: Flag) -> str:
+    """A flag's meaning, choices and default."""
+    notes = [" | ".join(flag.choices)] if flag.choices else []
+    if flag.default not in (None, False):
+        notes.append(f"default {', '.join(flag.default) if isinstance(flag.default, list | tuple) else flag.default}")
+    return flag.meaning + (f" ({'; '.join(notes)})" if notes else "")
 
 
 def _entry(name: str, meaning: str, width: int, column: int = 22) -> list[str]:
@@ -174,60 +112,59 @@ def _config_page(width: int) -> Iterator[str]:
     yield "FIELDS OF THE CONFIGURATION, with their defaults (a configuration file sets others)"
     section = None
     for field in config_fields():
-        if field.name.partition(".")[0] != section and "." in field.name:
-            section = field.name.partition(".")[0]
-            yield ""
-        yield f"    --config.{field.name}={field.default}"
+        if (first := field.name.partition(".")[0]) != section and "." in field.name:
+            section = first
+            yield from ("", f"{section}: {SECTIONS[section]}")
+        yield f"    --config.{field.name}={field.default}" + (f"   ({field.values})" if field.values else "")
         yield from textwrap.wrap(field.meaning, width, initial_indent=" " * 10, subsequent_indent=" " * 10)
 
 
 def config_fields() -> list[Field]:
-    """Every field of `default_config`, in its order, with the comment at the end of its line or in the lines above it."""
-    source = textwrap.dedent(inspect.getsource(default_config))
-    comments, alone = _comments(source)
-    function = ast.parse(source).body[0]
-    assert isinstance(function, ast.FunctionDef)
-    config, prefixes, found = default_config(), dict[str, str](), list[Field]()
-    for statement in function.body:
-        if not isinstance(statement, ast.Assign):
-            continue
-        target = statement.targets[0]
-        path = _dotted(target, prefixes)
-        for alias in statement.targets[1:]:  # config.model = model = ConfigDict()
-            assert isinstance(alias, ast.Name)
-            prefixes[alias.id] = f"{path}."
-        if isinstance(target, ast.Name):  # config = ConfigDict()
-            prefixes[target.id] = ""
-            continue
-        if len(statement.targets) > 1:
-            continue
-        value = config
-        for part in path.split("."):
-            value = value[part]
-        last = statement.end_lineno or statement.lineno
-        first = statement.lineno
-        while first - 1 in alone:
-            first -= 1
-        meaning = " ".join(comments[line] for line in range(first, last + 1) if line in comments)
-        default = "{}" if isinstance(value, ConfigDict) else repr(value) if isinstance(value, tuple) else str(value)
-        found.append(Field(path, default, meaning))
-    return found
+    """Every field of `default_config`, in the order of the declarations."""
+    return [
+        Field(
+            name,
+            repr(each.default) if isinstance(each.default, tuple | dict) else str(each.default),
+            " | ".join(each.known_choices()) or each.bounds,
+            each.meaning,
+        )
+        for name, each in OPTIONS.items()
+    ]
 
 
-def _comments(source: str) -> tuple[dict[int, str], set[int]]:
-    """The comments by line, from 1, and which of those lines hold nothing else."""
-    comments, alone = dict[int, str](), set[int]()
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            line = token.start[0]
-            comments[line] = token.string.lstrip("# ")
-            if not token.line[: token.start[1]].strip():
-                alone.add(line)
-    return comments, alone
+def _markdown() -> Iterator[str]:
+    yield "# Modes, flags and fields\n"
+    yield (
+        f"The page is written by `{MARKDOWN_COMMAND}`, from the declarations in `deit_jax/modes/__init__.py` and "
+        "`deit_jax/config.py`. [configuration.md](configuration.md) says how values are written.\n"
+    )
+    yield "## Modes\n"
+    yield "`--mode=MODE`; without it, `train`. A flag that a mode does not have is refused.\n"
+    for mode in MODES.values():
+        needs = [f"`--{name}`" for name in mode.needs]
+        takes = [f"`--{name}`" for name in mode.takes]
+        yield f"### {mode.name}\n\n{mode.summary[0].upper()}{mode.summary[1:]}\n\n    {mode.example}\n"
+        yield f"Needs {', '.join(needs) or 'no flag'}{'; takes ' + ', '.join(takes) if takes else ''}.\n"
+        yield from _table(("flag", "meaning"), [(f"`--{flag.name}`", _described(flag)) for flag in own_flags(mode)])
+    for title, shown in (("Pages, instead of a mode", PAGES), ("Several processes", PROCESSES)):
+        yield f"## {title}\n"
+        yield from _table(("flag", "meaning"), [(f"`--{flag.name}`", _described(flag)) for flag in shown])
+    yield "## Fields of the configuration\n"
+    yield "`--config.FIELD=VALUE`; the defaults are those of `default_config()`, a configuration file sets others.\n"
+    fields = config_fields()
+    for section, about in SECTIONS.items():
+        yield f"### {section or 'the run'}\n\n{about}\n"
+        rows = [
+            (f"`{field.name}`", f"`{field.default}`" if field.default else "`''`", field.values, field.meaning)
+            for field in fields
+            if field.name.rpartition(".")[0] == section
+        ]
+        yield from _table(("field", "default", "values", "meaning"), rows)
 
 
-def _dotted(target: ast.expr, prefixes: Mapping[str, str]) -> str:
-    if isinstance(target, ast.Name):
-        return prefixes.get(target.id, "")
-    assert isinstance(target, ast.Attribute)
-    return f"{_dotted(target.value, prefixes)}{target.attr}"
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table; nothing where it would have no row."""
+    if rows:
+        for row in (head, ["---"] * len(head), *rows):
+            yield f"| {' | '.join(cell.replace('|', chr(92) + '|').replace('<', '&lt;') for cell in row)} |"
+        yield ""

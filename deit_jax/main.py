@@ -12,8 +12,9 @@ from pathlib import Path
 from absl import app, flags
 
 from deit_jax.cache_folder import have_temporary_folder, without_home
-from deit_jax.command_line import UsageError, forget, parse, run
+from deit_jax.command_line import forget, parse, run
 from deit_jax.errors import Stopped, UserError
+from deit_jax.modes import MODES, UsageError
 from deit_jax.printable import in_one_line, is_utf8
 from deit_jax.reporting import standard_streams
 
@@ -80,21 +81,22 @@ def _run_and_print(argv: Sequence[str]) -> None:
             "the locale is to blame set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
         )
     run(argv)
-    if _prints_its_result():
-        standard_streams.require_printed(to_the_end=flags.FLAGS["mode"].value in ("eval", "predict"))
+    if (printed := _printed()) != "nothing":
+        standard_streams.require_printed(to_the_end=printed == "result")
 
 
-def _prints_its_result() -> bool:
-    """Whether what is printed is what the command is for; else it is in files, and a lost line must not end a run."""
-    given = {name: flags.FLAGS[name].value for name in ("output", "list", "version", "mode")}
-    if given["output"]:
-        return False
-    pages = given["list"] is not None or given["version"]
-    return pages or given["mode"] in ("eval", "predict", "compile", "throughput", "models")
+def _printed() -> str:
+    """What is printed and not in files, as `Mode.prints` says; where there is nothing, a lost line must not end a run."""
+    given = flags.FLAGS
+    if given["output"].value:
+        return "nothing"
+    return (
+        "page" if given["list"].value is not None or given["version"].value else MODES[str(given["mode"].value)].prints
+    )
 
 
 def _warn_of_lost_output(error: OSError | ValueError) -> None:
-    if flags.FLAGS.is_parsed() and not _prints_its_result() and not standard_streams.reader_has_ended(error):
+    if flags.FLAGS.is_parsed() and _printed() == "nothing" and not standard_streams.reader_has_ended(error):
         reason = standard_streams.reason(error)
         print(f"warning: standard output cannot be written ({reason}); the command goes on", file=sys.stderr)
 

@@ -27,6 +27,14 @@ def test_fields_may_come_before_the_file(parse):
     assert config.is_locked
 
 
+def test_plugins_may_come_before_the_file(parse, modules):
+    modules(own_loss="import deit_jax\ndeit_jax.register_loss('own', lambda size=1.0: None)\n")
+    config, _ = parse(
+        "--config.own.size=3", "--config.distillation.kind=own", "--config.plugins=own_loss", "--config=configs/deit.py:tiny"
+    )  # fmt: skip
+    assert (config.plugins, config.own.size) == (("own_loss",), 3.0)
+
+
 def test_a_file_of_flags_may_hold_fields(parse, tmp_path):
     (tmp_path / "flags").write_text("--config=configs/quickstart.py\n--config.seed=3\n")
     assert parse(f"--flagfile={tmp_path}/flags", "--config.log.images=no")[0].seed == 3
@@ -58,4 +66,26 @@ def test_the_tilde_of_a_configuration_file_is_the_home_folder(parse, tmp_path, m
 def test_mistakes_are_one_line(parse, arguments, message):
     with pytest.raises(UserError, match=message) as raised:
         parse(*arguments)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/deit.py:tiny", "--workdir=a", "--layout=onnx"], "--layout .* --mode=train: it is for export$"),
+        (["--config=configs/deit.py:tiny", "--workdir=a", "--output=b"], "--output .* --mode=train: it is for eval, "),
+        (["--mode=eval", "--config=configs/deit.py:tiny", "--weights=ema"], "--weights .* --mode=eval: it is for report, "),
+        (["--mode=eval", "--config=configs/deit.py:tiny", "--noversion", "--runs=3"], "--runs .* --mode=eval: it is for thr"),
+        (["--mode=models", "--config=configs/deit.py:tiny"], "--config has no effect in --mode=models: it is for train, "),
+        (["--mode=throughput", "--config=configs/deit.py:tiny", "--workdir=a"], "--workdir .* --mode=throughput"),
+        (["--mode=export", "--workdir=a", "--output=b", "--process_id=0"], "--process_id .* --mode=export: it is for train"),
+        (["--mode=compile", "--config=configs/deit.py:tiny"], "--topology is missing: the devices to compile for"),
+        (["--mode=predict", "--config=configs/deit.py:tiny", "--workdir=a", "b.jpg"], "predict takes either --workdir"),
+        (["--mode=figures", "--output=b", "c.jpg"], "unexpected argument 'c.jpg'"),
+    ],
+)  # fmt: skip
+def test_flags_that_a_mode_lacks_or_does_not_have_are_refused(parse, arguments, message):
+    _, files = parse(*arguments)
+    with pytest.raises(UserError, match=message) as raised:
+        command_line.run(["run.py", *files])
     assert "\n" not in str(raised.value)

@@ -1,9 +1,12 @@
 import pytest
 
-from deit_jax.config_file import ConfigFileError, load_config
+from deit_jax.config_check import validate
+from deit_jax.config_file import ConfigFileError, apply, load_config, split
 from deit_jax.errors import UserError
+from tests.tiny import tiny_config
 
 START = "from deit_jax.config import default_config\ndef get_config():\n    config = default_config()\n"
+NO_TEACHER = "configs/quickstart.py:no_teacher"
 
 
 @pytest.mark.parametrize(
@@ -47,3 +50,171 @@ def test_a_good_file_gives_its_configuration_locked(tmp_path):
         source + START + "    config.train.batch_size = Sizes().rows\n    return config\n"
     )
     assert load_config(str(tmp_path / "mine.py")).train.batch_size == 48
+
+
+def configured(*arguments, file=NO_TEACHER):
+    rest, overrides = split(["run.py", *arguments])
+    config = load_config(file)
+    apply(config, overrides)
+    return config, rest[1:]
+
+
+def value(name, *arguments, file=NO_TEACHER):
+    config, _ = configured(*arguments, file=file)
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("train.epochs", "2e1", 20), ("train.batch_size", "1_024", 1024), ("seed", "48.0", 48), ("seed", " 7 ", 7),
+        ("ema.decay", "1", 1.0), ("optimizer.eps", "1e-6", 1e-6),
+        ("log.images", "no", False), ("train.train_mode", "0", False), ("log.wandb", "On", True),
+        ("optimizer.betas", "0.8,0.95", (0.8, 0.95)), ("data.crop_scale", "(0.2, 1)", (0.2, 1)),
+        ("augment.mean", "[0.5,0.5,0.5]", (0.5, 0.5, 0.5)),
+        ("optimizer.trainable", "^head", ("^head",)), ("optimizer.no_decay", "bias$,norm{1,2}", ("bias$", "norm{1,2}")),
+        ("optimizer.no_decay", "('bias$', 'scale,1')", ("bias$", "scale,1")),
+        ("parallel.sharding_rules", "(('head', 'replicate'), ('.*', 'fsdp'))", (("head", "replicate"), (".*", "fsdp"))),
+        ("teacher.classes", "7,0,3", (7, 0, 3)), ("teacher.std", "none", None),
+        ("augment.rand_augment", "", ""), ("train.max_steps", "None", None), ("log.peak_tflops", "None", None),
+    ],
+)  # fmt: skip
+def test_texts_mean_values_of_the_fields_type(name, text, expected):
+    found = value(name, f"--config.{name}={text}")
+    assert found == expected and type(found) is type(expected)
+
+
+def test_none_undoes_what_the_file_sets():
+    file = "configs/deit.py:vit_base"
+    fields = ("train.clip_norm", "num_classes")
+    config, _ = configured(*(f"--config.{name}=None" for name in fields), file=file)
+    assert load_config(file).train.clip_norm == 1.0 and config.train.clip_norm is None and config.num_classes is None
+    assert value("image_size", "--config.image_size=None") is None
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("train.epochs=1.5", "--config.train.epochs=1.5: give a whole number$"),
+        ("train.epochs=None", "--config.train.epochs=None: give a whole number$"),
+        ("data.max_eval_images=many", "give a whole number, or None"),
+        ("optimizer.weight_decay=nan", "give a finite number"),
+        ("schedule.base_learning_rate=-inf", "give a finite number"),
+        ("train.clip_norm=1e400", "give a finite number, or None"),
+        ("optimizer.betas=0.9,inf", "give finite numbers, separated by commas"),
+        ("augment.std=0.2 0.2 0.2", "give finite numbers, separated by commas"),
+        ("augment.std=0.2,,0.2", "give finite numbers, separated by commas"),
+        ("teacher.classes=1,2.5", "give whole numbers"),
+        ("log.report=maybe", "give True or False"),
+        ("parallel.sharding_rules=fsdp", "give pairs of texts"),
+        ("teacher.weights=None", "leave it empty: --config.teacher.weights=$"),
+        ("data.index=None", "leave it empty: --config.data.index=$"),
+        ("model.name= none", "give a text"),
+        ("published.ours=inf", "give a finite number"),
+        ("model.overrides=depth", "give a dictionary"),
+        ("train=1", "is a section: set its fields, e.g. --config.train"),
+        ("optimizer.beta=1,2", "there is no such field; the nearest is --config.optimizer.betas"),
+        ("model.patch_size=8", "the nearest is --config.model.overrides.patch_size"),
+        ("teacher.recipe.train.epochs=3", "config.teacher.recipe is None"),
+        ("evaluation.extra.real.path=x", "has no set 'real'"),
+        ("teacher.recipe={'seed': 1}", "give None, or set the recipe's fields"),
+        ("seed", "the value is missing"),
+    ],
+)
+def test_what_is_no_value_or_no_field_is_refused_in_one_line(argument, message):
+    with pytest.raises(UserError, match=message) as raised:
+        configured(f"--config.{argument}")
+    assert "\n" not in str(raised.value) and str(raised.value).startswith(f"--config.{argument.split('=')[0]}")
+
+
+def test_the_fields_of_a_model_have_its_types_whatever_the_order():
+    config, _ = configured(
+        "--config.model.overrides.stem_width=24", "--config.model.overrides.wm=2", "--config.model.name=regnety_004",
+        "--config.model.overrides={'depth': 5, 'wm': 3.0}",
+    )  # fmt: skip
+    assert config.model.overrides.to_dict() == {"depth": 5, "wm": 2.0, "stem_width": 24}
+    assert isinstance(config.model.overrides.wm, float)
+    config, _ = configured(
+        "--config.model.overrides.mlp_ratio=3", file="configs/deit.py:tiny"
+    )  # which has no overrides
+    assert config.model.overrides.to_dict() == {"mlp_ratio": 3.0}
+    validate(config)
+
+
+def test_a_recipes_teacher_has_fields_of_its_own():
+    file = "tests/tiny.py:both"
+    config, _ = configured("--config.teacher.recipe.model.overrides.depth=3", file=file)
+    assert (config.teacher.recipe.model.overrides.depth, config.model.overrides.depth) == (3, 2)
+    with pytest.raises(
+        UserError, match=r"config\.teacher\.recipe\.model\.overrides: regnety_002 has no field 'patch_siz'"
+    ):
+        configured("--config.teacher.recipe.model.overrides.patch_siz=3", file=file)
+    with pytest.raises(UserError, match=r"no such field; the nearest is --config\.teacher\.recipe\.ema\.decay"):
+        configured("--config.teacher.recipe.ema.decy=0", file=file)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("depht=3", "deit_tiny_patch16_224 has no field 'depht'; nearest: depth"),
+        ("depth=three", "depth=three: give a whole number"),
+        ("mlp_ratio=inf", "mlp_ratio=inf: give a finite number"),
+        ("distilled=2", "give True or False"),
+        ("remat=full", r"set config\.model\.remat instead"),
+        ("image_size=32", r"set config\.image_size instead"),
+        ("dtype=bfloat16", r"set config\.compute_dtype instead"),
+    ],
+)
+def test_wrong_fields_of_a_model_are_refused(argument, message):
+    with pytest.raises(UserError, match=message):
+        configured(f"--config.model.overrides.{argument}")
+
+
+def test_values_may_stand_apart_and_the_last_one_counts():
+    config, rest = configured(
+        "a.jpg", "--config.seed", "5", "-config.log.images", "no", "--noconfig.log.report", "b.jpg"
+    )
+    assert (config.seed, config.log.images, config.log.report, rest) == (5, False, False, ["a.jpg", "b.jpg"])
+    config, rest = configured(
+        "--config.log.wandb", "c.jpg", "--config.seed=1", "--config.seed=2", "--", "--config.seed=3"
+    )
+    assert (config.log.wandb, config.seed, rest) == (True, 2, ["c.jpg", "--", "--config.seed=3"])
+    assert value("optimizer.trainable", "--config.optimizer.trainable=a", "--config.optimizer.trainable=b") == (
+        "a",
+        "b",
+    )
+    pairs = ["--config.optimizer.betas=0.1,0.2", "--config.optimizer.betas=0.3,0.4"]
+    assert value("optimizer.betas", *pairs) == (0.3, 0.4)
+    with pytest.raises(UserError, match="--no is for a field that is True or False"):
+        configured("--noconfig.seed")
+
+
+def test_what_the_file_names_can_be_set():
+    config, _ = configured("--config.evaluation.extra.held_out.split=test[:9]", file="tests/tiny.py:extra")
+    assert config.evaluation.extra.held_out.split == "test[:9]"
+    assert configured("--config.published['a b']=3")[0].published.to_dict() == {"a b": 3.0}
+
+
+def test_none_is_a_choice_of_some_texts():
+    assert value("distillation.kind", "--config.distillation.kind=none") == "none"
+    config, _ = configured(
+        "--config.model.remat=none",
+        "--config.teacher.overrides.remat=none",
+        "--config.teacher.name=deit_tiny_patch16_224",
+    )
+    assert config.model.remat == config.teacher.overrides.remat == "none"
+
+
+def test_an_extra_set_may_have_a_hyphen_in_its_name():
+    config = tiny_config()
+    with config.unlocked():
+        config.evaluation.extra["imagenet-v2"] = {"source": "folder", "name": "", "path": "", "split": "val"}
+    _, overrides = split(
+        ["--config.evaluation.extra.imagenet-v2.path=/a", "--config.evaluation.extra['imagenet-v2'].split", "b"]
+    )
+    apply(config, overrides)
+    assert (config.evaluation.extra["imagenet-v2"].path, config.evaluation.extra["imagenet-v2"].split) == ("/a", "b")
+    with pytest.raises(UserError, match="has no set 'top-images'; this configuration has imagenet-v2"):
+        apply(config, split(["--config.evaluation.extra.top-images.path=/a"])[1])

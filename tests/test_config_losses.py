@@ -4,12 +4,10 @@ import pytest
 
 from deit_jax import register_loss
 from deit_jax.config import ConfigError, needs_teacher
-from deit_jax.config_check import validate
-from deit_jax.config_file import load_config
+from deit_jax.config_check import validate, without_effect
+from deit_jax.config_file import apply, load_config, split
 from deit_jax.config_losses import loss_section
 from deit_jax.config_model import check_heads
-from deit_jax.config_overrides import apply, split
-from deit_jax.config_unused import without_effect
 from deit_jax.errors import UserError
 from deit_jax.loss_kinds import loss_kinds
 from deit_jax.modes.evaluate import without_teacher

@@ -5,14 +5,15 @@ import pytest
 from absl import flags
 
 from deit_jax import command_line
-from deit_jax.config_file import field_names
-from deit_jax.help import MODES, config_fields, page, requested
+from deit_jax.config import OPTIONS
+from deit_jax.help import MARKDOWN_COMMAND, config_fields, page, requested
+from deit_jax.modes import MODES
 from tests.end_to_end.commands import ROOT
 
 
 def test_every_field_is_listed_with_its_default_and_a_meaning():
     fields = config_fields()
-    assert sorted(field.name for field in fields) == sorted(field_names())
+    assert sorted(field.name for field in fields) == sorted(OPTIONS)
     assert [field.name for field in fields if not field.meaning] == []
     by_name = {field.name: field for field in fields}
     assert by_name["train.batch_size"].default == "1024" and by_name["data.crop_scale"].default == "(0.08, 1.0)"
@@ -41,9 +42,14 @@ def test_every_example_names_flags_that_exist():
                 assert word[2:].split("=")[0] in flags.FLAGS
 
 
+def test_the_page_of_the_docs_is_up_to_date():
+    assert page("markdown", command_line.__name__) == (ROOT / "docs/options.md").read_text(), MARKDOWN_COMMAND
+
+
 @pytest.mark.parametrize(
     ("argument", "which"),
-    [("--help", "short"), ("-h", "short"), ("--help=config", "config"), ("--helpfull", "full"), ("help", None),
+    [("--help", "short"), ("--help=markdown", "markdown"),
+     ("-h", "short"), ("--help=config", "config"), ("--helpfull", "full"), ("help", None),
      ("--output=help", None)],
 )  # fmt: skip
 def test_what_asks_for_help(argument, which):

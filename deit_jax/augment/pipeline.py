@@ -1,7 +1,11 @@
 """The augmentation of Table 9 (arXiv 2012.12877), in the order of the released code, and the evaluation's half of it."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ from deit_jax.augment.color import normalize
 from deit_jax.augment.jitter import ColorJitter
 from deit_jax.augment.keys import fold_in_each
 from deit_jax.augment.randaugment import RandAugment
+from deit_jax.config import OPTIONS
 
 # Every stage folds a tag of its own into the key before the row's or the group's number, so that stages are independent.
 _STAGES_OF_A_ROW = 4  # flip, drawn operations, erased box, erased noise: tags 0 to 3
@@ -24,84 +29,48 @@ _MIX = 4
 class TrainAugmentation:
     """Flip, RandAugment (or AutoAugment, or colour jitter), normalise, erase, mix: from uint8 batches to network input.
 
-    Fields carry the names of the configuration's `augment` section. Hashable, so it can be a static argument of jit.
+    The fields are those of the configuration's `augment` section; config.py declares their meaning, bounds and choices. At most
+    one of `rand_augment`, `auto_augment` and `color_jitter` is on. Hashable, so it can be a static argument of jit.
 
     Attributes:
         num_classes: K, the width of the targets.
-        mean: of RGB in [0, 1]; also gives the fill colour of RandAugment's geometric operations.
-        std: of RGB in [0, 1].
-        flip_probability: of a horizontal flip; 0 = off.
-        rand_augment: timm's notation, see `RandAugment.parse`; "" = off.
-        auto_augment: timm's notation, see `AutoAugment.parse`; "" = off.
-        color_jitter: see `ColorJitter.strength`; 0 = off. At most one of these three is on.
-        erase_probability: that an image gets an erased box; 0 = off.
-        erase_mode: "pixel", "rand" or "const", see `erasing.erase`.
-        erase_count: most boxes of an image, see `erasing.draw_boxes`.
-        mixup_alpha: Beta parameter; 0 = off.
-        cutmix_alpha: Beta parameter; 0 = off.
-        mix_mode: who shares a mixing draw: "batch": a group; "pair": a row and its partner; "elem": nobody.
-        mix_probability: that a group (a pair, a row) is mixed at all.
-        switch_probability: that one that is mixed gets CutMix rather than mixup, when both are on.
-        label_smoothing: eps.
+        mean: also gives the fill colour of RandAugment's geometric operations.
         group_size: rows among which partners are, see `mixing`; even.
-        plan: how operations are applied, see `plans`: "sequential", "chunked", or "auto": by the mesh's devices.
 
     Raises:
         ValueError: a value that cannot be used; one line that names the field as augment.<name>.
     """
 
     num_classes: int
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    flip_probability: float = 0.5
-    rand_augment: str = "rand-m9-mstd0.5-inc1"
-    auto_augment: str = ""
-    color_jitter: float = 0.0
-    erase_probability: float = 0.25
-    erase_mode: str = "pixel"
-    erase_count: int = 1
-    mixup_alpha: float = 0.8
-    cutmix_alpha: float = 1.0
-    mix_mode: str = "batch"
-    mix_probability: float = 1.0
-    switch_probability: float = 0.5
-    label_smoothing: float = 0.1
-    group_size: int = 256
-    plan: str = "auto"
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    flip_probability: float
+    rand_augment: str
+    auto_augment: str
+    color_jitter: float
+    erase_probability: float
+    erase_mode: str
+    erase_count: int
+    mixup_alpha: float
+    cutmix_alpha: float
+    mix_mode: str
+    mix_probability: float
+    switch_probability: float
+    label_smoothing: float
+    group_size: int
+    plan: str
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            values = tuple(float(value) for value in getattr(self, name))
-            object.__setattr__(self, name, values)  # a list would make the recipe unhashable
-            if len(values) != 3:
-                raise ValueError(f"augment.{name}: expected 3 values (RGB), got {len(values)}")
-        if not all(0 <= value <= 1 for value in self.mean):
-            raise ValueError(f"augment.mean: of pixels in [0, 1], got {self.mean}")
-        if min(self.std) <= 0:
-            raise ValueError(f"augment.std: must be above 0, got {self.std}")
-        for name in ("flip_probability", "erase_probability", "mix_probability", "switch_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name}: must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"augment.{name}: must be 0 (off) or above, got {getattr(self, name)}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"augment.label_smoothing: must lie in [0, 1), got {self.label_smoothing}")
+        for name in ("mean", "std"):  # a list would make the recipe unhashable
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if self.num_classes < 1:
             raise ValueError(f"num_classes: must be at least 1, got {self.num_classes}")
-        for name, choices in (
-            ("erase_mode", erasing.MODES),
-            ("mix_mode", mixing.MODES),
-            ("plan", ("auto", *plans.PLANS)),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"augment.{name}: {getattr(self, name)!r} is none of {', '.join(choices)}")
-        if self.erase_count < 1:
-            raise ValueError(f"augment.erase_count: must be at least 1, got {self.erase_count}")
+        for field in dataclasses.fields(self):
+            declared, value = OPTIONS.get(f"augment.{field.name}"), getattr(self, field.name)
+            if declared is not None and (complaint := declared.complaint(value)) is not None:
+                raise ValueError(f"augment.{field.name}: {value!r}{complaint}")
         if self.mixes and (self.group_size < 2 or self.group_size % 2):
             raise ValueError(f"augment.group_size: rows are mixed in pairs, so it must be even, got {self.group_size}")
-        if not 0 <= self.color_jitter < float("inf"):
-            raise ValueError(f"augment.color_jitter: must be 0 (off) or above, got {self.color_jitter}")
         on = [name for name in ("rand_augment", "auto_augment", "color_jitter") if getattr(self, name)]
         if len(on) > 1:
             raise ValueError(f"augment.{on[1]}: excludes augment.{on[0]}; turn one of them off")
@@ -111,6 +80,12 @@ class TrainAugmentation:
                     policy.parse(getattr(self, name))
             except ValueError as error:
                 raise ValueError(f"augment.{name}: {error}") from None
+
+    @classmethod
+    def from_section(cls, section: Mapping[str, Any], **fields: Any) -> TrainAugmentation:
+        """The augmentation of a configuration's `augment` section, with other or further fields."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(**({name: value for name, value in section.items() if name in names} | fields))
 
     @property
     def mixes(self) -> bool:

@@ -12,6 +12,7 @@ from deit_jax.augment.chunked import apply_in_chunks
 from deit_jax.augment.sequential import apply_sequentially
 
 PLANS = ("sequential", "chunked")
+CHOICES = ("auto", *PLANS)  # of the configuration: auto is decided by the devices
 
 
 def choose_plan(plan: str, mesh: Mesh | None = None) -> str:

@@ -30,7 +30,7 @@ from deit_jax.models.stacking import unstack_blocks
 
 ATTENTIONS = ("xla", "dot_product", "cudnn")
 RESIDUALS = ("compute", "float32")
-_REMAT_POLICIES = {
+REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -210,7 +210,7 @@ class VisionTransformer(nn.Module):
         for field, choices in (
             ("fusion", FUSIONS),
             ("attention", ATTENTIONS),
-            ("remat", tuple(_REMAT_POLICIES)),
+            ("remat", tuple(REMAT_POLICIES)),
             ("drop_dtype", DIVISIONS),
             ("residual_dtype", RESIDUALS),
         ):
@@ -303,7 +303,7 @@ class VisionTransformer(nn.Module):
         if self.remat != "none":
             # train is static; a scan is already a barrier to common subexpressions.
             block = nn.remat(
-                Block, policy=_REMAT_POLICIES[self.remat], static_argnums=(4, 5), prevent_cse=not self.scan_blocks
+                Block, policy=REMAT_POLICIES[self.remat], static_argnums=(4, 5), prevent_cse=not self.scan_blocks
             )
         fields = (self.num_heads, self.mlp_ratio, self.dropout_rate, self.drop_dtype, self.attention, self.dtype)
         if not self.scan_blocks:

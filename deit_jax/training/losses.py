@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError
+from deit_jax.config import OPTIONS, ConfigError
 from deit_jax.config_losses import loss_section
 from deit_jax.config_model import has_distillation_token
 from deit_jax.errors import first_line, raised_outside
@@ -71,11 +71,11 @@ class DistillationLoss:
     the two heads' logits, and "labels_class" that of the class head alone, both without alpha.
     """
 
-    kind: str = "none"  # none | soft | hard | labels | labels_mean | labels_class
-    alpha: float = 0.5
-    tau: float = 1.0
-    kl: str = "released"
-    kl_mean: str = "elements"
+    kind: str = OPTIONS["distillation.kind"].default
+    alpha: float = OPTIONS["distillation.alpha"].default
+    tau: float = OPTIONS["distillation.tau"].default
+    kl: str = OPTIONS["distillation.kl"].default
+    kl_mean: str = OPTIONS["distillation.kl_mean"].default
 
     def __call__(
         self, outputs: ModelOutput, targets: jax.Array, teacher_logits: jax.Array | None

@@ -41,16 +41,17 @@ def trained(params: Any, trainable: Sequence[str]) -> Any:
 def make_optimizer(
     schedule: Schedule,
     *,
-    name: str = "adamw",
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    momentum: float = 0.9,
-    weight_decay: float = 0.05,
-    no_decay: Sequence[str] = (),
-    trainable: Sequence[str] = (".*",),
-    clip_norm: float | None = None,
+    name: str,
+    betas: tuple[float, float],
+    eps: float,
+    momentum: float,
+    weight_decay: float,
+    no_decay: Sequence[str],
+    trainable: Sequence[str],
+    clip_norm: float | None,
 ) -> optax.GradientTransformation:
-    """The optimizer of the recipe; its state is as large as two ("adamw") or one ("sgd") copies of the parameters.
+    """The optimizer of a configuration's `optimizer` section. Its state is as large as two ("adamw") or one ("sgd") copies of the
+    parameters.
 
     "adamw" is PyTorch's: decay times the learning rate, decoupled from the moments, epsilon outside the root. "sgd" is PyTorch's
     with Nesterov momentum: decay is added to the gradient. Gradients are first scaled to a global norm of at most `clip_norm`.

@@ -95,10 +95,10 @@ def _build_model(config: ConfigDict, num_classes: int, image_size: int, compute_
 
 def build_augmentation(config: ConfigDict, plan: Plan) -> TrainAugmentation:
     """The device side of the recipe. Raises ConfigError for values that it refuses."""
-    fields = config.augment.to_dict() | {"group_size": plan.order.group_size}
-    del fields["groups_per_block"], fields["max_group_size"]  # the sampling order's, not the augmentation's
     try:
-        return TrainAugmentation(num_classes=plan.num_classes, **fields)
+        return TrainAugmentation.from_section(
+            config.augment, num_classes=plan.num_classes, group_size=plan.order.group_size
+        )
     except ValueError as error:
         raise ConfigError(f"config.{error}") from error
 

@@ -38,8 +38,8 @@ def cosine_schedule(
     epochs: int,
     warmup_epochs: float,
     steps_per_epoch: int,
-    kind: str = "released",
-    per_step: bool = False,
+    kind: str,
+    per_step: bool,
 ) -> Schedule:
     """Step (int32 scalar) to learning rate (float32 scalar).
 

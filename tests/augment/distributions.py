@@ -14,7 +14,6 @@ their number (Bonferroni).
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.data.decoding import RandomResizedCrop, decode, random_resized_crop_box
 from deit_jax.data.loading import crop_rng
 from deit_jax.training.step import step_keys
+from tests.augment.table_9 import table_9
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "distributions.npz"
 FAMILY_BOUND = 1e-6  # of the smallest p-value times their number
@@ -58,9 +58,8 @@ def keys_of_steps(count: int) -> Iterator[jax.Array]:
 
 
 def only(*names: str, **changes: Any) -> TrainAugmentation:
-    """The recipe with nothing on but the named fields, which have their defaults, or what `changes` says."""
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainAugmentation)}
-    return TrainAugmentation(num_classes=2, **(OFF | {name: defaults[name] for name in names} | changes))
+    """The recipe with nothing on but the named fields, which have Table 9's values, or what `changes` says."""
+    return table_9(2, **({name: value for name, value in OFF.items() if name not in names} | changes))
 
 
 def draw_crops(**changes: Any) -> Values:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from deit_jax.augment.pipeline import TrainAugmentation, prepare_for_evaluation
+from deit_jax.augment.pipeline import prepare_for_evaluation
+from tests.augment.table_9 import table_9
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFF = dict(
@@ -35,7 +36,7 @@ def jitted(recipe):
 
 
 def run(rows=8, key=0, **fields):
-    return jitted(TrainAugmentation(num_classes=10, **fields))(jax.random.key(key), *batch(rows))
+    return jitted(table_9(10, **fields))(jax.random.key(key), *batch(rows))
 
 
 def test_everything_off_is_the_evaluation_and_one_hot():
@@ -48,7 +49,7 @@ def test_everything_off_is_the_evaluation_and_one_hot():
 @pytest.mark.compiler
 def test_stages_that_are_off_cost_nothing():
     images, labels = batch(8)
-    recipe = jax.jit(TrainAugmentation(num_classes=10, **OFF))
+    recipe = jax.jit(table_9(10, **OFF))
     program = recipe.lower(jax.random.key(0), images, labels).compile().as_text()
     for instruction in ("while(", "conditional(", "reverse(", "xor(", "rng"):  # xor: the random generator
         assert instruction not in program
@@ -101,7 +102,7 @@ def test_mixing_shows_in_images_and_targets_alike():
     """Uniform images whose grey level is their class: the mixed level is the target's expectation (mixup)."""
     labels = jnp.arange(8, dtype=jnp.int32)
     images = jnp.broadcast_to((labels * 10).astype(jnp.uint8)[:, None, None, None], (8, 4, 4, 3))
-    recipe = TrainAugmentation(10, mean=(0, 0, 0), std=(1, 1, 1), **OFF | {"mixup_alpha": 0.8}, group_size=4)
+    recipe = table_9(10, mean=(0, 0, 0), std=(1, 1, 1), **OFF | {"mixup_alpha": 0.8}, group_size=4)
     mixed, targets = jax.jit(recipe)(jax.random.key(0), images, labels)
     assert np.any(targets[:, :].max(1) < 0.99)
     np.testing.assert_allclose(mixed[:, 0, 0, 0] * 25.5, targets @ jnp.arange(10.0), rtol=1e-4)
@@ -109,7 +110,7 @@ def test_mixing_shows_in_images_and_targets_alike():
 
 
 def test_hashable_and_equal():
-    one, other = TrainAugmentation(10, mean=[0.5] * 3), TrainAugmentation(10, mean=(0.5, 0.5, 0.5))
+    one, other = table_9(10, mean=[0.5] * 3), table_9(10, mean=(0.5, 0.5, 0.5))
     assert one == other and hash(one) == hash(other)
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.group_size = 2
@@ -140,14 +141,14 @@ def test_hashable_and_equal():
 )
 def test_a_bad_field_is_named(field, value):
     with pytest.raises(ValueError, match=rf"^augment\.{field}: ") as error:
-        TrainAugmentation(num_classes=10, **{"rand_augment": ""} | {field: value})
+        table_9(10, **{"rand_augment": ""} | {field: value})
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("fields", [{"auto_augment": "original"}, {"color_jitter": 0.4}])
 def test_one_policy_at_a_time(fields):
     with pytest.raises(ValueError, match=r"^augment\.\w+: excludes augment\.rand_augment"):
-        TrainAugmentation(num_classes=10, **fields)
+        table_9(10, **fields)
 
 
 @pytest.mark.parametrize("fields", [{"auto_augment": "original-mstd0.5"}, {"color_jitter": 0.4}])
@@ -168,7 +169,7 @@ def test_modes_of_mixing():
     targets = {}
     for mode in ("pair", "elem"):
         options = OFF | {"mixup_alpha": 0.8, "mix_mode": mode, "group_size": 4}
-        recipe = TrainAugmentation(10, mean=(0, 0, 0), std=(1, 1, 1), **options)
+        recipe = table_9(10, mean=(0, 0, 0), std=(1, 1, 1), **options)
         mixed, targets[mode] = jax.jit(recipe)(jax.random.key(0), images, labels)
         np.testing.assert_allclose(mixed[:, 0, 0, 0] * 25.5, targets[mode] @ jnp.arange(10.0), rtol=1e-4)
         assert not np.any(targets[mode][:4, 4:]) and not np.any(targets[mode][4:, :4])
@@ -189,7 +190,7 @@ def on_eight_devices():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rng = np.random.default_rng(0)
     batch = rng.integers(0, 256, (32, 16, 20, 3), dtype=np.uint8), rng.integers(0, 10, 32).astype(np.int32)
-    recipe = TrainAugmentation(num_classes=10, group_size=4, erase_probability=0.6, erase_count=2)
+    recipe = table_9(10, group_size=4, erase_probability=0.6, erase_count=2)
     key = jax.random.key(7)
     split = NamedSharding(mesh, PartitionSpec("data"))
     spread = jax.device_put(batch, split)

@@ -13,8 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from deit_jax.augment import chunked, plans
 from deit_jax.augment.operations import NUMBER, OPERATIONS, SKIP
-from deit_jax.augment.pipeline import TrainAugmentation
 from tests.augment.photographs import CASES, FILL, GOLDEN, assert_equals_pillow, difference, recorded_case
+from tests.augment.table_9 import table_9
 
 ROWS = 256  # one shape for all, so that each plan is compiled once
 
@@ -138,7 +138,7 @@ def test_chunked_recipe_gathers_no_pixels():
     batch, labels = jax.ShapeDtypeStruct((64, 224, 224, 3), jnp.uint8), jax.ShapeDtypeStruct((64,), jnp.int32)
     lowered = {}
     for plan in plans.PLANS:
-        recipe = TrainAugmentation(num_classes=1000, group_size=64, plan=plan)
+        recipe = table_9(1000, group_size=64, plan=plan)
         lowered[plan] = jax.jit(recipe).lower(jax.random.key(0), batch, labels).as_text()
     assert max(gathered_slices(lowered["sequential"])) > 5_000  # the check sees gathers of pixels
     assert max(gathered_slices(lowered["chunked"])) <= 64

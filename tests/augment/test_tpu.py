@@ -17,11 +17,11 @@ PROGRAM = r"""
 import jax, jax.numpy as jnp, numpy as np, re
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from deit_jax.augment.pipeline import TrainAugmentation
+from tests.augment.table_9 import table_9
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices
 mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 rows, all_ = (NamedSharding(mesh, PartitionSpec(*axis)) for axis in (("data",), ()))
-recipe = TrainAugmentation(num_classes=10, group_size=8)
+recipe = table_9(10, group_size=8)
 key = jax.eval_shape(lambda: jax.random.key(0))
 batch = jax.ShapeDtypeStruct((32, 224, 224, 3), jnp.uint8), jax.ShapeDtypeStruct((32,), jnp.int32)
 step = jax.jit(lambda *batch: recipe(*batch, mesh=mesh), in_shardings=(all_, rows, rows), out_shardings=rows)

@@ -7,8 +7,7 @@ from ml_collections import ConfigDict
 
 from deit_jax import register_source
 from deit_jax.config import ConfigError, default_config
-from deit_jax.config_check import validate
-from deit_jax.config_unused import without_effect
+from deit_jax.config_check import validate, without_effect
 from deit_jax.data import registry
 from deit_jax.data.classes import with_classes
 from deit_jax.data.decoding import PaddedCrop, evaluation_crop

@@ -2,19 +2,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.config import ConfigError
 from deit_jax.data.registry import open_source
 from deit_jax.modes.preview import operation_names, preview, stages
 from deit_jax.training.first_images import mixture
 from deit_jax.training.step import step_keys
+from tests.augment.table_9 import table_9
 from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
 def seen():
     """The recipe, what was drawn for 16 embedded images, and the images after each stage."""
-    augment = TrainAugmentation(num_classes=10, group_size=8, erase_probability=0.5)
+    augment = table_9(10, group_size=8, erase_probability=0.5)
     batch = [open_source(tiny_config().data, "train")[i] for i in range(16)]
     images = np.stack([np.broadcast_to(np.atleast_3d(image), (28, 28, 3)) for image, _ in batch])
     labels = np.array([label for _, label in batch], np.int32)
@@ -47,9 +47,7 @@ def test_captions_tell_the_mixture_without_the_smoothing():
 
 def test_stages_that_are_off_are_left_alone(seen):
     _, _, pictures, _ = seen
-    augment = TrainAugmentation(
-        num_classes=10, rand_augment="", erase_probability=0.0, mixup_alpha=0.0, cutmix_alpha=0.0
-    )
+    augment = table_9(10, rand_augment="", erase_probability=0.0, mixup_alpha=0.0, cutmix_alpha=0.0)
     key, _ = step_keys(0, 0)
     plain, _ = stages(augment, key, pictures[:, 0], np.zeros(16, np.int32))
     np.testing.assert_array_equal(plain[:, 1], plain[:, 4])

@@ -65,7 +65,8 @@ def test_a_whole_train_state_takes_an_eighth_of_the_memory_on_eight_devices():
     """Parameters, both moments and the moving average of DeiT-Ti, with the default rules."""
     mesh, defaults = make_mesh(fsdp=8), default_config().parallel
     model = create_model("deit_tiny_distilled_patch16_224")
-    shapes = jax.eval_shape(lambda: init_state(model, make_optimizer(lambda step: 0.1), 0, 224, ema=True))
+    optimizer = make_optimizer(lambda step: 0.1, clip_norm=None, **default_config().optimizer)
+    shapes = jax.eval_shape(lambda: init_state(model, optimizer, 0, 224, ema=True))
     sharding = state_sharding(mesh, shapes, defaults.sharding_rules, defaults.fsdp_min_size)
     whole = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     each = jax.tree.map(lambda leaf, where: np.prod(where.shard_shape(leaf.shape), dtype=np.int64), shapes, sharding)

@@ -5,9 +5,8 @@ import tarfile
 
 import pytest
 
-from deit_jax.config import BEFORE_IT_EXISTED, ConfigError, default_config, recorded_config
+from deit_jax.config import BEFORE_IT_EXISTED, OPTIONS, ConfigError, default_config, recorded_config
 from deit_jax.config_check import validate
-from deit_jax.config_file import field_names
 from deit_jax.data.identity import Identity, Images
 from deit_jax.reporting.fields import flat
 from deit_jax.training.plan import resolve
@@ -92,10 +91,10 @@ def test_every_field_that_a_workdir_may_lack_has_a_meaning_there():
     assert recorded["model"]["overrides"]["depth"] == 2
     there = {name for name, _ in flat(recorded)}
     there |= {"model.overrides", "teacher.overrides"}  # whose fields are the model's
-    missing = {name for name in field_names() if name not in there}
+    missing = {name for name in OPTIONS if name not in there}
     assert {"model.drop_dtype", "data.index"} <= missing
     changing = {name for name in missing if not name.startswith(("log.", "parallel.", "checkpoint."))}
-    assert changing <= set(BEFORE_IT_EXISTED) <= set(field_names())
+    assert changing <= set(BEFORE_IT_EXISTED) <= set(OPTIONS)
     config = default_config()
     config.update_from_flattened_dict(BEFORE_IT_EXISTED)
     validate(config)

@@ -1,0 +1,60 @@
+import json
+
+import pytest
+
+from deit_jax.config import BEFORE_IT_EXISTED, OPTIONS, default_config
+from deit_jax.options import Kind, Option
+from tests.end_to_end.commands import ROOT
+
+
+@pytest.mark.parametrize(
+    ("annotation", "kind"),
+    [
+        (int, Kind(int)),
+        (float | None, Kind(float, optional=True)),
+        (tuple[float, float], Kind(tuple, element=float, length=2)),
+        (tuple[str, ...], Kind(tuple, element=str)),
+        (tuple[int, ...] | None, Kind(tuple, optional=True, element=int)),
+        (tuple[tuple[str, str], ...], Kind(tuple, element=tuple)),
+    ],
+)
+def test_the_type_of_a_field_is_its_annotation(annotation, kind):
+    assert Kind.of_annotation(annotation) == kind
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        (Option(1, "", at_least=1, kind=Kind(int)), 0, " must be at least 1"),
+        (Option(1, "", at_least=1, kind=Kind(int)), 1, None),
+        (Option(1, "", kind=Kind(int)), 2**32, " must be at most 4294967295"),
+        (Option(0.5, "", at_least=0, below=1, kind=Kind(float)), 1.0, " must be at least 0 and below 1"),
+        (Option(0.5, "", above=0, kind=Kind(float)), 0, " must be above 0"),
+        (Option(None, "", above=0, kind=Kind(float, optional=True)), None, None),
+        (Option(None, "", kind=Kind(float)), None, ": give a finite number"),
+        (Option("a", "", choices=("a", "b")), "c", " is none of a, b"),
+        (Option("xla", "", choices="models.vit.ATTENTIONS"), "flash", " is none of xla, dot_product, cudnn"),
+        (Option((), "", ordered=True, kind=Kind(tuple, length=2)), (2, 1), ": give the smaller number first"),
+        (Option((), "", kind=Kind(tuple, length=2)), [1], ": give 2 numbers, separated by commas"),
+        (Option((), "", at_most=3, kind=Kind(tuple, element=int)), (3, 4), " must be at most 3"),
+    ],
+)
+def test_a_declaration_says_what_is_wrong_with_a_value(option, value, complaint):
+    assert option.complaint(value) == complaint
+
+
+def test_every_declared_value_is_one_that_the_declaration_allows():
+    config = default_config()
+    for name, option in OPTIONS.items():
+        value = config
+        for part in name.split("."):
+            value = value[part]
+        assert option.complaint(value) is None, name
+        if name in BEFORE_IT_EXISTED and name != "evaluation.extra":
+            assert option.complaint(BEFORE_IT_EXISTED[name]) is None, name
+
+
+def test_what_a_missing_field_means_never_changes():
+    """The file is added to when a field is; its lines stay, whatever becomes of the default."""
+    recorded = json.loads((ROOT / "tests/golden/before_it_existed.json").read_text())
+    assert recorded == json.loads(json.dumps(BEFORE_IT_EXISTED))
