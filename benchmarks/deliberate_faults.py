@@ -44,6 +44,7 @@ _SCHEDULES = ("tests/training/test_schedules.py",)
 _EMA = ("tests/training/test_ema.py",)
 _PROGRAM = ("tests/training/test_program.py",)
 _OPTIMIZER = ("tests/training/test_optimizer.py",)
+_LOOP = ("tests/training/test_loop.py",)
 _RESUMED = ("tests/reliability/test_earlier_version.py", "tests/end_to_end/test_run.py")
 _WEIGHTS = ("tests/weights/test_loading.py",)
 
@@ -191,15 +192,15 @@ FAULTS = (
     Fault(
         "ema-decay-swapped",
         "deit_jax/training/step.py",
-        "optax.incremental_update(now, ema, 1.0 - ema_decay)",
-        "optax.incremental_update(now, ema, ema_decay)",
+        "optax.incremental_update(now, ema, 1.0 - training.ema_decay)",
+        "optax.incremental_update(now, ema, training.ema_decay)",
         _EMA,
     ),
     Fault(
         "ema-of-the-weights-before-the-step",
         "deit_jax/training/step.py",
-        'moving_average(ema, {"params": params, "batch_stats": batch_stats})',
-        'moving_average(ema, {"params": state.params, "batch_stats": batch_stats})',
+        'moving_average(training, ema, {"params": params, "batch_stats": batch_stats})',
+        'moving_average(training, ema, {"params": state.params, "batch_stats": batch_stats})',
         _EMA,
     ),
     Fault(
@@ -229,8 +230,37 @@ FAULTS = (
         "deit_jax/training/loop.py",
         "state = checkpoints.restore(program.abstract_state)",
         "state = checkpoints.restore(program.abstract_state)\n"
-        "        state = state.replace(ema=jax.tree.map(lambda leaf: leaf.copy(), state.variables))",
+        "    state = state.replace(ema=jax.tree.map(lambda leaf: leaf.copy(), state.variables))",
         _RESUMED,
+    ),
+    # The order of the steps.
+    Fault(
+        "saved-before-the-rows-are-synced",
+        "deit_jax/training/loop.py",
+        "        run.log.sync()  # rule 2\n",
+        "",
+        _LOOP,
+    ),
+    Fault(
+        "late-row-after-the-checkpoint",
+        "deit_jax/training/late_metrics.py",
+        "        self._pace.pause()\n        self._read_due()\n",
+        "        self._pace.pause()\n",
+        _LOOP,
+    ),
+    Fault(
+        "saved-without-being-judged",
+        "deit_jax/training/late_metrics.py",
+        "        self._watch.read(through=step)\n",
+        "",
+        _LOOP,
+    ),
+    Fault(
+        "stopped-before-the-save-is-complete",
+        "deit_jax/training/loop.py",
+        "        run.checkpoints.wait()  # rule 4\n        raise",
+        "        raise",
+        _LOOP,
     ),
     # The optimizer.
     Fault(

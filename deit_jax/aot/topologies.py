@@ -139,6 +139,14 @@ def find_chip(device_kind: str) -> Chip | None:
     return next((chip for name, chip in _KINDS if name in device_kind), None)
 
 
+def peak_flops(device_kind: str, configured_tflops: float | None) -> float | None:
+    """The peak FLOP/s of a device: as configured (config.log.peak_tflops), else as published for its kind, else None."""
+    if configured_tflops is not None:
+        return configured_tflops * 1e12
+    chip = find_chip(device_kind)
+    return None if chip is None else chip.peak_flops
+
+
 def find_topology(name: str) -> Topology:
     """The topology of that name. Raises UserError, with all names and the nearest first, if there is none."""
     if name not in TOPOLOGIES:

@@ -23,6 +23,16 @@ def best_top1(scores: dict[str, Scores], fusion: str) -> float:
     return max(answer_of(by_head, fusion)["top1"] for by_head in scores.values())
 
 
+def as_row(scores: dict[str, Scores]) -> dict[str, float]:
+    """Scores by weights and head as a row of metrics: {"raw": {"class": {"top1": x}}} to {"eval/raw/class/top1": x}."""
+    return {
+        f"eval/{weights}/{head}/{name}": value
+        for weights, by_head in scores.items()
+        for head, by_name in by_head.items()
+        for name, value in by_name.items()
+    }
+
+
 def score(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
     """Sums over the images where `mask` holds: correct in the first 1, in the first 5, and cross-entropy. Float32 scalars.
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from deit_jax.aot.topologies import peak_flops
 from deit_jax.config import ConfigError, needs_teacher
 from deit_jax.config_check import validate
 from deit_jax.evaluation.timing import RUNS, BatchSearch, Timing, fits, search_batch, time_runs
@@ -30,7 +31,6 @@ from deit_jax.parallel.sharding import replicated, split_rows
 from deit_jax.reporting import console
 from deit_jax.reporting.speed import Speed
 from deit_jax.storage.files import disk_faults, write_json
-from deit_jax.training.loop import peak_flops
 from deit_jax.training.plan import compute_dtype, resolve, sizes_of_mixing
 from deit_jax.training.program import build_model, build_program
 from deit_jax.training.state import count_parameters
@@ -110,7 +110,8 @@ def measure(
             f"a batch of {search.batch_size} images does not fit into memory: give a smaller --batch_size"
         )
     timing = Timing(search.batch_size, seconds)
-    rates = Speed(search.batch_size, bench.mesh.size, bench.flops(what), peak_flops(bench.config, bench.device))
+    peak = peak_flops(bench.device.device_kind, bench.config.log.peak_tflops)
+    rates = Speed(search.batch_size, bench.mesh.size, bench.flops(what), peak)
     return {
         "batch_size": search.batch_size,
         "rule": search.rule,

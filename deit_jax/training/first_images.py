@@ -16,6 +16,10 @@ from deit_jax.data.bad_images import BadImages
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
 from deit_jax.data.sources import ImageSource
+from deit_jax.errors import first_line
+from deit_jax.parallel.host_rows import HostRows
+from deit_jax.reporting import console
+from deit_jax.reporting.run_log import Pictures, RunLog
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import build_augmentation
 from deit_jax.training.step import step_keys
@@ -96,6 +100,23 @@ def first_of_batch(
     count = _whole_groups(augment, rows)
     key, _ = step_keys(config.seed, 0)
     return FirstImages(augment, key, batch["image"][:count], batch["label"][:count], class_names)
+
+
+def log_first_images(
+    log: RunLog, config: ConfigDict, plan: Plan, source: ImageSource, rows: HostRows, batch: Mapping[str, np.ndarray]
+) -> None:
+    """Log the first images of the first step as the model will see them. Too little memory for that is a warning.
+
+    rows: what this process reads of a batch. batch: that of the first step.
+    """
+    if not rows.dealt or rows.stretches[0][0] > 0:  # the first rows come from several hosts: read them here
+        batch = read_first_rows(config, plan, source, TRAINING_IMAGES, BadImages(lambda line: None))
+    try:
+        found = first_of_batch(config, plan, source.class_names, batch, TRAINING_IMAGES)
+        seen, targets = found.as_trained_on(TRAINING_IMAGES)
+        log.pictures(0, Pictures("images/training", list(seen), targets, source.class_names))
+    except jax.errors.JaxRuntimeError as error:  # a picture is not worth the run
+        console.warn(f"the training images are not logged ({first_line(error)})")
 
 
 def as_pixels(images: np.ndarray, augment: TrainAugmentation) -> np.ndarray:

@@ -1,21 +1,19 @@
-"""The one trainer, read from top to bottom."""
+"""The one trainer, read from top to bottom: `train`, then its steps and the order that they keep."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from deit_jax.aot.topologies import find_chip
+from deit_jax.aot.topologies import peak_flops
 from deit_jax.data.bad_images import BadImages
-from deit_jax.data.sources import ImageSource
-from deit_jax.errors import Stopped, first_line
-from deit_jax.evaluation.accuracy import best_top1
+from deit_jax.errors import Stopped
+from deit_jax.evaluation.accuracy import Scores, as_row, best_top1
 from deit_jax.evaluation.extra import score_extra_sets
 from deit_jax.evaluation.protocol import protocol_of
 from deit_jax.evaluation.run import Evaluator
@@ -31,20 +29,21 @@ from deit_jax.parallel.distributed import (
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.reporting import console
 from deit_jax.reporting.profile import Profile
-from deit_jax.reporting.run_log import Pictures, RunLog
-from deit_jax.reporting.speed import Pace, Speed
+from deit_jax.reporting.run_log import RunLog
+from deit_jax.reporting.speed import Speed
 from deit_jax.storage.workdir import TENSORBOARD, Workdir, WorkdirLike
 from deit_jax.training.announcement import describe
 from deit_jax.training.checkpoint_folder import CheckpointError, last_step
 from deit_jax.training.checkpointing import Checkpoints
-from deit_jax.training.divergence import READ_EVERY, Detours, Rollback, Watch
-from deit_jax.training.first_images import TRAINING_IMAGES, first_of_batch, read_first_rows
+from deit_jax.training.divergence import Detours, Rollback, Watch
+from deit_jax.training.first_images import log_first_images
 from deit_jax.training.interruption import Interruption
+from deit_jax.training.late_metrics import LateMetrics
 from deit_jax.training.lock import hold
 from deit_jax.training.network_identity import check_teacher
 from deit_jax.training.optimizer import parameter_names
 from deit_jax.training.plan import Plan
-from deit_jax.training.preparation import Opened, build_run, open_run, step_batches
+from deit_jax.training.preparation import Built, Opened, build_run, open_run, step_batches
 from deit_jax.training.program import Initial, Program
 from deit_jax.training.record import (
     claim_workdir,
@@ -55,6 +54,7 @@ from deit_jax.training.record import (
     write_results,
 )
 from deit_jax.training.state import TrainState
+from deit_jax.training.step import Batch
 from deit_jax.training.teacher import FrozenTeacher, Teacher
 from deit_jax.training.teacher_scores import score_teacher
 
@@ -78,104 +78,251 @@ def train(
     Raises ConfigError, DataError, WorkdirError or CheckpointError, each with one clear line, before anything is compiled; later
     also DivergenceError, LogError and, when a signal asks for it, Stopped.
     """
-    # --- What will be done; nothing is written before all that can be refused has been checked ------------------------------
+    # --- Prepare: check all that can be refused; nothing is written --------------------------------------------------------
     workdir = Workdir.at(workdir)
     opened = opened or open_run(config, workdir)
-    config, plan = opened.config, opened.plan
+    config = opened.config
     if log is None:
         with RunLog(config, workdir, silent=not is_main_process()) as log:
             return train(config, workdir, teacher, initial, log, opened)
     if (results := finished_run(config, workdir, opened)) is not None:
         return results
     built = build_run(config, opened)
-    mesh, program, evaluator = built.mesh, built.program, built.evaluator
-    teachers = check_teacher(
-        workdir, opened.record, () if teacher is None else teacher.networks, on_change=config.teacher.on_change,
-        step=last_step(workdir) or 0,
-    )  # fmt: skip
+    networks, on_change = () if teacher is None else teacher.networks, config.teacher.on_change
+    teachers = check_teacher(workdir, opened.record, networks, on_change=on_change, step=last_step(workdir) or 0)
+
+    # --- Claim: the workdir is this run's from here on ---------------------------------------------------------------------
     with hold(workdir):
-        began_with = "" if initial is None else initial.digest
-        claim = functools.partial(claim_workdir, workdir, config, plan, opened.identity)
-        from_main_process(lambda: claim(checked=opened.record, teachers=teachers, initial=began_with))
-        if unsafe := share_compiled_programs(config.parallel.compilation_cache, opened.shared):
-            console.warn(unsafe)
-        facts = describe(config, plan, program, opened.train_source, opened.eval_source, teacher, initial)
+        claim(workdir, opened, teachers, initial)
+        facts = describe(config, opened.plan, built.program, opened.train_source, opened.eval_source, teacher, initial)
         console.announce(f"Training in {workdir}", facts)
-        protocol = protocol_of(config, plan.image_size)
-        scored_by = dataclasses.asdict(opened.identity.evaluation) | {
-            "protocol": protocol, "fusion": config.model.fusion, "weights": ["raw", "ema"] if config.ema.decay else ["raw"]
-        }  # fmt: skip
-        with Checkpoints(workdir, keep=config.checkpoint.keep, scored_by=scored_by) as checkpoints:
-            frozen, teacher_scores = None, None
-            if teacher is not None:
-                frozen = jax.device_put(teacher.for_step(mesh), replicated(mesh))
-                if config.evaluation.teacher:
-                    teacher_scores = score_teacher(
-                        workdir, teacher, lambda: evaluator(frozen.model, frozen.variables), opened.identity.evaluation,
-                        protocol,
-                    )  # fmt: skip
+        with Checkpoints(workdir, keep=config.checkpoint.keep, scored_by=scored_by(opened)) as checkpoints:
+            frozen = None if teacher is None else jax.device_put(teacher.for_step(built.mesh), replicated(built.mesh))
+            teacher_scores = scores_of_teacher(workdir, opened, built, teacher, frozen)
 
-            # --- The steps, once more from the last checkpoint if they lead nowhere ----------------------------------------
-            detours = Detours(workdir)
-            speed = Speed(
-                batch_size=config.train.batch_size,
-                num_devices=mesh.size,
-                flops=train_flops(program.model, None if teacher is None else teacher.model, plan.image_size),
-                peak_flops=peak_flops(config, mesh.devices.flat[0]),
-            )
+            # --- Steps: from the newest checkpoint on --------------------------------------------------------------------------
             run = Run(
-                config,
-                workdir,
-                plan,
-                program,
-                evaluator,
-                opened.train_source,
-                frozen,
-                initial,
-                checkpoints,
-                detours,
-                speed,
-                log,
+                workdir=workdir,
+                opened=opened,
+                built=built,
+                teacher=frozen,
+                initial=initial,
+                speed=speed_of(opened, built, teacher),
+                checkpoints=checkpoints,
+                log=log,
             )
-            console.say("compiling the train step, which the first step waits for")
-            done = None
-            while done is None:
-                try:
-                    with Interruption() as interruption:
-                        done = run_steps(run, interruption)
-                except Rollback as rollback:
-                    checkpoints.wait()
-                    after = checkpoints.latest_step() or 0
-                    detours.add(rollback, after, write=is_main_process())
-                    console.warn(f"{rollback}; back to step {after}, and on with the batches after the bad one")
+            done = run_to_the_end(run)
 
-            # --- What came of it -------------------------------------------------------------------------------------------
-            state, scores, pace, replaced = done
-            if scores is None:  # stopped between the last save and the results
-                scores = evaluator.weights(program.model, {"raw": state.variables, "ema": state.ema})
-            checkpoints.wait()  # a run with results is finished: its last checkpoint is there
-        weights = {"raw": state.variables, "ema": state.ema}
-        extra = score_extra_sets(evaluator, program.model, weights, built.extra_sources, strict=False)
-        seconds = pace.seconds_per_step()
-        results = {
-            "step": plan.total_steps,
-            "eval_images": len(opened.eval_source) - evaluator.unreadable,
-            "unreadable_images": evaluator.unreadable,
-            "scores": scores,
-            "extra": extra,
-            "protocol": protocol,
-            "teacher": teacher_scores,
-            "images_per_second": None if seconds is None else config.train.batch_size / seconds,
-            "replaced_images": replaced,
-            "skipped_steps": from_main_process(lambda: skipped_steps(workdir)),
-            "rollbacks": len(detours),
-        }
+            # --- Results: once the last checkpoint is complete (rule 4) --------------------------------------------------------
+            checkpoints.wait()
+        results = results_of(run, done, teacher_scores)
         if is_main_process():
             write_results(workdir, results)
             log.finish(results)
         wait_for_all("the results are written")
         show_results(config, results)
         return results
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the steps need, made by `train`."""
+
+    workdir: Workdir
+    opened: Opened
+    built: Built
+    teacher: FrozenTeacher | None  # on the mesh
+    initial: Initial | None
+    speed: Speed
+    checkpoints: Checkpoints
+    log: RunLog
+
+    @property
+    def config(self) -> ConfigDict:
+        return self.opened.config
+
+    @property
+    def plan(self) -> Plan:
+        return self.opened.plan
+
+    @property
+    def program(self) -> Program:
+        return self.built.program
+
+    @property
+    def evaluator(self) -> Evaluator:
+        return self.built.evaluator
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What came of the steps."""
+
+    state: TrainState
+    scores: dict[str, Scores] | None  # of the last state, by weights and head; None if there was no step left to do
+    seconds_per_step: float | None  # None if no step was timed
+    replaced: int  # images that could not be read, over all starts of the run and all processes
+    rollbacks: int
+
+
+# The order that the steps keep. `late_metrics.py` and the tests refer to these rules by number. In brackets: what
+# docs/reliability.md promises because of them.
+#
+#  1. Judged before used. A state is evaluated or saved only when every step up to it has been judged (`Watch.read`).
+#     Otherwise a checkpoint could hold numbers that are not finite, and a rollback would return to them. ("So nothing
+#     bad is saved.")
+#  2. Logged before saved. All rows of the steps up to a checkpoint are written and synced to the disk before its save
+#     begins: the row of the step itself, which is written late, those of skipped steps, and the evaluation's. A
+#     resumed run drops the rows of later steps and writes only those. ("... and `metrics.jsonl` are the same to the bit.")
+#  3. Evaluated before saved, saved before stopped. A resumed run begins after the checkpoint's step, and never
+#     evaluates that step. ("If that step is one that is evaluated, it is evaluated first, so that no row is
+#     missing.")
+#  4. Complete before relied on. Only after `Checkpoints.wait` does a run report that it has stopped, go back to its
+#     last checkpoint, or write `results.json`. ("Saves, waits for the save, says so"; a finished run has its last
+#     checkpoint.)
+#  5. Recorded before taken. A rollback is in `rollbacks.json` before the first step that takes other data. ("So that
+#     a resumed run takes the same data.")
+#  6. Read one step late. The metrics of a step are read when the next step has been given to the device, or when an
+#     evaluation or a save waits for the device anyway. ("The device never waits.")
+#  7. Only steps are timed. The clock starts when the first step, which compiles, is done. It stops when a state is
+#     computed that will be evaluated or saved, before anything of it is read, and starts again after that. (Speeds
+#     are not promised to the bit.)
+#  8. All processes do the same. Each asks `Interruption` once a step, and what is due depends only on what all of
+#     them know: the step, that answer, and the scores. Evaluating, saving and counting replaced images wait for every
+#     process. ("... all of them stop after the same step.")
+#  9. Copied before passed on. The next step takes over the buffers of the state (they are donated). So
+#     `Checkpoints.save` has copied them when it returns, and nothing else keeps a state. ("Orbax writes in the
+#     background.")
+
+
+def run_to_the_end(run: Run) -> Done:
+    """All steps; at a bad one, if config.on_nonfinite is "rollback", once more from the last checkpoint on other data."""
+    detours = Detours(run.workdir)
+    console.say("compiling the train step, which the first step waits for")
+    while True:
+        try:
+            with Interruption() as interruption:
+                return run_steps(run, detours, interruption)
+        except Rollback as rollback:
+            run.checkpoints.wait()  # rule 4
+            after = run.checkpoints.latest_step() or 0
+            detours.add(rollback, after, write=is_main_process())  # rule 5
+            console.warn(f"{rollback}; back to step {after}, and on with the batches after the bad one")
+
+
+def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
+    """All steps from the newest checkpoint on, or from the first.
+
+    Raises Rollback or DivergenceError at a bad step, Stopped when a signal has asked for it and the state is saved.
+    """
+    config, plan, program, log = run.config, run.plan, run.program, run.log
+    state, start = first_state(run)
+    bad_images, replaced_before = BadImages(console.warn), run.checkpoints.notes().get("replaced", 0)
+
+    def replaced(step: int) -> int:
+        return replaced_before + sum_over_processes(bad_images.count(step - start))
+
+    scores = None
+    train_step = compiled_together(program.train_step)
+    log.begin(start)
+    watch = Watch(config.on_nonfinite, parameter_names(program.abstract_state.params), log.write)
+    late = LateMetrics(plan, watch, log, run.speed, log_every=config.log.every_steps)
+    batches = late.timed(batches_on_mesh(run, detours, start, bad_images))
+    # TensorBoard looks for traces where its events are.
+    traces, trace_after = run.workdir.folder(TENSORBOARD), start + config.log.profile_after
+    with Profile(traces, trace_after, config.log.profile_steps) as profile:
+        for step, batch in enumerate(batches, start + 1):
+            profile.before(step)
+            state, metrics = train_step(state, run.teacher, batch)
+            profile.after(step, state)
+            late.note(step, metrics)
+            if step == start + 1:
+                late.start_clock(state)
+            due = due_after(step, plan, interruption)
+            if due.evaluation or due.save or due.stop:
+                with late.settled(step, state):
+                    scores = evaluate_and_save(run, step, state, due, replaced)
+    return Done(state, scores, late.seconds_per_step(), replaced(plan.total_steps), len(detours))
+
+
+def first_state(run: Run) -> tuple[TrainState, int]:
+    """The state to go on from, and its step: the newest checkpoint, or the beginning."""
+    program, checkpoints = run.program, run.checkpoints
+    if checkpoints.latest_step() is None:
+        if run.config.model.weights and run.initial is None:
+            raise CheckpointError(
+                f"{run.workdir} has no checkpoint to go on from any more: run the command again, to start from "
+                f"config.model.weights={run.config.model.weights}"
+            )
+        return program.init(None if run.initial is None else run.initial.variables), 0
+    state = checkpoints.restore(program.abstract_state)
+    start = int(state.step)
+    console.say(f"resuming after step {start}")
+    return state, start
+
+
+def batches_on_mesh(run: Run, detours: Detours, start: int, bad_images: BadImages) -> Iterator[Batch]:
+    """The batches of the steps from `start` (counted from 0) on, each sent while the step before it computes."""
+    rows, ahead = run.program.host_rows, None
+    pictures_due = start == 0 and run.log.shows_pictures
+    for first, end in detours.stretches(start, run.plan.total_steps):
+        for batch in step_batches(run.config, run.opened.train_source, run.plan, rows, first, end, bad_images):
+            if pictures_due:
+                log_first_images(run.log, run.config, run.plan, run.opened.train_source, rows, batch)
+                pictures_due = False
+            sent = put_batch(run.program.mesh, batch)
+            if ahead is not None:
+                yield ahead
+            ahead = sent
+    bad_images.warn_of_total()
+    if ahead is not None:
+        yield ahead
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+    """What is to be done after a step."""
+
+    evaluation: bool
+    save: bool
+    stop: bool
+
+
+def due_after(step: int, plan: Plan, interruption: Interruption) -> Due:
+    """The same in all processes, each of which calls it after every step (rule 8)."""
+    last = step == plan.total_steps
+    return Due(
+        evaluation=last or (plan.evaluate_every > 0 and step % plan.evaluate_every == 0),
+        save=last or step % plan.checkpoint_every == 0,
+        stop=interruption.asked(step) and not last,
+    )
+
+
+def evaluate_and_save(
+    run: Run, step: int, state: TrainState, due: Due, replaced: Callable[[int], int]
+) -> dict[str, Scores] | None:
+    """Do what is due after a step, whose metrics are settled; returns the scores of an evaluation. Raises Stopped after the save.
+
+    A state with the best top-1 so far is saved, too. replaced: the number of replaced images up to a step.
+    """
+    scores, top1 = None, None
+    if due.evaluation:
+        scores = run.evaluator.weights(run.program.model, weights_of(state))
+        run.log.write(step, as_row(scores))
+        console.scores_line(step, scores, run.evaluator.unreadable)
+        top1 = best_top1(scores, run.config.model.fusion)
+    if due.save or due.stop or (top1 is not None and run.checkpoints.would_be_best(top1)):
+        run.log.sync()  # rule 2
+        run.checkpoints.save(state, top1, {"replaced": replaced(step)})
+    if due.stop:
+        run.checkpoints.wait()  # rule 4
+        raise Stopped(f"stopped after step {step}, which is saved; the same command goes on from there")
+    return scores
+
+
+def weights_of(state: TrainState) -> dict[str, Any]:
+    """The weights that are evaluated: raw, and their moving average or None."""
+    return {"raw": state.variables, "ema": state.ema}
 
 
 def finished_run(config: ConfigDict, workdir: WorkdirLike, opened: Opened) -> Results | None:
@@ -195,196 +342,64 @@ def finished_run(config: ConfigDict, workdir: WorkdirLike, opened: Opened) -> Re
     return results
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What the steps need, made by `train`."""
-
-    config: ConfigDict
-    workdir: Workdir
-    plan: Plan
-    program: Program
-    evaluator: Evaluator
-    train_source: ImageSource
-    teacher: FrozenTeacher | None  # on the mesh
-    initial: Initial | None
-    checkpoints: Checkpoints
-    detours: Detours
-    speed: Speed
-    log: RunLog
+def claim(workdir: Workdir, opened: Opened, teachers: Sequence[Mapping[str, Any]], initial: Initial | None) -> None:
+    """Write `config.json`, and keep compiled programs from here on. All processes call it, with the workdir held."""
+    write = functools.partial(claim_workdir, workdir, opened.config, opened.plan, opened.identity)
+    began_with = "" if initial is None else initial.digest
+    from_main_process(lambda: write(checked=opened.record, teachers=teachers, initial=began_with))
+    if unsafe := share_compiled_programs(opened.config.parallel.compilation_cache, opened.shared):
+        console.warn(unsafe)
 
 
-def run_steps(run: Run, interruption: Interruption) -> tuple[TrainState, dict[str, Any] | None, Pace, int]:
-    """All steps from the newest checkpoint on, or from the first: (state, last scores, pace, number of replaced images).
-
-    Raises Rollback or DivergenceError at a bad step, Stopped when a signal has asked for it and the state is saved.
-    """
-    config, plan, program, checkpoints = run.config, run.plan, run.program, run.checkpoints
-    if checkpoints.latest_step() is None:
-        if config.model.weights and run.initial is None:
-            raise CheckpointError(
-                f"{run.workdir} has no checkpoint to go on from any more: run the command again, to start from "
-                f"config.model.weights={config.model.weights}"
-            )
-        state, start = program.init(None if run.initial is None else run.initial.variables), 0
-    else:
-        state = checkpoints.restore(program.abstract_state)
-        start = int(state.step)
-        console.say(f"resuming after step {start}")
-    bad_images, replaced_before = BadImages(console.warn), checkpoints.notes().get("replaced", 0)
-
-    def replaced(step: int) -> int:
-        return replaced_before + sum_over_processes(bad_images.count(step - start))
-
-    pace, scores, metrics = Pace(), None, None
-    # A step that is judged, and what of it is logged, if anything: metrics, and how many steps were measured up to it.
-    pending: tuple[int, tuple[dict[str, jax.Array], int] | None] | None = None
-    train_step = compiled_together(program.train_step)
-    log = run.log
-    log.begin(start)
-    on_host = host_batches(run, start, bad_images)
-    if start == 0 and log.shows_pictures:
-        on_host = pictured(run, on_host)
-    on_mesh = one_ahead(put_batch(program.mesh, batch) for batch in on_host)
-    batches = pace.waiting(on_mesh, lambda: metrics is None or metrics["loss"].is_ready())
-    # TensorBoard looks for traces where its events are.
-    with Profile(
-        run.workdir.folder(TENSORBOARD), start + config.log.profile_after, config.log.profile_steps
-    ) as profile:
-        watch = Watch(config.on_nonfinite, parameter_names(program.abstract_state.params), log.write)
-
-        def write_pending() -> None:
-            nonlocal pending
-            if pending is not None:
-                of_step, logged = pending
-                watch.read(through=of_step)
-                if logged is not None:
-                    metrics_of_step, measured = logged
-                    jax.block_until_ready(metrics_of_step)  # the time until now is that of steps which are done
-                    pace_of_step = pace.seconds_per_step(measured)
-                    data_wait = None if pace_of_step is None else pace.data_wait()
-                    log_step(log, plan, of_step, metrics_of_step, pace_of_step, data_wait, run.speed)
-                pending = None
-
-        for step, batch in enumerate(batches, start + 1):
-            profile.before(step)
-            state, metrics = train_step(state, run.teacher, batch)
-            profile.after(step, state)
-            pace.step()
-            metrics = watch.note(step, metrics)
-            # A step's metrics are read only after the next step has been handed to the device, which so never waits.
-            write_pending()
-            if step == start + 1:
-                jax.block_until_ready(state)  # compiled and run once: the pace counts from here
-                pace.restart()
-            if step % config.log.every_steps == 0 or step in (1, plan.total_steps):
-                pending = step, (metrics, pace.steps)
-            elif step % READ_EVERY == 0:
-                pending = step, None  # to be judged, not logged
-
-            last = step == plan.total_steps
-            evaluating = last or (plan.evaluate_every and step % plan.evaluate_every == 0)
-            saving = last or step % plan.checkpoint_every == 0
-            stopping = interruption.asked(step) and not last
-            if evaluating or saving or stopping:
-                jax.block_until_ready(state)
-                pace.pause()
-                write_pending()
-                watch.read(through=step)  # what is evaluated and saved is sound
-                top1 = None
-                if evaluating:
-                    scores = run.evaluator.weights(program.model, {"raw": state.variables, "ema": state.ema})
-                    log.write(step, flatten(scores))
-                    console.scores_line(step, scores, run.evaluator.unreadable)
-                    top1 = best_top1(scores, config.model.fusion)
-                if saving or stopping or (top1 is not None and checkpoints.would_be_best(top1)):
-                    log.sync()  # every row up to this step: a resumed run writes only later ones
-                    checkpoints.save(state, top1, {"replaced": replaced(step)})
-                if stopping:
-                    checkpoints.wait()
-                    raise Stopped(f"stopped after step {step}, which is saved; the same command goes on from there")
-                pace.restart()
-    return state, scores, pace, replaced(plan.total_steps)
+def scored_by(opened: Opened) -> dict[str, Any]:
+    """How the run scores its weights, see `Checkpoints`."""
+    config = opened.config
+    return dataclasses.asdict(opened.identity.evaluation) | {
+        "protocol": protocol_of(config, opened.plan.image_size),
+        "fusion": config.model.fusion,
+        "weights": ["raw", "ema"] if config.ema.decay else ["raw"],
+    }
 
 
-def host_batches(run: Run, start: int, bad_images: BadImages) -> Iterator[dict[str, np.ndarray]]:
-    """This host's batches of the steps from `start` (counted from 0) on."""
-    for first, end in run.detours.stretches(start, run.plan.total_steps):
-        rows = run.program.host_rows
-        yield from step_batches(run.config, run.train_source, run.plan, rows, first, end, bad_images)
-    bad_images.warn_of_total()
+def scores_of_teacher(
+    workdir: Workdir, opened: Opened, built: Built, teacher: Teacher | None, frozen: FrozenTeacher | None
+) -> Scores | None:
+    """The teacher's scores on the evaluation images by head; None without a teacher, or where they are not asked for."""
+    if teacher is None or frozen is None or not opened.config.evaluation.teacher:
+        return None
+    images, protocol = opened.identity.evaluation, protocol_of(opened.config, opened.plan.image_size)
+    return score_teacher(workdir, teacher, lambda: built.evaluator(frozen.model, frozen.variables), images, protocol)
 
 
-def pictured(run: Run, batches: Iterator[dict[str, np.ndarray]]) -> Iterator[dict[str, np.ndarray]]:
-    """The same batches; the first images of the first are logged as the model will see them."""
-    first = next(batches, None)
-    if first is None:
-        return
-    names, rows = run.train_source.class_names, run.program.host_rows
-    shown = first
-    if not rows.dealt or rows.stretches[0][0] > 0:  # the first rows come from several hosts: read them here
-        silent = BadImages(lambda line: None)
-        shown = read_first_rows(run.config, run.plan, run.train_source, TRAINING_IMAGES, silent)
-    try:
-        seen, targets = first_of_batch(run.config, run.plan, names, shown, TRAINING_IMAGES).as_trained_on(
-            TRAINING_IMAGES
-        )
-        run.log.pictures(0, Pictures("images/training", list(seen), targets, names))
-    except jax.errors.JaxRuntimeError as error:  # too little memory: a picture is not worth the run
-        console.warn(f"the training images are not logged ({first_line(error)})")
-    yield first
-    yield from batches
-
-
-def one_ahead(batches: Iterator[Any]) -> Iterator[Any]:
-    """The same items, each asked for while the one before is in use, so that its transfer overlaps the step."""
-    previous = next(batches, None)
-    while previous is not None:
-        following = next(batches, None)
-        yield previous
-        previous = following
-
-
-def peak_flops(config: ConfigDict, device: jax.Device) -> float | None:
-    """The configured peak FLOP/s of a device, else the published one of its kind, else None."""
-    if config.log.peak_tflops is not None:
-        return config.log.peak_tflops * 1e12
-    chip = find_chip(device.device_kind)
-    return None if chip is None else chip.peak_flops
-
-
-def log_step(
-    log: RunLog,
-    plan: Plan,
-    step: int,
-    metrics: dict[str, jax.Array],
-    seconds_per_step: float | None,
-    data_wait: float | None,
-    speed: Speed,
-) -> None:
-    """Write a step's metrics to the files and the console; without a pace (the first step) no speed is told."""
-    values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
-    values["epoch"] = step / plan.steps_per_epoch
-    rates = None if seconds_per_step is None else speed.metrics(seconds_per_step)
-    if rates is not None and data_wait is not None:  # both or none is known
-        values |= rates | {"data_wait": data_wait}
-    log.write(step, values)
-    console.progress(
-        step=step,
-        total_steps=plan.total_steps,
-        epoch=values["epoch"],
-        loss=values["train/loss"],
-        learning_rate=values["train/learning_rate"],
-        speed=rates,
-        data_wait=data_wait,
-        eta=None if seconds_per_step is None else seconds_per_step * (plan.total_steps - step),
+def speed_of(opened: Opened, built: Built, teacher: Teacher | None) -> Speed:
+    """What the run computes for an image, and on what."""
+    config, model = opened.config, None if teacher is None else teacher.model
+    return Speed(
+        batch_size=config.train.batch_size,
+        num_devices=built.mesh.size,
+        flops=train_flops(built.program.model, model, opened.plan.image_size),
+        peak_flops=peak_flops(built.mesh.devices.flat[0].device_kind, config.log.peak_tflops),
     )
 
 
-def flatten(scores: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
-    """{"raw": {"class": {"top1": x}}} to {"eval/raw/class/top1": x}."""
+def results_of(run: Run, done: Done, teacher_scores: Scores | None) -> Results:
+    """What `results.json` holds. Scores the extra evaluation sets; all processes call it."""
+    config, evaluator, weights = run.config, run.evaluator, weights_of(done.state)
+    scores = done.scores
+    if scores is None:  # an earlier start was stopped between the last save and the results
+        scores = evaluator.weights(run.program.model, weights)
+    extra = score_extra_sets(evaluator, run.program.model, weights, run.built.extra_sources, strict=False)
+    seconds = done.seconds_per_step
     return {
-        f"eval/{weights}/{head}/{name}": value
-        for weights, by_head in scores.items()
-        for head, by_name in by_head.items()
-        for name, value in by_name.items()
+        "step": run.plan.total_steps,
+        "eval_images": len(run.opened.eval_source) - evaluator.unreadable,
+        "unreadable_images": evaluator.unreadable,
+        "scores": scores,
+        "extra": extra,
+        "protocol": protocol_of(config, run.plan.image_size),
+        "teacher": teacher_scores,
+        "images_per_second": None if seconds is None else config.train.batch_size / seconds,
+        "replaced_images": done.replaced,
+        "skipped_steps": from_main_process(lambda: skipped_steps(run.workdir)),
+        "rollbacks": done.rollbacks,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -25,9 +26,9 @@ from deit_jax.reporting import console
 from deit_jax.training.losses import build_loss
 from deit_jax.training.optimizer import make_optimizer, parameter_names, trained
 from deit_jax.training.plan import Plan
-from deit_jax.training.schedules import cosine_schedule
+from deit_jax.training.schedules import Schedule, cosine_schedule
 from deit_jax.training.state import TrainState, Variables, init_state, state_of
-from deit_jax.training.step import TrainStep, make_train_step
+from deit_jax.training.step import Batch, Training, TrainStep, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,56 +111,14 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool =
 
     Raises ConfigError for a configuration that cannot be built.
     """
-    if config.train.batch_size % (mesh.size * config.train.accumulation_steps):
-        raise ConfigError(
-            f"config.train.batch_size={config.train.batch_size} does not divide into "
-            f"config.train.accumulation_steps={config.train.accumulation_steps} microbatches on {mesh.size} devices"
-        )
+    _check_batch(config, mesh)
     augment = build_augmentation(config, plan)
-    if augment.mixes and config.augment.group_size is None and not resumed:
-        _warn_of_tiny_groups(config, plan)
-    if augment.mixes and (config.train.batch_size // mesh.size) % augment.group_size:
-        console.warn(
-            f"a device holds {config.train.batch_size // mesh.size} rows, not a multiple of the {augment.group_size} of a "
-            "mixing group: rows move between devices to be mixed"
-        )
-    try:
-        check_heads(config)
-    except ConfigError as error:
-        if not resumed:
-            raise
-        console.warn(f"{error}; the run goes on as an earlier version began it")
-    model = build_model(
-        config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
-    )
-    loss = build_loss(config, num_classes=plan.num_classes)
-    model = on_mesh(model, mesh)
-    try:
-        check_training(model, mesh.devices.flat[0].platform, plan.image_size)
-    except ValueError as error:
-        raise ConfigError(f"config.model.{error}") from error
-    order = plan.order
-    rows = host_rows(mesh, order.batch_size, order.block_size)[jax.process_index()]
-    deal = None
-    if not rows.dealt:
-        deal = deal_on_devices(mesh, order.group_size, order.groups_per_block)
-        if gathers_rows(mesh, deal, order.batch_size):
-            console.warn(
-                f"every device gathers all {order.batch_size} rows of each batch, because blocks of {order.block_size} rows do "
-                f"not lie evenly on {mesh.size} devices; on 2, 4, 8, ... devices they do where config.train.batch_size, "
-                f"config.augment.group_size ({order.group_size}) and config.augment.groups_per_block ({order.groups_per_block}) "
-                "are powers of two"
-            )
-    schedule = cosine_schedule(
-        peak=plan.peak_learning_rate,
-        warmup=config.schedule.warmup_learning_rate,
-        minimum=config.schedule.min_learning_rate,
-        epochs=config.train.epochs,
-        warmup_epochs=config.schedule.warmup_epochs,
-        steps_per_epoch=plan.steps_per_epoch,
-        kind=config.schedule.kind,
-        per_step=config.schedule.per_step,
-    )
+    if augment.mixes:
+        _warn_of_groups(config, plan, mesh, resumed=resumed)
+    _check_heads(config, resumed=resumed)
+    model = _build_model_on_mesh(config, plan, mesh)
+    rows, deal = _rows_of_process(plan, mesh)
+    schedule = _build_schedule(config, plan)
     optimizer = make_optimizer(schedule, clip_norm=config.train.clip_norm, **config.optimizer.to_dict())
     averaging = config.ema.decay > 0
 
@@ -170,27 +129,19 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool =
         return state_of(variables, optimizer, ema=averaging)
 
     shapes = jax.eval_shape(init, config.seed)
-    moving = trained(shapes.params, config.optimizer.trainable)
-    if not any(jax.tree.leaves(moving)):
-        raise ConfigError(
-            f"config.optimizer.trainable={tuple(config.optimizer.trainable)} is found in no parameter's name; "
-            f"there are {', '.join(parameter_names(shapes.params)[:5])} and others"
-        )
     sharding = state_sharding(mesh, shapes, config.parallel.sharding_rules, config.parallel.fsdp_min_size)
-    train_step = make_train_step(
-        model,
+    training = Training(
+        model=model,
         augment=augment,
-        loss=loss,
+        loss=build_loss(config, num_classes=plan.num_classes),
         optimizer=optimizer,
         schedule=schedule,
         seed=config.seed,
-        mesh=mesh,
         ema_decay=config.ema.decay,
         accumulation_steps=config.train.accumulation_steps,
         skip_nonfinite=config.on_nonfinite == "skip",
         train_mode=config.train.train_mode,
-        trained=None if all(jax.tree.leaves(moving)) else moving,
-        deal=deal,
+        trained=_trained(config, shapes.params),
     )
     return Program(
         model=model,
@@ -198,7 +149,7 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool =
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, sharding
         ),
         train_step=jax.jit(
-            train_step,
+            make_train_step(training, mesh, deal=deal),
             donate_argnums=0,
             in_shardings=(sharding, replicated(mesh), split_rows(mesh)),
             out_shardings=(sharding, replicated(mesh)),
@@ -210,6 +161,87 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool =
         _init=jax.jit(init, out_shardings=sharding),
         _start=jax.jit(start, out_shardings=sharding),
     )
+
+
+def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    if config.train.batch_size % (mesh.size * config.train.accumulation_steps):
+        raise ConfigError(
+            f"config.train.batch_size={config.train.batch_size} does not divide into "
+            f"config.train.accumulation_steps={config.train.accumulation_steps} microbatches on {mesh.size} devices"
+        )
+
+
+def _trained(config: ConfigDict, params: Any) -> Any | None:
+    """Which parameters are trained, as a tree of bools; None: all."""
+    moving = trained(params, config.optimizer.trainable)
+    if not any(jax.tree.leaves(moving)):
+        raise ConfigError(
+            f"config.optimizer.trainable={tuple(config.optimizer.trainable)} is found in no parameter's name; "
+            f"there are {', '.join(parameter_names(params)[:5])} and others"
+        )
+    return None if all(jax.tree.leaves(moving)) else moving
+
+
+def _check_heads(config: ConfigDict, *, resumed: bool) -> None:
+    try:
+        check_heads(config)
+    except ConfigError as error:
+        if not resumed:
+            raise
+        console.warn(f"{error}; the run goes on as an earlier version began it")
+
+
+def _build_model_on_mesh(config: ConfigDict, plan: Plan, mesh: Mesh) -> nn.Module:
+    model = build_model(
+        config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
+    )
+    model = on_mesh(model, mesh)
+    try:
+        check_training(model, mesh.devices.flat[0].platform, plan.image_size)
+    except ValueError as error:
+        raise ConfigError(f"config.model.{error}") from error
+    return model
+
+
+def _build_schedule(config: ConfigDict, plan: Plan) -> Schedule:
+    return cosine_schedule(
+        peak=plan.peak_learning_rate,
+        warmup=config.schedule.warmup_learning_rate,
+        minimum=config.schedule.min_learning_rate,
+        epochs=config.train.epochs,
+        warmup_epochs=config.schedule.warmup_epochs,
+        steps_per_epoch=plan.steps_per_epoch,
+        kind=config.schedule.kind,
+        per_step=config.schedule.per_step,
+    )
+
+
+def _rows_of_process(plan: Plan, mesh: Mesh) -> tuple[HostRows, Callable[[Batch], Batch] | None]:
+    """What this process reads of a batch, and what deals the rows on the devices where the processes cannot."""
+    order = plan.order
+    rows = host_rows(mesh, order.batch_size, order.block_size)[jax.process_index()]
+    if rows.dealt:
+        return rows, None
+    deal = deal_on_devices(mesh, order.group_size, order.groups_per_block)
+    if gathers_rows(mesh, deal, order.batch_size):
+        console.warn(
+            f"every device gathers all {order.batch_size} rows of each batch, because blocks of {order.block_size} rows do "
+            f"not lie evenly on {mesh.size} devices; on 2, 4, 8, ... devices they do where config.train.batch_size, "
+            f"config.augment.group_size ({order.group_size}) and config.augment.groups_per_block ({order.groups_per_block}) "
+            "are powers of two"
+        )
+    return rows, deal
+
+
+def _warn_of_groups(config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool) -> None:
+    if config.augment.group_size is None and not resumed:
+        _warn_of_tiny_groups(config, plan)
+    rows, group_size = plan.order.batch_size // mesh.size, plan.order.group_size
+    if rows % group_size:
+        console.warn(
+            f"a device holds {rows} rows, not a multiple of the {group_size} of a "
+            "mixing group: rows move between devices to be mixed"
+        )
 
 
 def _warn_of_tiny_groups(config: ConfigDict, plan: Plan) -> None:

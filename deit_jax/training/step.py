@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,102 +24,114 @@ from deit_jax.training.state import TrainState, Variables
 from deit_jax.training.teacher import FrozenTeacher
 
 Batch = dict[str, jax.Array]  # "image": uint8[B, H, W, 3], "label": int32[B]
+# images float[B, H, W, 3], targets float32[B, K], and int32[B]: where in the global batch each is
+Rows = tuple[jax.Array, jax.Array, jax.Array]
 TrainStep = Callable[[TrainState, FrozenTeacher | None, Batch], tuple[TrainState, Metrics]]
 
 
-def make_train_step(
-    model: nn.Module,
-    *,
-    augment: TrainAugmentation,
-    loss: Loss,
-    optimizer: optax.GradientTransformation,
-    schedule: Schedule,
-    seed: int,
-    mesh: Mesh,
-    ema_decay: float = 0.0,
-    accumulation_steps: int = 1,
-    skip_nonfinite: bool = False,
-    train_mode: bool = True,
-    trained: Any | None = None,
-    deal: Callable[[Batch], Batch] | None = None,
-) -> TrainStep:
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What is trained, and how: all that a step computes with, apart from where it computes.
+
+    Without `train_mode` the student computes as in evaluation: nothing is dropped, BatchNorm normalises by its running
+    statistics, which stay as they are. With `skip_nonfinite` a step whose loss or gradient norm is not finite leaves all but the
+    step's number, and the schedule's, as it was.
+    """
+
+    model: nn.Module
+    augment: TrainAugmentation
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    schedule: Schedule  # the one in the optimizer; the step only logs it
+    seed: int
+    ema_decay: float = 0.0
+    accumulation_steps: int = 1  # microbatches that a batch is computed in, one after the other
+    skip_nonfinite: bool = False
+    train_mode: bool = True
+    trained: Any | None = None  # a tree of bools like the parameters: which are differentiated; None: all
+
+
+def make_train_step(training: Training, mesh: Mesh, *, deal: Callable[[Batch], Batch] | None = None) -> TrainStep:
     """The pure function (state, teacher, batch) -> (state, metrics), to be jitted with the state donated.
 
     `teacher` is the frozen teacher, or None without one; it sees the very images the student sees. All randomness comes from
-    `seed`, the step, and an image's position in the global batch. Metrics are float32 scalars: those of the loss, the
+    the seed, the step, and an image's position in the global batch. Metrics are float32 scalars: those of the loss, the
     gradient's global norm before clipping, the learning rate, and for divergence.py the number of the parameter with the largest
-    gradient (in the order of the tree) and of those whose gradients are not finite. With `skip_nonfinite` a step whose loss or
-    gradient norm is not finite leaves all but the step's number, and the schedule's, as it was.
+    gradient (in the order of the tree) and of those whose gradients are not finite.
 
-    Without `train_mode` the student computes as in evaluation: nothing is dropped, BatchNorm normalises by its running
-    statistics, which stay as they are. `trained`, a tree of bools like the parameters, says which of them are differentiated, of
-    the others no gradient is computed; None: all. `deal` puts the rows of a batch into their mixing groups; None: they lie there.
+    mesh: what the step is compiled for. deal: puts the rows of a batch into their mixing groups; None: they lie there.
     """
 
-    def moving_average(ema: Variables, now: Variables) -> Variables:
-        average = optax.incremental_update(now, ema, 1.0 - ema_decay)
-        if trained is not None:  # the average of what never moves is what it is, without the rounding
-            average["params"] = jax.tree.map(
-                lambda moves, new, old: new if moves else old, trained, average["params"], ema["params"]
-            )
-        if not train_mode:  # so are BatchNorm's statistics
-            average["batch_stats"] = ema["batch_stats"]
-        return average
-
     def train_step(state: TrainState, teacher: FrozenTeacher | None, batch: Batch) -> tuple[TrainState, Metrics]:
-        augment_key, dropout_key = step_keys(seed, state.step)
+        augment_key, dropout_key = step_keys(training.seed, state.step)
         if deal is not None:
             batch = deal(batch)
-        images, targets = augment(augment_key, batch["image"], batch["label"], mesh=mesh, axis=BATCH_AXES)
-        positions = jnp.arange(images.shape[0])
+        images, targets = training.augment(augment_key, batch["image"], batch["label"], mesh=mesh, axis=BATCH_AXES)
+        rows = (images, targets, jnp.arange(images.shape[0]))
 
-        def gradients(batch_stats: Any, microbatch: tuple[jax.Array, ...]) -> tuple[Any, Any, Metrics]:
-            images, targets, positions = microbatch
+        def gradients(batch_stats: Any, rows: Rows) -> tuple[Any, Any, Metrics]:
+            images, targets, positions = rows
             # Outside the differentiated function, so nothing of the teacher is kept for the backward pass.
             teacher_logits = None if teacher is None else teacher.logits(images)
 
             def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-                if trained is not None:
-                    params = jax.tree.map(
-                        lambda moves, leaf: leaf if moves else jax.lax.stop_gradient(leaf), trained, params
-                    )
                 outputs, updates = train_outputs(
-                    model,
-                    {"params": params, "batch_stats": batch_stats},
+                    training.model,
+                    {"params": differentiated(params, training.trained), "batch_stats": batch_stats},
                     images,
-                    train=train_mode,
+                    train=training.train_mode,
                     positions=positions,
                     rngs={RNG_NAME: dropout_key},
                 )
                 # Said, because XLA would rather split a split head's classes, and exchange logits in many small steps.
                 outputs = jax.lax.with_sharding_constraint(outputs, split_rows(mesh))
-                value, metrics = loss(outputs, targets, teacher_logits)
+                value, metrics = training.loss(outputs, targets, teacher_logits)
                 return value, (updates.get("batch_stats", {}), metrics)
 
             (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
             return batch_stats, grads, metrics
 
-        if accumulation_steps == 1:
-            batch_stats, grads, metrics = gradients(state.batch_stats, (images, targets, positions))
+        if training.accumulation_steps == 1:
+            batch_stats, grads, metrics = gradients(state.batch_stats, rows)
         else:
-            microbatches = split_microbatches((images, targets, positions), accumulation_steps, mesh)
+            microbatches = split_microbatches(rows, training.accumulation_steps, mesh)
             batch_stats, grads, metrics = mean_over_microbatches(gradients, state.batch_stats, microbatches)
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = training.optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            ema = moving_average(ema, {"params": params, "batch_stats": batch_stats})
-        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": schedule(state.step)} | gradient_health(grads)
+            ema = moving_average(training, ema, {"params": params, "batch_stats": batch_stats})
+        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": training.schedule(state.step)}
+        metrics |= gradient_health(grads)
         new_state = TrainState(
             step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
         )
-        if skip_nonfinite:
+        if training.skip_nonfinite:
             finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
             new_state = only_if(finite, new_state, state)
         return new_state, metrics
 
     return train_step
+
+
+def differentiated(params: Any, trained: Any | None) -> Any:
+    """The parameters, those that are not `trained` as constants: no gradient of them is computed."""
+    if trained is None:
+        return params
+    return jax.tree.map(lambda moves, leaf: leaf if moves else jax.lax.stop_gradient(leaf), trained, params)
+
+
+def moving_average(training: Training, ema: Variables, now: Variables) -> Variables:
+    """The moving average after a step that ends with the variables `now`. What never moves is copied, without a rounding."""
+    average = optax.incremental_update(now, ema, 1.0 - training.ema_decay)
+    if training.trained is not None:
+        average["params"] = jax.tree.map(
+            lambda moves, new, old: new if moves else old, training.trained, average["params"], ema["params"]
+        )
+    if not training.train_mode:  # BatchNorm's statistics do not move either
+        average["batch_stats"] = ema["batch_stats"]
+    return average
 
 
 def gradient_health(grads: Any) -> Metrics:

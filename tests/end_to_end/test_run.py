@@ -59,6 +59,7 @@ def test_any_number_of_devices_gives_the_same_losses(one_device, tmp_path, devic
 
 
 def test_two_processes_give_the_same_losses(one_device, tmp_path):
+    """Rule 8 of deit_jax/training/loop.py."""
     printed = run_together(tmp_path / "run", processes=2)
     assert "2 process(es)" in printed[0] and "distillation head" in printed[0]
     assert "step" not in printed[1]  # one of them speaks
@@ -105,6 +106,7 @@ def test_further_sets_are_scored_and_named_on_the_command_line(one_device, tmp_p
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
+    """Rules 2, 3 and 4 of deit_jax/training/loop.py."""
     # So many that the kill falls well before the end, in the first of the epochs of 312 steps.
     changes = ["--config.train.max_steps=80", "--config.checkpoint.every_steps=10", "--config.log.every_steps=5"]
     succeed(TINY, *changes, f"--workdir={tmp_path}/whole")

@@ -20,6 +20,7 @@ def test_mutated_weights_load_whole_or_are_refused_in_a_line(tmp_path):
 
 @pytest.mark.long
 def test_killed_runs_and_damaged_checkpoints_lose_nothing(tmp_path):
+    """Rules 2, 3 and 4 of deit_jax/training/loop.py, wherever the kill falls."""
     rng = random.Random(1)
     tally = chaos.kills(4, tmp_path, 2, rng)
     assert tally["lost"] == [] and tally["identical"] == tally["tried"] == 4

@@ -117,6 +117,7 @@ def test_results_that_were_damaged_are_written_anew(tmp_path):
 
 @pytest.mark.long
 def test_a_run_on_a_disk_that_fills_up_ends_with_a_line_and_goes_on_when_there_is_room(tmp_path):
+    """Rules 2 and 4 of deit_jax/training/loop.py."""
     arguments = [
         TINY,
         "--config.distillation.kind=labels",

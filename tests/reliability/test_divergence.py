@@ -85,6 +85,7 @@ def bad_step(line):
 
 
 def test_a_run_stops_by_name_and_saves_nothing_bad(stopped):
+    """Rule 1 of deit_jax/training/loop.py."""
     workdir, line = stopped
     step = bad_step(line)
     assert 1 <= step <= IMAGES // BATCH
@@ -108,6 +109,7 @@ def test_skipped_steps_leave_everything_as_it_was(data, stopped, tmp_path):
 
 @pytest.mark.long
 def test_skipped_steps_are_skipped_again_by_a_resumed_run(data, tmp_path):
+    """Rule 2 of deit_jax/training/loop.py: their rows are counted once."""
     run(data, tmp_path / "whole", "skip")
     for steps in (5, 14, 24):
         results = run(data, tmp_path / "parts", "skip", steps=steps)
@@ -122,6 +124,7 @@ def rolled_back(data, tmp_path_factory):
 
 
 def test_a_rollback_takes_other_data(stopped, rolled_back):
+    """Rules 1 and 4 of deit_jax/training/loop.py: it goes back to a sound and complete checkpoint."""
     workdir, results = rolled_back
     assert results["rollbacks"] >= 2 and results["skipped_steps"] == 0
     detours = json.loads((workdir / "rollbacks.json").read_text())
@@ -132,6 +135,7 @@ def test_a_rollback_takes_other_data(stopped, rolled_back):
 
 @pytest.mark.long
 def test_a_rollback_is_repeated_by_a_resumed_run(data, rolled_back, tmp_path):
+    """Rule 5 of deit_jax/training/loop.py."""
     for steps in (10, 24):
         run(data, tmp_path, "rollback", steps=steps)
     assert bits(tmp_path) == bits(rolled_back[0])
@@ -139,6 +143,7 @@ def test_a_rollback_is_repeated_by_a_resumed_run(data, rolled_back, tmp_path):
 
 
 def test_the_data_of_a_rollback_is_passed_over_once(tmp_path):
+    """Rule 5 of deit_jax/training/loop.py."""
     detours = Detours(tmp_path)
     assert detours.stretches(0, 10) == [(0, 10)]
     detours.add(Rollback(8, ""), 6, write=True)
@@ -155,6 +160,8 @@ def test_the_data_of_a_rollback_is_passed_over_once(tmp_path):
 
 
 def test_steps_are_judged_in_order_and_only_as_far_as_asked():
+    """Rules 1 and 6 of deit_jax/training/loop.py."""
+
     def metrics(loss):
         values = {
             "loss": loss,

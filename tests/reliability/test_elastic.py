@@ -39,6 +39,7 @@ def stretch(workdir, records, steps, processes):
 
 @pytest.mark.long
 def test_four_processes_then_one_then_two_see_what_one_sees(tmp_path):
+    """Rule 8 of deit_jax/training/loop.py."""
     elastic, whole = {}, {}
     for steps, processes in ((2, 4), (4, 1), (6, 2)):
         stretch(tmp_path / "elastic", elastic, steps, processes)

@@ -80,6 +80,7 @@ def test_the_others_stop_when_one_is_killed(tmp_path, victim):
 
 @pytest.mark.long
 def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
+    """Rules 4 and 8 of deit_jax/training/loop.py."""
     processes = start_two(tmp_path / "run")
     wait_for_checkpoint(tmp_path / "run", processes)
     processes[1].send_signal(signal.SIGTERM)

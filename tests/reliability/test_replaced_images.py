@@ -41,6 +41,7 @@ def run(folder, workdir, steps):
 
 @pytest.mark.long
 def test_the_count_does_not_depend_on_interruptions(folder, tmp_path, capsys):
+    """Rule 8 of deit_jax/training/loop.py counts them; each checkpoint has the count up to its step."""
     whole = run(folder, tmp_path / "whole", STEPS)
     told = capsys.readouterr().out.replace("\n", "")
     assert told.count("warning: replaced: ") == 3 and "04.png" in told

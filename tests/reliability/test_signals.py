@@ -84,6 +84,7 @@ def test_what_nohup_ignores_stays_ignored():
 
 @pytest.mark.long
 def test_a_run_that_was_asked_to_stop_twice_ends_as_one_that_was_not(heard, tmp_path, capfd):
+    """Rules 2, 3 and 4 of deit_jax/training/loop.py."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     saved = []
     for number, after in ((signal.SIGHUP, 6), (signal.SIGINT, 21)):
@@ -124,6 +125,7 @@ def test_nothing_is_asked_outside_and_elsewhere(as_in_a_terminal):
 
 @pytest.mark.long
 def test_the_command_ends_with_the_documented_statuses(tmp_path):
+    """Rule 4 of deit_jax/training/loop.py."""
     arguments = [
         TINY,
         f"--workdir={tmp_path}/run",

@@ -51,6 +51,7 @@ def test_the_log_keeps_what_others_say_and_orbax_errors(tmp_path, caplog):
 
 
 def test_a_state_saved_before_it_was_donated_is_whole(tmp_path):
+    """Rule 9 of deit_jax/training/loop.py."""
     bump = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     state = bump(make_state(4))
     with Checkpoints(tmp_path) as checkpoints:

@@ -13,7 +13,7 @@ from deit_jax.models import ModelOutput
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.training.losses import DistillationLoss
 from deit_jax.training.state import init_state
-from deit_jax.training.step import make_train_step
+from deit_jax.training.step import Training, make_train_step
 
 
 @pytest.fixture(scope="module")
@@ -61,18 +61,16 @@ def test_the_average_of_weights_and_statistics_is_timms_after_every_step(golden,
     def augment(key, images, labels, mesh, axis):
         return images, jnp.ones((len(images), 2)) / 2
 
-    step = jax.jit(
-        make_train_step(
-            model,
-            augment=augment,
-            loss=DistillationLoss(),
-            optimizer=optimizer,
-            schedule=lambda step: jnp.float32(0),
-            seed=0,
-            mesh=make_mesh(jax.devices()[:1]),
-            ema_decay=decay,
-        )
+    training = Training(
+        model=model,
+        augment=augment,
+        loss=DistillationLoss(),
+        optimizer=optimizer,
+        schedule=lambda step: jnp.float32(0),
+        seed=0,
+        ema_decay=decay,
     )
+    step = jax.jit(make_train_step(training, make_mesh(jax.devices()[:1])))
     state = init_state(model, optimizer, 0, 2, ema=True)
     for t in range(20):
         image = np.stack([given["running_mean"][t + 1], given["running_var"][t + 1]])[None, :, None]

@@ -1,11 +1,12 @@
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from deit_jax.data.registry import open_source
 from deit_jax.parallel.host_rows import HostRows
-from deit_jax.training.first_images import first_images, read_first_rows
+from deit_jax.training.first_images import first_images, log_first_images, read_first_rows
 from deit_jax.training.plan import resolve
 from deit_jax.training.preparation import step_batches
 from tests.tiny import tiny_config
@@ -63,3 +64,23 @@ def test_a_run_that_goes_on_shows_the_groups_that_it_recorded():
     np.testing.assert_array_equal(recorded.images, began.images)
     np.testing.assert_array_equal(recorded.labels, began.labels)
     assert not np.array_equal(recorded.images, own.images)
+
+
+def test_the_pictures_of_the_first_images_are_the_same_where_hosts_share_a_block():
+    config = tiny_config()
+    source = open_source(config.data, "train")
+    plan = resolve(config, num_images=len(source), data_classes=10)
+
+    def logged(rows):
+        seen = []
+        log = SimpleNamespace(pictures=lambda step, pictures: seen.append((step, pictures)))
+        batch, other = (next(step_batches(config, source, plan, rows, 0, 2)) for _ in range(2))
+        log_first_images(log, config, plan, source, rows, batch)
+        np.testing.assert_array_equal(batch["image"], other["image"])
+        return seen
+
+    ((step, whole),) = logged(HostRows(((0, 32),)))
+    ((_, shared),) = logged(HostRows(((0, 8),), dealt=False))
+    assert step == 0 and len(whole.images) == 16
+    np.testing.assert_array_equal(shared.images, whole.images)
+    assert shared.captions == whole.captions

@@ -9,7 +9,7 @@ import optax
 from deit_jax.models import ModelOutput
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.training.state import init_state
-from deit_jax.training.step import make_train_step
+from deit_jax.training.step import Training, make_train_step
 
 
 class Draws(nn.Module):
@@ -35,15 +35,15 @@ def loss(outputs, targets, teacher_logits):
 def drawn(seed, steps=3):
     """What the recipe and the model draw in each step, for the same batch in all: float32[steps, 2]."""
     model, optimizer = Draws(), optax.sgd(0.0)
-    train_step = make_train_step(
-        model,
+    training = Training(
+        model=model,
         augment=augment,
         loss=loss,
         optimizer=optimizer,
         schedule=lambda step: jnp.float32(0),
         seed=seed,
-        mesh=make_mesh(jax.devices()[:1]),
     )
+    train_step = make_train_step(training, make_mesh(jax.devices()[:1]))
     train_step, found = jax.jit(train_step), []
     state = init_state(model, optimizer, 0, 2, ema=False)
     for _ in range(steps):

@@ -1,0 +1,110 @@
+"""The metrics of the steps: read late, so that the device never waits for the host, then judged and logged."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+
+from deit_jax.reporting import console
+from deit_jax.reporting.run_log import RunLog
+from deit_jax.reporting.speed import Pace, Speed
+from deit_jax.training.divergence import READ_EVERY, Watch
+from deit_jax.training.losses import Metrics
+from deit_jax.training.plan import Plan
+from deit_jax.training.state import TrainState
+from deit_jax.training.step import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class _Due:
+    """A step whose metrics are to be read."""
+
+    step: int
+    metrics: Metrics | None  # to be logged; None: the step is only judged
+    measured: int  # how many steps the clock had counted with this one
+
+
+class LateMetrics:
+    """Judges every step and logs some of them, each after the next step has been given to the device; keeps the clock.
+
+    `note` takes a step that was just given to the device, and reads the one before if it is due. `settled` reads all that is
+    left. The rules are those of `deit_jax/training/loop.py`, by their numbers there.
+    """
+
+    def __init__(self, plan: Plan, watch: Watch, log: RunLog, speed: Speed, *, log_every: int) -> None:
+        self._plan, self._watch, self._log, self._speed = plan, watch, log, speed
+        self._log_every = log_every
+        self._pace = Pace()
+        self._newest_loss: Any = None  # an array, whose `is_ready` JAX's types do not declare
+        self._due: _Due | None = None
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; the time is counted that the device waits for each."""
+        return self._pace.waiting(batches, lambda: self._newest_loss is None or self._newest_loss.is_ready())
+
+    def note(self, step: int, metrics: Metrics) -> None:
+        """Take a step that was given to the device, then read the one before it if it is due (rule 6)."""
+        self._pace.step()
+        metrics = self._watch.note(step, metrics)
+        self._newest_loss = metrics["loss"]
+        self._read_due()
+        if step % self._log_every == 0 or step in (1, self._plan.total_steps):
+            self._due = _Due(step, metrics, self._pace.steps)
+        elif step % READ_EVERY == 0:
+            self._due = _Due(step, None, self._pace.steps)
+
+    def start_clock(self, state: TrainState) -> None:
+        """Wait for the first step, which includes compiling; the clock counts from here (rule 7)."""
+        jax.block_until_ready(state)
+        self._pace.restart()
+
+    @contextlib.contextmanager
+    def settled(self, step: int, state: TrainState) -> Iterator[None]:
+        """Inside, `state` is computed, every step up to `step` is judged and logged, and the clock is stopped (rules 1, 2, 7).
+
+        Raises what Watch raises.
+        """
+        jax.block_until_ready(state)
+        self._pace.pause()
+        self._read_due()
+        self._watch.read(through=step)
+        yield
+        self._pace.restart()
+
+    def seconds_per_step(self) -> float | None:
+        """The mean so far; None before the first measured step."""
+        return self._pace.seconds_per_step()
+
+    def _read_due(self) -> None:
+        due, self._due = self._due, None
+        if due is None:
+            return
+        self._watch.read(through=due.step)
+        if due.metrics is not None:
+            jax.block_until_ready(due.metrics)  # the time until now is that of steps which are done
+            self._write(due.step, due.metrics, self._pace.seconds_per_step(due.measured))
+
+    def _write(self, step: int, metrics: Metrics, seconds_per_step: float | None) -> None:
+        """A row, and a line on the console; without a pace (the first step) they have no speed."""
+        values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
+        values["epoch"] = step / self._plan.steps_per_epoch
+        rates = data_wait = eta = None
+        if seconds_per_step is not None:
+            rates, data_wait = self._speed.metrics(seconds_per_step), self._pace.data_wait() or 0.0
+            eta = seconds_per_step * (self._plan.total_steps - step)
+            values |= rates | {"data_wait": data_wait}
+        self._log.write(step, values)
+        console.progress(
+            step=step,
+            total_steps=self._plan.total_steps,
+            epoch=values["epoch"],
+            loss=values["train/loss"],
+            learning_rate=values["train/learning_rate"],
+            speed=rates,
+            data_wait=data_wait,
+            eta=eta,
+        )
