@@ -179,7 +179,7 @@ class _Data:
 
 @_section("augment")
 class _Augment:
-    """What happens to training images and labels on the device, in the order of `augment/pipeline.py`."""
+    """What happens to training images and labels on the device."""
 
     mean: tuple[float, float, float] = option((0.485, 0.456, 0.406), "of RGB in [0, 1]", at_least=0, at_most=1)
     std: tuple[float, float, float] = option((0.229, 0.224, 0.225), "likewise", above=0)

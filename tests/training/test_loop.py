@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from deit_jax.reporting.metrics import read_metrics
 
 from deit_jax.errors import Stopped
 from deit_jax.evaluation.run import Evaluator
-from deit_jax.reporting.run_log import RunLog
+from deit_jax.reporting.run_log import RunLog, read_metrics
 from deit_jax.reporting.speed import Pace
 from deit_jax.training import loop
 from deit_jax.training.checkpointing import Checkpoints
