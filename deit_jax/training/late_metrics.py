@@ -64,7 +64,9 @@ class LateMetrics:
 
     @contextlib.contextmanager
     def settled(self, step: int, state: TrainState) -> Iterator[None]:
-        """Inside, `state` is computed, every step up to `step` is judged and logged, and the clock is stopped (rules 1, 2, 7).
+        """Inside, `state` is computed, every step up to `step` is judged, and logged if it is due, and the clock is stopped.
+
+        That is what rules 1, 2 and 7 ask for before an evaluation or a save.
 
         Raises what Watch raises.
         """
