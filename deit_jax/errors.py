@@ -70,14 +70,18 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def raised_outside(error: BaseException) -> str:
-    """What code from outside the package has raised, in one line: the kind, the text, and the file and line that were reached."""
+def raised_outside(error: BaseException, file: str = "") -> str:
+    """What code from outside the package has raised, in one line: the kind, the text, and the file and line that were reached.
+
+    file: the code's, where other libraries call it; "": the first file outside of the package.
+    """
     said = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename:
         return f"{type(error).__name__}: {error.msg} ({error.filename}, line {error.lineno})"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_inside(frame.filename)]
     # What the user's file calls, e.g. JAX, is deeper.
-    own = [frame for frame in frames if frame.filename == frames[0].filename]
+    own = [frame for frame in frames if frame.filename == file]
+    own = own or [frame for frame in frames if frame.filename == frames[0].filename]
     return f"{said} ({own[-1].filename}, line {own[-1].lineno})" if own else said
 
 

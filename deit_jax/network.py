@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from deit_jax.config import ConfigError, recorded_config
 from deit_jax.data.decoding import EvaluationCrop, evaluation_crop
 from deit_jax.inference.class_names import imagenet_class_names, names_of_weights
 from deit_jax.models import native_image_size
-from deit_jax.models.protocol import are_alike, fixed_image_size
+from deit_jax.models.protocol import are_alike, fixed_image_size, initial_variables
 from deit_jax.reporting import console
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.network_identity import NetworkIdentity, weights_digest
@@ -260,8 +261,8 @@ class _Place:
         if self.fetch is None:
             key = jax.random.key(wanted.seed)
             key = jax.random.fold_in(key, wanted.position) if wanted.position else key
-            drawn = jax.jit(model.init)(key, jnp.zeros((1, image_size, image_size, 3)))
-            fitted = Fitted(dict(drawn), (), "")
+            drawn = jax.jit(functools.partial(initial_variables, model))(key, jnp.zeros((1, image_size, image_size, 3)))
+            fitted = Fitted(drawn, (), "")
         else:
             fitted = fit_weights(self.fetch(), model, heads=heads, which=self.which, seed=wanted.seed)
         network = Network(

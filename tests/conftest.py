@@ -47,12 +47,19 @@ def modules(tmp_path, monkeypatch):
     """Writes modules that can be imported (package__name="code"), returns their folder; what they register goes again."""
     from deit_jax import loss_kinds, plugins
     from deit_jax.data import registry
+    from deit_jax.models import registry as models
 
     folder = tmp_path / "importable"
     folder.mkdir()
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(folder))
-    for holder, name in ((loss_kinds, "_KINDS"), (registry, "_SOURCES"), (plugins, "_imported"), (plugins, "_said")):
+    for holder, name in (
+        (loss_kinds, "_KINDS"),
+        (registry, "_SOURCES"),
+        (models, "_MODELS"),
+        (plugins, "_imported"),
+        (plugins, "_said"),
+    ):
         monkeypatch.setattr(holder, name, getattr(holder, name).copy())
 
     def write(**files):

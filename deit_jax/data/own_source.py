@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -57,6 +59,10 @@ class OwnSource:
             )
         self._class_names = tuple(str(name) for name in names)
         self._length = len(source)
+        for what in ("notes", "folders"):
+            given = getattr(source, what, ())
+            if isinstance(given, str) or not all(isinstance(each, str | os.PathLike) for each in given):
+                raise DataError(f"{where}: {what} is {str(given)[:60]!r}; give a tuple of texts")
         self._several = bool(getattr(source, "multi_label", False))  # labels of an image
         self._labels = None if self._several else self._checked_labels(getattr(source, "labels", None))
 
@@ -81,7 +87,16 @@ class OwnSource:
         """The optional attributes, where the source has them."""
         if name not in _OPTIONAL or "_source" not in self.__dict__:
             raise AttributeError(name)
-        return getattr(self._source, name)
+        found = getattr(self._source, name)
+        return functools.partial(self._ask, found, "file_name") if name == "file_name" else found
+
+    def _ask(self, method: Callable[..., Any], name: str, *arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except UserError:
+            raise
+        except Exception as error:
+            raise DataError(f"{self._where}: {name}() raises {raised_outside(error)}") from error
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -129,14 +144,14 @@ class OwnSource:
     def describe(self, index: int) -> str:
         """What the source says of an image; its name and the index where it says nothing."""
         method = getattr(self._source, "describe", None)
-        return f"image {index} of {self._where}" if method is None else str(method(index))
+        return f"image {index} of {self._where}" if method is None else str(self._ask(method, "describe", index))
 
     def fingerprint(self) -> str:
         """The source's own digest of its images; else one of its labels in their order; "" where it has neither."""
         method = getattr(self._source, "fingerprint", None)
         if method is None:
             return "" if self._labels is None else digest(self._labels)
-        found = method()
+        found = self._ask(method, "fingerprint")
         if not isinstance(found, str):
             raise DataError(f"{self._where}: fingerprint() gives a {type(found).__name__}; give a text")
         return found

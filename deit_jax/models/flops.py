@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from deit_jax.models.ensemble import Ensemble
+from deit_jax.models.protocol import has_field, initial_variables
 
 KINDS = ("convolution", "dense", "attention")  # attention: products of two activations, both with a batch axis
 
@@ -45,10 +47,10 @@ def forward_flops_by_kind(model: nn.Module, image_size: int) -> dict[str, int]:
     # A pack of groups would add products, a fused kernel hide them; BatchNorm and recomputation have none but take time to trace.
     # Scanned blocks are all alike: of unrolled ones the last computes no more than the heads read.
     plain: dict[str, Any] = dict(grouped_conv="native", attention="xla", remat="none", scan_blocks=True, folded=True)
-    model = model.clone(**{name: value for name, value in plain.items() if hasattr(model, name)})
+    model = model.clone(**{name: value for name, value in plain.items() if has_field(model, name)})
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     # Initialising runs the network once and adds random numbers, which are no products: one trace instead of two.
-    return count_flops(model.init, jax.random.key(0), image)
+    return count_flops(functools.partial(initial_variables, model), jax.random.key(0), image)
 
 
 def train_flops(student: nn.Module, teacher: nn.Module | None, image_size: int) -> TrainFlops:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from deit_jax.models.protocol import family, has_field, is_distilled
+from deit_jax.models.protocol import code_of, family, has_field, is_distilled
 from deit_jax.models.regnet import RegNet
 from deit_jax.models.vit import VisionTransformer
 from deit_jax.registration import same_definition
@@ -207,7 +207,8 @@ def create_model(name: str, num_classes: int = 1000, image_size: int | None = No
     check_fields(name, overrides)
     if has_field(module, "image_size"):
         fields = fields | {"image_size": native if image_size is None else image_size}
-    return module(num_classes=num_classes, **(fields | overrides))
+    with code_of(module, "making it", passing=ValueError):
+        return module(num_classes=num_classes, **(fields | overrides))
 
 
 def _refuse_other_types(dtype: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from deit_jax.config import ConfigError
 from deit_jax.models import create_model, list_models, native_image_size
 from deit_jax.models.flops import forward_flops_by_kind
+from deit_jax.models.protocol import initial_variables
 from deit_jax.reporting import console
 from deit_jax.storage.files import disk_faults, write_json
 from deit_jax.training.state import count_parameters
@@ -31,7 +33,7 @@ def model_size(name: str) -> ModelSize:
     """The size of a registered model, from shapes alone. Raises ValueError for an unknown name."""
     model, size = create_model(name), native_image_size(name)
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    parameters = count_parameters(jax.eval_shape(model.init, jax.random.key(0), image))
+    parameters = count_parameters(jax.eval_shape(functools.partial(initial_variables, model), jax.random.key(0), image))
     flops = forward_flops_by_kind(model, size)
     return ModelSize(name, size, parameters, (flops["convolution"] + flops["dense"]) // 2, sum(flops.values()) // 2)
 

@@ -18,6 +18,7 @@ from deit_jax.data.classes import difference, order_of
 from deit_jax.data.registry import open_source
 from deit_jax.models import create_model, native_image_size
 from deit_jax.models.ensemble import Ensemble, joined_variables, renormalisation
+from deit_jax.models.protocol import check_outputs, initial_variables
 from deit_jax.network import IMAGENET_CLASSES, Wanted, load_network, warn_of_another_normalisation
 from deit_jax.reporting import console
 from deit_jax.storage.workdir import Workdir
@@ -76,7 +77,7 @@ def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, plat
         image = jnp.zeros((1, image_size, image_size, 3))
         dtype = compute_dtype(config, platform)
         key = jax.random.key(0)
-        members = [freeze(model, dict(model.init(key, image)), "", compute_dtype=dtype) for model in models]
+        members = [freeze(model, initial_variables(model, key, image), "", compute_dtype=dtype) for model in models]
         frozen.append(_joined(config, members))
         return frozen[0].variables
 
@@ -188,9 +189,11 @@ def _joined(config: ConfigDict, members: list[Teacher]) -> Teacher:
 def _create(config: ConfigDict, name: str, num_classes: int, image_size: int) -> nn.Module:
     check_overrides("teacher", name, config.teacher.overrides)
     try:
-        return create_model(name, num_classes, image_size, **config.teacher.overrides)
+        model = create_model(name, num_classes, image_size, **config.teacher.overrides)
     except ValueError as error:
         raise ConfigError(f"config.teacher: {error}") from error
+    check_outputs(model, image_size)
+    return model
 
 
 def _assumed_classes(config: ConfigDict, weights: str, num_classes: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from deit_jax.config_check import validate
 from deit_jax.evaluation.timing import RUNS, BatchSearch, Timing, fits, search_batch, time_runs
 from deit_jax.models import native_image_size
 from deit_jax.models.flops import TrainFlops, forward_flops, train_flops
-from deit_jax.models.protocol import classify, on_mesh
+from deit_jax.models.protocol import classify, initial_variables, on_mesh
 from deit_jax.modes.compile import training_data, without_weights
 from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.paper import tables
@@ -164,7 +165,9 @@ class Bench:
             "model": self.config.model.name,
             "overrides": self.config.model.overrides.to_dict(),
             **shape,
-            "parameters": count_parameters(jax.eval_shape(model.init, jax.random.key(0), image)),
+            "parameters": count_parameters(
+                jax.eval_shape(functools.partial(initial_variables, model), jax.random.key(0), image)
+            ),
             "teacher": self.config.teacher.name if needs_teacher(self.config) else None,
             "device": self.device.device_kind,
             "platform": self.platform,
@@ -188,7 +191,7 @@ class Bench:
         shape = self._shape()
         size, dtype = shape["image_size"], jnp.dtype(shape["compute_dtype"])
         model = on_mesh(build_model(self.config, **shape), self.mesh)
-        init = jax.jit(model.init, out_shardings=replicated(self.mesh))
+        init = jax.jit(functools.partial(initial_variables, model), out_shardings=replicated(self.mesh))
         variables = init(jax.random.key(self.config.seed), jnp.zeros((1, size, size, 3), jnp.float32))
         forward = jax.jit(lambda variables, images: classify(model, variables, images).logits)
 

@@ -18,7 +18,7 @@ from deit_jax.config import ConfigError, recorded_config
 from deit_jax.config_model import check_heads, check_model, module_options
 from deit_jax.data.sampling import batch_of_larger_groups
 from deit_jax.models import create_model
-from deit_jax.models.protocol import check_training, on_mesh
+from deit_jax.models.protocol import check_outputs, check_training, on_mesh
 from deit_jax.parallel.host_rows import HostRows, deal_on_devices, gathers_rows, host_rows
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
 from deit_jax.parallel.xla_options import xla_options
@@ -89,9 +89,11 @@ def build_recorded_model(record: dict[str, Any], image_size: int | None = None) 
 def _build_model(config: ConfigDict, num_classes: int, image_size: int, compute_dtype: str) -> nn.Module:
     fields = module_options(config)
     try:
-        return create_model(config.model.name, num_classes, image_size, dtype=jnp.dtype(compute_dtype), **fields)
+        model = create_model(config.model.name, num_classes, image_size, dtype=jnp.dtype(compute_dtype), **fields)
     except ValueError as error:
         raise ConfigError(f"config.model: {error}") from error
+    check_outputs(model, image_size)
+    return model
 
 
 def build_augmentation(config: ConfigDict, plan: Plan) -> TrainAugmentation:
@@ -195,6 +197,7 @@ def _build_model_on_mesh(config: ConfigDict, plan: Plan, mesh: Mesh) -> nn.Modul
     model = build_model(
         config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
     )
+    check_outputs(model, plan.image_size, train=config.train.train_mode)
     model = on_mesh(model, mesh)
     try:
         check_training(model, mesh.devices.flat[0].platform, plan.image_size)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from deit_jax.models.protocol import initial_variables
+
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, what model.apply takes
 
 
@@ -34,7 +36,7 @@ def init_state(
 ) -> TrainState:
     """The state before the first step. Jit it with out_shardings, so that every leaf is born where it belongs."""
     image = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    return state_of(dict(model.init(jax.random.key(seed), image)), optimizer, ema)
+    return state_of(initial_variables(model, jax.random.key(seed), image), optimizer, ema)
 
 
 def state_of(variables: Variables, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +17,7 @@ import numpy as np
 
 from deit_jax.errors import refuse_address, require_choice
 from deit_jax.models.position_embedding import resize_position_embedding
-from deit_jax.models.protocol import family, num_prefix_tokens, resize_variables
+from deit_jax.models.protocol import family, initial_variables, num_prefix_tokens, resize_variables
 from deit_jax.models.stacking import laid_out_for, unstack_blocks
 from deit_jax.weights import huggingface, mmpretrain, native, pycls, timm, torchvision
 from deit_jax.weights.errors import MisfitError, TokenMisfitError, WeightsError, listed, shown
@@ -176,14 +177,14 @@ def fit_variables(variables: Mapping[str, Any], model: nn.Module, where: str, *,
 
     Raises MisfitError: they are of another model; a TokenMisfitError if one of the two is distilled.
     """
-    ours = {"params": unstack_blocks(variables["params"]), "batch_stats": variables.get("batch_stats") or {}}
+    ours = {"params": variables["params"], "batch_stats": variables.get("batch_stats") or {}}
     if not family(model):
         resized = resize_variables(model, ours)
         fitted = _fit_own(native.from_variables(resized), native.LAYOUT, model, where, heads, seed)
         other = jax.tree.map(jnp.shape, resized) != jax.tree.map(jnp.shape, ours)
         return fitted._replace(resized="another image size" if other else "")
     layout = dataclasses.replace(timm.LAYOUT, title="names as in timm")
-    tensors = timm.from_variables(ours)
+    tensors = timm.from_variables(ours | {"params": unstack_blocks(ours["params"])})
     fitted = _fit(tensors, layout, model, where, heads, "keep", seed)
     _refuse_unusable_values(tensors, layout, model, fitted.renewed, where)
     return fitted
@@ -252,16 +253,16 @@ def _fit_own(foreign: Tensors, layout: Layout, model: nn.Module, where: str, hea
     if heads != "keep":
         names = native.head_names(model)
         for name, like in expected.items():
-            head = next((head for head in names if name.startswith(head)), None)
+            head = next((head for head in names if f"{name}/".startswith(head)), None)
             if head and (heads == "reset" or name not in foreign or foreign[name].shape != like.shape):
                 renewed.add(head)
-    tensors = {name: tensor for name, tensor in foreign.items() if not name.startswith(tuple(renewed))}
+    tensors = {name: tensor for name, tensor in foreign.items() if not f"{name}/".startswith(tuple(renewed))}
     if found := unusable_values(tensors):
         raise WeightsError(f"{where} holds values that make every answer NaN: {found}; take another checkpoint")
     if renewed:
         image = jnp.zeros((1, *timm.input_size(model), 3), jnp.float32)
-        fresh = native.from_variables(jax.jit(model.init)(jax.random.key(seed), image))
-        tensors |= {name: tensor for name, tensor in fresh.items() if name.startswith(tuple(renewed))}
+        fresh = native.from_variables(jax.jit(functools.partial(initial_variables, model))(jax.random.key(seed), image))
+        tensors |= {name: tensor for name, tensor in fresh.items() if f"{name}/".startswith(tuple(renewed))}
     missing, unexpected, misshapen = compare(tensors, expected)
     if missing or unexpected or misshapen:
         kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))

@@ -5,6 +5,7 @@ The layout "flax": every variable under its path, values as they are. weights/ti
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from deit_jax.models.protocol import fixed_image_size
+from deit_jax.models.protocol import fixed_image_size, initial_variables
 from deit_jax.weights import timm
 from deit_jax.weights.files import Tensors
 from deit_jax.weights.layout import Layout, Translated
@@ -35,14 +36,29 @@ def from_variables(variables: Any, dtype: Any = np.float32) -> Tensors:
 def expected_tensors(model: nn.Module) -> Tensors:
     """The names of the model's tensors, with stand-ins of their shapes that take no memory."""
     side = fixed_image_size(model) or _UNSIZED
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, side, side, 3), np.float32))
+    shapes = jax.eval_shape(
+        functools.partial(initial_variables, model),
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, side, side, 3), np.float32),
+    )
     return from_variables(jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), dict(shapes)))
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
-    """What the names of the classifiers' tensors begin with: those whose shapes depend on the number of classes."""
+    """What the names of the classifiers' tensors begin with, each with "/" at its end: "params/head/".
+
+    A classifier is a module with a tensor whose shape depends on the number of classes, or that tensor alone where the
+    module holds other modules too, as the model itself does.
+    """
     few, more = (expected_tensors(model.clone(num_classes=count)) for count in (2, 3))
-    heads = {name.rpartition("/")[0] + "/" for name in few if name not in more or few[name].shape != more[name].shape}
+    modules = {name.rpartition("/")[0] for name in few}
+    heads = set()
+    for name in few:
+        if name in more and few[name].shape == more[name].shape:
+            continue
+        module = name.rpartition("/")[0]
+        alone = "/" not in module or any(other.startswith(f"{module}/") for other in modules)
+        heads.add(f"{name if alone else module}/")
     return tuple(sorted(heads))
 
 

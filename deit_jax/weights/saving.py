@@ -70,7 +70,7 @@ def save_weights(
     preprocessing.check(model)
     check_class_names(model, class_names)
     names = timm if family(model) else native
-    tensors = names.from_variables(_checked(variables))
+    tensors = names.from_variables(_checked(variables, model))
     _refuse_other_variables(tensors, names.expected_tensors(model))
     if found := unusable_values(tensors):
         raise WeightsError(
@@ -110,7 +110,7 @@ def _refuse_as_a_folder(path: Path, layout: str) -> None:
         )
 
 
-def _checked(variables: Any) -> dict[str, Any]:
+def _checked(variables: Any, model: nn.Module) -> dict[str, Any]:
     if not isinstance(variables, Mapping) or not isinstance(variables.get("params"), Mapping):
         raise WeightsError(
             'variables are {"params": ..., and of a RegNet "batch_stats": ...}, as model.init gives them'
@@ -123,7 +123,7 @@ def _checked(variables: Any) -> dict[str, Any]:
     ]
     if wrong:
         raise WeightsError(f"variables that are not floating-point arrays: {listed(wrong)}")
-    return kept | {"params": unstack_blocks(kept["params"])}
+    return kept | {"params": unstack_blocks(kept["params"])} if family(model) else kept
 
 
 def _refuse_what_the_layout_lacks(model: nn.Module, layout: str) -> None:

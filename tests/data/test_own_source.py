@@ -13,6 +13,7 @@ from deit_jax.data.classes import with_classes
 from deit_jax.data.decoding import PaddedCrop, evaluation_crop
 from deit_jax.data.identity import Identity
 from deit_jax.data.loading import eval_batches, train_batches
+from deit_jax.data.own_source import OwnSource
 from deit_jax.data.registry import open_further_set, open_source, source_names
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.data.sources import DataError, MissingDataError, UnusableError, notes_of
@@ -307,3 +308,32 @@ def test_workers_read_a_plugins_source(modules):
     batches = train_batches(source, order, PaddedCrop(4, 0), start_step=0, stop_step=2, num_workers=1)
     for batch in batches:
         assert (batch["image"] == 7).all() and sorted(batch["label"].tolist()) == [0] * 4 + [1] * 4
+
+
+def broken(*arguments):
+    raise RuntimeError("no such table")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"fingerprint": broken},
+            r"fingerprint\(\) raises RuntimeError: no such table \(.*test_own_source.py, line \d+\)$",
+        ),
+        ({"describe": broken, "__getitem__": broken}, r"describe\(\) raises RuntimeError: no such table"),
+        ({"file_name": broken}, r"file_name\(\) raises RuntimeError: no such table"),
+        ({"notes": "a note"}, "notes is 'a note'; give a tuple of texts"),
+        ({"folders": "/data"}, "folders is '/data'; give a tuple of texts"),
+        ({"folders": (3,)}, "folders is"),
+    ],
+)
+def test_faults_of_the_optional_parts_are_one_line(fields, message):
+    kind = type("Faulty", (Plain,), fields)
+    with pytest.raises(DataError, match=message) as raised:
+        source = OwnSource("the data source cards", kind())
+        source.fingerprint()
+        if hasattr(source, "file_name"):
+            source.file_name(0)
+        source[0]
+    assert "\n" not in str(raised.value)

@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -77,3 +78,20 @@ def test_loops_branches_and_derivatives():
     assert count_flops(jax.grad(lambda x: jnp.sum(x @ x)), x)["dense"] == 3 * once
     with pytest.raises(ValueError, match="while loop"):
         count_flops(lambda x: jax.lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ x, x), x)
+
+
+class Attending(nn.Module):
+    """A registered model whose methods are named as options of the package's models are."""
+
+    num_classes: int = 3
+
+    def attention(self, x):
+        return x
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes)(self.attention(images.mean(axis=(1, 2))))
+
+
+def test_a_method_of_an_options_name_is_not_the_option():
+    assert forward_flops(Attending(), 8) == 2 * 3 * 3

@@ -7,11 +7,14 @@ import pytest
 from deit_jax.models import ModelOutput, create_model, list_models
 from deit_jax.models.ensemble import Ensemble, joined_variables
 from deit_jax.models.protocol import (
+    ModelError,
+    check_outputs,
     classify,
     feature_widths,
     fixed_image_size,
     fusion_of,
     inference_form,
+    initial_variables,
     is_distilled,
     num_prefix_tokens,
     portable_form,
@@ -139,3 +142,74 @@ def test_an_ensemble_takes_any_member():
     found = classify(Ensemble(members), joined_variables(variables), jnp.asarray(IMAGES)).logits
     mean = (jax.nn.softmax(logits[0]) + jax.nn.softmax(logits[1])) / 2
     np.testing.assert_allclose(jax.nn.softmax(found), mean, rtol=1e-5)
+
+
+class Faulty(nn.Module):
+    """A model with one fault."""
+
+    num_classes: int = 4
+    fault: str = "raises"
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Dense(self.num_classes)(images.mean(axis=(1, 2)))
+        if self.fault == "raises" or (self.fault == "raises in training" and train):
+            raise RuntimeError("the first line\nthe second")
+        if self.fault == "stream":
+            x = x + jax.random.normal(self.make_rng("noise"), x.shape)
+        if self.fault == "collection":
+            x = x + self.variable("cache", "value", jnp.zeros, ()).value
+        if self.fault == "counter":
+            self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+        if self.fault == "statistics" and (train or self.is_initializing()):
+            mean = self.variable("batch_stats", "mean", jnp.zeros, ())
+            mean.value = x.mean(axis=0) if train else mean.value
+        return x.astype(jnp.int32) if self.fault == "integers" else x
+
+    @nn.nowrap
+    def inference_form(self, variables):
+        raise KeyError("kernel")
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("raises", r"the model Faulty: its call raises RuntimeError: the first line \(.*test_protocol.py, line \d+\)"),
+        ("raises in training", r"RuntimeError: the first line \(.*test_protocol.py"),
+        ("stream", 'needs PRNG for "noise"'),
+        ("collection", "in the collection 'cache'"),
+        ("counter", "the variable batch_stats/count is int32; give floating-point variables"),
+        ("statistics", "batch_stats after a training step differ"),
+        ("integers", "returned int32 as logits; return floating-point logits"),
+    ],
+)
+def test_a_model_that_breaks_the_protocol_is_one_line_before_anything_is_computed(fault, message):
+    with pytest.raises(ModelError, match=message) as raised:
+        check_outputs(Faulty(fault=fault), 12, train=True)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_model_says_whether_it_has_a_second_head():
+    class Silent(Drawing):
+        distilled = False
+
+    class Boasting(Pooling):
+        distilled = True
+
+    with pytest.raises(ModelError, match="Silent has distilled=False and returns also distillation_logits"):
+        check_outputs(Silent(), 12)
+    with pytest.raises(ModelError, match="Boasting has distilled=True and returns no distillation_logits"):
+        check_outputs(Boasting(), 12)
+    check_outputs(Drawing(), 12, train=True)
+
+
+def test_a_call_that_requires_train_is_given_it_and_other_methods_faults_are_one_line():
+    model = Faulty(fault="none")
+    check_outputs(model, 12, train=True)
+    variables = initial_variables(model, jax.random.key(0), IMAGES)
+    assert classify(model, variables, jnp.asarray(IMAGES)).logits.shape == (3, 4)
+    with pytest.raises(ModelError, match=r"inference_form raises KeyError: 'kernel' \(.*test_protocol.py"):
+        inference_form(model, variables)
+    with pytest.raises(ModelError, match="Faulty: its call raises RuntimeError"):
+        check_outputs(Faulty(fault="raises in training"), 12, train=True)
+    check_outputs(Faulty(fault="raises in training"), 12, train=False)

@@ -2,6 +2,7 @@
 
 import re
 
+import flax.linen as nn
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +10,7 @@ from PIL import Image
 from deit_jax.config import ConfigError
 from deit_jax.data.sources import DataError
 from deit_jax.errors import UserError
+from deit_jax.models import register_model, registry
 from deit_jax.modes.evaluate import evaluate
 from deit_jax.modes.train import train
 from tests.end_to_end.commands import refused
@@ -130,3 +132,28 @@ def test_images_that_were_added_are_refused_and_the_run_may_go_on_with_them(trai
     assert train(config, workdir)["step"] == 3
     told = " ".join(capsys.readouterr().out.split())
     assert "resuming after step 2" in told and re.search(r"3 steps of 8 images, 7 an epoch", told)
+
+
+class Faulty(nn.Module):
+    """A registered model that cannot be trained, as its author meets it."""
+
+    num_classes: int = 1000
+
+    @nn.compact
+    def __call__(self, images, train):
+        if train:
+            raise RuntimeError("not written yet")
+        return nn.Dense(self.num_classes)(images.mean(axis=(1, 2)))
+
+
+def test_a_faulty_model_of_ones_own_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+    register_model("faulty", Faulty, image_size=28)
+    config = tiny_config(
+        distillation__kind="none", teacher__weights="", model__name="faulty", model__drop_path_rate=0.0
+    )
+    with config.unlocked():
+        config.model.overrides = {}
+    with pytest.raises(UserError, match=r"Faulty: its call raises RuntimeError: not written yet \(.*, line \d+\)"):
+        train(config, tmp_path / "work")
+    assert not list(tmp_path.iterdir())

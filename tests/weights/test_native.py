@@ -120,3 +120,29 @@ def test_other_frameworks_do_not_have_it(tmp_path):
         WeightsError, match=r"vit.safetensors \(timm\) does not fit the model: a Own is read from files that"
     ):
         load_weights(tmp_path / "vit.safetensors", model)
+
+
+class Bare(nn.Module):
+    """A classifier whose parameters are the model's own, and a submodule of the name that stacked blocks have."""
+
+    num_classes: int = 5
+
+    @nn.compact
+    def __call__(self, images):
+        x = nn.Dense(6, name="blocks")(images.mean(axis=(1, 2)))
+        kernel = self.param("head", nn.initializers.lecun_normal(), (6, self.num_classes))
+        return x @ kernel + self.param("head_bias", nn.initializers.zeros, (self.num_classes,))
+
+
+def test_only_the_head_of_a_model_that_holds_its_parameters_itself_starts_from_scratch(tmp_path):
+    assert head_names(Bare()) == ("params/head/", "params/head_bias/")
+    variables = variables_of(Bare())
+    path = save_weights(variables, Bare(), tmp_path / "bare.safetensors", "flax")
+    for fitted in (
+        fit_weights(path, Bare(num_classes=7), heads="reset_if_needed"),
+        fit_variables(variables, Bare(num_classes=7), "here", heads="reset_if_needed", seed=0),
+    ):
+        assert fitted.renewed == ("head", "head_bias")
+        equal(fitted.variables["params"]["blocks"], variables["params"]["blocks"])
+        assert fitted.variables["params"]["head"].shape == (6, 7)
+    equal(load_weights(path, Bare()), variables)
