@@ -207,7 +207,7 @@ def _output() -> Path | None:
 
 def _warn_of_what_has_no_effect(config: ConfigDict) -> None:
     """Name the fields that other fields make useless, in one line: whoever set them believes that they do something."""
-    from deit_jax.reporting import console
+    from deit_jax import console
 
     useless = [f"config.{name} ({reason})" for name, reason in without_effect(config, _GIVEN.typed)]
     if useless:
@@ -216,7 +216,7 @@ def _warn_of_what_has_no_effect(config: ConfigDict) -> None:
 
 def _tell_packaged_file(path: Path) -> None:
     """Say so where --config's file is not in the current folder: the user may have changed another of that name."""
-    from deit_jax.reporting import console
+    from deit_jax import console
 
     if path.parent == own_configs():
         console.say(f"configs/{path.name} is not in this folder: {path}, which comes with deit_jax, is taken")
@@ -229,11 +229,11 @@ def _prepare_process(config: ConfigDict, *, beside_workdir: bool = False) -> Non
     """
     import jax
 
+    from deit_jax import console
     from deit_jax.parallel import distributed
     from deit_jax.parallel.compilation_cache import keep_compiled_programs, shares_programs
     from deit_jax.parallel.host_memory import keep_freed_memory
     from deit_jax.parallel.platforms import require_devices, unused_accelerator, will_compute_on_cpu
-    from deit_jax.reporting import console
 
     if config.parallel.keep_host_memory and will_compute_on_cpu():
         keep_freed_memory()  # before JAX starts its threads: later it often has no effect

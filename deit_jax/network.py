@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.data.decoding import EvaluationCrop, evaluation_crop
-from deit_jax.inference.class_names import imagenet_class_names, names_of_weights
 from deit_jax.models import native_image_size
 from deit_jax.models.protocol import are_alike, fixed_image_size, initial_variables
-from deit_jax.reporting import console
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.network_identity import NetworkIdentity, weights_digest
 from deit_jax.training.plan import compute_dtype
@@ -28,6 +27,7 @@ from deit_jax.training.record import read_config, scheduled_steps
 from deit_jax.training.state import Variables
 from deit_jax.training.trained_weights import load_variables, load_weights_of_run
 from deit_jax.weights import hub
+from deit_jax.weights.class_names import imagenet_class_names, names_of_weights
 from deit_jax.weights.errors import WeightsError
 from deit_jax.weights.files import kind_of
 from deit_jax.weights.loading import Fitted, count_classes, fit_variables, fit_weights

@@ -14,9 +14,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.config import ConfigError
 from deit_jax.errors import raised_outside
-from deit_jax.reporting import console
 
 _imported: dict[str, str] = {}  # module names, and where they are from
 _said: set[str] = set()

@@ -8,7 +8,6 @@ import pytest
 
 from deit_jax.config import ConfigError
 from deit_jax.data.registry import open_source
-from deit_jax.inference.class_names import imagenet_class_names, imagenet_wordnet_numbers
 from deit_jax.inference.classifier import Classifier
 from deit_jax.models import create_model
 from deit_jax.models.protocol import fixed_image_size, fusion_of
@@ -22,6 +21,7 @@ from deit_jax.network import load_network, load_networks, wanted_by
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.network_identity import weights_digest
 from deit_jax.weights import WeightsError, hub, save_weights
+from deit_jax.weights.class_names import imagenet_class_names, imagenet_wordnet_numbers
 from deit_jax.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from tests.inference.conftest import CHINA
 from tests.modes.workdirs import untrained

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deit_jax import console
 from deit_jax.aot.topologies import Topology
-from deit_jax.reporting import console
 
 _GIB = 2**30
 

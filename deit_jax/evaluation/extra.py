@@ -9,12 +9,12 @@ from typing import Any
 import flax.linen as nn
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.data.classes import with_classes
 from deit_jax.data.registry import open_further_set
 from deit_jax.data.sources import DataError, ImageSource, MissingDataError, notes_of
 from deit_jax.evaluation.run import Evaluator, Weights
 from deit_jax.parallel.distributed import first_process_first, sum_over_processes
-from deit_jax.reporting import console
 
 Sources = dict[str, ImageSource]
 

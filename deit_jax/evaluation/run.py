@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.decoding import evaluation_crop
 from deit_jax.data.loading import empty_eval_batch, eval_batches
@@ -22,7 +23,6 @@ from deit_jax.models.protocol import on_mesh
 from deit_jax.parallel.distributed import sum_over_processes
 from deit_jax.parallel.host_rows import host_rows
 from deit_jax.parallel.sharding import put_batch, rounded_up
-from deit_jax.reporting import console
 
 Weights = Mapping[str, Any]  # {"raw": variables, and "ema": variables or None}
 Batches = Iterator[dict[str, np.ndarray]]

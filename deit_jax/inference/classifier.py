@@ -19,9 +19,9 @@ from deit_jax.data.decoding import CenterCrop, EvaluationCrop
 from deit_jax.data.given_images import is_one_image, read_image
 from deit_jax.errors import UserError, refuse_address, require_choice
 from deit_jax.evaluation.heads import head_names, heads, outputs_of, own_head
-from deit_jax.inference.class_names import readable
 from deit_jax.models import create_model, native_image_size
 from deit_jax.network import IMAGENET_CLASSES, Network, Wanted, load_network
+from deit_jax.weights.class_names import readable
 from deit_jax.weights.loading import WHICH
 from deit_jax.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 

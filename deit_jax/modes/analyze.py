@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.config_check import validate
@@ -29,12 +30,12 @@ from deit_jax.evaluation.heads import answer_of
 from deit_jax.evaluation.tokens import at_resolution, position_norms, token_cosines
 from deit_jax.models.inspection import can_inspect
 from deit_jax.models.protocol import is_distilled, on_mesh
+from deit_jax.modes import analysis_output as analysis
 from deit_jax.modes.compared import compared_networks
 from deit_jax.modes.evaluate import as_labelled
 from deit_jax.network import Network
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated, rounded_up
-from deit_jax.reporting import analysis, console
 from deit_jax.storage.files import disk_faults
 from deit_jax.storage.workdir import ANALYSIS, Workdir
 from deit_jax.training.record import read_config

@@ -9,12 +9,12 @@ from pathlib import Path
 import flax.linen as nn
 import jax.numpy as jnp
 
+from deit_jax import console
 from deit_jax.config import ConfigError
 from deit_jax.data.classes import difference
 from deit_jax.models import create_model, list_models, native_image_size
 from deit_jax.models.protocol import with_dtype
 from deit_jax.network import Network, Wanted, load_network
-from deit_jax.reporting import console
 from deit_jax.storage.workdir import CONFIG, Workdir
 from deit_jax.weights.files import kind_of
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.aot import compiling, program_report
 from deit_jax.aot.batch_search import Attempt, largest_batch, summarize_search
 from deit_jax.aot.printed_report import show
@@ -29,7 +30,6 @@ from deit_jax.models.flops import TrainFlops, train_flops
 from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated, split_rows
-from deit_jax.reporting import console
 from deit_jax.storage.files import write_json
 from deit_jax.training.plan import Plan, resolve, sizes_of_mixing
 from deit_jax.training.program import Program, build_program

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.cache_folder import shared_cache_folder
 from deit_jax.config import MUST_BE_GIVEN, ConfigError, default_config
 from deit_jax.config_check import validate
@@ -26,7 +27,6 @@ from deit_jax.parallel.compilation_cache import share_compiled_programs
 from deit_jax.parallel.distributed import first_process_first, is_main_process
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated
-from deit_jax.reporting import console
 from deit_jax.storage.files import as_file, write_file
 from deit_jax.storage.workdir import EVALUATION, Workdir
 from deit_jax.training.checkpoint_folder import has_checkpoints

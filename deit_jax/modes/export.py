@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deit_jax import console
 from deit_jax.config import ConfigError
 from deit_jax.inference.classifier import Classifier
 from deit_jax.inference.onnx_file import DEFAULT_OPSET, check_onnx, export_onnx
 from deit_jax.inference.portable import export_jax
 from deit_jax.models.protocol import fusion_of, is_distilled
 from deit_jax.network import load_network
-from deit_jax.reporting import console
 from deit_jax.storage.workdir import Workdir
 from deit_jax.weights import save_weights
 

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.config import ConfigError
 from deit_jax.data.classes import difference
 from deit_jax.data.registry import open_source
 from deit_jax.network import Network, load_network, wanted_by, warn_of_another_normalisation
 from deit_jax.parallel.distributed import from_main_process
-from deit_jax.reporting import console
 from deit_jax.training.checkpoint_folder import newest_step
 from deit_jax.training.network_identity import check_initial
 from deit_jax.training.program import Initial

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deit_jax import console
 from deit_jax.aot.compiling import stay_off_devices
 from deit_jax.paper import page
 from deit_jax.paper.commands import Command, load_commands, select
 from deit_jax.paper.cost import ASSUMPTION, training_cost
 from deit_jax.paper.page import Line
-from deit_jax.reporting import console
 
 PAGE_COMMAND = "python run.py --list --output=docs/recipes.md"
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from deit_jax import console
 from deit_jax.config import ConfigError
 from deit_jax.models import create_model, list_models, native_image_size
 from deit_jax.models.flops import forward_flops_by_kind
 from deit_jax.models.protocol import initial_variables
-from deit_jax.reporting import console
 from deit_jax.storage.files import disk_faults, write_json
 from deit_jax.training.state import count_parameters
 

@@ -11,17 +11,17 @@ from typing import cast
 
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.config import ConfigError
 from deit_jax.data.decoding import evaluation_crop
 from deit_jax.data.known_sets import known_set
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
-from deit_jax.inference.class_names import imagenet_class_names
 from deit_jax.inference.classifier import Classifier, Prediction
 from deit_jax.network import Network, load_network, wanted_by
 from deit_jax.printable import in_a_spreadsheet
-from deit_jax.reporting import console
 from deit_jax.storage.files import as_file, write_file
+from deit_jax.weights.class_names import imagenet_class_names
 
 SHOWN = 5  # classes of an image
 _IMAGENET = "imagenet2012"

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.augment.operations import OPERATIONS, SKIP
 from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
-from deit_jax.reporting import console
 from deit_jax.reporting.plots import image_grid, undrawable
 from deit_jax.training.first_images import as_pixels, first_images
 

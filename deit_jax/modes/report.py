@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.config import ConfigError, completed, default_config, needs_teacher, recorded_config
 from deit_jax.data.decoding import decode, evaluation_crop
@@ -34,7 +35,7 @@ from deit_jax.network import Network, load_network
 from deit_jax.parallel.distributed import is_main_process, wait_for_all
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated, rounded_up
-from deit_jax.reporting import console, html
+from deit_jax.reporting import html
 from deit_jax.reporting import report_sections as sections
 from deit_jax.reporting.environment import environment
 from deit_jax.reporting.html import Section

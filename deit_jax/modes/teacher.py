@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.config import ConfigError, needs_teacher
 from deit_jax.config_model import check_overrides, named_teachers
 from deit_jax.data.classes import difference, order_of
@@ -20,7 +21,6 @@ from deit_jax.models import create_model, native_image_size
 from deit_jax.models.ensemble import Ensemble, joined_variables, renormalisation
 from deit_jax.models.protocol import check_outputs, initial_variables
 from deit_jax.network import IMAGENET_CLASSES, Wanted, load_network, warn_of_another_normalisation
-from deit_jax.reporting import console
 from deit_jax.storage.workdir import Workdir
 from deit_jax.training.plan import compute_dtype
 from deit_jax.training.program import build_model, build_recorded_model

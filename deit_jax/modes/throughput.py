@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.aot.topologies import peak_flops
 from deit_jax.config import ConfigError, needs_teacher
 from deit_jax.config_check import validate
@@ -29,7 +30,6 @@ from deit_jax.parallel.distributed import is_main_process
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.platforms import jax_option
 from deit_jax.parallel.sharding import replicated, split_rows
-from deit_jax.reporting import console
 from deit_jax.reporting.speed import Speed
 from deit_jax.storage.files import disk_faults, write_json
 from deit_jax.training.plan import compute_dtype, resolve, sizes_of_mixing

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.cache_folder import shared_cache_folder
 from deit_jax.config import MUST_BE_GIVEN, ConfigError
 from deit_jax.config_check import validate
@@ -16,7 +17,6 @@ from deit_jax.modes.report import report_of_finished_run
 from deit_jax.modes.teacher import load_teacher
 from deit_jax.parallel.agreement import agree
 from deit_jax.parallel.distributed import first_process_first, is_main_process
-from deit_jax.reporting import console
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.loop import Results, finished_run

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from deit_jax import console
 from deit_jax.paper.tables import SOURCE
-from deit_jax.reporting import console
 
 TITLES = {
     "Table 1": "the models",

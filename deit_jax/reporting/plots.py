@@ -20,6 +20,7 @@ from matplotlib.text import Text
 
 from deit_jax.printable import printable
 
+TOKEN_NAMES = ("class", "distillation")
 _SHAPES_TEXT = matplotlib.__version_info__ >= (3, 11)  # joins letters, and writes from right to left
 _DPI = 110
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from packaging.requirements import Requirement
 
-from deit_jax.reporting import console
+from deit_jax import console
 
 
 class Profile:

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from deit_jax.console import HEAD_NAMES, Row
 from deit_jax.reporting import html
-from deit_jax.reporting.analysis import TOKEN_NAMES
-from deit_jax.reporting.console import HEAD_NAMES, Row
 from deit_jax.reporting.fields import changed, flat, text
 from deit_jax.reporting.html import Section, Series, escape, line_chart
-from deit_jax.reporting.plots import heat_map
+from deit_jax.reporting.plots import TOKEN_NAMES, heat_map
 
 MOST_CLASSES_OF_A_MATRIX = 30
 _WORST_CLASSES = 20

@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.errors import first_line
-from deit_jax.reporting import console
 from deit_jax.reporting.run_log import LogError, Pictures, Row, numbers
 from deit_jax.storage.workdir import WANDB_NOTE, Workdir
 

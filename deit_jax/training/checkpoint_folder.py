@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from deit_jax import console
 from deit_jax.errors import UserError
-from deit_jax.reporting import console
 from deit_jax.storage.checkpoints import CheckpointPlaces
 from deit_jax.storage.manifest import DamageError
 from deit_jax.storage.workdir import Workdir, WorkdirLike

@@ -18,9 +18,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from deit_jax import console
 from deit_jax.errors import machine_fault
 from deit_jax.parallel.distributed import from_main_process, is_main_process
-from deit_jax.reporting import console
 from deit_jax.storage.checkpoints import CheckpointPlaces
 from deit_jax.storage.files import disk_faults
 from deit_jax.storage.workdir import Workdir, WorkdirLike

@@ -11,8 +11,8 @@ from typing import Any
 
 import jax
 
+from deit_jax import console
 from deit_jax.errors import UserError
-from deit_jax.reporting import console
 from deit_jax.storage.workdir import ROLLBACKS, UnreadableError, Workdir, WorkdirLike
 
 # Of a step's metrics, those that only this module reads.

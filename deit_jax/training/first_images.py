@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.loading import train_batches
@@ -18,7 +19,6 @@ from deit_jax.data.registry import open_source, train_crop
 from deit_jax.data.sources import ImageSource
 from deit_jax.errors import first_line
 from deit_jax.parallel.host_rows import HostRows
-from deit_jax.reporting import console
 from deit_jax.reporting.run_log import Pictures, RunLog
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import build_augmentation

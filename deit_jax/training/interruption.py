@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from deit_jax.reporting import console
+from deit_jax import console
 
 # SIGHUP comes from a terminal or a connection that is gone, SIGUSR1 from batch systems before the end of the time.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)

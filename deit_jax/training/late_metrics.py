@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from deit_jax.reporting import console
+from deit_jax import console
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.reporting.speed import Pace, Speed
 from deit_jax.training.divergence import READ_EVERY, Watch

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 import jax
 
+from deit_jax import console
 from deit_jax.parallel.distributed import from_main_process, sum_over_processes
-from deit_jax.reporting import console
 from deit_jax.storage.workdir import LOCK, UnreadableError, Workdir, WorkdirError, WorkdirLike
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.aot.topologies import peak_flops
 from deit_jax.data.bad_images import BadImages
 from deit_jax.errors import Stopped
@@ -27,7 +28,6 @@ from deit_jax.parallel.distributed import (
     wait_for_all,
 )
 from deit_jax.parallel.sharding import put_batch, replicated
-from deit_jax.reporting import console
 from deit_jax.reporting.profile import Profile
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.reporting.speed import Speed

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from deit_jax import console
 from deit_jax.config import ConfigError
 from deit_jax.data.sources import digest
-from deit_jax.reporting import console
 from deit_jax.storage.workdir import WorkdirLike
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.cache_folder import shared_cache_folder, why_unsafe
 from deit_jax.config import ConfigError
 from deit_jax.data.bad_images import BadImages
@@ -30,7 +31,6 @@ from deit_jax.parallel.host_rows import HostRows
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.rendezvous import versions
 from deit_jax.plugins import import_plugins
-from deit_jax.reporting import console
 from deit_jax.reporting.fields import flat
 from deit_jax.reporting.run_log import read_metrics
 from deit_jax.storage.workdir import Workdir, WorkdirLike

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.config_model import check_heads, check_model, module_options
@@ -22,7 +23,6 @@ from deit_jax.models.protocol import check_outputs, check_training, on_mesh
 from deit_jax.parallel.host_rows import HostRows, deal_on_devices, gathers_rows, host_rows
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
 from deit_jax.parallel.xla_options import xla_options
-from deit_jax.reporting import console
 from deit_jax.training.losses import build_loss
 from deit_jax.training.optimizer import make_optimizer, parameter_names, trained
 from deit_jax.training.plan import Plan

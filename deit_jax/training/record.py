@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from deit_jax import console
 from deit_jax.config import BEFORE_IT_EXISTED, ConfigError, default_config, differing_fields, listed_names
 from deit_jax.config_model import absent_options
 from deit_jax.data.identity import Identity, is_record_of_images
@@ -19,7 +20,6 @@ from deit_jax.evaluation.protocol import protocol_line
 from deit_jax.loss_kinds import loss_kind
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.plugins import import_recorded
-from deit_jax.reporting import console
 from deit_jax.reporting.run_log import LogError, read_metrics
 from deit_jax.storage.workdir import CONFIG, RESULTS, UnreadableError, Workdir, WorkdirLike
 from deit_jax.training.plan import Plan

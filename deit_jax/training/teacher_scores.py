@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from deit_jax import console
 from deit_jax.data.identity import Images
 from deit_jax.data.sources import digest
 from deit_jax.evaluation.accuracy import Scores
 from deit_jax.parallel.distributed import from_main_process, is_main_process
-from deit_jax.reporting import console
 from deit_jax.storage.workdir import TEACHER_SCORES, UnreadableError, Workdir, WorkdirError, WorkdirLike
 from deit_jax.training.teacher import Teacher
 

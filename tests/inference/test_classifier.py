@@ -10,9 +10,9 @@ from PIL import Image
 from deit_jax import Classifier, create_model, save_weights
 from deit_jax.data.decoding import center_crop_resize
 from deit_jax.data.sources import DataError
-from deit_jax.inference.class_names import imagenet_class_names, readable
 from deit_jax.inference.classifier import PredictionError
 from deit_jax.weights import hub
+from deit_jax.weights.class_names import imagenet_class_names, readable
 from tests.inference.conftest import CHINA, FLOWER
 
 MEAN, STD = np.array((0.485, 0.456, 0.406), np.float32), np.array((0.229, 0.224, 0.225), np.float32)

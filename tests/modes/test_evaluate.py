@@ -76,7 +76,7 @@ def trained(tmp_path_factory, photos):
     workdir = tmp_path_factory.mktemp("student")
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deit_jax.reporting.console.warn", said.append)
+        patch.setattr("deit_jax.console.warn", said.append)
         train(config, workdir)
     return workdir, config, said
 

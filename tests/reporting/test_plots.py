@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from matplotlib.font_manager import fontManager, get_font
 
+from deit_jax.modes.analysis_output import plot_disagreement
 from deit_jax.reporting import plots
-from deit_jax.reporting.analysis import plot_disagreement
 from deit_jax.reporting.plots import captioned_grid, confusion_picture, heat_map, image_grid
 
 NOWHERE = "\U0003fffd"  # a character that is not assigned, so that no font has it

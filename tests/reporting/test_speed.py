@@ -1,7 +1,7 @@
 import pytest
 
+from deit_jax import console
 from deit_jax.models.flops import TrainFlops
-from deit_jax.reporting import console
 from deit_jax.reporting import speed as module
 from deit_jax.reporting.speed import Pace, Speed
 

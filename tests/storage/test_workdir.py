@@ -99,7 +99,6 @@ CALLS = {
 }  # fmt: skip
 # What is no file of a workdir, or is written by a library into a folder that it is given.
 OTHERS = {
-    "inference/class_names.py": "the ImageNet names, of a package",
     "modes/analyze.py": "images that a user names; the folder of the pictures",
     "modes/listing.py": "--output",
     "modes/teacher.py": "whether a teacher's workdir or file is there",
@@ -110,6 +109,7 @@ OTHERS = {
     "reporting/standard_streams.py": "/dev/null",
     "reporting/tensorboard.py": "the folder of TensorBoard's event files",
     "reporting/weights_and_biases.py": "W&B's own files",
+    "weights/class_names.py": "the ImageNet names, of a package",
     "weights/embedded.py": "files of the package",
     "weights/files.py": "weights files",
     "weights/hub.py": "weights files",

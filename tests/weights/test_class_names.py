@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from deit_jax.inference.class_names import imagenet_class_names, imagenet_wordnet_numbers, names_of_weights, readable
+from deit_jax.weights.class_names import imagenet_class_names, imagenet_wordnet_numbers, names_of_weights, readable
 
 NUMBERS, WORDS = imagenet_wordnet_numbers(), imagenet_class_names()
 

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from deit_jax.reporting import console
+from deit_jax import console
 
 NASTY = "[red]\x1b[31m\n花[/]"
 SHOWN = r"[red]\x1b[31m\n花[/]"

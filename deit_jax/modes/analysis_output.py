@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from deit_jax import console
 from deit_jax.paper import tables
 from deit_jax.printable import printable
-from deit_jax.reporting import console
-from deit_jax.reporting.plots import drawn, new_figure, save
+from deit_jax.reporting.plots import TOKEN_NAMES, drawn, new_figure, save
 from deit_jax.storage.files import replace_file, write_json
-
-TOKEN_NAMES = ("class", "distillation")
 
 
 @dataclasses.dataclass(frozen=True)
