@@ -1,7 +1,7 @@
 """A ConvMixer (arXiv 2201.09792), registered under a name that any configuration can use, as student or as teacher.
 
     PYTHONPATH=examples/extending python run.py --config=configs/quickstart.py:no_teacher --workdir=runs/convmixer \
-        --config.plugins=own_model --config.model.name=convmixer_tiny --config.model.overrides="{}"
+        --config.plugins=own_model --config.model.name=convmixer_tiny --config.model.overrides={} --config.model.drop_path_rate=0
 """
 
 import functools

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shlex
 import shutil
 import subprocess
 
@@ -50,6 +51,14 @@ def test_an_example_is_short_and_uses_public_names_alone(file):
         elif isinstance(node, ast.Import):
             assert not any(name.name.startswith("deit_jax") for name in node.names)
     assert f"examples/extending/{file.name}" in (ROOT / "docs/extending.md").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.stem)
+def test_the_command_of_an_example_is_accepted(file, run, tmp_path):
+    text = ast.get_docstring(ast.parse(file.read_text()))
+    arguments = shlex.split(text.partition("run.py ")[2].replace("\\\n", " "))
+    succeed(run(*arguments, "--mode=preview", f"--output={tmp_path / 'images.png'}"))
 
 
 @pytest.mark.long
