@@ -178,7 +178,7 @@ def without_effect(config: ConfigDict, typed: Collection[str] = ()) -> list[tupl
 
 
 def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
-    """Every field that has no effect here, whatever its value, and why."""
+    """Every field that has no effect here at any value, and why."""
     augment, data, log = config.augment, config.data, config.log
     kind, teacher = config.distillation.kind, config.teacher
 

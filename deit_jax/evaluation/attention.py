@@ -44,7 +44,7 @@ def rollout(attention: Sequence[jax.Array]) -> jax.Array:
 
 
 def attention_maps(model: nn.Module, variables: Any, images: jax.Array) -> AttentionMaps:
-    """The maps of normalised float[B, H, W, 3] images. Raises ValueError for a model that is no transformer."""
+    """The maps of normalised float[B, H, W, 3] images. Raises ValueError for a model that is not a transformer."""
     return _attention_maps(model, variables, images)
 
 

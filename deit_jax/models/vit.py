@@ -173,7 +173,7 @@ class VisionTransformer(nn.Module):
     """DeiT: normalised images float[B, image_size, image_size, 3] to `ModelOutput` of float32[B, num_classes].
 
     With `distilled` a second learned token, after the class token, is read by a head of its own. Raises ValueError for images
-    of another size, a size that is no multiple of the patch size, or a width that the heads do not divide.
+    of another size, a size that is not a multiple of the patch size, or a width that the heads do not divide.
 
     attention: as in `Attention`. remat: what the backward pass computes again instead of keeping it: "none", "dots" (all but the
     matrix products) or "full" (each block). scan_blocks: one compiled block for all, whose parameters lie stacked under `blocks`

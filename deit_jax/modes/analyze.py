@@ -201,7 +201,9 @@ def _other_size(label: str, network: Network, image_size: int | None) -> int:
         side = model.image_size // model.patch_size
         return max(round(side * 384 / 224), side + 1) * model.patch_size
     if image_size < 1 or image_size % model.patch_size:
-        raise ConfigError(f"--image_size={image_size} is no multiple of {label}'s patches of {model.patch_size} pixels")
+        raise ConfigError(
+            f"--image_size={image_size} is not a multiple of {label}'s patches of {model.patch_size} pixels"
+        )
     return image_size
 
 

@@ -162,7 +162,7 @@ def _flat_results(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_metrics(workdir: WorkdirLike) -> list[dict[str, Any]]:
-    """The rows of a run, NaN for null; those from the first damaged line on are left out, no file is no rows."""
+    """The rows of a run, NaN for null; those from the first damaged line on are left out. Without a file there are none."""
     rows: list[dict[str, Any]] = []
     for line in (Workdir.at(workdir).read(METRICS, errors="replace") or "").splitlines():
         try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,7 @@ import numpy as np
 
 from deit_jax.errors import refuse_address, require_choice
 from deit_jax.models.position_embedding import resize_position_embedding
-from deit_jax.models.protocol import family, initial_variables, num_prefix_tokens, resize_variables
+from deit_jax.models.protocol import family, num_prefix_tokens, resize_variables
 from deit_jax.models.stacking import laid_out_for, unstack_blocks
 from deit_jax.weights import huggingface, mmpretrain, native, pycls, timm, torchvision
 from deit_jax.weights.errors import MisfitError, TokenMisfitError, WeightsError, listed, shown
@@ -249,27 +248,8 @@ def _fit_own(foreign: Tensors, layout: Layout, model: nn.Module, where: str, hea
             f"{where} ({layout.title}) does not fit the model: a {type(model).__name__} is read from files that deit_jax wrote "
             "(run.py --mode=export --layout=flax)"
         )
-    expected, renewed = native.expected_tensors(model), set()
-    if heads != "keep":
-        names = native.head_names(model)
-        for name, like in expected.items():
-            head = next((head for head in names if f"{name}/".startswith(head)), None)
-            if head and (heads == "reset" or name not in foreign or foreign[name].shape != like.shape):
-                renewed.add(head)
-    tensors = {name: tensor for name, tensor in foreign.items() if not f"{name}/".startswith(tuple(renewed))}
-    if found := unusable_values(tensors):
-        raise WeightsError(f"{where} holds values that make every answer NaN: {found}; take another checkpoint")
-    if renewed:
-        image = jnp.zeros((1, *timm.input_size(model), 3), jnp.float32)
-        fresh = native.from_variables(jax.jit(functools.partial(initial_variables, model))(jax.random.key(seed), image))
-        tensors |= {name: tensor for name, tensor in fresh.items() if f"{name}/".startswith(tuple(renewed))}
-    missing, unexpected, misshapen = compare(tensors, expected)
-    if missing or unexpected or misshapen:
-        kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        problems = "; ".join(f"{kind} {listed(names, 3)}" for kind, names in kinds if names)
-        raise MisfitError(f"{where} does not fit the model: {problems}", missing, unexpected, misshapen)
-    variables = jax.tree.map(jnp.asarray, native.to_variables(tensors))
-    return Fitted(variables, tuple(sorted(head.partition("/")[2].rstrip("/") for head in renewed)), "")
+    variables, renewed = native.fit(foreign, model, where, heads, seed)
+    return Fitted(jax.tree.map(jnp.asarray, variables), renewed, "")
 
 
 def _refuse_unusable_values(

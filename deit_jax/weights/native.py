@@ -11,12 +11,15 @@ from typing import Any
 import flax.linen as nn
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from deit_jax.models.protocol import fixed_image_size, initial_variables
 from deit_jax.weights import timm
+from deit_jax.weights.errors import MisfitError, WeightsError, listed
 from deit_jax.weights.files import Tensors
-from deit_jax.weights.layout import Layout, Translated
+from deit_jax.weights.layout import Layout, Translated, compare
+from deit_jax.weights.values import unusable_values
 
 _UNSIZED = 224  # pixels at which a model that takes any size is traced
 
@@ -60,6 +63,37 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
         alone = "/" not in module or any(other.startswith(f"{module}/") for other in modules)
         heads.add(f"{name if alone else module}/")
     return tuple(sorted(heads))
+
+
+def fit(
+    tensors: Tensors, model: nn.Module, where: str, heads: str, seed: int
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The variables of `model` from tensors under these names, and the heads that start from scratch, "/"-joined.
+
+    where: what an error calls them. heads, seed: as of `load_weights`. Raises WeightsError or MisfitError.
+    """
+    expected = expected_tensors(model)
+    renewed: set[str] = set()
+    if heads != "keep":
+        names = head_names(model)
+        for name, like in expected.items():
+            head = next((head for head in names if f"{name}/".startswith(head)), None)
+            if head and (heads == "reset" or name not in tensors or tensors[name].shape != like.shape):
+                renewed.add(head)
+    tensors = {name: tensor for name, tensor in tensors.items() if not f"{name}/".startswith(tuple(renewed))}
+    if found := unusable_values(tensors):
+        raise WeightsError(f"{where} holds values that make every answer NaN: {found}; take another checkpoint")
+    if renewed:
+        side = fixed_image_size(model) or _UNSIZED
+        image = jnp.zeros((1, side, side, 3), jnp.float32)
+        fresh = from_variables(jax.jit(functools.partial(initial_variables, model))(jax.random.key(seed), image))
+        tensors |= {name: tensor for name, tensor in fresh.items() if f"{name}/".startswith(tuple(renewed))}
+    missing, unexpected, misshapen = compare(tensors, expected)
+    if missing or unexpected or misshapen:
+        kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        problems = "; ".join(f"{kind} {listed(names, 3)}" for kind, names in kinds if names)
+        raise MisfitError(f"{where} does not fit the model: {problems}", missing, unexpected, misshapen)
+    return to_variables(tensors), tuple(sorted(head.partition("/")[2].rstrip("/") for head in renewed))
 
 
 def count_classes(tensors: Tensors, model: nn.Module) -> int | None:

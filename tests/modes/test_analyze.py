@@ -124,7 +124,7 @@ def test_same_names_get_labels_that_differ(workdirs):
 
 def test_what_cannot_be_analyzed_is_told(workdirs, tmp_path):
     distilled, _ = workdirs
-    with pytest.raises(ConfigError, match="no multiple of distilled's patches of 14"):
+    with pytest.raises(ConfigError, match="not a multiple of distilled's patches of 14"):
         analyze(distilled, image_size=30)
     with pytest.raises(DataError, match=r"--images: .*gone\.jpg cannot be read"):
         analyze(distilled, image_files=[str(tmp_path / "gone.jpg")])
