@@ -67,7 +67,7 @@ def measure_randaugment(peer_python: str, rounds: int) -> dict[str, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from deit_jax.augment.keys import fold_in_each
+    from deit_jax.augment.mixing import fold_in_each
     from deit_jax.augment.plans import apply_operations
     from deit_jax.augment.randaugment import RandAugment
 

@@ -1,6 +1,6 @@
 """Makes the teacher that comes with the package from a finished training run: float16 weights and a card.
 
-    python -m deit_jax.data.embedded.build --idx=FASHION_MNIST_FOLDER --subset=teacher --output=fashion_mnist_60k.npz
+    python benchmarks/embedded_data.py --idx=FASHION_MNIST_FOLDER --subset=teacher --output=fashion_mnist_60k.npz
     python run.py --config=configs/quickstart.py:teacher --workdir=runs/teacher --config.data.source=npz \
         --config.data.path=fashion_mnist_60k.npz
     python benchmarks/embedded_teacher.py --workdir=runs/teacher --test=fashion_mnist_60k.npz
@@ -63,7 +63,7 @@ def top1(*data: str) -> dict[str, float | int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, type=Path, help="of the finished training run")
-    parser.add_argument("--test", required=True, type=Path, help="npz of deit_jax.data.embedded.build --subset=teacher")
+    parser.add_argument("--test", required=True, type=Path, help="npz of benchmarks/embedded_data.py --subset=teacher")
     options = parser.parse_args()
     record = json.loads((options.workdir / "config.json").read_text())
     results = json.loads((options.workdir / "results.json").read_text())

@@ -1,6 +1,6 @@
 """What a teacher is worth: the same student with a convnet's answers and from labels alone, several seeds.
 
-    python -m deit_jax.data.embedded.build --idx=FASHION_MNIST_FOLDER --subset=full_test --output=full_test.npz
+    python benchmarks/embedded_data.py --idx=FASHION_MNIST_FOLDER --subset=full_test --output=full_test.npz
     python benchmarks/gain.py fashion_mnist --data=full_test.npz --workdir=runs/gain
     python benchmarks/gain.py cifar10 --data=CIFAR10_FOLDER --workdir=runs/gain_cifar10
 

@@ -44,6 +44,7 @@ from deit_jax.augment.pipeline import TrainAugmentation  # noqa: E402
 from deit_jax.data import decoding  # noqa: E402
 from deit_jax.data.folder import ImageFolderSource  # noqa: E402
 from deit_jax.data.loading import crop_rng, train_batches  # noqa: E402
+from deit_jax.data.resizing import resize  # noqa: E402
 from deit_jax.data.sampling import TrainOrder  # noqa: E402
 from deit_jax.data.sources import Subset  # noqa: E402
 
@@ -145,9 +146,7 @@ def stages(source: Any, seed: int, count: int = 250) -> dict[str, float]:
         "read": lambda: [source[i] for i in indices],
         "decode": lambda: [decoding.decode(file) for file in files],
         "draw the crop": boxes,
-        "crop and resize": lambda: [
-            decoding.resized_crop(image, box, SIZE) for image, box in zip(images, drawn, strict=True)
-        ],
+        "crop and resize": lambda: [resize(image, SIZE, SIZE, box) for image, box in zip(images, drawn, strict=True)],
         "decode (Pillow)": lambda: [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files],
         "crop and resize (Pillow)": lambda: [pillow_crop(image, box) for image, box in zip(images, drawn, strict=True)],
     }

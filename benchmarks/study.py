@@ -1,6 +1,6 @@
 """The paper's claims in miniature: each row of configs/study.py over several seeds, scored on 10,000 test images.
 
-    python -m deit_jax.data.embedded.build --idx=FASHION_MNIST_FOLDER --subset=full_test --output=full_test.npz
+    python benchmarks/embedded_data.py --idx=FASHION_MNIST_FOLDER --subset=full_test --output=full_test.npz
     python benchmarks/study.py --test=full_test.npz --workdir=runs/study
 
 Rows that are there already are not run again, so a study that was interrupted goes on. Prints the command of each row, the table
@@ -105,7 +105,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--test", required=True, type=Path, help="npz made by deit_jax.data.embedded.build --subset=full_test"
+        "--test", required=True, type=Path, help="npz made by benchmarks/embedded_data.py --subset=full_test"
     )
     parser.add_argument("--workdir", required=True, type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -146,9 +146,9 @@ def run(argv: Sequence[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # jax tells of every backend that it does not find
     # What takes long to import is imported late, so that --help and mistakes in flags answer at once.
-    from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here, require_devices
+    from deit_jax.parallel.platforms import default_to_cpu, require_devices
 
-    look_for_nothing_that_is_not_here()
+    default_to_cpu()
     if mode.devices == "prepared":
         beside_workdir = mode.shares_programs and given.workdir is not None
         config = default_config() if given.config is None else given.config

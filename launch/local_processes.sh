@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Several processes on one machine as one run, from the repository's root:
+# Runs several processes on one machine as one run; call it from the repository's root:
 #
 #     launch/local_processes.sh 2 --config=configs/quickstart.py --workdir=runs/two
 #
-# The first argument is their number; what follows is run.py's. With CUDA each gets an equal share of the GPUs (GPUS=8 says how many
-# there are, else nvidia-smi does); one process takes all GPUs just as well, and needs no script. Ends with the status that says what to
-# do (docs/reliability.md): a process's own mistake (1, 2, 3) before the statuses of those that it took along (75, 134). Ctrl-C and
-# SIGTERM are passed on, so that the run saves.
+# The first argument is the number of processes; the rest goes to run.py. With CUDA each process gets an equal share of the GPUs
+# (GPUS=8 sets their number, by default from nvidia-smi). A single process also uses all GPUs and needs no script. The exit status is the
+# one to act on (docs/reliability.md): an error of one process (1, 2, 3) rather than the statuses of the others that it ended (75, 134).
+# Ctrl-C and SIGTERM are forwarded, so that the run saves.
 set -uo pipefail
 
-processes=${1:?"the number of processes, then the arguments of run.py"}
+processes=${1:?"usage: local_processes.sh PROCESSES ARGUMENTS_OF_RUN_PY"}
 shift
 python=${PYTHON:-.venv/bin/python}
 port=${PORT:-$((49152 + RANDOM % 8192))}
@@ -30,11 +30,11 @@ for ((number = 0; number < processes; number++)); do
     "$python" run.py "$@" --coordinator="127.0.0.1:$port" --num_processes="$processes" --process_id="$number" &
     started+=($!)
 done
-# The shell's children in the background ignore Ctrl-C: they get SIGTERM for both.
-asked=0
-trap 'asked=1; kill -TERM "${started[@]}" 2>/dev/null' TERM INT
+# Background processes of the shell ignore Ctrl-C, so they get SIGTERM for both.
+signaled=0
+trap 'signaled=1; kill -TERM "${started[@]}" 2>/dev/null' TERM INT
 
-# What a process's status says: 0 nothing; 1, 2, 3 (somebody has to fix something) before 75 (start again), before what ended it otherwise.
+# Priority of an exit status: 1, 2, 3 (needs a fix), then 75 (start again), then other failures, then 0.
 rank() {
     case $1 in
         0) echo 0 ;;
@@ -48,8 +48,8 @@ ends_with=0
 for process in "${started[@]}"; do
     wait "$process"
     status=$?
-    while ((asked)); do # the signal may have ended the wait and not the process
-        asked=0
+    while ((signaled)); do # the signal may have interrupted only the wait
+        signaled=0
         wait "$process"
         again=$?
         if ((again != 127)); then status=$again; fi

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A TPU slice of Compute Engine, from the repository's root, with gcloud logged in and a project chosen:
+# Manages a TPU slice on Compute Engine; call it from the repository's root, with gcloud logged in and a project selected:
 #
 #     export NAME=deit ZONE=us-west4-a TYPE=v5litepod-16 NFS=10.0.0.2:/share
-#     launch/tpu_vm.sh create              # a queued resource; waits until it is there. SPOT=1: one that may be taken away
-#     launch/tpu_vm.sh setup               # this commit and its requirements to every worker, NFS mounted at /mnt/shared
+#     launch/tpu_vm.sh create              # a queued resource; waits until it is active. SPOT=1: preemptible
+#     launch/tpu_vm.sh setup               # installs this commit and its requirements on every worker, mounts NFS at /mnt/shared
 #     launch/tpu_vm.sh run --config=configs/deit.py:base,distilled --workdir=/mnt/shared/runs/deit --config.data.path=/mnt/shared/tfds
-#     launch/tpu_vm.sh stop                # SIGTERM: saves; `run` again goes on
+#     launch/tpu_vm.sh stop                # SIGTERM: saves; `run` resumes
 #     launch/tpu_vm.sh delete
 #
 # Not yet run on a TPU (docs/pods.md).
@@ -14,7 +14,7 @@ set -euo pipefail
 name=${NAME:?"NAME of the TPU"}
 zone=${ZONE:?"ZONE, e.g. us-west4-a"}
 type=${TYPE:-v5litepod-16}
-version=${VERSION:-v2-alpha-tpuv5-lite} # the image that belongs to the type
+version=${VERSION:-v2-alpha-tpuv5-lite} # the image for the type
 folder=deit_jax                         # in the workers' home
 
 on_all_workers() {
@@ -42,7 +42,7 @@ case ${1:-} in
         trap 'rm -f "$archive"' EXIT
         git archive --format=tar.gz --output="$archive" HEAD
         gcloud compute tpus tpu-vm scp "$archive" "$name:deit_jax.tar.gz" --zone="$zone" --worker=all
-        # The images' own Python may be older than 3.12.
+        # The image's Python may be older than 3.12.
         on_all_workers "set -e
             mkdir -p $folder && tar -xzf deit_jax.tar.gz -C $folder && cd $folder
             python3 -m pip install --quiet --user uv
@@ -55,7 +55,7 @@ case ${1:-} in
         ;;
     run)
         shift
-        # Compute Engine's firewall rule may not open JAX's own choice, port 8482 (docs/pods.md).
+        # Compute Engine's firewall rule may not open JAX's default port, 8482 (docs/pods.md).
         on_all_workers "cd $folder && echo \$\$ >run.pid && export JAX_COORDINATOR_PORT=8476 && \
             exec .venv/bin/python run.py$(printf ' %q' "$@")"
         ;;
@@ -66,7 +66,7 @@ case ${1:-} in
         gcloud compute tpus queued-resources delete "$name" --zone="$zone" --force
         ;;
     *)
-        echo "$0: create, setup, run, stop or delete" >&2
+        echo "usage: $0 create|setup|run|stop|delete" >&2
         exit 2
         ;;
 esac

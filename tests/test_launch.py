@@ -45,7 +45,7 @@ def slurm(tmp_path):
 def test_slurm_queues_again_what_can_go_on(slurm, status):
     assert slurm(status, restarts=2)[:2] == (status, "requeue 7\n")
     code, requeued, printed = slurm(status, restarts=3)
-    assert (code, requeued) == (status, "") and "after 3 restarts: not queued again" in printed
+    assert (code, requeued) == (status, "") and "after 3 restarts: not requeued" in printed
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 3])

@@ -1,1 +1,1 @@
-"""The train step compiled ahead of time for devices that are not here: its memory, its collectives, its least time."""
+"""Ahead-of-time compilation of the train step for absent devices: its memory, collectives and minimum time."""

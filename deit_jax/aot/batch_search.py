@@ -1,4 +1,4 @@
-"""The largest batch that fits, by few compilations."""
+"""Finds the largest batch that fits, with few compilations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """A batch size, whether it fits, and the bytes of a device that it needs (None: not told)."""
+    """A batch size, whether it fits, and the bytes that it needs per device (None: unknown)."""
 
     batch_size: int
     fits: bool
@@ -17,18 +17,11 @@ class Attempt:
 
 
 def largest_batch(
-    attempt: Callable[[int], Attempt],
-    *,
-    start: int,
-    unit: int,
-    most: int,
-    fixed: int,
-    capacity: int,
-    max_attempts: int,
+    attempt: Callable[[int], Attempt], *, start: int, unit: int, most: int, fixed: int, capacity: int, max_attempts: int
 ) -> list[Attempt]:
-    """Try multiples of `unit`, from `start` on and up to `most`, until the largest that fits is known or attempts are used up.
+    """Tries multiples of `unit` from `start` up to `most`, until the largest that fits is known or the attempts are used up.
 
-    Known means to within a unit, or a thirty-second of it where units are smaller.
+    Known means to within one unit, or to within 1/32 of the batch size if units are smaller.
     """
     tried: list[Attempt] = []
     guess = start
@@ -45,10 +38,11 @@ def largest_batch(
 
 
 def _predict(tried: list[Attempt], fixed: int, capacity: int) -> float:
-    """Where the memory is full: on a line from `fixed` bytes at no image through the first attempt, then through the last two.
+    """Predicts the batch size that fills the memory by extrapolation.
 
-    Compilers squeeze what nearly fits, and what they name as needed of what does not fit is on no line. So where memory is nearly
-    full the line is believed to a quarter more, and once followed in vain, to a quarter less until something fits.
+    The line goes from `fixed` bytes at batch size 0 through the first attempt, later through the last two. Near capacity the
+    compiler rematerializes, and its figure for programs that do not fit is not linear in the batch size. So extrapolate by at
+    most 25 % when memory is nearly full; if nothing has fitted after two attempts, shrink by 25 % until something fits.
     """
     last = tried[-1]
     known = [(item.batch_size, item.needed) for item in tried if item.needed is not None][-2:]
@@ -66,7 +60,7 @@ def _predict(tried: list[Attempt], fixed: int, capacity: int) -> float:
 
 
 def _ends(tried: list[Attempt]) -> tuple[int, int | None]:
-    """The largest batch that fitted (0: none) and the smallest that did not."""
+    """Returns the largest batch that fits (0: none) and the smallest that does not."""
     low = max((item.batch_size for item in tried if item.fits), default=0)
     return low, min((item.batch_size for item in tried if not item.fits), default=None)
 
@@ -84,9 +78,9 @@ def _is_known(low: int, high: int | None, unit: int) -> bool:
 
 
 def summarize_search(tried: list[Attempt], unit: int, num_devices: int) -> dict[str, Any]:
-    """What a search came to, with a sentence for people."""
+    """Summarizes a search for the report, with a sentence for users."""
     low, high = _ends(tried)
-    text = f"{low}, {low // num_devices} a device" if low else "none of those tried"
+    text = f"{low}, {low // num_devices} per device" if low else "none of those tried"
     if not _is_known(low, high, unit):
         text += f" ({'a larger one' if low else 'another'} may fit: not tried)"
     text += (

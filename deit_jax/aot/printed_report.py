@@ -1,4 +1,4 @@
-"""What a step compiled ahead of time tells, for people."""
+"""Prints the report of a step compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from deit_jax.aot.topologies import Topology
 _GIB = 2**30
 
 ASSUMPTIONS = (
-    "compute: model FLOPs at the published bfloat16 peak; nothing for augmentation, optimizer and what is computed twice",
-    "memory: {estimate} of bytes read and written, at the published bandwidth; it counts loop bodies once, and what stays on the "
-    "chip too, so that it errs on either side",
-    "links: a ring over all links of a device at their published rate, loop bodies counted once; no other network",
-    "the step takes the longest of the three, as if they overlapped completely",
+    "compute: model FLOPs at the published bfloat16 peak, without augmentation, optimizer and recomputation",
+    "memory: {estimate} of bytes read and written, at the published bandwidth; counts loop bodies once, and also data that stays "
+    "on the chip, so it can be too low or too high",
+    "links: a ring over all links of a device at their published rate; counts loop bodies once, and no other network",
+    "the step takes as long as the longest of the three, as if they overlapped completely",
 )
 # By report["bytes_accessed_from"].
 ESTIMATES = {
     "compiler": "the compiler's estimate",
-    "text": "an estimate, counted kernel by kernel in the program's text because this compiler does not tell,",
+    "text": "an estimate, from the program's text because this compiler gives none,",
 }
-CANNOT_TELL = (
-    "how long a step takes: nothing is run, and real steps take longer than the roofline's",
-    "whether hosts decode images fast enough",
-    "memory beside this program: the next batch already on its way, evaluation, the runtime's own, fragmentation",
-    "whether the numbers come out right on that hardware",
+LIMITATIONS = (
+    "step time: nothing is run, and real steps take longer than the roofline's",
+    "whether the hosts decode images fast enough",
+    "memory used outside this program: the prefetched batch, evaluation, the runtime, fragmentation",
+    "whether the results are correct on that hardware",
 )
-GPU_CANNOT_TELL = (
+GPU_LIMITATION = (
     "the autotuned program of a real GPU: this one is compiled without autotuning and Triton, memory is an estimate"
 )
 
 
 def show(report: Mapping[str, Any], topology: Topology) -> None:
-    """Print a report of `deit_jax.modes.compile`, made for `topology`."""
+    """Prints a report of `deit_jax.modes.compile`, made for `topology`."""
     facts = {
         "devices": f"{report['devices']} x {report['chip']} on {report['hosts']} host(s), mesh "
         + ", ".join(f"{axis}={size}" for axis, size in report["mesh"].items()),
         "model": f"{report['model']}, {report['parameters']:,} parameters, {report['image_size']} px, {report['compute_dtype']}",
         "teacher": report["teacher"] or "none",
-        "batch": f"{report['batch_size']}, {report['batch_per_device']} a device",
+        "batch": f"{report['batch_size']}, {report['batch_per_device']} per device",
     }
     dealt = "each host deals its own rows" if report["dealt_on"] == "hosts" else "the devices exchange rows"
-    facts["mixing"] = "groups of {group_size}, {groups_per_block} a block; ".format(**report["mixing"]) + dealt
+    facts["mixing"] = "groups of {group_size}, {groups_per_block} per block; ".format(**report["mixing"]) + dealt
     student, teacher = report["flops_per_image"]["student"], report["flops_per_image"]["teacher"]
     facts["model FLOPs"] = (
-        f"{(student + teacher) / 1e9:.1f} G an image: student {student / 1e9:.1f} G (forwards and backwards), teacher "
-        f"{teacher / 1e9:.1f} G (forwards)"
+        f"{(student + teacher) / 1e9:.1f} G per image: student {student / 1e9:.1f} G (forward and backward), teacher "
+        f"{teacher / 1e9:.1f} G (forward)"
     )
     if "compile_seconds" in report:
         facts["compiled in"] = f"{report['compile_seconds']:.0f} s, after {report['lower_seconds']:.0f} s of tracing"
@@ -56,13 +56,13 @@ def show(report: Mapping[str, Any], topology: Topology) -> None:
     total, capacity = memory.pop("total"), memory.pop("capacity")
     amounts = {kind: f"{size / _GIB:8.3f}" for kind, size in memory.items()}
     needs = "more" if total is None else f"{total / _GIB:.2f} GiB"
-    if "refusal" in report:  # the compiler stops at the first kind of memory that it cannot place
+    if "refusal" in report:  # the compiler stops at the first kind of memory that does not fit
         needs = f"at least {needs}"
     verdict = "fits" if report["fits"] else "does not fit"
     amounts["total"] = f"{verdict}: needs {needs} of {capacity / _GIB:.2f} GiB ({topology.chip.memory_note})"
-    console.announce("Memory of a device, GiB", amounts)
+    console.announce("Memory per device, GiB", amounts)
     if "roofline" not in report:
-        console.say(f"the compiler: {report['refusal']}")
+        console.say(f"compiler: {report['refusal']}")
         return
     console.announce("Collectives", _exchanges(report))
     roof = report["roofline"]
@@ -70,28 +70,25 @@ def show(report: Mapping[str, Any], topology: Topology) -> None:
         name: "not known" if roof[name] is None else f"{roof[name] * 1e3:8.2f} ms"
         for name in ("compute", "memory", "links")
     }
-    times["memory"] += f" ({report['bytes_accessed'] / report['batch_per_device'] / 1e6:,.0f} MB an image)"
+    times["memory"] += f" ({report['bytes_accessed'] / report['batch_per_device'] / 1e6:,.0f} MB per image)"
     flops = (student + teacher) * report["batch_per_device"] / topology.chip.peak_flops
     times["a step"] = (
-        f"{roof['bound'] * 1e3:8.2f} ms, by {roof['limit']}: {report['images_per_second_bound']:,.0f} images/s and "
-        f"{100 * flops / roof['bound']:.0f} % of peak FLOP/s at best; one after another {roof['in_turn'] * 1e3:.2f} ms"
+        f"{roof['bound'] * 1e3:8.2f} ms, limited by {roof['limit']}: at most {report['images_per_second_bound']:,.0f} images/s "
+        f"and {100 * flops / roof['bound']:.0f} % of peak FLOP/s; without overlap {roof['in_turn'] * 1e3:.2f} ms"
     )
     console.announce("Roofline: time of a step at peak rates", times)
     estimate = ESTIMATES[report["bytes_accessed_from"]]
-    assumed = {str(i): text.format(estimate=estimate) for i, text in enumerate(ASSUMPTIONS, 1)}
-    console.announce("Assumed", assumed)
-    gpu = (GPU_CANNOT_TELL,) if topology.platform == "cuda" else ()
-    console.announce(
-        "What such a compilation cannot tell", {str(i): text for i, text in enumerate(CANNOT_TELL + gpu, 1)}
-    )
+    console.announce("Assumptions", {str(i): text.format(estimate=estimate) for i, text in enumerate(ASSUMPTIONS, 1)})
+    limitations = LIMITATIONS + ((GPU_LIMITATION,) if topology.platform == "cuda" else ())
+    console.announce("Not known from compiling", {str(i): text for i, text in enumerate(limitations, 1)})
 
 
 def _exchanges(report: Mapping[str, Any]) -> dict[str, str]:
     if report["collectives"] is None:
-        return {"not known": f"jaxlib cannot read the program that this compiler wrote ({report['unreadable']})"}
+        return {"not known": f"jaxlib cannot read the program written by this compiler ({report['unreadable']})"}
     exchanges = {
-        kind: f"{row['count']}, results {row['bytes'] / 1e6:.1f} MB, sent {row['sent'] / 1e6:.1f} MB a device"
+        kind: f"{row['count']}, results {row['bytes'] / 1e6:.1f} MB, {row['sent'] / 1e6:.1f} MB sent per device"
         + (f" ({row['in_loops']} in loops, counted once)" if row["in_loops"] else "")
         for kind, row in report["collectives"].items()
     }
-    return exchanges or {"none": "nothing is exchanged"}
+    return exchanges or {"none": "the devices exchange nothing"}

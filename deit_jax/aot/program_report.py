@@ -1,4 +1,4 @@
-"""What a compiled program tells of itself: memory by kind, collectives, and the least time that it can take."""
+"""Extracts from a compiled program: memory by kind, collectives, and the minimum time that it can take."""
 
 from __future__ import annotations
 
@@ -26,11 +26,8 @@ _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_c
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
-# --- Memory ----------------------------------------------------------------------------------------------------------------
-
-
 def bytes_per_device(tree: Any) -> int:
-    """What the arrays of a tree take on one device, from their shapes, types and shardings (with none: whole)."""
+    """Returns the bytes of a tree's arrays on one device, from their shapes, dtypes and shardings (default: replicated)."""
 
     def count(leaf: Any) -> int:
         shape = leaf.shape if getattr(leaf, "sharding", None) is None else leaf.sharding.shard_shape(leaf.shape)
@@ -44,29 +41,29 @@ class Memory:
     """Bytes on one device while the program runs."""
 
     arguments: dict[str, int]  # by kind: the arrays themselves
-    padding: int  # what the device's layout adds to the arguments
-    outputs: int  # beside those that take an argument's place
+    padding: int  # added to the arguments by the device's layout
+    outputs: int  # except those that alias an argument
     temporary: int
     code: int
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts."""
         return sum(self.arguments.values()) + self.padding + self.outputs + self.temporary + self.code
 
     def by_kind(self) -> dict[str, int]:
-        """Every part under its name, and their total."""
+        """Returns every part by name, and the total."""
         rest = {"padding": self.padding, "outputs": self.outputs, "temporary": self.temporary, "code": self.code}
         return self.arguments | rest | {"total": self.total}
 
 
 def memory_of(executable: Any, arguments: Mapping[str, Any]) -> Memory:
-    """The memory of a compiled program whose arguments are the given trees, by kind."""
+    """Returns the memory of a compiled program by kind; `arguments` are the program's argument trees by kind."""
     stats = executable.memory_analysis()
     sizes = {kind: bytes_per_device(tree) for kind, tree in arguments.items()}
     return Memory(
         arguments=sizes,
-        # An argument that the program does not read is not counted by the compiler: no negative padding then.
+        # The compiler does not count an argument that the program does not read; avoid negative padding.
         padding=max(0, stats.argument_size_in_bytes - sum(sizes.values())),
         outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
         temporary=stats.temp_size_in_bytes,
@@ -74,21 +71,18 @@ def memory_of(executable: Any, arguments: Mapping[str, Any]) -> Memory:
     )
 
 
-# --- Collectives -----------------------------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One exchange between devices: the bytes of its result on one device, and among how many devices it goes."""
+    """One exchange between devices: the bytes of its result on one device, and the number of participating devices."""
 
     kind: str
     bytes: int
     group_size: int
-    in_loop: bool  # stands in a loop's body: it happens at every turn, and is listed once
+    in_loop: bool  # in a loop's body: executed in every iteration, listed once
 
     @property
     def sent(self) -> int:
-        """Bytes that a device sends, in the way that sends least (a ring)."""
+        """Bytes that a device sends with the algorithm that sends least (a ring)."""
         n = self.group_size
         if self.kind == "all-reduce":
             return 2 * self.bytes * (n - 1) // n
@@ -98,9 +92,9 @@ class Collective:
 
 
 def collectives_of(text: str, num_devices: int) -> list[Collective]:
-    """The collectives of an optimised HLO module in text form (`executable.as_text()`); asynchronous ones count once.
+    """Returns the collectives of an optimized HLO module in text form (`executable.as_text()`); asynchronous ones count once.
 
-    TPU's compiler writes a collective that goes on beside other work into each fusion of that work, under one chain_id.
+    If a collective overlaps with other work, the TPU compiler writes it into each fusion of that work, with one chain_id.
     """
     found, loops, chains, computation = [], set(), set(), ""
     calls: dict[str, set[str]] = {}
@@ -123,7 +117,7 @@ def collectives_of(text: str, num_devices: int) -> list[Collective]:
             if match["start"] and kind != "all-reduce":  # (operands, results, perhaps counters)
                 shape = _parts(shape)[1]
             size = shape_bytes(shape)
-            # TPU's way to say it: a fusion that reduces, then slices.
+            # A TPU reduce-scatter is a fusion that reduces, then slices.
             if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
                 kind, size = "reduce-scatter", size // _group_size(line, num_devices)
             found.append((computation, kind, size, _group_size(line, num_devices)))
@@ -132,7 +126,7 @@ def collectives_of(text: str, num_devices: int) -> list[Collective]:
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of a shape in an HLO module's text, such as "(bf16[16,8]{1,0}, s32[])"."""
+    """Returns the bytes of a shape in an HLO module's text, such as "(bf16[16,8]{1,0}, s32[])"."""
     return sum(_bytes(*item) for item in _SHAPE.findall(shape))
 
 
@@ -142,7 +136,7 @@ def _bytes(kind: str, dimensions: str) -> int:
 
 
 def _parts(shape: str) -> list[str]:
-    """The elements of a tuple's shape, nested ones whole: "((f32[2], s8[4]), u32[])" has two."""
+    """Splits the shape of a tuple into its elements, keeping nested tuples: "((f32[2], s8[4]), u32[])" has two."""
     parts, depth = [""], 0
     for character in shape[1:-1]:
         depth += (character in "([{") - (character in ")]}")
@@ -158,9 +152,8 @@ def _group_size(line: str, num_devices: int) -> int:
         return int(match[1])
     if match := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return len(match[1].split(","))
-    if match := re.search(
-        r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line
-    ):  # named axes, or parts of them: 'a':(before)size
+    # Named axes, or parts of them: 'a':(before)size
+    if match := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
         sizes = dict(re.findall(r"('\w+')=(\d+)", match[1]))
         axes = re.findall(r"('\w+')(?::\(\d+\)(\d+))?", match[2])
         return math.prod(int(part or sizes[name]) for name, part in axes)
@@ -178,7 +171,7 @@ def _reachable(names: set[str], calls: Mapping[str, set[str]]) -> set[str]:
 
 
 def summarize_collectives(collectives: list[Collective]) -> dict[str, dict[str, int]]:
-    """By kind: how many, the bytes of their results and the bytes sent, of one device, and how many stand in loops."""
+    """Returns by kind the count, the bytes of the results and the bytes sent per device, and how many are in loops."""
     summary: dict[str, dict[str, int]] = {}
     for item in collectives:
         row = summary.setdefault(item.kind, {"count": 0, "bytes": 0, "sent": 0, "in_loops": 0})
@@ -189,41 +182,38 @@ def summarize_collectives(collectives: list[Collective]) -> dict[str, dict[str, 
     return summary
 
 
-# --- Time ------------------------------------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """Seconds of a step, for each thing that a device does, at its published peak rate."""
+    """Seconds of a step at published peak rates, for each resource of a device."""
 
     compute: float
     memory: float
-    links: float | None  # None: not known, and left out of what follows
+    links: float | None  # None: unknown, and ignored in the properties
 
     @property
     def bound(self) -> float:
-        """If all three go on at the same time, the longest of them."""
+        """The longest of the three: the time if they overlap completely."""
         return max(self.compute, self.memory, self.links or 0)
 
     @property
     def limit(self) -> str:
-        """Which of the three that is."""
+        """Name of the longest of the three."""
         return max(("compute", "memory", "links"), key=lambda name: getattr(self, name) or 0)
 
     @property
     def in_turn(self) -> float:
-        """If they go on one after another."""
+        """The sum: the time without overlap."""
         return self.compute + self.memory + (self.links or 0)
 
 
 def roofline(chip: Chip, *, flops: float, bytes_accessed: float, bytes_sent: float | None) -> Roofline:
-    """The roofline of a program that does these on one device."""
+    """Returns the roofline of a program with these costs per device."""
     links = None if bytes_sent is None else bytes_sent / chip.link_bandwidth
     return Roofline(flops / chip.peak_flops, bytes_accessed / chip.memory_bandwidth, links)
 
 
 def bytes_accessed(executable: Any) -> float | None:
-    """Bytes of memory that the program reads and writes, by the compiler's estimate; loops count once. None: not told."""
+    """Returns the bytes read and written, as estimated by the compiler; loops count once. None if it gives no estimate."""
     analysis = executable.cost_analysis()
     if isinstance(analysis, list):
         analysis = analysis[0] if analysis else None
@@ -233,7 +223,7 @@ def bytes_accessed(executable: Any) -> float | None:
 _INSTRUCTION = re.compile(
     r"^\s*(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<opcode>[a-z][\w-]*)\((?P<operands>.*?)\)(?:,|$)"
 )
-# Computations that are a part of one kernel: their instructions touch registers, not memory.
+# Computations that are part of one kernel: their instructions use registers, not memory.
 _WITHIN_A_KERNEL = re.compile(
     r"\b(?:fusion|reduce|reduce-window|scatter|sort|map|select-and-scatter|all-reduce|all-reduce-start|reduce-scatter|"
     r"reduce-scatter-start|custom-call)\(.*?\b(?:calls|to_apply|called_computations)=\{?%?([\w.-]+)"
@@ -245,11 +235,10 @@ _FREE = {
 
 
 def bytes_in_text(text: str) -> int:
-    """The bytes that a program reads and writes, for compilers that do not estimate them: result and operands of every kernel.
+    """Estimates the bytes read and written from the text of an optimized HLO module, for compilers that give no estimate.
 
-    text: of an optimised HLO module. As if nothing stayed on the chip from one kernel to the next.
-
-    As in XLA's own estimate a loop's body counts once. A kernel that reads a part of an operand counts as reading all of it.
+    Sums the result and the operands of every kernel, as if nothing stayed on the chip between kernels. As in XLA's own estimate
+    a loop's body counts once. A kernel that reads part of an operand counts as reading all of it.
     """
     inside = set(_WITHIN_A_KERNEL.findall(text))
     sizes: dict[str, int] = {}

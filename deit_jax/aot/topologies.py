@@ -1,4 +1,4 @@
-"""Accelerators that one can compile for without having them: their names, sizes and published peak figures."""
+"""Accelerators to compile for without having them: names, sizes and published peak figures."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One device. Rates are the makers' published peak figures: no program reaches them all, and most reach none.
+    """One device. Rates are the manufacturers' published peak figures, which most programs do not reach.
 
-    Sources: TPU rates, cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} (interconnect: half of the figure for both directions). GPU
-    rates, NVIDIA's data sheets of H100 SXM5, H200 SXM and A100 SXM4 80GB, dense, without sparsity.
+    Sources: TPU rates, cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e} (interconnect: half of the bidirectional figure). GPU rates,
+    NVIDIA's data sheets of H100 SXM5, H200 SXM and A100 SXM4 80GB, dense, without sparsity.
     """
 
     name: str
-    memory: int  # bytes that a program may take
-    memory_note: str  # where that number is from
+    memory: int  # bytes available to a program
+    memory_note: str  # the source of that number
     peak_flops: float  # bfloat16 FLOP/s
     memory_bandwidth: float  # bytes/s
-    link_bandwidth: float  # bytes/s that a device can send to its neighbours on all of its links together
+    link_bandwidth: float  # bytes/s that a device can send to its neighbors over all links together
 
 
 def _tpu(name: str, memory_gib: float, published: str, tflops: float, gb: float, links_gb: float) -> Chip:
-    # What the compiler of libtpu 0.0.52 lets a program have: read off its out-of-memory message.
+    # The memory that the compiler of libtpu 0.0.52 allows, as its out-of-memory message reports.
     note = f"what the compiler leaves to a program of the published {published}"
     return Chip(name, int(memory_gib * _GIB), note, tflops * 1e12, gb * 1e9, links_gb * 1e9)
 
@@ -38,27 +38,27 @@ def _gpu(name: str, memory: int, tflops: float, gb: float, links_gb: float) -> C
     return Chip(name, int(0.75 * memory), note, tflops * 1e12, gb * 1e9, links_gb * 1e9)
 
 
-_H100_BYTES, _A100_BYTES = 84_942_979_072, 85_100_068_864  # as the cards report themselves
+_H100_BYTES, _A100_BYTES = 84_942_979_072, 85_100_068_864  # as reported by the cards
 
 V4 = _tpu("TPU v4", 30.75, "32 GiB", 275, 1228, 300)
 V5E = _tpu("TPU v5e", 15.75, "16 GiB", 197, 819, 200)
 V5P = _tpu("TPU v5p", 95.73, "96 GiB", 459, 2765, 600)
 V6E = _tpu("TPU v6e", 31.24, "32 GiB", 918, 1638, 400)
 H100 = _gpu("H100 SXM 80GB", _H100_BYTES, 989, 3352, 450)
-# Known for its MFU; one compiles for H100, of the same processor.
+# Listed for MFU only; its processor is that of the H100, so compile for H100.
 H200 = _gpu("H200 SXM 141GB", 143_771 * 2**20, 989, 4800, 450)
 A100 = _gpu("A100 SXM 80GB", _A100_BYTES, 312, 2039, 300)
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Some devices of a kind and how they are connected."""
+    """A number of devices of one kind, and their connections."""
 
-    name: str  # ours, as the clouds name it: v4 and v5p count two cores a chip, the others chips
+    name: str  # as in the clouds: v4 and v5p count two cores per chip, the others chips
     chip: Chip
-    num_devices: int  # as JAX sees them
+    num_devices: int  # as seen by JAX
     platform: str  # "tpu" or "cuda"
-    arguments: dict[str, Any]  # of jax.experimental.topologies.get_topology_desc
+    arguments: dict[str, Any]  # for jax.experimental.topologies.get_topology_desc
 
 
 def _all() -> dict[str, Topology]:
@@ -69,7 +69,7 @@ def _all() -> dict[str, Topology]:
             (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4), (4, 4, 8), (4, 8, 8), (8, 8, 8),
         ):  # fmt: skip
             chips = shape[0] * shape[1] * shape[2]
-            # megacore: a chip's two cores are one device; else the compiler takes them for two, of half the memory.
+            # megacore: a chip's two cores are one device. Otherwise the compiler sees two devices with half the memory.
             arguments = {"topology_name": f"{prefix}:{'x'.join(map(str, shape))}", "chip_config_name": "megacore"}
             found.append(Topology(f"{kind}-{2 * chips}", chip, chips, "tpu", arguments))
     for kind, chip in (("v5e", V5E), ("v6e", V6E)):
@@ -97,7 +97,7 @@ def _target(
     cache: int,
     ghz: float,
 ) -> str:
-    """What XLA's compiler has to know of a GPU, as its GpuTargetConfigProto in text form."""
+    """Returns XLA's description of a GPU, a GpuTargetConfigProto in text form."""
     return f"""
 gpu_device_info {{
   threads_per_block_limit: 1024  threads_per_warp: 32  threads_per_core_limit: 2048
@@ -127,7 +127,7 @@ _A100_TARGET = _target(
 TOPOLOGIES = _all()
 
 
-# What JAX calls the devices, in part.
+# Substrings of JAX's device kinds.
 _KINDS = (
     ("TPU v4", V4), ("TPU v5 lite", V5E), ("TPU v5e", V5E), ("TPU v5p", V5P), ("TPU v5", V5P), ("TPU v6 lite", V6E),
     ("TPU v6e", V6E), ("H100", H100), (" H200", H200), ("A100", A100),
@@ -135,12 +135,12 @@ _KINDS = (
 
 
 def find_chip(device_kind: str) -> Chip | None:
-    """The chip that JAX calls `device_kind` (`jax.Device.device_kind`); None for one that is not listed here, as a CPU."""
+    """Returns the chip that JAX calls `device_kind` (`jax.Device.device_kind`); None if it is not listed, as for a CPU."""
     return next((chip for name, chip in _KINDS if name in device_kind), None)
 
 
 def peak_flops(device_kind: str, configured_tflops: float | None) -> float | None:
-    """The peak FLOP/s of a device: as configured (config.log.peak_tflops), else as published for its kind, else None."""
+    """Returns a device's peak FLOP/s: as configured (config.log.peak_tflops), else as published for its kind, else None."""
     if configured_tflops is not None:
         return configured_tflops * 1e12
     chip = find_chip(device_kind)
@@ -148,7 +148,7 @@ def peak_flops(device_kind: str, configured_tflops: float | None) -> float | Non
 
 
 def find_topology(name: str) -> Topology:
-    """The topology of that name. Raises UserError, with all names and the nearest first, if there is none."""
+    """Returns the topology of that name; raises UserError, with all names and the nearest first, if there is none."""
     if name not in TOPOLOGIES:
         near = difflib.get_close_matches(name, TOPOLOGIES, n=3, cutoff=0.3)
         names = near + [other for other in TOPOLOGIES if other not in near]

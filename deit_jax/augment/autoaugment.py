@@ -1,7 +1,7 @@
-"""AutoAugment (arXiv 1805.09501) as timm does it: the policy of the paper, "original", and that of EfficientNet's code, "v0".
+"""AutoAugment (arXiv 1805.09501) as in timm: the paper's policy, "original", and the policy of EfficientNet's code, "v0".
 
-A policy is 25 pairs of operations. Each image gets one pair, drawn uniformly; each operation of it is applied with a
-probability of its own at a fixed level. `plans.apply_operations` applies what is drawn here.
+A policy has 25 pairs of operations. Each image gets one pair, drawn uniformly. Each operation of the pair has its own probability
+and a fixed level. `plans.apply_operations` applies the drawn operations.
 """
 
 import dataclasses
@@ -13,62 +13,38 @@ import numpy as np
 
 from deit_jax.augment.operations import MAX_LEVEL, NUMBER, SKIP, level_to_argument, noisy_level
 
-# A line is a pair: each operation's name, probability and level.
+# Pairs, separated by ";": each operation's name, probability and level.
 _ORIGINAL = """
-Posterize 0.4 8, Rotate 0.6 9
-Solarize 0.6 5, AutoContrast 0.6 5
-Equalize 0.8 8, Equalize 0.6 3
-Posterize 0.6 7, Posterize 0.6 6
-Equalize 0.4 7, Solarize 0.2 4
-Equalize 0.4 4, Rotate 0.8 8
-Solarize 0.6 3, Equalize 0.6 7
-Posterize 0.8 5, Equalize 1 2
-Rotate 0.2 3, Solarize 0.6 8
-Equalize 0.6 8, Posterize 0.4 6
-Rotate 0.8 8, Color 0.4 0
-Rotate 0.4 9, Equalize 0.6 2
-Equalize 0 7, Equalize 0.8 8
-Invert 0.6 4, Equalize 1 8
-Color 0.6 4, Contrast 1 8
-Rotate 0.8 8, Color 1 2
-Color 0.8 8, Solarize 0.8 7
-Sharpness 0.4 7, Invert 0.6 8
-ShearX 0.6 5, Equalize 1 9
-Color 0.4 0, Equalize 0.6 3
-Equalize 0.4 7, Solarize 0.2 4
-Solarize 0.6 5, AutoContrast 0.6 5
-Invert 0.6 4, Equalize 1 8
-Color 0.6 4, Contrast 1 8
+Posterize 0.4 8, Rotate 0.6 9; Solarize 0.6 5, AutoContrast 0.6 5;
+Equalize 0.8 8, Equalize 0.6 3; Posterize 0.6 7, Posterize 0.6 6;
+Equalize 0.4 7, Solarize 0.2 4; Equalize 0.4 4, Rotate 0.8 8;
+Solarize 0.6 3, Equalize 0.6 7; Posterize 0.8 5, Equalize 1 2;
+Rotate 0.2 3, Solarize 0.6 8; Equalize 0.6 8, Posterize 0.4 6;
+Rotate 0.8 8, Color 0.4 0; Rotate 0.4 9, Equalize 0.6 2;
+Equalize 0 7, Equalize 0.8 8; Invert 0.6 4, Equalize 1 8;
+Color 0.6 4, Contrast 1 8; Rotate 0.8 8, Color 1 2;
+Color 0.8 8, Solarize 0.8 7; Sharpness 0.4 7, Invert 0.6 8;
+ShearX 0.6 5, Equalize 1 9; Color 0.4 0, Equalize 0.6 3;
+Equalize 0.4 7, Solarize 0.2 4; Solarize 0.6 5, AutoContrast 0.6 5;
+Invert 0.6 4, Equalize 1 8; Color 0.6 4, Contrast 1 8;
 Equalize 0.8 8, Equalize 0.6 3
 """
 _V0 = """
-Equalize 0.8 1, ShearY 0.8 4
-Color 0.4 9, Equalize 0.6 3
-Color 0.4 1, Rotate 0.6 8
-Solarize 0.8 3, Equalize 0.4 7
-Solarize 0.4 2, Solarize 0.6 2
-Color 0.2 0, Equalize 0.8 8
-Equalize 0.4 8, SolarizeAdd 0.8 3
-ShearX 0.2 9, Rotate 0.6 8
-Color 0.6 1, Equalize 1 2
-Invert 0.4 9, Rotate 0.6 0
-Equalize 1 9, ShearY 0.6 3
-Color 0.4 7, Equalize 0.6 0
-Posterize 0.4 6, AutoContrast 0.4 7
-Solarize 0.6 8, Color 0.6 9
-Solarize 0.2 4, Rotate 0.8 9
-Rotate 1 7, TranslateY 0.8 9
-ShearX 0 0, Solarize 0.8 4
-ShearY 0.8 0, Color 0.6 4
-Color 1 0, Rotate 0.6 2
-Equalize 0.8 4, Equalize 0 8
-Equalize 1 4, AutoContrast 0.6 2
-ShearY 0.4 7, SolarizeAdd 0.6 7
-Posterize 0.8 2, Solarize 0.6 10
-Solarize 0.6 8, Equalize 0.6 1
+Equalize 0.8 1, ShearY 0.8 4; Color 0.4 9, Equalize 0.6 3;
+Color 0.4 1, Rotate 0.6 8; Solarize 0.8 3, Equalize 0.4 7;
+Solarize 0.4 2, Solarize 0.6 2; Color 0.2 0, Equalize 0.8 8;
+Equalize 0.4 8, SolarizeAdd 0.8 3; ShearX 0.2 9, Rotate 0.6 8;
+Color 0.6 1, Equalize 1 2; Invert 0.4 9, Rotate 0.6 0;
+Equalize 1 9, ShearY 0.6 3; Color 0.4 7, Equalize 0.6 0;
+Posterize 0.4 6, AutoContrast 0.4 7; Solarize 0.6 8, Color 0.6 9;
+Solarize 0.2 4, Rotate 0.8 9; Rotate 1 7, TranslateY 0.8 9;
+ShearX 0 0, Solarize 0.8 4; ShearY 0.8 0, Color 0.6 4;
+Color 1 0, Rotate 0.6 2; Equalize 0.8 4, Equalize 0 8;
+Equalize 1 4, AutoContrast 0.6 2; ShearY 0.4 7, SolarizeAdd 0.6 7;
+Posterize 0.8 2, Solarize 0.6 10; Solarize 0.6 8, Equalize 0.6 1;
 Color 0.8 6, Rotate 0.4 5
 """
-# timm's names: the pairs, and how Posterize reads a level ("r": the research code's way).
+# timm's names: the pairs, and how Posterize reads a level ("r": as in the research code).
 POLICIES = {
     "original": (_ORIGINAL, "PosterizeOriginal"),
     "originalr": (_ORIGINAL, "PosterizeIncreasing"),
@@ -79,7 +55,7 @@ POLICIES = {
 
 @dataclasses.dataclass(frozen=True)
 class AutoAugment:
-    """A policy by name, and the noise of its levels.
+    """A named policy and the noise of its levels.
 
     Attributes:
         policy: a key of POLICIES.
@@ -102,26 +78,18 @@ class AutoAugment:
         return cls(match[1], float(match[2] or 0))
 
     def pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The policy's table: (operations int32[25, 2], probabilities float32[25, 2], levels float32[25, 2])."""
-        lines = [re.split(r",? ", line) for line in POLICIES[self.policy][0].strip().splitlines()]
-        table = np.array(lines).reshape(-1, 2, 3)
+        """Returns the policy's table: operations int32[25, 2], probabilities float32[25, 2], levels float32[25, 2]."""
+        table = np.array(re.split(r"[\s,;]+", POLICIES[self.policy][0].strip())).reshape(-1, 2, 3)
         operations = np.vectorize(NUMBER.__getitem__)(table[..., 0])
         return operations.astype(np.int32), table[..., 1].astype(np.float32), table[..., 2].astype(np.float32)
 
     def draw(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Draws each image's operations.
-
-        Args:
-            keys: keys[B], one an image.
-
-        Returns:
-            (operations int32[B, 2], SKIP among them; arguments float32[B, 2]).
-        """
+        """Draws each image's operations for keys[B]: (operations int32[B, 2], possibly SKIP; arguments float32[B, 2])."""
         operations, probabilities, levels = map(jnp.asarray, self.pairs())
         posterize = POLICIES[self.policy][1]
 
         def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            # One call for all the numbers: every call compiles a generator of its own.
+            # One call for all numbers: every call compiles another generator.
             pair, *rest = jax.random.uniform(key, (7,))
             chance, noise, sign = jnp.stack(rest).reshape(3, 2)
             pair = jnp.floor(pair * len(operations)).astype(jnp.int32)

@@ -1,9 +1,8 @@
-"""The plan for accelerators: cheap operations on the whole batch at once, the others on chunks of the images that drew them.
+"""The plan for accelerators: cheap operations on the whole batch, the others on chunks of the images that drew them.
 
-Half of the operations are special cases of one formula for a pixel, so a pass over the batch applies them all. The others
-are loops over chunks of the chosen images only, as many turns as there are images: nothing is capped, and nothing is done
-twice. There is no gather of single pixels, which a TPU is very slow at. Run it under shard_map when the batch is spread
-over devices: each then loops over its own rows.
+Half of the operations are special cases of one formula per pixel, so a single pass over the batch applies them all. The others
+loop over chunks of the images that drew them, until all are done: no cap, and no wasted work. Nothing gathers single pixels,
+which is very slow on a TPU. Run it under shard_map when the batch is sharded: each device then loops over its own rows.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from deit_jax.augment.warping import rotation, warp_by_tiles
 
 
 def apply_in_chunks(images: jax.Array, operations: jax.Array, arguments: jax.Array, fill: Sequence[int]) -> jax.Array:
-    """Applies each image's operations; the arguments are those of `plans.apply_operations`."""
+    """Applies each image's operations; see `plans.apply_operations` for the arguments."""
 
     def layer(images: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         operations, arguments = drawn
@@ -32,26 +31,19 @@ def apply_in_chunks(images: jax.Array, operations: jax.Array, arguments: jax.Arr
 
 
 def apply_pointwise(images: jax.Array, operations: jax.Array, arguments: jax.Array) -> jax.Array:
-    """One operation an image, where it is a formula for a pixel; the others leave the image alone.
+    """Applies one pointwise operation per image, on uint8[B, 3, H, W]; images with other operations stay unchanged.
 
         b = clip(base + factor (x - base)), y = (b < threshold ? min(255, b + add) : b ^ flip) & mask
 
-    with values that change nothing for whatever an operation does not use.
-
-    Args:
-        images: uint8[B, 3, H, W].
-        operations: int32[B], numbers of OPERATIONS, or SKIP.
-        arguments: float32[B], see `level_to_argument`.
-
-    Returns:
-        uint8[B, 3, H, W].
+    Parameters that an operation does not use have neutral values. operations: int32[B], indices into OPERATIONS, or SKIP;
+    arguments: float32[B], see `level_to_argument`.
     """
 
     def an_image(values: jax.Array) -> jax.Array:  # [B] to [B, 1, 1, 1]
         return values[:, None, None, None]
 
     def choose(otherwise: jax.Array | int, **values: jax.Array | int) -> jax.Array:
-        """The value of the operation that an image has: int32[B, 1, 1, 1], or with more pixels."""
+        """Selects the value for each image's operation: int32[B, 1, 1, 1], or with more pixels."""
         chosen = jnp.asarray(otherwise)
         for name, value in values.items():
             chosen = jnp.where(an_image(is_any(operations, name)), value, chosen)
@@ -90,7 +82,7 @@ def _apply_in_loops(images: jax.Array, operations: jax.Array, arguments: jax.Arr
     def sharpen(image: jax.Array, operation: jax.Array, argument: jax.Array) -> jax.Array:
         return color.sharpness(image, argument)
 
-    # With the images of a turn: small chunks stay in fast memory and leave few places of the last turn empty.
+    # The number is the chunk size: small chunks stay in fast memory and leave few slots of the last chunk empty.
     loops: tuple[tuple[str, Callable[..., jax.Array], int, tuple[str, ...]], ...] = (
         ("stretch", stretch, 4, ("AutoContrast",)),
         ("sharpen", sharpen, 4, ("Sharpness",)),
@@ -108,17 +100,9 @@ def _apply_in_loops(images: jax.Array, operations: jax.Array, arguments: jax.Arr
 def apply_to_chosen(
     function: Callable[..., jax.Array], chunk: int, chosen: jax.Array, images: jax.Array, *others: jax.Array
 ) -> jax.Array:
-    """Replaces the chosen images by function(image, *others of that row), a chunk at a time until all are done.
+    """Replaces each image[...] of [B, ...] with chosen[B] by function(image, *others of its row), one chunk of rows at a time.
 
-    Args:
-        function: of one row's image and others.
-        chunk: rows of a turn.
-        chosen: bool[B].
-        images: [B, ...].
-        others: arrays [B, ...] that the function also gets.
-
-    Returns:
-        [B, ...], the images that are not chosen untouched.
+    The other images stay unchanged. others: arrays [B, ...].
     """
     chunk = min(chunk, len(images))
     order = jnp.argsort(~chosen, stable=True)  # the chosen rows first
@@ -126,12 +110,12 @@ def apply_to_chosen(
 
     def turn(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         done, images = state
-        # The last turn may reach beyond the chosen rows, and is moved back where it would pass the end of the batch.
+        # The last chunk may extend past the chosen rows; it is moved back if it would extend past the batch.
         start = jnp.minimum(done, len(images) - chunk)
         place = start + jnp.arange(chunk)
         rows = jax.lax.dynamic_slice(order, (start,), (chunk,))
 
-        def pick(values: jax.Array) -> jax.Array:  # whole rows: not the gather of single pixels that a TPU is slow at
+        def pick(values: jax.Array) -> jax.Array:  # gathers whole rows, unlike the slow gather of single pixels
             return jnp.take(values, rows, axis=0, mode="clip")
 
         old = pick(images)

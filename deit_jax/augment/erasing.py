@@ -1,7 +1,7 @@
-"""Random erasing (Zhong et al., arXiv 1708.04896) as timm does it: after normalisation, one box an image or several.
+"""Random erasing (Zhong et al., arXiv 1708.04896) as in timm: after normalization, one or more boxes per image.
 
-Drawing the boxes and filling them are separate functions. A box is int32 (top, bottom, left, right), bottom and right
-exclusive; the empty box (0, 0, 0, 0) erases nothing.
+Boxes are drawn and filled by separate functions. A box is int32 (top, bottom, left, right), bottom and right exclusive; the
+empty box (0, 0, 0, 0) erases nothing.
 """
 
 import math
@@ -13,22 +13,16 @@ MODES = ("pixel", "rand", "const")
 AREA_RANGE = (0.02, 1 / 3)  # share of the image
 LOG_ASPECT_RANGE = (math.log(0.3), -math.log(0.3))  # log(height / width)
 TRIES = 10
-STRIP = 8  # rows whose noise has a key of its own
+STRIP = 8  # rows whose noise shares one key
 
 
 def first_fitting_box(
     area: jax.Array, log_aspect: jax.Array, corner: jax.Array, image_size: tuple[int, int]
 ) -> jax.Array:
-    """The first of several tried boxes that is strictly smaller than the image; the empty box if none is.
+    """Returns the first of T candidate boxes that is strictly smaller than the image, int32[4]; the empty box if there is none.
 
-    Args:
-        area: float32[T], each try's area as a share of the image.
-        log_aspect: float32[T], each try's log(height / width).
-        corner: float32[2] in [0, 1), where the top left corner lies in the range of whole pixels that it may take.
-        image_size: (height, width) in pixels.
-
-    Returns:
-        int32[4]: (top, bottom, left, right).
+    area, log_aspect: float32[T], each candidate's area as a share of the image and its log(height / width). corner: float32[2]
+    in [0, 1), the position of the top left corner within its range of whole pixels. image_size: (height, width) in pixels.
     """
     height, width = image_size
     pixels = area * (height * width)
@@ -44,22 +38,15 @@ def first_fitting_box(
 
 
 def draw_boxes(keys: jax.Array, probability: float, image_size: tuple[int, int], max_count: int = 1) -> jax.Array:
-    """The boxes of each image, all empty with probability 1 - `probability`.
+    """Draws each image's boxes, int32[B, max_count, 4]; all are empty with probability 1 - `probability`.
 
-    Args:
-        keys: keys[B], one an image.
-        probability: that an image is erased at all (a box that fits was not found in 10 tries: very rare).
-        image_size: (height, width) in pixels.
-        max_count: most boxes of an image (timm's recount). Their number is uniform in 1..max_count, and a box's area is
-            divided by it.
-
-    Returns:
-        int32[B, max_count, 4]: (top, bottom, left, right).
+    keys: keys[B], one per image. If none of an image's 10 candidates fits, which is very rare, its box is empty too. image_size:
+    (height, width) in pixels. max_count: timm's recount; the number of boxes is uniform in 1..max_count and divides their area.
     """
 
     def draw(key: jax.Array) -> jax.Array:
-        # One call for all the numbers: every call compiles a generator of its own. The image's chance is the first
-        # box's first number, its count the last box's (of the other boxes that number is unused).
+        # One call for all numbers: every call compiles another generator. The first box's first number decides whether the
+        # image is erased, the last box's first number sets the count; those of the other boxes are unused.
         numbers = jax.random.uniform(key, (max_count, 3 + 2 * TRIES))
         first, corner, area, log_aspect = jnp.split(numbers, (1, 3, 3 + TRIES), axis=1)
         count = 1 + jnp.floor(first[-1] * max_count) if max_count > 1 else 1
@@ -72,7 +59,7 @@ def draw_boxes(keys: jax.Array, probability: float, image_size: tuple[int, int],
 
 
 def inside(box: jax.Array, height: int, width: int, top: jax.Array | int = 0) -> jax.Array:
-    """Which pixels of rows top to top + height lie in the box int32[4]: bool[height, width, 1]."""
+    """Masks the pixels of rows top to top + height that lie in the box int32[4]: bool[height, width, 1]."""
     first, last, left, right = box
     y, x = top + jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
     return (y >= first) & (y < last) & (x >= left) & (x < right)
@@ -82,22 +69,17 @@ def erase(keys: jax.Array, images: jax.Array, boxes: jax.Array, mode: str = "pix
     """Fills each image's boxes.
 
     Args:
-        keys: keys[B], one an image, for the noise.
-        images: float32[B, H, W, C], normalised.
-        boxes: int32[B, N, 4], (top, bottom, left, right); empty boxes leave the image as it is.
-        mode: "pixel": a draw of N(0, 1) for each pixel and channel; "rand": one colour of N(0, 1) draws for each box;
-            "const": zero.
+        keys: keys[B], one per image, for the noise.
+        images: float32[B, H, W, C], normalized.
+        boxes: int32[B, N, 4], (top, bottom, left, right); empty boxes have no effect.
+        mode: "pixel": N(0, 1) noise for each pixel and channel; "rand": one color of N(0, 1) draws per box; "const": zero.
 
-    Returns:
-        float32[B, H, W, C].
-
-    Raises:
-        ValueError: unknown mode.
+    Returns float32[B, H, W, C]. Raises ValueError for an unknown mode.
     """
     if mode not in MODES:
-        raise ValueError(f"erase mode {mode!r} is none of {', '.join(MODES)}")
+        raise ValueError(f"erase mode {mode!r} is not one of {', '.join(MODES)}")
     if mode == "pixel":
-        # A CPU pays more for an image's noise than for all else, so there only the erased rows get any.
+        # On a CPU the noise of a whole image dominates the cost, so only the erased rows get noise.
         return jax.lax.platform_dependent(keys, images, boxes, cpu=_erase_rows, default=_erase_images)
     height, width, channels = images.shape[1:]
 
@@ -111,7 +93,7 @@ def erase(keys: jax.Array, images: jax.Array, boxes: jax.Array, mode: str = "pix
 
 
 def _noise(key: jax.Array, strip: jax.Array | int, width: int, channels: int) -> jax.Array:
-    """The noise of the image's rows STRIP * strip to STRIP * (strip + 1): float32[STRIP, width, channels]."""
+    """Noise of the image's rows STRIP * strip to STRIP * (strip + 1): float32[STRIP, width, channels]."""
     return jax.random.normal(jax.random.fold_in(key, strip), (STRIP, width, channels))
 
 
@@ -120,7 +102,7 @@ def _in_any(boxes: jax.Array, height: int, width: int, top: jax.Array | int = 0)
 
 
 def _erase_images(keys: jax.Array, images: jax.Array, boxes: jax.Array) -> jax.Array:
-    """Noise in the boxes, made for all pixels of all images."""
+    """Fills the boxes with noise, generated for all pixels of all images."""
     height, width, channels = images.shape[1:]
     strips = jnp.arange(-(-height // STRIP))
 
@@ -132,7 +114,7 @@ def _erase_images(keys: jax.Array, images: jax.Array, boxes: jax.Array) -> jax.A
 
 
 def _erase_rows(keys: jax.Array, images: jax.Array, boxes: jax.Array) -> jax.Array:
-    """The same, made only for the strips that boxes touch, in place."""
+    """Fills the boxes in place, with noise generated only for the strips that they touch."""
     height, width, channels = images.shape[1:]
     missing = -height % STRIP
     images = jnp.pad(images, ((0, 0), (0, missing), (0, 0), (0, 0)))
@@ -140,7 +122,7 @@ def _erase_rows(keys: jax.Array, images: jax.Array, boxes: jax.Array) -> jax.Arr
     first = jnp.min(jnp.where(empty, height, boxes[..., 0]), 1) // STRIP
     last = -(-jnp.max(jnp.where(empty, 0, boxes[..., 1]), 1) // STRIP)
 
-    def image(row: jax.Array, images: jax.Array) -> jax.Array:
+    def erase_image(row: jax.Array, images: jax.Array) -> jax.Array:
         def strip(number: jax.Array, images: jax.Array) -> jax.Array:
             top = number * STRIP
             old = jax.lax.dynamic_slice(images, (row, top, 0, 0), (1, STRIP, width, channels))
@@ -149,7 +131,7 @@ def _erase_rows(keys: jax.Array, images: jax.Array, boxes: jax.Array) -> jax.Arr
 
         return jax.lax.fori_loop(first[row], last[row], strip, images)
 
-    return jax.lax.fori_loop(0, len(images), image, images)[:, :height]
+    return jax.lax.fori_loop(0, len(images), erase_image, images)[:, :height]
 
 
 def _between(bounds: tuple[float, float], share: jax.Array) -> jax.Array:

@@ -1,9 +1,8 @@
-"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) as timm 0.3.2 does them, in groups of rows.
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899) as in timm 0.3.2, within groups of rows.
 
-A group is `group_size` consecutive rows of the global batch: the batch of one GPU in the reference, made independent of
-the hardware. A row's partner is its mirror in the group, so that rows stay on their device wherever devices hold whole
-groups. timm's modes differ in who shares a draw: a group ("batch"), a row and its partner ("pair"), or nobody ("elem": the
-partner may be mixed otherwise).
+A group is `group_size` consecutive rows of the global batch. It replaces the reference's batch of one GPU, independently of the
+hardware. A row is mixed with its mirror in the group, so rows stay on their device if devices hold whole groups. timm's
+modes differ in what shares a draw: a group ("batch"), a row and its partner ("pair"), or nothing ("elem": per row).
 """
 
 from typing import NamedTuple
@@ -14,18 +13,16 @@ import numpy as np
 from einops import rearrange
 from scipy import special
 
-from deit_jax.augment.keys import fold_in_each
-
 MODES = ("batch", "pair", "elem")
 
 
 class Mix(NamedTuple):
-    """N draws; each goes for as many consecutive rows of a batch as the N divide it into.
+    """N draws; each applies to B / N consecutive rows of a batch of B.
 
     Attributes:
-        lam: float32[N], the share of a row's own label; 1 where it is not mixed.
-        cutmix: bool[N], True where pixels come from a box of the partner, False where both images are averaged.
-        box: int32[N, 4], CutMix's box (top, bottom, left, right), bottom and right exclusive; zeros under mixup.
+        lam: float32[N], the weight of a row's own label; 1 if the row is not mixed.
+        cutmix: bool[N], True if pixels come from a box of the partner, False if both images are averaged.
+        box: int32[N, 4], CutMix's box (top, bottom, left, right), bottom and right exclusive; zeros for mixup.
     """
 
     lam: jax.Array
@@ -33,18 +30,16 @@ class Mix(NamedTuple):
     box: jax.Array
 
 
+def fold_in_each(key: jax.Array, numbers: jax.Array) -> jax.Array:
+    """Derives keys[N], one for each number in int32[N], e.g. a row's position in the global batch."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
+
+
 def cutmix_box(lam: jax.Array, center: jax.Array, image_size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
-    """CutMix's box around a centre, clipped to the image, and the share of the image that lies outside it.
+    """Returns CutMix's box around a center, clipped to the image, int32[4], and the share of the image outside it, float32[].
 
-    As in timm 0.3.2 the half side is cut // 2, so that an odd side loses a pixel (timm 1.x does not).
-
-    Args:
-        lam: float32[], drawn share of the row's own image.
-        center: int32[2], (y, x).
-        image_size: (height, width) in pixels.
-
-    Returns:
-        (box int32[4]: (top, bottom, left, right), lam float32[]: 1 - area / (height * width)).
+    As in timm 0.3.2 the half side is cut // 2, so an odd side loses a pixel (not so in timm 1.x). lam: float32[], the drawn
+    share of the row's own image. center: int32[2], (y, x). image_size: (height, width) in pixels.
     """
     size = jnp.asarray(image_size, jnp.int32)
     half = (size * jnp.sqrt(1 - lam)).astype(jnp.int32) // 2
@@ -54,18 +49,12 @@ def cutmix_box(lam: jax.Array, center: jax.Array, image_size: tuple[int, int]) -
 
 
 def symmetric_beta(share: jax.Array, alpha: float) -> jax.Array:
-    """The quantile function of Beta(alpha, alpha): a uniform share becomes a draw, to within 1e-6.
+    """Maps uniform shares in [0, 1) to draws from Beta(alpha, alpha) by its quantile function, with an error of at most 1e-6.
 
-    `jax.random.beta` loops until it accepts, which compiles for seconds and synchronises devices in every turn.
-
-    Args:
-        share: float32, any shape, in [0, 1).
-        alpha: above 0.
-
-    Returns:
-        float32 of the same shape, in [0, 1].
+    `jax.random.beta` uses rejection sampling, which takes seconds to compile and synchronizes devices in every iteration. share
+    and result: float32 of any shape; alpha: greater than 0.
     """
-    # In terms of share^(1 / alpha) the lower half is almost straight; the upper half is its mirror.
+    # As a function of share^(1 / alpha) the lower half is almost linear; the upper half is its mirror.
     knots = np.linspace(0, 0.5 ** (1 / alpha), 1025)
     quantiles = special.betaincinv(alpha, alpha, knots**alpha)
     lower = jnp.minimum(share, 1 - share) ** (1 / alpha)
@@ -76,25 +65,21 @@ def symmetric_beta(share: jax.Array, alpha: float) -> jax.Array:
 def draw_mix_of_rows(
     key: jax.Array, batch_size: int, group_size: int, mode: str, image_size: tuple[int, int], **options: float
 ) -> Mix:
-    """The draws of a batch.
+    """Draws the mixing of a batch: Mix of B / group_size draws ("batch") or B draws.
 
     Args:
         key: one PRNG key.
         batch_size: B, a multiple of group_size.
-        group_size: rows of a group; even.
-        mode: "batch": a draw a group, keyed by the group's number; "pair" and "elem": a draw a pair of rows or a row,
-            keyed by the position of the pair's first row or the row.
+        group_size: rows per group; even.
+        mode: "batch": one draw per group, keyed by the group's number; "pair" and "elem": one draw per pair or per row, keyed
+            by the position of the (first) row.
         image_size: (height, width) in pixels.
-        options: those of `draw_mix`.
+        options: passed to `draw_mix`.
 
-    Returns:
-        Mix of B / group_size draws ("batch") or B draws.
-
-    Raises:
-        ValueError: unknown mode, or both alphas are 0.
+    Raises ValueError for an unknown mode, or if both alphas are 0.
     """
     if mode not in MODES:
-        raise ValueError(f"mix mode {mode!r} is none of {', '.join(MODES)}")
+        raise ValueError(f"mix mode {mode!r} is not one of {', '.join(MODES)}")
     if mode == "batch":
         return draw_mix(key, jnp.arange(batch_size // group_size), image_size, **options)
     if mode == "elem":
@@ -120,28 +105,22 @@ def draw_mix(
     mix_probability: float = 1.0,
     switch_probability: float = 0.5,
 ) -> Mix:
-    """A draw for each number, keyed by it.
+    """Returns Mix of N draws, one per number and keyed by it; raises ValueError if both alphas are 0.
 
     Args:
         key: one PRNG key.
         numbers: int32[N].
         image_size: (height, width) in pixels.
-        mixup_alpha: mixup's lam ~ Beta(alpha, alpha); 0 = mixup off.
+        mixup_alpha: mixup's lam ~ Beta(alpha, alpha); 0 disables mixup.
         cutmix_alpha: the same for CutMix.
-        mix_probability: that a draw mixes at all.
-        switch_probability: that one that mixes is CutMix, when both are on.
-
-    Returns:
-        Mix of N draws.
-
-    Raises:
-        ValueError: both alphas are 0.
+        mix_probability: that a draw mixes.
+        switch_probability: that a draw which mixes is CutMix, if both are enabled.
     """
     if mixup_alpha <= 0 and cutmix_alpha <= 0:
-        raise ValueError("mixing needs mixup_alpha or cutmix_alpha above 0")
+        raise ValueError("mixing needs mixup_alpha or cutmix_alpha greater than 0")
 
     def draw(key: jax.Array) -> Mix:
-        # One call for all the numbers: every call compiles a generator of its own.
+        # One call for all numbers: every call compiles another generator.
         chance, switch, share, *place = jax.random.uniform(key, (5,))
         if mixup_alpha > 0 and cutmix_alpha > 0:
             cutmix = switch < switch_probability
@@ -160,15 +139,9 @@ def draw_mix(
 
 
 def mix_images(images: jax.Array, mix: Mix, group_size: int | None = None) -> jax.Array:
-    """Mixes every row with its mirror in the group.
+    """Mixes every row of images, float32[B, H, W, C], with its mirror in the group.
 
-    Args:
-        images: float32[B, H, W, C].
-        mix: N draws, N a divisor of B; draw n goes for rows n * B/N to (n + 1) * B/N.
-        group_size: rows of a group; None: B/N, the rows of a draw.
-
-    Returns:
-        float32[B, H, W, C].
+    mix: N draws; N divides B, and draw n applies to rows n * B/N to (n + 1) * B/N. group_size: rows per group; None: B/N.
     """
     height, width = images.shape[1:3]
     top, bottom, left, right = (edge[:, None, None] for edge in mix.box.T)
@@ -180,37 +153,19 @@ def mix_images(images: jax.Array, mix: Mix, group_size: int | None = None) -> ja
 
 
 def smoothed_one_hot(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-    """Targets with label smoothing: 1 - eps + eps / K at the label, eps / K elsewhere.
-
-    Args:
-        labels: int32[B].
-        num_classes: K.
-        smoothing: eps.
-
-    Returns:
-        float32[B, K]; rows sum to 1.
-    """
+    """Returns targets float32[B, K] for labels int32[B]: 1 - smoothing + smoothing / K at the label, smoothing / K elsewhere."""
     off = smoothing / num_classes
     is_label = labels[:, None] == jnp.arange(num_classes)
     return jnp.where(is_label, jnp.float32(1 - smoothing + off), jnp.float32(off))
 
 
 def mix_targets(targets: jax.Array, mix: Mix, group_size: int | None = None) -> jax.Array:
-    """Mixes every row's target with its mirror's, by its lam.
-
-    Args:
-        targets: float32[B, K].
-        mix: the same as the images'.
-        group_size: the same as the images'.
-
-    Returns:
-        float32[B, K].
-    """
+    """Mixes every row's target, float32[B, K], with its mirror's, weighted by lam; see `mix_images` for the arguments."""
     return _with_mirror(targets, mix.lam[:, None], group_size)
 
 
 def _with_mirror(rows: jax.Array, own: jax.Array, group_size: int | None) -> jax.Array:
-    """rows * own + mirrored rows * (1 - own), for rows[B, ...] and own[N, ...]."""
+    """Returns rows * own + mirrored rows * (1 - own), for rows[B, ...] and own[N, ...]."""
     draws = len(own)
     group_size = group_size or len(rows) // draws
     mirrored = rearrange(rearrange(rows, "(g n) ... -> g n ...", n=group_size)[:, ::-1], "g n ... -> (g n) ...")

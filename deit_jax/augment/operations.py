@@ -1,38 +1,25 @@
-"""The 15 operations that RandAugment, AutoAugment and colour jitter draw from, by number, and what they do at a level.
+"""The 15 operations that RandAugment, AutoAugment and color jitter draw from, and what they do at a level.
 
-An image's operations are two arrays: numbers int32[L] and arguments float32[L]; the plans (`sequential`, `chunked`) apply
-such arrays to a batch.
+An image's operations are two arrays: numbers int32[L] and arguments float32[L]. `plans.apply_operations` applies them to a batch.
 """
 
+import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
-# Operations are numbered by their place here; SKIP, one past the last, leaves the image alone.
+# An operation's number is its index here; SKIP, one past the last, leaves the image unchanged.
 OPERATIONS = (
-    "AutoContrast",
-    "Equalize",
-    "Invert",
-    "Posterize",
-    "Solarize",
-    "SolarizeAdd",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "Sharpness",
-    "Rotate",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-)
+    "AutoContrast", "Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd", "Color", "Contrast", "Brightness", "Sharpness",
+    "Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY",
+)  # fmt: skip
 SKIP = len(OPERATIONS)
 NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
-MAX_LEVEL = 10.0  # that levels are clipped to, unless a policy says otherwise
+MAX_LEVEL = 10.0  # levels are clipped to this unless a policy sets another limit
 
-POSTERIZE_BITS = {  # timm's three readings of Posterize: (sign, bits kept at level 0)
+POSTERIZE_BITS = {  # timm's three variants of Posterize: (sign, bits kept at level 0)
     "Posterize": (1, 0),
     "PosterizeIncreasing": (-1, 4),
     "PosterizeOriginal": (1, 4),
@@ -40,24 +27,20 @@ POSTERIZE_BITS = {  # timm's three readings of Posterize: (sign, bits kept at le
 
 
 def level_to_argument(
-    operation: jax.Array,
-    level: jax.Array,
-    negative: jax.Array,
-    increasing: bool = True,
-    posterize: str | None = None,
+    operation: jax.Array, level: jax.Array, negative: jax.Array, increasing: bool = True, posterize: str | None = None
 ) -> jax.Array:
-    """What an operation does at a level, after timm's LEVEL_TO_ARG. The three arrays broadcast.
+    """Converts a level to an operation's argument, as timm's LEVEL_TO_ARG. The three arrays broadcast.
 
     Args:
-        operation: int32, a number of OPERATIONS.
+        operation: int32, an index into OPERATIONS.
         level: float32, usually in [0, 10].
-        negative: bool, the sign's coin: rotation, shear, translation and increasing enhancements go either way.
+        negative: bool, the random sign of rotation, shear, translation and increasing enhancements.
         increasing: whether every operation gets stronger with the level (timm's inc1).
-        posterize: a key of POSTERIZE_BITS; None: as `increasing` says.
+        posterize: a key of POSTERIZE_BITS; None: determined by `increasing`.
 
     Returns:
         float32: degrees (Rotate), shear factor, fraction of the size (TranslateX, TranslateY), bits kept (Posterize),
-        threshold (Solarize), grey levels (SolarizeAdd), enhancement factor (Color to Sharpness); 0 without argument.
+        threshold (Solarize), gray levels (SolarizeAdd), enhancement factor (Color to Sharpness); 0 if there is no argument.
     """
     sign = jnp.where(negative, -1.0, 1.0)
     none = jnp.zeros_like(level)
@@ -81,27 +64,46 @@ def level_to_argument(
 
 
 def noisy_level(magnitude: jax.Array | float, std: float, share: jax.Array, max_level: float) -> jax.Array:
-    """A level around `magnitude`, as timm's AugmentOp draws it.
+    """Draws a level around `magnitude` (broadcastable to share), as timm's AugmentOp: float32 of share's shape in [0, max_level].
 
-    Args:
-        magnitude: mean level, broadcastable to share.
-        std: standard deviation of the level; infinity: uniform in [0, magnitude].
-        share: float32 in [0, 1), the draw.
-        max_level: levels are clipped to [0, max_level].
-
-    Returns:
-        float32 of share's shape.
+    std: standard deviation; infinity: uniform in [0, magnitude]. share: float32, uniform in [0, 1).
     """
     level = magnitude * share if std == math.inf else magnitude + std * ndtri(share)
     return jnp.clip(level, 0, max_level)
 
 
 def is_any(operations: jax.Array, *names: str) -> jax.Array:
-    """Where an operation is one of the named ones."""
+    """Masks the operations that have one of the names."""
     return jnp.any(jnp.stack([operations == NUMBER[name] for name in names]), 0)
 
 
 def slope_and_offset(operation: jax.Array, argument: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """What `shifts` needs of a shear or a translation along an axis of `size` pixels."""
+    """Converts a shear or a translation along an axis of `size` pixels to the slope and offset that `shifts` uses."""
     shears = is_any(operation, "ShearX", "ShearY")
     return jnp.where(shears, argument, 0), jnp.where(shears, 0, argument * size)
+
+
+@dataclasses.dataclass(frozen=True)
+class ColorJitter:
+    """Color jitter as torchvision's ColorJitter: brightness, contrast and saturation by random factors, in random order.
+
+    Attributes:
+        strength: factors are uniform in [max(0, 1 - strength), 1 + strength] (timm's color_jitter; hue is unchanged).
+    """
+
+    strength: float = 0.4
+
+    def draw(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Draws each image's factors and their order.
+
+        keys: keys[B]. Returns (operations int32[B, 3], a permutation of Brightness, Contrast and Color; arguments float32[B, 3]).
+        """
+        adjustments = jnp.asarray([NUMBER[name] for name in ("Brightness", "Contrast", "Color")])
+        low = max(0.0, 1 - self.strength)
+
+        def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            # One call for all numbers: every call compiles another generator.
+            order, share = jax.random.uniform(key, (2, 3))
+            return adjustments[jnp.argsort(order)], low + (1 + self.strength - low) * share
+
+        return jax.vmap(draw)(keys)

@@ -1,4 +1,4 @@
-"""The augmentation of Table 9 (arXiv 2012.12877), in the order of the released code, and the evaluation's half of it."""
+"""The augmentation of Table 9 (arXiv 2012.12877), in the order of the released code, and the preprocessing for evaluation."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from jax.sharding import Mesh, PartitionSpec
 from deit_jax.augment import erasing, mixing, plans
 from deit_jax.augment.autoaugment import AutoAugment
 from deit_jax.augment.color import normalize
-from deit_jax.augment.jitter import ColorJitter
-from deit_jax.augment.keys import fold_in_each
+from deit_jax.augment.mixing import fold_in_each
+from deit_jax.augment.operations import ColorJitter
 from deit_jax.augment.randaugment import RandAugment
 from deit_jax.config import OPTIONS
 
-# Every stage folds a tag of its own into the key before the row's or the group's number, so that stages are independent.
+# Every stage folds its tag into the key before the row's or the group's number, so that stages are independent.
 _STAGES_OF_A_ROW = 4  # flip, drawn operations, erased box, erased noise: tags 0 to 3
 _MIX = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainAugmentation:
-    """Flip, RandAugment (or AutoAugment, or colour jitter), normalise, erase, mix: from uint8 batches to network input.
+    """Flips, applies RandAugment (or AutoAugment, or color jitter), normalizes, erases and mixes uint8 batches.
 
     The fields are those of the configuration's `augment` section; config.py declares their meaning, bounds and choices. At most
-    one of `rand_augment`, `auto_augment` and `color_jitter` is on. Hashable, so it can be a static argument of jit.
+    one of `rand_augment`, `auto_augment` and `color_jitter` is enabled. Hashable, so it can be a static argument of jit.
 
     Attributes:
         num_classes: K, the width of the targets.
-        mean: also gives the fill colour of RandAugment's geometric operations.
-        group_size: rows among which partners are, see `mixing`; even.
+        mean: also the fill color of RandAugment's geometric operations.
+        group_size: rows that are mixed with each other, see `mixing`; even.
 
     Raises:
-        ValueError: a value that cannot be used; one line that names the field as augment.<name>.
+        ValueError: an invalid value; one line that names the field as augment.<name>.
     """
 
     num_classes: int
@@ -61,7 +61,7 @@ class TrainAugmentation:
     plan: str
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):  # a list would make the recipe unhashable
+        for name in ("mean", "std"):  # a list would make the augmentation unhashable
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if self.num_classes < 1:
             raise ValueError(f"num_classes: must be at least 1, got {self.num_classes}")
@@ -83,18 +83,18 @@ class TrainAugmentation:
 
     @classmethod
     def from_section(cls, section: Mapping[str, Any], **fields: Any) -> TrainAugmentation:
-        """The augmentation of a configuration's `augment` section, with other or further fields."""
+        """Creates the augmentation from a configuration's `augment` section; `fields` override or add fields."""
         names = {field.name for field in dataclasses.fields(cls)}
         return cls(**({name: value for name, value in section.items() if name in names} | fields))
 
     @property
     def mixes(self) -> bool:
-        """Whether targets can be mixtures of two labels."""
+        """Whether targets can mix two labels."""
         return (self.mixup_alpha > 0 or self.cutmix_alpha > 0) and self.mix_probability > 0
 
     @property
     def policy(self) -> RandAugment | AutoAugment | ColorJitter | None:
-        """What draws each image's operations."""
+        """The policy that draws each image's operations."""
         if self.rand_augment:
             return RandAugment.parse(self.rand_augment)
         if self.auto_augment:
@@ -102,10 +102,9 @@ class TrainAugmentation:
         return ColorJitter(self.color_jitter) if self.color_jitter > 0 else None
 
     def draw_operations(self, key: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
-        """The operations that a call with this key applies to the rows at int32[B] positions; None if none are on.
+        """Returns the operations that a call with this key applies to the rows at int32[B] positions; None if disabled.
 
-        Returns:
-            (numbers int32[B, L] of OPERATIONS, or SKIP; arguments float32[B, L]).
+        (int32[B, L] indices into OPERATIONS, or SKIP; arguments float32[B, L])
         """
         return self.policy.draw(_keys_of_rows(key, positions)[1]) if self.policy else None
 
@@ -117,23 +116,19 @@ class TrainAugmentation:
         mesh: Mesh | None = None,
         axis: str | tuple[str, ...] = "data",
     ) -> tuple[jax.Array, jax.Array]:
-        """Augments one global batch.
+        """Augments one global batch to (images float32[B, H, W, 3], targets float32[B, num_classes]).
 
-        The values depend on the key and on a row's place in the batch, not on the mesh.
+        The result depends on the key and on a row's position in the batch, not on the mesh.
 
         Args:
             key: the step's PRNG key.
             images: uint8[B, H, W, 3].
             labels: int32[B].
-            mesh: give it when the batch is spread over several devices: each then augments its own rows (without it
-                XLA gathers the whole batch on every device, because images are augmented in a loop).
+            mesh: required if the batch is sharded over several devices: each then augments its own rows. Without it XLA gathers
+                the whole batch on every device, because images are augmented in a loop.
             axis: the mesh axis or axes that split the batch; their size divides B.
 
-        Returns:
-            (images float32[B, H, W, 3], targets float32[B, num_classes]).
-
-        Raises:
-            ValueError: B is not a multiple of group_size while mixing is on.
+        Raises ValueError if B is not a multiple of group_size while mixing is enabled.
         """
         batch_size, height, width, _ = images.shape
         if self.mixes and batch_size % self.group_size:
@@ -163,8 +158,7 @@ class TrainAugmentation:
         return images, targets
 
     def _augment_images(self, key: jax.Array, images: jax.Array, positions: jax.Array, *, plan: str) -> jax.Array:
-        """What happens to each image by itself: uint8[B, H, W, 3] at int32[B] positions to float32[B, H, W, 3]."""
-
+        """Augments each image individually: uint8[B, H, W, 3] at int32[B] positions to float32[B, H, W, 3]."""
         flip, operations, box, noise = _keys_of_rows(key, positions)
         if self.flip_probability > 0:
             images = flip_horizontally(flip, images, self.flip_probability)
@@ -180,8 +174,8 @@ class TrainAugmentation:
 
 
 def _keys_of_rows(key: jax.Array, positions: jax.Array) -> jax.Array:
-    """keys[4, B]: of the flip, the drawn operations, the erased box and its noise, for each row."""
-    # All keys in two calls: every call compiles a generator of its own.
+    """Returns keys[4, B]: for each row's flip, operations, erased box and its noise."""
+    # All keys in two calls: every call compiles another generator.
     stages = fold_in_each(key, jnp.arange(_STAGES_OF_A_ROW))
     return jax.vmap(fold_in_each, in_axes=(0, None))(stages, positions)
 
@@ -189,20 +183,11 @@ def _keys_of_rows(key: jax.Array, positions: jax.Array) -> jax.Array:
 def prepare_for_evaluation(
     images: jax.Array | np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> jax.Array:
-    """Normalises a batch and nothing else: uint8[B, H, W, 3] to float32[B, H, W, 3]."""
+    """Normalizes a batch: uint8[B, H, W, 3] to float32[B, H, W, 3]."""
     return normalize(images, mean, std)
 
 
 def flip_horizontally(keys: jax.Array, images: jax.Array, probability: float) -> jax.Array:
-    """Mirrors each image left to right with the given probability.
-
-    Args:
-        keys: keys[B], one an image.
-        images: [B, H, W, C] of any dtype.
-        probability: in [0, 1].
-
-    Returns:
-        [B, H, W, C].
-    """
+    """Mirrors each image left to right with the given probability in [0, 1]; keys: keys[B], images: [B, H, W, C]."""
     flipped = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
     return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)

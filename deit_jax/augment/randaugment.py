@@ -1,7 +1,7 @@
-"""RandAugment (arXiv 1909.13719) as timm does it: `rand-m9-mstd0.5-inc1` and its relatives.
+"""RandAugment (arXiv 1909.13719) as in timm: `rand-m9-mstd0.5-inc1` and similar policies.
 
-Each image gets `num_layers` operations, drawn uniformly with replacement from 15, each skipped with probability
-1 - `probability`, at a magnitude of its own. `plans.apply_operations` applies what is drawn here.
+Each image gets `num_layers` operations, drawn uniformly with replacement from 15. Each has its own magnitude and is skipped with
+probability 1 - `probability`. `plans.apply_operations` applies the drawn operations.
 """
 
 import dataclasses
@@ -14,20 +14,20 @@ import jax.numpy as jnp
 from deit_jax.augment.operations import MAX_LEVEL, SKIP, level_to_argument, noisy_level
 
 _SECTION = re.compile(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d+)?|\.\d+)")
-_WHOLE = ("m", "n", "inc", "mmax")
+_INTEGERS = ("m", "n", "inc", "mmax")
 
 
 @dataclasses.dataclass(frozen=True)
 class RandAugment:
-    """The policy's numbers.
+    """The parameters of the policy.
 
     Attributes:
-        magnitude: mean level; 10 is the end of the paper's scale.
-        num_layers: operations an image.
+        magnitude: mean level; 10 is the maximum of the paper's scale.
+        num_layers: operations per image.
         magnitude_std: standard deviation of the level's noise; infinity: levels are uniform in [0, magnitude].
         increasing: whether every operation gets stronger with the level (timm's inc1).
         probability: that an operation is applied rather than skipped.
-        max_level: that levels are clipped to.
+        max_level: levels are clipped to [0, max_level].
     """
 
     magnitude: float = MAX_LEVEL
@@ -41,7 +41,7 @@ class RandAugment:
     def parse(cls, text: str) -> "RandAugment":
         """Reads timm's notation: "rand" and any of the sections mN, nN, mstdX, mmaxN, incN, pX, joined by "-".
 
-        As in timm, mstd above 100 means uniform levels, and a section left out keeps the default above.
+        As in timm, mstd above 100 means uniform levels. An omitted section keeps its default.
 
         Raises:
             ValueError: unknown or repeated section, or a number that cannot be read or is out of range; one line.
@@ -57,7 +57,7 @@ class RandAugment:
             name, number = match[1], float(match[2])
             if name in values:
                 raise ValueError(f"{text!r}: section {name} appears twice")
-            if name in _WHOLE and number != int(number):
+            if name in _INTEGERS and number != int(number):
                 raise ValueError(f"{text!r}: section {section!r} needs a whole number")
             values[name] = number
         for name in ("n", "mmax"):
@@ -78,15 +78,11 @@ class RandAugment:
     def draw(self, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Draws each image's operations.
 
-        Args:
-            keys: keys[B], one an image.
-
-        Returns:
-            (operations int32[B, num_layers], SKIP among them; arguments float32[B, num_layers]).
+        keys: keys[B]. Returns (operations int32[B, num_layers], possibly SKIP; arguments float32[B, num_layers]).
         """
 
         def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            # One call for all the numbers: every call compiles a generator of its own.
+            # One call for all numbers: every call compiles another generator.
             choice, chance, noise, sign = jax.random.uniform(key, (4, self.num_layers))
             level = noisy_level(self.magnitude, self.magnitude_std, noise, self.max_level)
             operation = jnp.floor(SKIP * choice).astype(jnp.int32)

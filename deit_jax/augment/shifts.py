@@ -1,8 +1,8 @@
 """Shears and translations as shifts of whole lines, on one planar uint8 image [C, H, W].
 
-A horizontal shear or shift moves every row by an amount of its own: a whole number of pixels, and a fraction that is the
-same for the whole row. So no pixel has to be looked up by itself, which a TPU is slow at, and the cubic has one dimension.
-The results are those of `warping.warp`, which see, and a little closer to Pillow's.
+A horizontal shear or shift moves each row by its own amount: a whole number of pixels, and a fraction that is constant along the
+row. So no pixel is gathered individually, which is slow on a TPU, and the cubic has one dimension. The results equal those of
+`warping.warp`, and are slightly closer to Pillow's.
 """
 
 import functools
@@ -17,18 +17,15 @@ from deit_jax.augment.warping import cubic, halves
 def shift_rows(
     image: jax.Array, slope: jax.Array, offset: jax.Array, fill: Sequence[int], roll: bool = False
 ) -> jax.Array:
-    """Output (x, y) reads the input at (x + slope * y + offset, y), in Pillow's coordinates.
+    """Output (x, y) of uint8[C, H, W], C at most 4, reads the input at (x + slope * y + offset, y), in Pillow's coordinates.
 
     Args:
-        image: uint8[C, H, W], C at most 4.
+        image: uint8[C, H, W].
         slope: float32[].
         offset: float32[], in pixels.
-        fill: C grey levels for pixels whose source lies outside the image.
-        roll: how rows are shifted by whole pixels: True in log2(W) steps, each a roll of the image that a row joins or
-            not (TPU); False by a slice for each row (CPU). The result is the same.
-
-    Returns:
-        uint8[C, H, W].
+        fill: C gray levels for pixels whose source lies outside the image.
+        roll: how rows are shifted by whole pixels, with the same result: True in log2(W) steps, each of which rolls the image for
+            some of the rows (TPU); False by a slice per row (CPU).
     """
     return _shift(image, slope, offset, fill, roll, axis=1)
 
@@ -36,8 +33,8 @@ def shift_rows(
 def shift_columns(
     image: jax.Array, slope: jax.Array, offset: jax.Array, fill: Sequence[int], roll: bool = False
 ) -> jax.Array:
-    """Output (x, y) reads the input at (x, y + slope * x + offset); the arguments are those of `shift_rows`."""
-    if not roll:  # to slice columns is slow
+    """Output (x, y) reads the input at (x, y + slope * x + offset); see `shift_rows` for the arguments."""
+    if not roll:  # slicing columns is slow
         return _shift(image.swapaxes(1, 2), slope, offset, fill, roll, axis=1).swapaxes(1, 2)
     return _shift(image, slope, offset, fill, roll, axis=0)
 
@@ -45,7 +42,7 @@ def shift_columns(
 def _shift(
     image: jax.Array, slope: jax.Array, offset: jax.Array, fill: Sequence[int], roll: bool, axis: int
 ) -> jax.Array:
-    """Shifts the lines of uint8[C, H, W] that run along `axis` of the two of a plane."""
+    """Shifts the lines of uint8[C, H, W] that run along `axis` of each plane."""
     length, lines = image.shape[1 + axis], image.shape[2 - axis]
     whole, fraction, inside = _shifts(slope, offset, lines, length)
     if axis == 0:
@@ -64,20 +61,20 @@ def _shift(
 
 
 def _shifts(slope: jax.Array, offset: jax.Array, lines: int, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Each line's shift in whole pixels (int32[lines]) and the rest of it (float32), and which pixels are inside."""
+    """Returns each line's shift in whole pixels (int32[lines]), the remaining fraction (float32), and which pixels are inside."""
     place = jnp.arange(lines, dtype=jnp.float32) + 0.5
-    # In two parts, so that the first is exact: the sum would lose the fraction's last bits.
+    # In two parts, the first of which is exact: a single sum would lose the fraction's last bits.
     (slope, slope_rest), (offset, offset_rest) = halves(slope), halves(offset)
     exact, rest = slope * place + offset, slope_rest * place + offset_rest
     whole = jnp.floor(exact + rest)
     source = jnp.arange(length, dtype=jnp.float32) + 0.5 + exact[:, None] + rest[:, None]
-    # A line that is moved out of the image entirely shows none of it, wherever it went.
+    # A line that is moved out of the image entirely shows none of it, so the distance is clipped.
     moved = jnp.clip(whole, -length - 1, length + 1).astype(jnp.int32)
     return moved, exact - whole + rest, (source >= 0) & (source < length)
 
 
 def _slice_rows(lines: jax.Array, whole: jax.Array) -> jax.Array:
-    """[L, N] to [L, N + 3]: element i of a line is the old one at i - 1 + whole, the ends repeated."""
+    """[L, N] to [L, N + 3]: element i of a line is the old element i - 1 + whole, with repeated ends."""
     length = lines.shape[1]
     padded = jnp.pad(lines, ((0, 0), (length + 2, length + 3)), mode="edge")
     return jax.vmap(lambda line, start: jax.lax.dynamic_slice(line, (start,), (length + 3,)))(
@@ -86,9 +83,9 @@ def _slice_rows(lines: jax.Array, whole: jax.Array) -> jax.Array:
 
 
 def _roll_lines(lines: jax.Array, whole: jax.Array, axis: int) -> jax.Array:
-    """The same along either axis, save where the result does not matter: pixels whose source lies outside."""
+    """The same along either axis, except for pixels whose source lies outside, where the result does not matter."""
     length = lines.shape[axis]
-    # Taps reach two pixels past an end. The rest of the circle comes up only for pixels that get the fill colour.
+    # Taps reach two pixels past an end. Pixels that wrap around get the fill color.
     size = length + 4
     rolled = jnp.pad(lines, [(2, 2) if k == axis else (0, 0) for k in range(2)], mode="edge")
     places = jnp.expand_dims((whole + 1) % size, axis)

@@ -1,1 +1,1 @@
-"""Host-side input: image files in, uint8 batches out. Nothing here computes with JAX."""
+"""Host-side input: image files in, uint8 batches out. This package does not compute with JAX."""

@@ -1,4 +1,4 @@
-"""The count of images that could not be used: in training others replace them, in evaluation they are left out."""
+"""Counts images that could not be used: in training others replace them, in evaluation they are left out."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ _MAX_WARNINGS = 10  # images named one by one; the rest are counted
 
 
 class BadImages:
-    """Counts each batch's images that could not be used, in order.
+    """Counts the images of each batch that could not be used.
 
     Args:
-        warn: is given a line for each of the first few images at once, and their number by `warn_of_total`.
-        fate: what becomes of such an image, as the lines say it.
+        warn: called with a line for each of the first few images, and by `warn_of_total`.
+        action: what happens to such an image, for the lines.
     """
 
-    def __init__(self, warn: Callable[[str], None] = warnings.warn, fate: str = "replaced") -> None:
-        self._warn, self._fate = warn, fate
-        self._after: list[int] = []  # images in all batches up to each
+    def __init__(self, warn: Callable[[str], None] = warnings.warn, action: str = "replaced") -> None:
+        self._warn, self._action = warn, action
+        self._after: list[int] = []  # cumulative count after each batch
         self._images: Counter[str] = Counter()
 
     def add(self, lines: Sequence[str]) -> None:
-        """Count a batch: a line for each of its images that could not be used."""
+        """Adds a batch, with a line for each of its images that could not be used."""
         for line in lines:
             if line not in self._images and len(self._images) < _MAX_WARNINGS:
-                self._warn(f"{self._fate}: {line}")
+                self._warn(f"{self._action}: {line}")
             self._images[line] += 1
         self._after.append((self._after[-1] if self._after else 0) + len(lines))
 
     def count(self, batches: int | None = None) -> int:
-        """Such images in the first so many batches, or in all of them, of this process."""
+        """Returns the number of such images of this process in the first `batches` batches (default: in all)."""
         return self._after[-1 if batches is None else batches - 1] if self._after and batches != 0 else 0
 
     def warn_of_total(self) -> None:
-        """Warn of the number, if there is one."""
+        """Prints a warning with the total unless it is 0."""
         if self._images:
             self._warn(
-                f"{len(self._images)} image(s) could not be used and were {self._fate} {self._images.total()} times"
+                f"{len(self._images)} image(s) could not be used and were {self._action} {self._images.total()} times"
             )

@@ -1,55 +1,26 @@
-"""Classes by name. A label is a position among a source's class names, so images of two sources are compared by the names."""
+"""Matching of classes by name. A label is an index into a source's class names, so two sources are compared by these names."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
 
-from deit_jax.data.sources import (
-    DataError,
-    Example,
-    ImageSource,
-    UnusableError,
-    fingerprint_of,
-    is_multi_label,
-    notes_of,
-    searched_folders,
-)
+from deit_jax.data.sources import DataError, Example, ImageSource, SourceView, UnusableError, fingerprint_of
 
-_SHOWN = 3  # names that a message lists
+_MAX_NAMES = 3  # in a message
 
 
 class ClassesError(DataError):
-    """Classes that are not those a model was trained on. The message is one line that shows the difference."""
+    """The classes differ from those of a model. The message is one line that shows the difference."""
 
 
-class Relabelled:
-    """Another source's images, with labels that count in other class names.
-
-    Args:
-        source: the images.
-        class_names: the names that labels count in.
-        numbers: for each class of `source`, its number in `class_names`.
-    """
+class Relabeled(SourceView):
+    """Another source's images with labels that refer to `class_names`; `numbers` has the new label of each old one."""
 
     def __init__(self, source: ImageSource, class_names: Sequence[str], numbers: Sequence[int]):
-        self._source = source
-        self._class_names = tuple(class_names)
+        super().__init__(source)
+        self.class_names = tuple(class_names)
         self._numbers = tuple(int(number) for number in numbers)
-        self.notes = tuple(notes_of(source))
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The names that labels count in."""
-        return self._class_names
-
-    @property
-    def multi_label(self) -> bool:
-        """As the other source."""
-        return is_multi_label(self._source)
-
-    def __len__(self) -> int:
-        return len(self._source)
 
     def __getitem__(self, index: int) -> Example:
         image, label = self._source[index]
@@ -64,34 +35,23 @@ class Relabelled:
             )
         return self._numbers[label]
 
-    def describe(self, index: int) -> str:
-        """The other source's answer."""
-        return self._source.describe(index)
-
-    @property
-    def folders(self) -> tuple[str, ...]:
-        """As the other source."""
-        return searched_folders(self._source)
-
     def fingerprint(self) -> str:
-        """The other source's: the images are the same."""
+        """Returns the other source's digest: the images are the same."""
         return fingerprint_of(self._source)
 
 
 def with_classes(
     source: ImageSource, class_names: Sequence[str], *, what: str, of: str, numbers: bool = False
 ) -> ImageSource:
-    """`source` with labels that count in `class_names`: matched by name, so `source` may have a part of the classes only.
+    """Returns `source` with labels that refer to `class_names`, matched by name; `source` may have a subset of the classes.
 
     Args:
         source: the images.
         class_names: the classes of the model, in the order of its outputs.
-        what: the images, as messages call them, e.g. "the evaluation images in DIR".
-        of: whose classes `class_names` are, e.g. "the run in DIR".
-        numbers: names that are exactly 0, 1, ..., K - 1 for K classes are the classes' numbers (as ImageNet V2's folders).
+        what, of: names of the images and of the owner of `class_names` in messages, e.g. "the images in DIR", "the run in DIR".
+        numbers: treat names that are exactly 0, 1, ..., K - 1 for K classes as indices (ImageNet V2's folders).
 
-    Raises:
-        ClassesError: `source` has a class that `class_names` does not have, or names are not unique and differ.
+    Raises ClassesError if `source` has a class that is not in `class_names`, or names are not unique and differ.
     """
     found, wanted = tuple(source.class_names), tuple(class_names)
     if found == wanted:
@@ -100,18 +60,18 @@ def with_classes(
     if set(found) <= set(wanted):
         if twice := [name for names in (found, wanted) for name in names if names.count(name) > 1]:
             raise ClassesError(
-                f"{what} cannot be matched with the classes of {of}: the class name {twice[0]!r} is there twice"
+                f"{what} cannot be matched with the classes of {of}: the class name {twice[0]!r} occurs twice"
             )
-        return Relabelled(source, wanted, [where[name] for name in found])
+        return Relabeled(source, wanted, [where[name] for name in found])
     if numbers and found == tuple(map(str, range(len(wanted)))):
-        return Relabelled(source, wanted, range(len(wanted)))
+        return Relabeled(source, wanted, range(len(wanted)))
     raise ClassesError(
-        f"{what}: the classes are not those of {of} ({difference(found, wanted)}); give images of classes with the same names"
+        f"{what}: the classes differ from those of {of} ({difference(found, wanted)}); use images of classes with the same names"
     )
 
 
 def order_of(class_names: Sequence[str], among: Sequence[str]) -> tuple[int, ...] | None:
-    """The number that each of `class_names` has `among` the same names in any order; None if the two are not the same names."""
+    """Returns the index of each of `class_names` in `among`, the same names in any order; None if the names differ."""
     where = {name: number for number, name in enumerate(among)}
     if len(where) != len(among) or len(class_names) != len(among) or set(class_names) != set(where):
         return tuple(range(len(among))) if tuple(class_names) == tuple(among) else None
@@ -119,7 +79,7 @@ def order_of(class_names: Sequence[str], among: Sequence[str]) -> tuple[int, ...
 
 
 def difference(found: Sequence[str], expected: Sequence[str]) -> str:
-    """How two lists of class names differ, for people: which are new, which are missing, or where the order differs."""
+    """Describes how two lists of class names differ: which are new, which are missing, or where the order differs."""
     new = [name for name in found if name not in set(expected)]
     missing = [name for name in expected if name not in set(found)]
     if not new and not missing:
@@ -132,12 +92,12 @@ def difference(found: Sequence[str], expected: Sequence[str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:_SHOWN]))
-    return shown + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    shown = ", ".join(map(repr, names[:_MAX_NAMES]))
+    return shown + (f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else "")
 
 
 def _near(new: Sequence[str], missing: Sequence[str]) -> str:
-    """What two names that look alike differ in: macOS and archives made there spell accents in another way."""
+    """Describes how two similar names differ, e.g. because macOS and archives made there decompose accents."""
     pairs = {_plain(name): name for name in missing}
     for name in new:
         other = pairs.get(_plain(name))
@@ -145,7 +105,7 @@ def _near(new: Sequence[str], missing: Sequence[str]) -> str:
             continue
         if unicodedata.normalize("NFC", name) == unicodedata.normalize("NFC", other):
             return f"; {name!a} and {other!a} are the same letters in composed and decomposed Unicode characters"
-        return f"; {name!r} and {other!r} differ in capitals or spaces only"
+        return f"; {name!r} and {other!r} differ only in case or spaces"
     return ""
 
 

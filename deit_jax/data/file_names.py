@@ -1,4 +1,4 @@
-"""What the names in a data folder mean: which are images, and which are skipped and why."""
+"""Classifies the names in a data folder: which are images, and which are skipped and why."""
 
 from __future__ import annotations
 
@@ -7,31 +7,29 @@ from collections.abc import Mapping
 
 from deit_jax.printable import printable
 
-# torchvision.datasets.folder.IMG_EXTENSIONS, so that a folder has the same files here and there; then other endings of JPEG,
-# which browsers write, and AVIF.
+# torchvision.datasets.folder.IMG_EXTENSIONS, so that a folder has the same files as there; then other extensions of JPEG, which
+# browsers write, and AVIF.
 IMAGE_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
     ".jfif", ".jpe", ".avif",
 )  # fmt: skip
 ARCHIVE_EXTENSIONS = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
-INDEX_PREFIX = (
-    "deit_jax_index"  # of the file with a folder's listing (folder_index.py); once it lay in the folder, hidden
-)
+INDEX_PREFIX = "deit_jax_index"  # of index files (folder_index.py); earlier versions hid them in the folder itself
 
-# Folders that operating systems, storage devices and Python leave behind, in lower case. Some hold small copies of the images.
+# Folders created by operating systems, storage devices and Python, in lower case. Some hold thumbnails of the images.
 _SYSTEM_FOLDERS = (
     "__macosx", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin", "recycler",
     "system volume information", "lost+found", "found.000", "network trash folder", "temporary items", "__pycache__",
 )  # fmt: skip
 _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r")
-# Copies that editors keep, downloads that are not complete, and the mark that Windows puts on a downloaded file.
-_LEFTOVER_ENDINGS = (
+# Backups of editors, incomplete downloads, and the marker that Windows adds to a downloaded file.
+_LEFTOVER_EXTENSIONS = (
     "~", ".bak", ".old", ".orig", ".swp", ".swo", ".tmp", ".temp", ".part", ".partial", ".crdownload", ".download", ".filepart",
     ".aria2", ":zone.identifier",
 )  # fmt: skip
 
-HIDDEN, LEFTOVER, NO_ENDING = "hidden", "left by a system, an editor or a download", "without an ending"
+HIDDEN, LEFTOVER, NO_EXTENSION = "hidden", "left by a system, an editor or a download", "without an extension"
 BROKEN_LINK, NOT_A_FILE = "broken link", "neither file nor folder"
 HIDDEN_FOLDER, SYSTEM_FOLDER = "hidden folder", "folder of an operating system"
 LINK_ABOVE, LINK_AGAIN = "link to a folder above", "link to a folder that is listed already"
@@ -47,7 +45,7 @@ _KINDS_SHOWN = 6
 
 
 def _hints() -> dict[str, str]:
-    """By ending: what to do with files that hold images and are not read."""
+    """Returns, by extension, what to do with files that hold images but are not read."""
     hints = {
         "convert them to JPEG: Pillow reads them only with the plugin pillow-heif": ".heic .heif .hif",
         "convert them to PNG or JPEG": ".gif .apng .jp2 .j2k .jpf .jpx .jxl .tga .psd .ico .exr .hdr .dds .pcx .xcf .dcm .pnm",
@@ -57,52 +55,52 @@ def _hints() -> dict[str, str]:
         "unpack them": " ".join(ARCHIVE_EXTENSIONS),
         "arrays: data.source=npz reads a .npz file": ".npy .npz",
     }
-    return {ending: hint for hint, endings in hints.items() for ending in endings.split()}
+    return {extension: hint for hint, extensions in hints.items() for extension in extensions.split()}
 
 
 _HINTS = _hints()
 
-# Listings that were made by other rules are not used.
-RULES = repr((IMAGE_EXTENSIONS, _SYSTEM_FOLDERS, _SYSTEM_FILES, _LEFTOVER_ENDINGS))
+# Listings made with other rules are not used.
+RULES = repr((IMAGE_EXTENSIONS, _SYSTEM_FOLDERS, _SYSTEM_FILES, _LEFTOVER_EXTENSIONS))
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is listed as an image: by its ending, in any case, unless the file is hidden."""
+    """Whether a file is listed as an image: by its extension, in any case, unless the file is hidden."""
     return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith((".", "~$"))
 
 
 def skipped_file(name: str) -> str | None:
-    """Why a file is not listed: its ending in lower case, or one of the kinds above; None for an image."""
+    """Returns why a file is not listed: its extension in lower case, or one of the kinds above; None for an image."""
     if is_image(name):
         return None
     lower = name.lower()
-    if lower in _SYSTEM_FILES or lower.endswith(_LEFTOVER_ENDINGS) or name.startswith("~$"):
+    if lower in _SYSTEM_FILES or lower.endswith(_LEFTOVER_EXTENSIONS) or name.startswith("~$"):
         return LEFTOVER
     if name.startswith("."):
         return HIDDEN
-    ending = os.path.splitext(lower)[1]
-    return printable(ending) if 1 < len(ending) <= 12 else NO_ENDING
+    extension = os.path.splitext(lower)[1]
+    return printable(extension) if 1 < len(extension) <= 12 else NO_EXTENSION
 
 
 def skipped_folder(name: str) -> str | None:
-    """Why a folder is neither a class nor searched, HIDDEN_FOLDER or SYSTEM_FOLDER; None for a folder that is."""
+    """Returns why a folder is neither a class nor searched, HIDDEN_FOLDER or SYSTEM_FOLDER; else None."""
     if name.startswith("."):
         return HIDDEN_FOLDER
     return SYSTEM_FOLDER if name.lower() in _SYSTEM_FOLDERS else None
 
 
 def is_index(name: str) -> bool:
-    """Whether a file is a listing that this project has written, which is not counted among the skipped ones."""
+    """Whether a file is an index written by this project, which is not counted as skipped."""
     return name.removeprefix(".").startswith(INDEX_PREFIX) and name.endswith(".npz")
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file's ending is that of a packed archive."""
+    """Whether a file's extension is that of an archive."""
     return name.lower().endswith(ARCHIVE_EXTENSIONS)
 
 
 def describe_skipped(skipped: Mapping[str, int]) -> str:
-    """What was skipped, by kind, the most frequent first: "11 .heic (convert them to JPEG: ...), 2 .txt, 1 hidden"."""
+    """Describes skipped entries by kind, most frequent first: "11 .heic (convert them to JPEG: ...), 2 .txt, 1 hidden"."""
     ranked = sorted(skipped.items(), key=lambda item: (item[0] not in _HINTS, -item[1], item[0]))
     parts = [
         f"{count:,} {kind if count == 1 else _PLURALS.get(kind, kind)}"
@@ -115,7 +113,7 @@ def describe_skipped(skipped: Mapping[str, int]) -> str:
 
 
 def skipped_note(where: str, skipped: Mapping[str, int]) -> str:
-    """One line with the numbers of files and folders that were skipped in a folder, and why; "" if there are none."""
+    """Returns one line with the numbers of files and folders skipped in a folder, and why; "" if there are none."""
     files = {kind: count for kind, count in skipped.items() if kind not in _FOLDER_KINDS}
     folders = {kind: count for kind, count in skipped.items() if kind in _FOLDER_KINDS}
     parts = []

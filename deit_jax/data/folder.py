@@ -1,4 +1,4 @@
-"""Images in class folders, as a source."""
+"""Class folders as an image source."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from deit_jax.data.folder_listing import Listing, list_class, list_files, scan_r
 from deit_jax.data.sources import DataError, Example, MissingDataError, UnusableError, digest
 from deit_jax.printable import is_utf8, printable
 
-SMALLEST_INDEXED = 10_000  # images; fewer are listed at once, so that no file is left for every small folder
-# A folder that changed this short a time before it was listed may change again without its modification time telling.
+SMALLEST_INDEXED = 10_000  # images; listing fewer is fast, and small folders leave no index files behind
+# A folder that changed this shortly before it was listed may change again without a new modification time.
 _SETTLED_SECONDS = 2.0
 
 
 class ImageFolderSource:
-    """One folder a class, as `torchvision.datasets.ImageFolder` reads it: same classes, same files, same order.
+    """One folder per class, as in `torchvision.datasets.ImageFolder`: same classes, same files, same order.
 
-    Classes are the sorted names of the sub-folders of `root`, unless all of them are numbers: those are sorted as numbers, where
-    torchvision would put 10 before 2 (ImageNet V2 names its folders by the class). Files are searched in them
-    recursively. Unlike torchvision's, hidden folders and files are skipped (file_names.py has the rules), and so are links to
-    a folder that is above or listed already. Only names are read here; a file's bytes are read when it is asked for.
+    Classes are the sorted names of the sub-folders of `root`. If all of them are numbers they are sorted as numbers, where
+    torchvision would put 10 before 2 (ImageNet V2 names its folders by class number). Files are searched recursively. Unlike in
+    torchvision, hidden folders and files are skipped (see file_names.py), and so are links to a folder above or listed before.
+    Only names are read at the start; a file is read on access.
 
     Args:
         root: the split's folder, e.g. `/data/imagenet/train`.
-        index: where the names that were found are kept for the next start: a folder, "auto" for the user's cache folder, "" for
-            nowhere. They are listed again if a folder has changed since. A folder of fewer than 10,000 images is always listed.
-        notes: lines about the choice of `root`, which precede those of the source.
+        index: where the list of files is cached for the next start: a folder, "auto" for the user's cache folder, "" for nowhere.
+            Files are listed again after a folder has changed. Fewer than 10,000 images are always listed.
+        notes: lines about the choice of `root`, printed before the source's own.
 
     Raises:
-        DataError: `root` is missing or cannot be read, has no class folders, a class folder has no images or a name that is not
-            UTF-8, or one folder is in two classes by a link.
+        DataError: `root` is missing or unreadable, or has no class folders; a class folder has no images or a name that is not
+            UTF-8; or links put one folder into two classes.
     """
 
     def __init__(self, root: str | os.PathLike[str], index: str = AUTO, notes: Sequence[str] = ()):
@@ -52,79 +52,61 @@ class ImageFolderSource:
         folders, skipped, loose = scan_root(self._root)
         if not folders:
             raise DataError(
-                f"{printable(self._root)}: no class folders; put the images of each class in a folder of its own"
+                f"{printable(self._root)}: no class folders; put the images of each class in its own folder"
                 + (f" ({_images(len(loose))} directly in it)" if loose else "")
             )
-        # As in a locale of UTF-8: in others Python escapes the bytes of file names, and a class must not change its name.
-        self._class_names = tuple(os.fsencode(name).decode("utf-8", "surrogateescape") for name in folders)
-        _refuse_names(self._root, self._class_names)
+        # As in a UTF-8 locale: in others Python escapes the bytes of file names, which would change class names.
+        self.class_names = tuple(os.fsencode(name).decode("utf-8", "surrogateescape") for name in folders)
+        _check_names(self._root, self.class_names)
         listing = read_index(self._root, folders, index)
         if listing is None:
             began = time.time()
             listing = list_files(self._root, folders)
-            self._refuse_empty_classes(folders, listing)
+            self._check_empty_classes(folders, listing)
             settled = listing.modified.max() < (began - _SETTLED_SECONDS) * 1e9
             if settled and len(listing.labels) >= SMALLEST_INDEXED:
                 write_index(self._root, listing, index)
         self._listing = listing
-        self._refuse_unreadable_kinds()
-        self._notes = (*notes, *self._own_notes(skipped, len(loose)))
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The folders' names, in the order of the labels."""
-        return self._class_names
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What to print about the source at the start of a run, a line each: how many files were skipped and why."""
-        return self._notes
+        self.labels = listing.labels  # int32 [N]
+        self._check_avif()
+        self.folders = (self._root,)
+        self.notes = (*notes, *self._own_notes(skipped, len(loose)))
 
     def __len__(self) -> int:
-        return len(self._listing.labels)
+        return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
         try:
             with open(self.path(index), "rb") as file:
-                return Example(file.read(), int(self._listing.labels[index]))
+                return Example(file.read(), int(self.labels[index]))
         except FileNotFoundError as error:
-            raise UnusableError(f"{self.describe(index)}: is gone; restore the file or start again") from error
+            raise UnusableError(f"{self.describe(index)}: no longer exists; restore the file or start again") from error
         except OSError as error:
             raise DataError(
                 f"{self.describe(index)}: cannot be read ({error.strerror}); restore the file or start again"
             ) from error
 
-    @property
-    def labels(self) -> np.ndarray:
-        """Of all images, int32 `[N]`."""
-        return self._listing.labels
-
     def relative_path(self, index: int) -> str:
-        """The file's path from the split's folder on."""
+        """Returns the file's path relative to the split's folder."""
         return self._listing.file(index)
 
     def path(self, index: int) -> str:
-        """The file's path."""
+        """Returns the file's path."""
         return os.path.join(self._root, self._listing.file(index))
 
     def describe(self, index: int) -> str:
-        """The file's path, with bytes that are not UTF-8 and control characters escaped."""
+        """Returns the file's path, with bytes that are not UTF-8 and control characters escaped."""
         return printable(self.path(index))
 
     def file_name(self, index: int) -> str:
-        """The file's name, without its folders."""
+        """Returns the file's name without folders."""
         return self._listing.file(index).rpartition("/")[2]
 
-    @property
-    def folders(self) -> tuple[str, ...]:
-        """The folder of the class folders."""
-        return (self._root,)
-
     def fingerprint(self) -> str:
-        """Of the files' relative paths and their labels."""
+        """Digest of the files' relative paths and labels."""
         return digest(self._listing.names, self._listing.ends, self._listing.labels)
 
-    def _refuse_empty_classes(self, folders: Sequence[str], listing: Listing) -> None:
+    def _check_empty_classes(self, folders: Sequence[str], listing: Listing) -> None:
         empty = np.flatnonzero(np.bincount(listing.labels, minlength=len(folders)) == 0)
         if not empty.size:
             return
@@ -133,18 +115,18 @@ class ImageFolderSource:
         raise DataError(
             f"{printable(os.path.join(self._root, name))}: a class folder without images ({' '.join(IMAGE_EXTENSIONS)})"
             + (f", it has {describe_skipped(skipped)}" if skipped else "")
-            + (f", and {empty.size - 1} more like it" if empty.size > 1 else "")
+            + (f", and {empty.size - 1} more such folders" if empty.size > 1 else "")
             + "; add images or remove the folder"
         )
 
-    def _refuse_unreadable_kinds(self) -> None:
-        # One search in all names, which is fast: most folders have none.
+    def _check_avif(self) -> None:
+        # A fast search in all names, because most folders have none.
         if b".avif" in self._listing.names.tobytes().lower() and not _reads_avif():
-            found = [i for i in range(len(self)) if self.relative_path(i).lower().endswith(".avif")]
-            if found:
-                more = f" and {len(found) - 1:,} more" if len(found) > 1 else ""
+            avif = [i for i in range(len(self)) if self.relative_path(i).lower().endswith(".avif")]
+            if avif:
+                more = f" and {len(avif) - 1:,} more" if len(avif) > 1 else ""
                 raise DataError(
-                    f"{self.describe(found[0])}{more}: this Pillow ({PIL.__version__}) does not read AVIF; "
+                    f"{self.describe(avif[0])}{more}: this Pillow ({PIL.__version__}) does not read AVIF; "
                     "install Pillow 11.3 or newer, or convert them to JPEG"
                 )
 
@@ -153,20 +135,20 @@ class ImageFolderSource:
         notes = [skipped_note(self._root, skipped + self._listing.skipped_kinds())]
         if loose:
             notes.append(
-                f"{_images(loose)} in {root} itself, in no class folder, and {'is' if loose == 1 else 'are'} not used"
+                f"{_images(loose)} directly in {root}, outside the class folders, and {'is' if loose == 1 else 'are'} not used"
             )
         repeated, elsewhere = self._listing.repeated.tolist()
         if repeated:
             notes.append(
-                f"1 image of {root} is a link to another one's file" + (", in another class" if elsewhere else "")
+                f"1 image of {root} is a link to another image's file" + (", in another class" if elsewhere else "")
                 if repeated == 1
-                else f"{repeated:,} images of {root} are links to another one's file"
-                + (f", {elsewhere:,} of them to one in another class" if elsewhere else "")
+                else f"{repeated:,} images of {root} are links to another image's file"
+                + (f", {elsewhere:,} of them to an image in another class" if elsewhere else "")
             )
         return [note for note in notes if note]
 
 
-def _refuse_names(root: str, class_names: tuple[str, ...]) -> None:
+def _check_names(root: str, class_names: tuple[str, ...]) -> None:
     for name in class_names:
         if not is_utf8(name):
             raise DataError(
@@ -184,8 +166,8 @@ def _refuse_names(root: str, class_names: tuple[str, ...]) -> None:
 
 
 def _images(number: int) -> str:
-    return "1 image lies" if number == 1 else f"{number:,} images lie"
+    return "1 image is" if number == 1 else f"{number:,} images are"
 
 
 def _reads_avif() -> bool:
-    return ".avif" in Image.registered_extensions()  # Pillow's own, since 11.3, or a plugin's
+    return ".avif" in Image.registered_extensions()  # since Pillow 11.3, or by a plugin

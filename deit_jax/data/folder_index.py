@@ -1,7 +1,7 @@
-"""The index that saves listing the files of a folder at every start.
+"""The index of a folder's files, which saves listing them at every start.
 
-ImageNet has 1.28 million files; listing them takes seconds on a local disk and minutes on a network one. The first start writes
-what it found to an index; later ones only look whether a folder has changed since.
+ImageNet has 1.28 million files; listing them takes seconds on a local disk and minutes on a network disk. The first start writes
+its listing to an index; later starts only check whether a folder has changed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,9 @@ _VERSION = 2
 
 
 def index_path(root: str | os.PathLike[str], place: str) -> Path | None:
-    """The file that holds the index of a folder, named by the digest of the folder's path.
+    """Returns the index file of a folder, named by the digest of its path; None if there is none, e.g. without a home folder.
 
-    Args:
-        root: the folder that holds the class folders.
-        place: the folder of the indices, "auto" for `deit_jax` in the user's cache folder, "" for none.
-
-    Returns:
-        None where there is no index, also where the user has no home folder.
+    place: the folder of the indices, "auto" for `deit_jax` in the user's cache folder, "" for none.
     """
     folder = cache_folder() if place == AUTO else place and Path(os.path.expanduser(place))
     if not folder:
@@ -40,7 +35,7 @@ def index_path(root: str | os.PathLike[str], place: str) -> Path | None:
 
 
 def read_index(root: str, class_names: tuple[str, ...], place: str) -> Listing | None:
-    """The listing in the index of a folder, if it is that of the folder as it is now, else None."""
+    """Returns the listing in a folder's index if it is current, else None."""
     path = index_path(root, place)
     if path is None:
         return None
@@ -53,24 +48,24 @@ def read_index(root: str, class_names: tuple[str, ...], place: str) -> Listing |
         listing.skipped_kinds()
         if consistent and listing.classes() == class_names and listing.is_current(root):
             return listing
-    except Exception:  # no index, a damaged one, a folder that is gone: list the files again
+    except Exception:  # a missing or damaged index, or a deleted folder: list the files again
         pass
     return None
 
 
 def write_index(root: str, listing: Listing, place: str) -> None:
-    """Keeps a listing for the next start; nothing happens where it cannot be written."""
+    """Writes a listing for the next start; does nothing if the place is not writable."""
     path = index_path(root, place)
     if path is None:
         return
     temporary = None
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)  # for its owner alone to write, under any umask
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)  # writable only by its owner, with any umask
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".npz")
         with open(handle, "wb") as file:
             np.savez(file, version=_VERSION, rules=RULES, **dataclasses.asdict(listing))
-        os.chmod(temporary, 0o644)  # others may train on this data, too
-        os.replace(temporary, path)  # whole or not at all, also when several hosts write
+        os.chmod(temporary, 0o644)  # other users may train on this data too
+        os.replace(temporary, path)  # atomic, even if several hosts write
     except OSError:  # e.g. the disk is full
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)

@@ -1,4 +1,4 @@
-"""Listing the images of class folders: which folders are classes, which files are images, where links lead."""
+"""Lists the images of class folders: which folders are classes, which files are images, where links lead."""
 
 from __future__ import annotations
 
@@ -24,33 +24,35 @@ from deit_jax.data.file_names import (
 from deit_jax.data.sources import DataError
 from deit_jax.printable import printable
 
-_LISTING_THREADS = 16  # a network file system answers many questions at a time as fast as one
+_LISTING_THREADS = 16  # a network file system handles many concurrent requests as fast as one
 
 FileId = tuple[int, int]  # device and inode
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """The images of class folders, in order, and the state of the folders that they were found in.
+    """The images of class folders, in order, and the state of their folders.
 
-    Names are one array of bytes, not a million strings: it loads at once and is small to send to a worker.
+    Names are one array of bytes instead of a million strings, so that it loads fast and is small to send to a worker.
     """
 
-    names: np.ndarray  # uint8, paths relative to the root, end to end
-    ends: np.ndarray  # int64[N]: where each path ends
+    names: np.ndarray  # uint8, concatenated paths relative to the root
+    ends: np.ndarray  # int64[N]: end of each path
     labels: np.ndarray  # int32[N]
-    folders: np.ndarray  # uint8, the folders below the root, relative to it, each ended by a zero
-    modified: np.ndarray  # int64: their times of modification, ns
-    skipped: np.ndarray  # uint8, JSON: how many files and folders were skipped, by kind (file_names.py)
-    repeated: np.ndarray  # int64[2]: images that are a link to another image's file, and those of them in another class
+    folders: np.ndarray  # uint8, folders below the root, relative to it, each terminated by a zero
+    modified: np.ndarray  # int64: their modification times, ns
+    skipped: np.ndarray  # uint8, JSON: number of skipped files and folders by kind (file_names.py)
+    repeated: (
+        np.ndarray
+    )  # int64[2]: images that are links to another image's file, and how many of these are in another class
 
     def file(self, index: int) -> str:
-        """The path of an image, relative to the root."""
+        """Returns the path of an image, relative to the root."""
         start = self.ends[index - 1] if index else 0
         return os.fsdecode(self.names[start : self.ends[index]].tobytes())
 
     def is_current(self, root: str) -> bool:
-        """Whether no folder has changed since it was listed."""
+        """Whether no folder has changed since the listing."""
         folders = self.folders.tobytes().split(b"\0")[:-1]
         return len(folders) == len(self.modified) and all(
             os.stat(os.path.join(os.fsencode(root), folder)).st_mtime_ns == modified
@@ -58,11 +60,11 @@ class Listing:
         )
 
     def classes(self) -> tuple[str, ...]:
-        """The names of the class folders."""
+        """Returns the names of the class folders."""
         return tuple(os.fsdecode(folder) for folder in self.folders.tobytes().split(b"\0")[:-1] if b"/" not in folder)
 
     def skipped_kinds(self) -> Counter[str]:
-        """How many files and folders were skipped, by kind."""
+        """Returns the number of skipped files and folders by kind."""
         return Counter(json.loads(self.skipped.tobytes()))
 
 
@@ -73,32 +75,32 @@ class _Folder:
     identity: FileId
     linked: bool  # reached through a link
     images: list[str] = dataclasses.field(default_factory=list)
-    inodes: array[int] = dataclasses.field(default_factory=lambda: array("Q"))  # of the images that are no links
+    inodes: array[int] = dataclasses.field(default_factory=lambda: array("Q"))  # of the images that are not links
 
 
 @dataclasses.dataclass
-class Found:
-    """What is in one class folder."""
+class ClassListing:
+    """The contents of one class folder."""
 
     folders: list[_Folder] = dataclasses.field(default_factory=list)
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
-    links: list[FileId] = dataclasses.field(default_factory=list)  # what the images that are links lead to
+    links: list[FileId] = dataclasses.field(default_factory=list)  # targets of the images that are links
 
     def files(self) -> list[str]:
-        """The images' paths, relative to the root."""
+        """Returns the images' paths, relative to the root."""
         return [f"{folder.path}/{name}" for folder in self.folders for name in folder.images]
 
 
 def class_folders(root: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The names of the class folders in `root`: sorted, if all are numbers then by these. Hidden folders are not classes."""
+    """Returns the class folders in `root`, sorted by name, or numerically if all are numbers. Hidden folders are not classes."""
     return scan_root(root)[0]
 
 
 def scan_root(root: str | os.PathLike[str]) -> tuple[tuple[str, ...], Counter[str], list[str]]:
-    """What lies in `root` itself: the class folders, the kinds and numbers of what is skipped, and images outside of the folders.
+    """Returns the contents of `root`: the class folders, the numbers of skipped entries by kind, and images outside the folders.
 
     Raises:
-        DataError: `root` cannot be read.
+        DataError: `root` is unreadable.
     """
     names, images, skipped = list[str](), list[str](), Counter[str]()
     above: frozenset[FileId] | None = None
@@ -120,12 +122,12 @@ def list_files(root: str, class_names: tuple[str, ...]) -> Listing:
     """Lists the images of the class folders.
 
     Raises:
-        DataError: a folder cannot be read, or a link puts a folder into two classes.
+        DataError: a folder is unreadable, or a link puts a folder into two classes.
     """
     above = identities_above(root)
     with ThreadPoolExecutor(_LISTING_THREADS) as pool:
         found = list(pool.map(lambda name: list_class(root, name, above), class_names))
-    _refuse_folders_of_two_classes(root, found)
+    _check_folders_of_two_classes(root, found)
     files = [one.files() for one in found]
     names = [os.fsencode(file) for some in files for file in some]
     folders = [folder for one in found for folder in one.folders]
@@ -141,16 +143,16 @@ def list_files(root: str, class_names: tuple[str, ...]) -> Listing:
     )
 
 
-def list_class(root: str, name: str, above: frozenset[FileId] | None = None) -> Found:
-    """Lists one class folder. Links are followed, except to a folder above (those of `identities_above(root)`) or listed already.
+def list_class(root: str, name: str, above: frozenset[FileId] | None = None) -> ClassListing:
+    """Lists one class folder. Follows links, except to a folder above (`identities_above(root)`) or listed before.
 
     Raises:
-        DataError: a folder cannot be read.
+        DataError: a folder is unreadable.
     """
-    found, seen = Found(), set[FileId]()
+    found, seen = ClassListing(), set[FileId]()
     above = identities_above(root) if above is None else above
     real, links = [(name, os.path.islink(os.path.join(root, name)))], list[str]()
-    while real or links:  # links last, so that of a folder which is reached twice the folder itself is listed
+    while real or links:  # links last, so that a folder reached twice is listed at its real place
         relative, linked = real.pop() if real else (links.pop(0), True)
         path = os.path.join(root, relative)
         try:
@@ -158,7 +160,7 @@ def list_class(root: str, name: str, above: frozenset[FileId] | None = None) -> 
         except OSError as error:
             raise _unreadable(path, error) from error
         folder = _Folder(relative, state.st_mtime_ns, _identity(state), linked)
-        # Only behind links: some network file systems give two folders the same number.
+        # Only behind links: some network file systems give two folders the same inode number.
         if linked and folder.identity in above | seen:
             found.skipped[LINK_ABOVE if folder.identity in above else LINK_AGAIN] += 1
             continue
@@ -183,7 +185,7 @@ def list_class(root: str, name: str, above: frozenset[FileId] | None = None) -> 
 
 
 def holds_images(folder: str, depth: int = 3) -> bool:
-    """Whether an image is found in a folder or, down to `depth` levels, in the folders in it."""
+    """Whether a folder holds an image, or up to `depth` levels of its sub-folders do."""
     folders = []
     try:
         for entry in _entries(folder):
@@ -198,7 +200,7 @@ def holds_images(folder: str, depth: int = 3) -> bool:
 
 
 def identities_above(root: str) -> frozenset[FileId]:
-    """Device and inode of a folder and of all folders above it."""
+    """Returns device and inode of a folder and of all folders above it."""
     path, found = os.path.realpath(root), set()
     while True:
         found.add(_identity(os.stat(path)))
@@ -208,7 +210,7 @@ def identities_above(root: str) -> frozenset[FileId]:
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """The entries of a folder, sorted by name."""
+    """Returns the entries of a folder, sorted by name."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -218,7 +220,7 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 def _kind(entry: os.DirEntry[str]) -> tuple[str | None, bool]:
-    """(why an entry is skipped, None for an image or a folder to search; whether it is a folder)."""
+    """Returns (why an entry is skipped, None for an image or a folder to search; whether it is a folder)."""
     try:
         if entry.is_dir():
             return skipped_folder(entry.name), True
@@ -239,7 +241,7 @@ def _unreadable(path: str, error: OSError) -> DataError:
     return DataError(f"{printable(path)}: the folder cannot be read ({error.strerror}); make it readable or remove it")
 
 
-def _refuse_folders_of_two_classes(root: str, found: list[Found]) -> None:
+def _check_folders_of_two_classes(root: str, found: list[ClassListing]) -> None:
     first: dict[FileId, tuple[int, _Folder]] = {}
     for label, one in enumerate(found):
         for folder in one.folders:
@@ -251,8 +253,8 @@ def _refuse_folders_of_two_classes(root: str, found: list[Found]) -> None:
                 )
 
 
-def _count_repeated(found: list[Found]) -> tuple[int, int]:
-    """How many images are links to a file that is another image too, and how many of them are in another class than it."""
+def _count_repeated(found: list[ClassListing]) -> tuple[int, int]:
+    """Counts images that are links to another image's file, and those of them in another class than that image."""
     targets = {identity for one in found for identity in one.links}
     label_of: dict[FileId, int] = {}
     for label, one in enumerate(found):

@@ -1,4 +1,4 @@
-"""Images as people hand them over: paths, files, encoded bytes, PIL images, arrays."""
+"""Images in the forms that users have: paths, files, encoded bytes, PIL images, arrays."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from deit_jax.printable import printable
 
 
 def read_image(image: Any, what: str = "the image") -> np.ndarray:
-    """uint8[H, W, 3] of an image, decoded as training images are.
+    """Reads an image as uint8[H, W, 3], decoded like training images; raises DataError if it cannot be read or decoded.
 
-    image: a path; a file that is open for reading bytes, read from its beginning where it can be; the bytes of an encoded image;
-    a PIL image; or a uint8 array [H, W, 3], [H, W, 1] or [H, W]. what: its name in messages; of a path that is the path. Raises
-    DataError.
+    Args:
+        image: a path; a file opened for reading bytes, read from its beginning if it is seekable; the bytes of an encoded image;
+            a PIL image; or a uint8 array [H, W, 3], [H, W, 1] or [H, W].
+        what: its name in messages, unless it is a path.
     """
     if isinstance(image, str | os.PathLike):
         what = shortened(printable(image))
@@ -45,7 +46,7 @@ def read_image(image: Any, what: str = "the image") -> np.ndarray:
             pixels = decode(image)
     except DataError as error:
         raise DataError(f"{what}: {error}") from error
-    except Exception as error:  # a PIL image is decoded when its pixels are asked for
+    except Exception as error:  # a PIL image is decoded when its pixels are accessed
         raise DataError(
             f"{what} cannot be decoded ({str(error).splitlines()[0] if str(error) else error!r})"
         ) from error
@@ -55,47 +56,47 @@ def read_image(image: Any, what: str = "the image") -> np.ndarray:
 
 
 def is_one_image(images: Any) -> bool:
-    """Whether `read_image` is meant, and not an iterable of images; files and bytes are iterable too."""
+    """Whether `images` is a single image for `read_image` rather than an iterable of images; files and bytes are iterable too."""
     if isinstance(images, np.ndarray):
         return images.ndim != 4
     one = str | os.PathLike | bytes | bytearray | memoryview | Image.Image
     return isinstance(images, one) or hasattr(images, "read") or not isinstance(images, Iterable)
 
 
-# An address. pathlib makes one slash of two, and one letter is a drive of Windows.
+# A URL. pathlib collapses double slashes; a single letter is a Windows drive.
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/{1,2}|(data):", re.IGNORECASE)
+_ADDRESS_ADVICE = {
+    "data": "decode the part after the comma (base64.b64decode) and give the bytes",
+    "file": "give only the path",
+}
 
 
 def _read_file(image: str | os.PathLike[str], what: str) -> bytes:
     try:
         return Path(os.path.expanduser(image)).read_bytes()
-    except (OSError, ValueError) as error:  # the latter of a name with a zero byte
+    except (OSError, ValueError) as error:  # ValueError for a name with a zero byte
         if address := _ADDRESS.match(str(image)):
             scheme = (address[1] or address[2]).lower()
-            if scheme == "data":
-                advice = "decode what follows the comma (base64.b64decode) and give the bytes"
-            elif scheme == "file":
-                advice = "give the path alone"
-            else:
-                advice = "fetch the image, and give its bytes, the open file or the path where it is saved"
-            raise DataError(f"{what} is an address, not a file: {advice}") from None
+            other = "download the image, and give its bytes, the open file or its path"
+            advice = _ADDRESS_ADVICE.get(scheme, other)
+            raise DataError(f"{what} is a URL, not a file: {advice}") from None
         if isinstance(error, FileNotFoundError):
             raise DataError(f"{what}: there is no such file") from None
         if isinstance(error, IsADirectoryError):
-            raise DataError(f"{what} is a folder: name the images in it") from None
+            raise DataError(f"{what} is a folder: give the images in it") from None
         raise DataError(f"{what} cannot be read ({getattr(error, 'strerror', error)})") from error
 
 
 def _read_opened(file: Any, what: str) -> bytes:
-    """All bytes of an open file: asked twice it answers twice, as PIL.Image.open does. A stream gives what is left of it."""
+    """Reads an open file from its beginning, like PIL.Image.open; a stream that is not seekable from its current position."""
     try:
         if getattr(file, "seekable", lambda: False)():
             file.seek(0)
         content = file.read()
-    except (OSError, ValueError) as error:  # the latter of a closed file
+    except (OSError, ValueError) as error:  # ValueError for a closed file
         raise DataError(f"{what}: the open file cannot be read ({first_line(error)})") from error
     if not isinstance(content, bytes | bytearray):
         raise DataError(
-            f"{what}: read() gives {type(content).__name__}, not bytes: open the file in binary mode ('rb')"
+            f"{what}: read() returns {type(content).__name__}, not bytes: open the file in binary mode ('rb')"
         )
     return bytes(content)

@@ -1,4 +1,4 @@
-"""What a run depends on of its data: class names, numbers of images, and a digest of what they are."""
+"""The data that a run depends on: class names, numbers of images, and digests of the images."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from deit_jax.data.sources import ImageSource, fingerprint_of
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """The images of a split: how many, and the digest of which (see `fingerprint_of`; "" if the source has none)."""
+    """The number of images of a split and their digest (see `fingerprint_of`; "" if the source has none)."""
 
     images: int
     digest: str
 
     @classmethod
     def of(cls, source: ImageSource) -> Images:
-        """Those of a source."""
+        """Creates the record of a source."""
         return cls(len(source), fingerprint_of(source))
 
     def change(self, recorded: dict[str, Any] | None, what: str) -> str | None:
-        """How these differ from what was recorded of the same split, for people; None if they do not, or nothing is recorded."""
+        """Describes how these differ from the record of the same split; None if they do not, or nothing is recorded."""
         if recorded is None or recorded == dataclasses.asdict(self):
             return None
         if recorded["images"] != self.images:
             return f"{recorded['images']:,} {what} then, {self.images:,} now"
         if not (recorded["digest"] and self.digest):
             return None
-        return f"{self.images:,} {what} as then, but not the same ones"
+        return f"{self.images:,} {what} as before, but not the same ones"
 
 
 def is_record_of_images(value: Any) -> bool:
-    """Whether a part of a config.json is what `Identity.record` writes for a split."""
+    """Whether a value from config.json has the form that `Identity.record` writes for a split."""
     fields = {"images": int, "digest": str}
     return isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in fields.items())
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a run records of its data."""
+    """What a run records about its data."""
 
     class_names: tuple[str, ...]
     train: Images
@@ -48,7 +48,7 @@ class Identity:
 
     @classmethod
     def of(cls, train_source: ImageSource, eval_source: ImageSource) -> Identity:
-        """That of a run's two sources."""
+        """Creates the record of a run's two sources."""
         return cls(tuple(train_source.class_names), Images.of(train_source), Images.of(eval_source))
 
     def record(self) -> dict[str, Any]:
@@ -57,12 +57,12 @@ class Identity:
         return {"class_names": list(self.class_names), "data": data}
 
     def other_classes(self, recorded: dict[str, Any]) -> str | None:
-        """How the classes differ from those of a `record`, for people; None if they do not, or the record has none."""
+        """Describes how the classes differ from those of a `record`; None if they do not, or the record has none."""
         names = recorded.get("class_names")
         return None if not names or list(names) == list(self.class_names) else difference(self.class_names, names)
 
     def other_images(self, recorded: dict[str, Any], *, evaluation: bool) -> list[str]:
-        """How the images differ from those of a `record`, for people; with `evaluation` those for evaluation, too."""
+        """Describes how the training images differ from those of a `record`, and the evaluation images if `evaluation` is set."""
         then = recorded.get("data", {})
         changes = [self.train.change(then.get("train"), "training images")]
         if evaluation:

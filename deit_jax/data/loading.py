@@ -1,8 +1,8 @@
-"""Batches for one host: Grain reads, decodes and crops in the background, in an order that depends on nothing but the step.
+"""Batches for one host: Grain reads, decodes and crops in the background, in an order that depends only on the step.
 
-The unit of reading is a chunk: a few dozen consecutive positions of one batch. It keeps Grain's cost per element away from
-single images, and an image is decoded once for all its copies in the chunk. A crop's random numbers are a function of seed,
-step and row alone, so batches do not depend on chunks, threads, workers or hosts.
+The unit of reading is a chunk: a few dozen consecutive positions of one batch. Chunks spread Grain's overhead over many images,
+and an image is decoded once for all its copies in the chunk. A crop's random numbers depend only on seed, step and row, so
+batches do not depend on chunks, threads, workers or hosts.
 """
 
 from __future__ import annotations
@@ -25,22 +25,20 @@ from deit_jax.data.sampling import Chunk, Stretches, TrainOrder, chunks_of
 from deit_jax.data.sources import DataError, ImageSource, UnusableError, is_multi_label
 from deit_jax.plugins import ImportedPlugins
 
-_CHUNK = 64  # positions of a chunk, at most (and up to an image's further copies)
-_MAX_THREADS = 16  # by default; the interpreter's lock feeds hardly more
+_CHUNK = 64  # maximum positions per chunk, plus remaining copies of an image
+_MAX_THREADS = 16  # by default; the interpreter lock hardly allows more
 _MAX_BAD_IN_A_ROW = 100
-# Second half of the Philox key: keeps the crops' stream apart from others that start from the same seed.
+# Second half of the Philox key: separates the crops' random stream from others with the same seed.
 _CROP_STREAM = 0xC407
-
-_SMALL_ARRAYS = 32 << 10  # bytes of a chunk besides its images: rows and labels, a page each
+_SMALL_ARRAYS = 32 << 10  # bytes per chunk in addition to its images: rows and labels, one page each
 
 Batch = dict[str, np.ndarray]
 
 
 def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
-    """The random numbers of the crop in `row` of the global batch of `step`.
+    """Returns the random number generator of the crop in `row` of the global batch of `step`.
 
-    Counter-based: key and counter are set, nothing is mixed, so a fresh generator costs about ten microseconds. The low half
-    of the counter is left to the draws.
+    Counter-based: only key and counter are set, so a new generator costs about ten microseconds. Draws use the low half.
     """
     return np.random.Generator(np.random.Philox(key=(seed, _CROP_STREAM), counter=(0, 0, row, step)))
 
@@ -60,30 +58,30 @@ def train_batches(
     on_bad_image: OnBadImage = "stop",
     bad_images: BadImages | None = None,
 ) -> Iterator[Batch]:
-    """Training batches of steps `start_step` to `stop_step - 1`; starting costs the same at any step.
+    """Iterates over the training batches of steps `start_step` to `stop_step - 1`; starting costs the same at any step.
 
     Args:
-        source: the images; as many as `order.num_examples`.
-        order: which image goes where.
-        crop: makes uint8 `[S, S, 3]` of a decoded image.
-        start_step: first step, from 0 over all epochs.
+        source: the images; `order.num_examples` of them.
+        order: which image is where.
+        crop: turns a decoded image into uint8 `[S, S, 3]`.
+        start_step: first step, counted from 0 over all epochs.
         stop_step: one past the last step.
-        stretches: the rows of the global batch that this host reads, B' in all; None: all.
-        dealt: the images lie in the rows that `order` deals them to, and the stretches are whole blocks. False: they lie in the
-            order's positions; the stretches are of positions then, and may begin and end anywhere.
-        num_threads: decoding threads, of each worker if there are any; 0 reads in the caller's thread; None goes by the cores.
-        num_workers: decoding processes; 0 = threads only.
+        stretches: the rows of the global batch that this host reads, B' in total; None: all.
+        dealt: images are in the rows that `order` deals them to, and the stretches are whole blocks. False: images are in the
+            order's positions; the stretches are positions then, with arbitrary bounds.
+        num_threads: decoding threads, per worker if there are workers; 0 reads in the caller's thread; None: by the cores.
+        num_workers: decoding processes; 0: threads only.
         prefetch_batches: batches read ahead.
-        on_bad_image: an image that cannot be used (decoded, or found, or whose label is no class) is an error ("stop"), or the
-            next one of the source that can be is read in its place, with its own label ("replace").
-        bad_images: counts the images replaced, batch by batch as they are handed out; None: one that warns.
+        on_bad_image: for an image that cannot be decoded or found, or has an invalid label: "stop" raises an error, "replace"
+            reads the source's next usable image instead, with its own label.
+        bad_images: counts the replaced images, batch by batch as they are returned; None: one that prints warnings.
 
     Returns:
         An iterator over this host's rows of each global batch, stretch after stretch: `image` uint8 `[B', S, S, 3]` and `label`
         int32 `[B']`. Close it (or drop it) to stop the readers.
 
     Raises:
-        ValueError: the arguments do not fit together, e.g. rows to be dealt that are not whole blocks.
+        ValueError: inconsistent arguments, e.g. rows to be dealt that are not whole blocks.
         DataError: while iterating, an image cannot be read or (with "stop") used.
     """
     _check_on_bad_image(on_bad_image)
@@ -93,9 +91,7 @@ def train_batches(
         raise ValueError(f"no steps from {start_step} to {stop_step}")
     stretches = ((0, order.batch_size),) if stretches is None else stretches
     if dealt and any(edge % order.block_size for stretch in stretches for edge in stretch):
-        raise ValueError(
-            f"rows {stretches} are not whole blocks of {order.block_size} rows: read them with dealt=False"
-        )
+        raise ValueError(f"rows {stretches} are not whole blocks of {order.block_size} rows: use dealt=False")
     chunks = chunks_of(stretches, order.batch_size, _CHUNK)
     read = _TrainReader(source, order, crop, start_step, chunks, dealt, on_bad_image)
     rows = sum(stop - start for start, stop in stretches)
@@ -123,27 +119,24 @@ def eval_batches(
     on_bad_image: OnBadImage = "stop",
     bad_images: BadImages | None = None,
 ) -> Iterator[Batch]:
-    """The whole source once, in its own order: every image in exactly one batch of one host.
+    """Iterates over the whole source once, in its order: every image is in exactly one batch of one host.
 
     Args:
         source: the images.
-        crop: makes uint8 `[S, S, 3]` of a decoded image; called without random numbers.
+        crop: turns a decoded image into uint8 `[S, S, 3]`, without random numbers.
         batch_size: rows of the global batch over all processes.
-        stretches: the rows of the global batch that this host reads, B' in all; None: all. All hosts get as many batches.
-        num_threads: decoding threads, of each worker if there are any; 0 reads in the caller's thread; None goes by the cores.
-        num_workers: decoding processes; 0 = threads only.
-        prefetch_batches: batches read ahead.
-        on_bad_image: an image that cannot be used is an error ("stop"), or its row is masked as the padding is ("replace").
-        bad_images: counts the masked images, batch by batch as they are handed out; None: one that warns.
+        stretches: the rows of the global batch that this host reads, B' in total; None: all. All hosts get as many batches.
+        num_threads, num_workers, prefetch_batches: see `train_batches`.
+        on_bad_image: for an unusable image: "stop" raises an error, "replace" masks its row like padding.
+        bad_images: counts the masked images, batch by batch as they are returned; None: one that prints warnings.
 
     Returns:
-        An iterator over this host's rows: `image` uint8 `[B', S, S, 3]`, `label` int32 `[B']` and `mask` bool `[B']`,
-        which is False in the rows that pad the last batch (zeros) and in those of images that cannot be used. Of a source that is
-        multi-label `label` is bool `[B', K]`, K the number of its classes: True for each that is right, nowhere in the padding.
-        Close it (or drop it) to stop the readers.
+        An iterator over this host's rows: `image` uint8 `[B', S, S, 3]`, `label` int32 `[B']` and `mask` bool `[B']`, False for
+        padding of the last batch (zeros) and for unusable images. For a multi-label source `label` is bool `[B', K]`, K the
+        number of classes: True for each correct one, all False in the padding. Close it (or drop it) to stop the readers.
 
     Raises:
-        ValueError: there are no such rows in a batch.
+        ValueError: a batch does not have such rows.
         DataError: while iterating, an image cannot be read or decoded.
     """
     _check_on_bad_image(on_bad_image)
@@ -159,12 +152,12 @@ def eval_batches(
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_batches=prefetch_batches,
-        bad_images=bad_images or BadImages(fate="left out"),
+        bad_images=bad_images or BadImages(action="left out"),
     )
 
 
 def empty_eval_batch(source: ImageSource, crop: EvaluationCrop, rows: int) -> Batch:
-    """A batch of `eval_batches` that is all padding."""
+    """Returns a batch of `eval_batches` that is all padding."""
     return {
         "image": np.zeros((rows, crop.size, crop.size, 3), np.uint8),
         "label": _no_labels(source, rows),
@@ -174,11 +167,11 @@ def empty_eval_batch(source: ImageSource, crop: EvaluationCrop, rows: int) -> Ba
 
 def _check_on_bad_image(on_bad_image: str) -> None:
     if on_bad_image not in ("stop", "replace"):
-        raise ValueError(f"data.on_bad_image={on_bad_image!r} is none of stop, replace")
+        raise ValueError(f"data.on_bad_image={on_bad_image!r} is not one of stop, replace")
 
 
 def _no_labels(source: ImageSource, rows: int) -> np.ndarray:
-    """Labels of so many rows, to be filled in: int32 `[rows]`, or bool `[rows, K]` of a multi-label source."""
+    """Returns labels to be filled in: int32 `[rows]`, or bool `[rows, K]` for a multi-label source."""
     return np.zeros((rows, len(source.class_names)), bool) if is_multi_label(source) else np.zeros(rows, np.int32)
 
 
@@ -197,16 +190,16 @@ def _read(source: ImageSource, index: int) -> tuple[np.ndarray, int | tuple[int,
 
 @dataclasses.dataclass(frozen=True)
 class _TrainReader:
-    """Chunk number -> its images, and the local rows they belong to. A class, not a closure: workers unpickle it.
+    """Maps a chunk number to its images and their local rows. A class, not a closure, because workers unpickle it.
 
-    `bad` is a line for each image that was replaced.
+    `bad` has a line for each replaced image.
     """
 
     source: ImageSource
     order: TrainOrder
     crop: Crop
     start_step: int
-    chunks: tuple[Chunk, ...]  # of a batch
+    chunks: tuple[Chunk, ...]  # of one batch
     dealt: bool
     on_bad_image: OnBadImage
 
@@ -224,15 +217,16 @@ class _TrainReader:
         for i, (image, row) in enumerate(zip(where.image_index.tolist(), where.row.tolist(), strict=True)):
             if image != previous:
                 previous = image
-                begun = i == 0 and start > 0 and where.copy[0] > 0  # by another host, which counts it if it is replaced
-                pixels, label = self._read(image, [] if begun else bad)
+                # Another host has the first copies of this image, and counts it if it is replaced.
+                counted = i == 0 and start > 0 and where.copy[0] > 0
+                pixels, label = self._read(image, [] if counted else bad)
             images[i] = self.crop(pixels, crop_rng(self.order.seed, step, row))
             labels[i] = label
         rows = (where.row if self.dealt else np.arange(start, stop)) + chunk.offset
         return {"row": rows, "image": images, "label": labels, "bad": "\0".join(bad)}
 
     def _edge(self, step: int, edge: int, chunk: Chunk) -> int:
-        """A border between chunks, moved to where the copies of an image end; those of the stretch stay."""
+        """Moves a boundary between chunks to the end of an image's copies; the stretch's own bounds stay."""
         if edge in (chunk.first, chunk.last):
             return edge
         entry = step % self.order.steps_per_epoch * self.order.batch_size + edge
@@ -251,12 +245,12 @@ class _TrainReader:
 
 @dataclasses.dataclass(frozen=True)
 class _EvalReader:
-    """Chunk number -> its images (fewer or none past the end of the source) and the local rows they belong to."""
+    """Maps a chunk number to its images (fewer or none past the end of the source) and their local rows."""
 
     source: ImageSource
     crop: EvaluationCrop
     batch_size: int
-    chunks: tuple[Chunk, ...]  # of a batch
+    chunks: tuple[Chunk, ...]  # of one batch
     on_bad_image: OnBadImage
 
     def __call__(self, index: int) -> dict[str, Any]:
@@ -292,7 +286,7 @@ class _EvalReader:
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """What a loader worker unpickles: first the plugins, which it so imports before what they are needed for."""
+    """What a loader worker unpickles: the plugins come first, so that they are imported before `read`, which may need them."""
 
     plugins: ImportedPlugins
     read: Callable[[int], dict[str, Any]]
@@ -319,7 +313,7 @@ def _batches(
         )
     if num_threads is None:
         num_threads = default_threads(num_workers)
-    # At least a chunk for every thread: a small batch is a single chunk, and the others would have nothing to do.
+    # At least one chunk per thread: a small batch is a single chunk, which would leave the other threads idle.
     ahead = max(prefetch_batches * chunks, num_threads, 1)
     per_process = math.ceil(ahead / max(num_workers, 1))
     dataset: Any = (
@@ -328,7 +322,7 @@ def _batches(
         .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(per_process, num_threads)))
     )
     if num_workers:
-        # Grain keeps as many chunks again where it opens them, and one on each side.
+        # Grain buffers the same number again where it opens the chunks, and one more on each side.
         kept = min(2 * per_process + 2, math.ceil(steps * chunks / num_workers))
         one = sum(array.nbytes for array in empty().values()) // chunks + _SMALL_ARRAYS
         shared_memory.require(num_workers * kept * one, num_workers)
@@ -339,23 +333,18 @@ def _batches(
 
 
 def default_threads(num_workers: int) -> int:
-    """Decoding threads where none are configured: a thread for each core that this process may use, spread over the workers."""
+    """Returns the default number of decoding threads: one per core available to this process, divided among the workers."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(math.ceil(cores / max(num_workers, 1)), _MAX_THREADS)
 
 
 def _stream(
-    dataset: Any,
-    steps: int,
-    chunks: int,
-    empty: Callable[[], Batch],
-    num_workers: int,
-    bad_images: BadImages | None,
+    dataset: Any, steps: int, chunks: int, empty: Callable[[], Batch], num_workers: int, bad_images: BadImages | None
 ) -> Iterator[Batch]:
     if not steps:
         return
     if num_workers and not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which nobody parses in a notebook or a test
+        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which are not parsed in notebooks and tests
     reader = iter(dataset)
     try:
         for _ in range(steps):
@@ -366,8 +355,8 @@ def _stream(
                 bad_images.add(bad)
             yield batch
     finally:
-        # With workers, an abandoned iterator leaves processes behind, and its reference cycles the last chunks' shared
-        # memory, which Python's resource tracker would complain about at exit.
+        # With workers, an abandoned iterator leaves processes running, and its reference cycles keep the last chunks' shared
+        # memory, which Python's resource tracker reports at exit.
         reader.close()
         if num_workers:
             del reader
@@ -377,7 +366,7 @@ def _stream(
 def _next(reader: Iterator[dict[str, Any]], num_workers: int) -> dict[str, Any]:
     try:
         return next(reader)
-    except OSError as error:  # of an image it is a DataError
+    except OSError as error:  # errors of an image are DataErrors
         if not num_workers:
             raise
         raise shared_memory.refused(error) from error
@@ -388,8 +377,8 @@ def _next(reader: Iterator[dict[str, Any]], num_workers: int) -> dict[str, Any]:
 
 
 def _put(chunk: dict[str, Any], batch: Batch) -> list[str]:
-    """Puts a chunk's images into their rows; returns a line for each replaced one."""
+    """Copies a chunk's images to their rows; returns a line for each replaced image."""
     rows, bad = chunk.pop("row"), chunk.pop("bad", "")
     for key, values in chunk.items():
         batch[key][rows] = values
-    return bad.split("\0") if bad else []  # a file's name may hold any other character
+    return bad.split("\0") if bad else []  # a file name may contain any other character

@@ -1,4 +1,4 @@
-"""What a data path holds if it does not hold the expected folders, and the option or the path that fits: for refusals."""
+"""Error messages for data paths with an unexpected layout, which name the option or the path that fits."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from deit_jax.data.sources import DataError, MissingDataError
 from deit_jax.data.split_folders import find_split, is_split_folder
 from deit_jax.printable import printable
 
-# What precedes a field's name in a message; "" for a further set, whose section the message names already.
+# Prefix of a field's name in a message; "" for an extra set, whose section the message already names.
 MAIN = "--config.data."
-_MOST_LEVELS = 4  # of folders in one another, each alone, as archives have them
+_MAX_LEVELS = 4  # of nested folders with nothing else in them, as archives have them
 
 
 def no_such_folder(path: str, flags: str = MAIN) -> DataError:
-    """The refusal of a `data.path` that is not a folder."""
+    """Returns the error for a `data.path` that is not a folder."""
     shown = printable(path)
     if not os.path.exists(path):
         return MissingDataError(
@@ -33,7 +33,7 @@ def no_such_folder(path: str, flags: str = MAIN) -> DataError:
 
 
 def no_split_folder(root: str, name: str, flags: str = MAIN) -> DataError:
-    """The refusal of a `data.path` that is a folder, and in which there is no folder for the split `name`."""
+    """Returns the error for a `data.path` without a folder for the split `name`."""
     missing = f"{printable(os.path.join(root, name))}: no such folder"
     if (other := _other_kind(root, flags)) is not None:
         return other
@@ -60,30 +60,28 @@ def no_split_folder(root: str, name: str, flags: str = MAIN) -> DataError:
             f"{MAIN}held_out=0.2 to evaluate on a fifth of the training images"
         )
     if loose:
-        there = f"{len(loose):,} images, in no class folder" + (f", and {there}" if there else "")
+        there = f"{len(loose):,} images outside class folders" + (f", and {there}" if there else "")
     return MissingDataError(
         f"{missing}; {printable(root)} holds {there or 'nothing'}: set {flags}path to the folder that holds the splits' folders"
     )
 
 
-def refuse_other_layout(folder: str, root: str) -> None:
-    """Looks whether the class folders of `folder` are where they should be.
-
-    Args:
-        folder: `root` or the folder of a split in it.
-        root: `data.path`.
+def check_layout(folder: str, root: str) -> None:
+    """Checks that `folder`, which is `root` or a split's folder in it, holds the class folders; `root`: `data.path`.
 
     Raises:
-        DataError: there are no class folders, or one which holds the splits' or class folders in turn.
+        DataError: there are no class folders, or a single one which holds the folders of splits or classes.
     """
     names, _, loose = scan_root(folder)
     shown = printable(folder)
     if folder == root and (other := _other_kind(root, MAIN)) is not None:
         raise other
     if not names:
-        message = f"{shown}: no class folders; put the images of each class in a folder of its own"
+        message = f"{shown}: no class folders; put the images of each class in its own folder"
         if loose:
-            message = f"{shown}: {len(loose):,} images and no class folders; put the images of each class in a folder of its own"
+            message = (
+                f"{shown}: {len(loose):,} images and no class folders; put the images of each class in its own folder"
+            )
         if loose and (parent := _data_path_of_class(folder)) is not None:
             message += f", or if {shown} is one class of several, set {_path(MAIN, parent)}"
         raise DataError(message)
@@ -92,34 +90,34 @@ def refuse_other_layout(folder: str, root: str) -> None:
     inner = _with_split(_only_folder(folder), "train")
     if inner is not None and folder == root:
         raise DataError(
-            f"{shown}: one class is nothing to learn; the splits' folders are in {printable(inner)}: set {_path(MAIN, inner)}"
+            f"{shown}: training needs two classes; the splits' folders are in {printable(inner)}: set {_path(MAIN, inner)}"
         )
     inner = os.path.join(folder, names[0])
-    for _ in range(_MOST_LEVELS):
+    for _ in range(_MAX_LEVELS):
         inner = _only_folder(inner) or inner
     below, _, loose = scan_root(inner)
     if loose or sum(holds_images(os.path.join(inner, name)) for name in below[:20]) < 2:
         return
     fix = f"set {_path(MAIN, inner)}" if folder == root else f"move the folders in it up, into {shown}"
     raise DataError(
-        f"{shown}: one class ({printable(names[0])!r}) is nothing to learn; are the classes one folder deeper, in "
+        f"{shown}: only one class ({printable(names[0])!r}), training needs two; are the classes one folder deeper, in "
         f"{printable(inner)}? Then {fix}"
     )
 
 
 def one_class(name: str, source: str, path: str) -> DataError:
-    """The refusal of training images that have a single class."""
-    message = f"{printable(path) if path else source}: one class ({printable(name)!r}) is nothing to learn"
+    """Returns the error for training images of a single class."""
+    message = f"{printable(path) if path else source}: only one class ({printable(name)!r}), training needs two"
     if source != "folder":
         return DataError(f"{message}; add images of a second class")
     parent = _above(path)
     if _holds_class_folders(parent) and not is_split_folder(os.path.basename(os.path.abspath(path))):
         return DataError(f"{message}; if {printable(path)} is itself a class, set {_path(MAIN, parent)}")
-    return DataError(f"{message}; give each class a folder of its own, and data.path the folder that holds them")
+    return DataError(f"{message}; put each class in its own folder, and set data.path to the folder that holds them")
 
 
-def refuse_folders(path: str, expected: str, flags: str = MAIN) -> None:
-    """Looks whether `path`, which should hold `expected` (e.g. "a .npz file"), holds folders of images or is an archive.
+def check_no_folders(path: str, expected: str, flags: str = MAIN) -> None:
+    """Checks that `path`, which should hold `expected` (e.g. "a .npz file"), does not hold folders of images.
 
     Raises:
         MissingDataError: it holds folders of images.
@@ -131,7 +129,7 @@ def refuse_folders(path: str, expected: str, flags: str = MAIN) -> None:
     if not os.path.isdir(path):
         return
     folder = path
-    for _ in range(_MOST_LEVELS):
+    for _ in range(_MAX_LEVELS):
         inner = _only_folder(folder)
         if inner is None or not class_folders(inner) or _find(folder, "train") is not None:
             break
@@ -149,7 +147,7 @@ def refuse_folders(path: str, expected: str, flags: str = MAIN) -> None:
 
 
 def _other_kind(root: str, flags: str) -> DataError | None:
-    """The refusal of a folder that holds TFDS data sets, one file of arrays or archives, and no images in folders."""
+    """Returns the error for a folder without image folders that holds TFDS data, one file of arrays or archives; else None."""
     if any(holds_images(os.path.join(root, name), 1) for name in class_folders(root)[:20]):
         return None
     shown = printable(root)
@@ -173,23 +171,21 @@ def _other_kind(root: str, flags: str) -> DataError | None:
 
 
 def _tfds_instead(version: Path, root: Path, levels: int, flags: str) -> DataError:
-    """The refusal of a folder in which TFDS keeps its data as NAME/VERSION or NAME/CONFIG/VERSION, `levels` above VERSION."""
+    """Returns the error for a folder of TFDS data, NAME/VERSION or NAME/CONFIG/VERSION, `levels` above VERSION."""
     name = version.parent.relative_to(root).as_posix() if levels >= 2 else version.parent.name
     where = "" if levels >= 2 else f" and {_path(flags, str(version.parents[1]))}"
-    return DataError(
-        f"add {flags}source=tfds, {flags}name={printable(name)}{where}: {printable(root)} holds data of TFDS"
-    )
+    return DataError(f"add {flags}source=tfds, {flags}name={printable(name)}{where}: {printable(root)} holds TFDS data")
 
 
 def _only_folder(folder: str) -> str | None:
-    """The only folder in another one, which has no images beside it; else None."""
+    """Returns the only folder in a folder that has no images next to it; else None."""
     names, _, loose = scan_root(folder)
     return os.path.join(folder, names[0]) if len(names) == 1 and not loose else None
 
 
 def _with_split(folder: str | None, name: str) -> str | None:
-    """`folder`, or the one that it holds alone, whichever holds the split `name`."""
-    for _ in range(_MOST_LEVELS):
+    """Returns `folder` or its only sub-folder (recursively), whichever holds the split `name`; else None."""
+    for _ in range(_MAX_LEVELS):
         if folder is None or _find(folder, name) is not None:
             return folder
         folder = _only_folder(folder)
@@ -199,12 +195,12 @@ def _with_split(folder: str | None, name: str) -> str | None:
 def _find(root: str, name: str) -> str | None:
     try:
         return find_split(root, name, or_test=True)
-    except DataError:  # several: still the right place
+    except DataError:  # several fit: still the right folder
         return root
 
 
 def _data_path_of_class(folder: str) -> str | None:
-    """The `data.path` that would be right if `folder` is one class of several, by the folders beside it; else None."""
+    """Returns the `data.path` to use if `folder` is one class of several, judging by its sibling folders; else None."""
     parent = _above(folder)
     if not scan_root(folder)[2] or not _holds_class_folders(parent):
         return None

@@ -1,7 +1,7 @@
-"""What Pillow has opened, as RGB of 8 bits, without a word on the console.
+"""Converts images opened by Pillow to 8-bit RGB, without Pillow's warnings.
 
-Pillow's own conversion clips values above 255, so that 16-bit, 32-bit and floating-point greys become white or black. Here the
-greys whose white the format defines are scaled, and all others are refused.
+Pillow's own conversion clips values above 255, so that 16-bit, 32-bit and floating-point grays become white or black. This module
+scales grays whose format defines the white level, and rejects all others.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from PIL import Image
 
 from deit_jax.data.sources import TO_UINT8, DataError
 
-# 16-bit greys whose format says that 0 is black and all bits set is white; None: an image that a program made. Not FITS and
-# McIDAS, which keep measurements.
+# Formats whose 16-bit grays range from 0, black, to all bits set, white; None: an image made by a program. Not FITS and McIDAS,
+# which hold measurements.
 _FULL_RANGE = (None, "PNG", "PPM", "TIFF", "JPEG2000", "IM")
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF and a value
 
 
 class _WhileReading(threading.local):
-    """True of Pillow's modules and log records while this thread is in `muted`.
+    """Matches Pillow's modules and log records while this thread is in `muted`.
 
-    It stands for the pattern of modules in an entry of `warnings.filters`. So the entry says nothing about other modules, other
-    threads or Pillow's other users, and unlike `warnings.catch_warnings` it need not be taken back.
+    It replaces the module pattern in an entry of `warnings.filters`. So the entry does not affect other modules, other threads or
+    other users of Pillow, and unlike `warnings.catch_warnings` it need not be removed.
     """
 
     depth = 0
@@ -42,19 +42,19 @@ class _WhileReading(threading.local):
 
 _reading = _WhileReading()
 _FILTER: Any = ("ignore", None, Warning, _reading, 0)
-_LOGGERS = ("PIL.TiffImagePlugin",)  # that say more than debugging messages
+_LOGGERS = ("PIL.TiffImagePlugin",)  # that log more than debug messages
 _lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
-    """Nothing that Pillow warns of in this thread (large photographs, damaged EXIF, odd palettes) reaches the console."""
-    filters: list[Any] = warnings.filters  # type: ignore[assignment]  # which the stubs call a Sequence
+    """Suppresses Pillow's warnings in this thread (large photographs, damaged EXIF, unusual palettes)."""
+    filters: list[Any] = warnings.filters  # type: ignore[assignment]  # a Sequence in the stubs
     if filters[:1] != [_FILTER]:
         with _lock:
             filters[:] = [_FILTER, *(entry for entry in filters if entry != _FILTER)]
             for name in _LOGGERS:
-                logging.getLogger(name).addFilter(_reading)  # once, however often it is asked for
+                logging.getLogger(name).addFilter(_reading)  # has no effect if added before
     _reading.depth += 1
     try:
         yield
@@ -63,40 +63,40 @@ def muted() -> Iterator[None]:
 
 
 def rgb(image: Image.Image) -> np.ndarray:
-    """uint8 `[H, W, 3]` of an opened image of any mode.
+    """Converts an opened image of any mode to uint8 `[H, W, 3]`.
 
-    Colours and 8-bit greys are converted as Pillow does, transparency is dropped. 16-bit greys are scaled.
+    Colors and 8-bit grays are converted as in Pillow, transparency is dropped, 16-bit grays are scaled.
 
     Raises:
-        DataError: nothing says which value is white: 32-bit and floating-point pixels, 16-bit ones of measuring formats or that
-            hold no value above 255. Else what Pillow raises for a damaged file.
+        DataError: the white level is not defined: 32-bit and floating-point pixels, and 16-bit pixels of measurement formats or
+            without a value above 255. For damaged files: Pillow's exceptions.
     """
     mode = image.mode
-    if mode == "La":  # Pillow converts it to LA alone
+    if mode == "La":  # Pillow converts it only to LA
         image = image.convert("LA")
     if mode == "F":
-        raise DataError(f"its pixels are floating-point numbers, and nothing says which value is white: {TO_UINT8}")
+        raise DataError(f"its pixels are floating-point numbers, whose white level is undefined: {TO_UINT8}")
     if mode == "I" and image.format != "PPM":  # Pillow has scaled a PPM's values to 65535 by the maximum in its header
-        raise DataError(f"its pixels are 32-bit or signed integers, and nothing says which value is white: {TO_UINT8}")
+        raise DataError(f"its pixels are 32-bit or signed integers, whose white level is undefined: {TO_UINT8}")
     if mode.startswith("I"):
         return np.repeat(_scaled(image)[:, :, None], 3, axis=2)
     return np.asarray(image.convert("RGB"))
 
 
 def _scaled(image: Image.Image) -> np.ndarray:
-    """uint8 `[H, W]` of 16-bit greys."""
+    """Scales 16-bit grays to uint8 `[H, W]`."""
     if image.format not in _FULL_RANGE:
         raise DataError(
-            f"its pixels are 16-bit measurements ({image.format}), and nothing says which value is white: {TO_UINT8}"
+            f"its pixels are 16-bit measurements ({image.format}), whose white level is undefined: {TO_UINT8}"
         )
-    grey = np.asarray(image).astype(np.uint32)
+    gray = np.asarray(image).astype(np.uint32)
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    white = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535  # 12 bits are read into 16 as they are
-    if grey.size and 0 < grey.max() <= 255:
+    white = 4095 if tags.get(_BITS_PER_SAMPLE) == (12,) else 65535  # Pillow reads 12 bits into 16 without scaling
+    if gray.size and 0 < gray.max() <= 255:
         raise DataError(
-            f"its pixels have 16 bits and none exceeds {grey.max()}, which is black beside a white of {white}: if these are "
+            f"its pixels have 16 bits and none exceeds {gray.max()}, which is almost black if {white} is white: if these are "
             "8-bit values, save them as such (image.astype(np.uint8))"
         )
-    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts 8-bit greys only
-        grey = white - np.minimum(grey, white)
-    return ((grey * 255 + white // 2) // white).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow inverts only 8-bit grays
+        gray = white - np.minimum(gray, white)
+    return ((gray * 255 + white // 2) // white).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""From the `data` section of a config to an image source: which sources there are, the package's and those from outside."""
+"""Opens image sources from the `data` section of a config; the registry of sources, including registered ones."""
 
 from __future__ import annotations
 
@@ -16,20 +16,12 @@ from deit_jax.data.decoding import Crop, PaddedCrop, RandomResizedCrop, evaluati
 from deit_jax.data.file_names import is_archive
 from deit_jax.data.folder import ImageFolderSource
 from deit_jax.data.folder_index import AUTO
-from deit_jax.data.other_layouts import (
-    MAIN,
-    no_split_folder,
-    no_such_folder,
-    one_class,
-    refuse_folders,
-    refuse_other_layout,
-)
+from deit_jax.data.other_layouts import MAIN, check_layout, check_no_folders, no_split_folder, no_such_folder, one_class
 from deit_jax.data.own_source import OwnSource, open_own
 from deit_jax.data.real_labels import RealLabels
 from deit_jax.data.sources import (
     ArraySource,
     DataError,
-    FirstImages,
     ImageSource,
     MissingDataError,
     Split,
@@ -37,7 +29,7 @@ from deit_jax.data.sources import (
     TfdsSource,
     is_multi_label,
 )
-from deit_jax.data.split_folders import find_split, split_note, splits_beside, unused_splits
+from deit_jax.data.split_folders import find_split, sibling_splits, split_note, unused_splits
 from deit_jax.data.splits import held_out, split_name, take_of_each_class, take_part
 from deit_jax.printable import printable
 from deit_jax.registration import same_definition
@@ -49,81 +41,79 @@ EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
 class _Kind:
     """A value of data.source."""
 
-    main: Callable[[Any, Split], ImageSource]  # gives a whole split, unless it takes parts
-    further: Callable[[Any], ImageSource]  # gives a further set, whose split is the section's eval_split
-    takes_parts: bool = False  # it understands "train[:50%]" itself
+    open: Callable[[Any, Split, str], ImageSource]  # (section, split, prefix of fields in messages)
+    takes_parts: bool = False  # handles "train[:50%]" itself; otherwise `open` returns the whole split
     needs_path: bool = False
     unread: tuple[str, ...] = ()  # fields of `data` without effect
-    registered: Callable[[Any, Split], Any] | None = None  # a user's own opener
+    registered: Callable[[Any, Split], Any] | None = None  # a user's opener
 
 
 def register_source(name: str, open: Callable[[Any, Split], Any], *, takes_parts: bool = False) -> None:
-    """Make a data source known, which `config.data.source=<name>` then picks, for training, evaluation and further sets.
+    """Registers a data source for `config.data.source=<name>`: for training, evaluation and extra evaluation sets.
 
     Args:
-        name: its name, of letters, digits and underscores.
+        name: its name, consisting of letters, digits and underscores.
         open: called with the `data` section of the configuration and `"train"` or `"eval"`. `data.train_split` and
-            `data.eval_split` are the splits' names, `data.path` and `data.name` are free for the source to use. For an entry of
-            config.evaluation.extra the section has the entry's source, name and path, its split as both splits, and else
+            `data.eval_split` are the splits' names; the source may use `data.path` and `data.name` as it likes. For an entry of
+            config.evaluation.extra the section has the entry's source, name and path, its split as both splits, and otherwise
             defaults. It returns an object with `__len__`, `__getitem__` (an index to a pair of image and label) and
-            `class_names`; docs/extending.md lists what else it may have.
-        takes_parts: `open` understands parts of a split, e.g. "train[:50%]", itself, and gets them as they are given. Else they
-            are taken of the whole split that it returns.
+            `class_names`; docs/extending.md lists optional attributes.
+        takes_parts: `open` handles parts of a split, e.g. "train[:50%]", itself, and gets them unchanged. Otherwise they are
+            taken from the whole split that it returns.
 
     Raises:
-        ValueError: the name is not one, or there is another source of that name.
+        ValueError: the name is invalid, or another source has it.
     """
     if not (isinstance(name, str) and name.isidentifier()):
         raise ValueError(f"register_source: {name!r} is not a name of letters, digits and underscores")
     known = _SOURCES.get(name)
     if known is not None and (known.registered is None or not same_definition(known.registered, open)):
-        raise ValueError(f"register_source: there is a source {name!r} already: take another name")
+        raise ValueError(f"register_source: there is already a source {name!r}: use another name")
     if not callable(open):
         raise ValueError(f"register_source: open of {name!r} is {open!r}, not a function")
 
-    def opened(data: Any, split: Split) -> OwnSource:
+    def opener(data: Any, split: Split, flags: str) -> OwnSource:
         return open_own(name, open, data if takes_parts else _with_whole_splits(data, split), split)
 
-    _SOURCES[name] = _Kind(opened, lambda data: opened(data, "eval"), takes_parts=takes_parts, registered=open)
+    _SOURCES[name] = _Kind(opener, takes_parts=takes_parts, registered=open)
 
 
 def source_names() -> tuple[str, ...]:
-    """The values of data.source, in the order of their registration."""
+    """Returns the values of data.source, in registration order."""
     return tuple(_SOURCES)
 
 
 def unread_fields(name: str) -> tuple[str, ...]:
-    """The fields of the `data` section that a source does not read; none of an unknown or registered one."""
+    """Returns the fields of the `data` section that a source ignores; empty for an unknown or registered source."""
     return _SOURCES[name].unread if name in _SOURCES else ()
 
 
 def _with_whole_splits(data: Any, split: Split) -> Any:
-    """The same section with the splits' names alone: train of "train[:50%]"."""
+    """Reduces the section's splits to their names: "train" for "train[:50%]"."""
     data = copy.deepcopy(data)
     for field in ("train_split", "eval_split"):
         expression = getattr(data, field)
         try:
             setattr(data, field, split_name(expression) if expression else "")
-        except DataError:  # of the other split: it is refused when that is opened
+        except DataError:  # an error in the other split is raised when that is opened
             if field == f"{split}_split":
                 raise
     return data
 
 
 def open_source(data: Any, split: Split) -> ImageSource:
-    """Opens the split that `data` names.
+    """Opens a split of the data.
 
     Args:
-        data: the `data` section of a config, or anything with its fields as attributes: `source`, `path`, `name`,
-            `train_split`, `eval_split`, `held_out`, `index`, `images_per_class`, `max_eval_images`.
+        data: the `data` section of a config, or any object with these attributes: `source`, `path`, `name`, `train_split`,
+            `eval_split`, `held_out`, `index`, `images_per_class`, `max_eval_images`.
         split: `"train"` or `"eval"`.
 
     Returns:
-        The images of that split, one or more.
+        The images of that split, at least one.
 
     Raises:
-        DataError: the data cannot be found or read, there are no images or, to train on, a single class, or `data.source` is
-            unknown.
+        DataError: the data cannot be found or read, is empty, has only one class for training, or `data.source` is unknown.
         ValueError: `split` is neither `"train"` nor `"eval"`.
     """
     if split not in ("train", "eval"):
@@ -131,17 +121,17 @@ def open_source(data: Any, split: Split) -> ImageSource:
     source = _open(data, split)
     if is_multi_label(source):
         raise DataError(
-            f"{_shown(data)!r} has several labels an image: it can be evaluated in config.evaluation.extra, not as data.name"
+            f"{_shown(data)!r} has several labels per image: it can be evaluated in config.evaluation.extra, not as data.name"
         )
     if len(source) == 0:
-        what = "trained on" if split == "train" else "evaluated on"
-        raise DataError(f"{data.path or _shown(data)}: no image to be {what}; correct data.{split}_split")
+        what = "training" if split == "train" else "evaluation"
+        raise DataError(f"{data.path or _shown(data)}: no images for {what}; correct data.{split}_split")
     if split == "train" and len(source.class_names) < 2:
         raise one_class(source.class_names[0], data.source, data.path)
     if split == "train" and data.images_per_class is not None:
         source = take_of_each_class(source, data.images_per_class)
     limit = data.max_eval_images if split == "eval" else None
-    return source if limit is None or limit >= len(source) else FirstImages(source, limit)
+    return source if limit is None or limit >= len(source) else Subset(source, np.arange(limit))
 
 
 def _open(data: Any, split: Split) -> ImageSource:
@@ -150,22 +140,19 @@ def _open(data: Any, split: Split) -> ImageSource:
         raise DataError(f"data.source={data.source!r} is unknown; choose {_listed()}")
     if kind.needs_path and not data.path:
         raise DataError(f"data.source={data.source} needs data.path, which is empty; set --config.data.path")
-    source = kind.main(data, split)
+    source = kind.open(data, split, MAIN)
     return source if kind.takes_parts else _part(source, _expression(data, split))
 
 
-def open_further_set(entry: Any, index: str = AUTO) -> ImageSource:
-    """Opens a further evaluation set.
+def open_extra_set(entry: Any, index: str = AUTO) -> ImageSource:
+    """Opens an extra evaluation set.
 
     Args:
-        entry: `source`, `name` and `path` as in the `data` section of a config; `split`, a split's name or a part of one, and
-            of a folder also "", for class folders in `path` itself; `labels`, if there, the file of ReaL's labels that hold
-            instead.
+        entry: `source`, `name` and `path` as in the `data` section of a config; `split`, a split's name or a part of one, or ""
+            for class folders directly in `path`; optionally `labels`, a file of ReaL's labels to use instead.
         index: as `data.index`.
 
-    Raises:
-        MissingDataError: the set or its labels are not there.
-        DataError: they cannot be read.
+    Raises MissingDataError if the set or its labels do not exist, DataError if they cannot be read.
     """
     kind = _SOURCES.get(entry.source)
     if kind is None:
@@ -175,7 +162,7 @@ def open_further_set(entry: Any, index: str = AUTO) -> ImageSource:
     data = default_config().data
     data.update({"source": entry.source, "name": entry.get("name", ""), "path": entry.path, "index": index})
     data.train_split = data.eval_split = entry.split
-    images = kind.further(data)
+    images = kind.open(data, "eval", "")
     if labels := entry.get("labels", ""):
         images = RealLabels(images, labels)
     return images if kind.takes_parts else _part(images, entry.split)
@@ -195,7 +182,7 @@ def _shown(data: Any) -> str:
 
 
 def holds_out(data: Any) -> bool:
-    """Whether the evaluation images are held out of the training folder: data.held_out is set and there is no folder for them."""
+    """Whether evaluation images are held out of the training folder: data.held_out is set and they have no folder."""
     return (
         data.source == "folder"
         and data.held_out > 0
@@ -207,34 +194,37 @@ def _expression(data: Any, split: Split) -> str:
     return data.train_split if split == "train" else data.eval_split
 
 
-def _open_embedded(data: Any, split: Split) -> ImageSource:
+def _open_embedded(data: Any, split: Split, flags: str) -> ImageSource:
     return ArraySource.from_npz(EMBEDDED, split_name(_expression(data, split)))
 
 
-def _open_tfds(name: str, expression: str, path: str, flags: str = MAIN) -> ImageSource:
+def _open_tfds(data: Any, split: Split, flags: str) -> ImageSource:
     try:
-        return TfdsSource(name, expression, path)  # TFDS has such expressions itself
+        return TfdsSource(data.name, _expression(data, split), data.path)  # TFDS handles parts of splits itself
     except MissingDataError:
-        if path:
-            refuse_folders(path, f"the TFDS data set {name}", flags)
+        if data.path:
+            check_no_folders(data.path, f"the TFDS data set {data.name}", flags)
         raise
 
 
-def _open_arrays(path: str, name: str, flags: str = MAIN) -> ImageSource:
+def _open_arrays(data: Any, split: Split, flags: str) -> ImageSource:
+    path, name = data.path, split_name(_expression(data, split))
     if os.path.isdir(path):
-        refuse_folders(path, "a .npz file", flags)
+        check_no_folders(path, "a .npz file", flags)
         raise DataError(f"{printable(path)} is a folder: set {flags}path to the .npz file")
     try:
         return ArraySource.from_npz(path, name)
     except MissingDataError:
         raise
     except DataError:
-        if is_archive(path):  # a .npz file of another name would have been read
+        if is_archive(path):  # after the attempt, because a .npz file may have any name
             raise no_such_folder(path, flags) from None
         raise
 
 
-def _open_folder(data: Any, split: Split) -> ImageSource:
+def _open_folder(data: Any, split: Split, flags: str) -> ImageSource:
+    if not flags:
+        return _open_extra_folder(data)
     name = split_name(_expression(data, split))
     if not os.path.isdir(data.path):
         raise no_such_folder(data.path)
@@ -244,16 +234,16 @@ def _open_folder(data: Any, split: Split) -> ImageSource:
     if folder is None:
         raise no_split_folder(data.path, name)
     if split == "train":
-        refuse_other_layout(folder, data.path)
+        check_layout(folder, data.path)
     notes = split_note(folder, name, "training" if split == "train" else "evaluation")
     train_folder = find_split(data.path, split_name(data.train_split))
     other_split = split == "eval" and name != split_name(data.train_split)
     if other_split and train_folder is not None and os.path.samefile(folder, train_folder):
-        notes = [*notes, f"{printable(folder)} and {printable(train_folder)} are one folder, by a link"]
+        notes = [*notes, f"{printable(folder)} and {printable(train_folder)} are the same folder, by a link"]
     return ImageFolderSource(folder, data.index, notes)
 
 
-def _open_further_folder(data: Any) -> ImageSource:
+def _open_extra_folder(data: Any) -> ImageSource:
     folder, name = data.path, split_name(data.eval_split) if data.eval_split else ""
     if not os.path.isdir(data.path):
         raise no_such_folder(data.path, flags="")
@@ -268,49 +258,41 @@ def _hold_out(data: Any, split: Split) -> ImageSource:
     name = split_name(data.train_split)
     folder = find_split(data.path, name, held_out=True)
     if folder is None:
-        folder, notes = data.path, splits_beside(data.path)
+        folder, notes = data.path, sibling_splits(data.path)
     else:
         notes = [*split_note(folder, name, "training"), *unused_splits(data.path, folder)]
-    refuse_other_layout(folder, data.path)
+    check_layout(folder, data.path)
     source = ImageFolderSource(folder, data.index, notes)
     paths = [source.relative_path(index) for index in range(len(source))]
     held = held_out(paths, source.labels, data.held_out)
     if not held.any():
         raise DataError(
-            f"{printable(folder)}: data.held_out={data.held_out:g} leaves no image for evaluation, each class has one image; add "
-            "images, or a folder `val` with the same class folders"
+            f"{printable(folder)}: data.held_out={data.held_out:g} leaves no image for evaluation: each class has one image; "
+            "add images, or a folder `val` with the same class folders"
         )
     without = len(source.class_names) - len(np.unique(source.labels[held]))
-    notes = [f"{without:,} of {len(source.class_names):,} classes have one image, which is trained on and not held out"]
+    notes = [
+        f"{without:,} of {len(source.class_names):,} classes have one image, which is used for training and not held out"
+    ]
     return Subset(source, np.flatnonzero(held if split == "eval" else ~held), notes if without else ())
 
 
 _SOURCES = {
-    "fashion_mnist_10k": _Kind(_open_embedded, lambda data: _open_embedded(data, "eval"), unread=("name", "held_out")),
-    "npz": _Kind(
-        lambda data, split: _open_arrays(data.path, split_name(_expression(data, split))),
-        lambda data: _open_arrays(data.path, split_name(data.eval_split), flags=""),
-        needs_path=True,
-        unread=("name", "held_out"),
-    ),
-    "folder": _Kind(_open_folder, _open_further_folder, needs_path=True, unread=("name",)),
-    "tfds": _Kind(
-        lambda data, split: _open_tfds(data.name, _expression(data, split), data.path),
-        lambda data: _open_tfds(data.name, data.eval_split, data.path, flags=""),
-        takes_parts=True,
-        unread=("held_out",),
-    ),
+    "fashion_mnist_10k": _Kind(_open_embedded, unread=("name", "held_out")),
+    "npz": _Kind(_open_arrays, needs_path=True, unread=("name", "held_out")),
+    "folder": _Kind(_open_folder, needs_path=True, unread=("name",)),
+    "tfds": _Kind(_open_tfds, takes_parts=True, unread=("held_out",)),
 }
 
 
 def train_crop(data: Any, image_size: int, evaluation: Any = None) -> Crop:
-    """The training crop of a config's `data` section, to `image_size` pixels.
+    """Returns the training crop to `image_size` pixels for a config's `data` section.
 
-    evaluation: the config's `evaluation` section, whose crop `data.train_crop=center` takes. Raises ValueError without it.
+    `data.train_crop=center` uses the crop of `evaluation`, the config's evaluation section; raises ValueError without it.
     """
     if data.train_crop == "center":
         if evaluation is None:
-            raise ValueError("data.train_crop='center' is the evaluation's crop: give the evaluation section")
+            raise ValueError("data.train_crop='center' is the evaluation crop: pass the evaluation section")
         return evaluation_crop(evaluation, image_size)
     if data.train_crop == "padded":
         return PaddedCrop(image_size, data.crop_padding)

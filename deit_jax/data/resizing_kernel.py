@@ -1,9 +1,9 @@
-"""The arithmetic of Pillow's 8-bit bicubic resize, compiled by numba into vector instructions.
+"""The arithmetic of Pillow's 8-bit bicubic resize, compiled by numba to vector instructions.
 
-Pillow weighs the pixels with 22-bit integers in 32-bit sums, which are exact, so that the order of additions is free and any
-arrangement gives Pillow's bits. The weights are those of `resizing_taps.py`.
+Pillow weights the pixels with 22-bit integers in 32-bit sums. These are exact, so any order of additions gives Pillow's bits. The
+weights come from `resizing.taps`.
 
-Compiled on first import (two seconds) and kept in numba's cache: beside this file, or in the user's cache folder.
+Compiled on first import (two seconds) and cached by numba: next to this file, or in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numba import boolean, int64, njit, types, void
 from numpy import int32, uint8
 
 from deit_jax.cache_folder import has_home
-from deit_jax.data.resizing_taps import BITS as _BITS
-from deit_jax.data.resizing_taps import taps
+from deit_jax.data.resizing import BITS as _BITS
+from deit_jax.data.resizing import taps
 
 _HALF = 1 << (_BITS - 1)
-_LANES = 16  # rows that the horizontal pass takes at a time
-_IMAGE = types.Array(types.uint8, 2, "C", readonly=True)  # pixels from Pillow are read-only; numba takes both as this
+_LANES = 16  # rows per step of the horizontal pass
+_IMAGE = types.Array(types.uint8, 2, "C", readonly=True)  # Pillow's pixels are read-only; this type accepts both
 _OUT = types.Array(types.uint8, 2, "C")
 _BYTES, _SUMS = types.Array(types.uint8, 1, "C"), types.Array(types.int32, 1, "C")
 _WHERE, _WEIGHTS = types.Array(types.int64, 2, "C"), types.Array(types.int32, 2, "C")
@@ -30,9 +30,9 @@ _WHERE, _WEIGHTS = types.Array(types.int64, 2, "C"), types.Array(types.int32, 2,
 def _compiled(signature: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     def compile_it(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
-            # For a user without a home numba would make a folder named "~" in the current one.
+            # For a user without a home numba would create a folder named "~" in the current folder.
             return njit(signature, cache=has_home(), nogil=True, error_model="numpy")(function)
-        except RuntimeError:  # no folder can be written
+        except RuntimeError:  # no writable folder
             return njit(signature, nogil=True, error_model="numpy")(function)
 
     return compile_it
@@ -43,7 +43,7 @@ _taps = _compiled(types.Tuple((_WHERE, _WEIGHTS))(int64, int64, int64, int64))(t
 
 @_compiled(void(_WHERE, int64))
 def _shift(where: np.ndarray, start: int) -> None:
-    """Makes the input pixels of `where` count from `start`."""
+    """Makes the input pixels in `where` relative to `start`."""
     for i in range(where.shape[0]):
         where[i, 0] -= start
 
@@ -58,7 +58,7 @@ def _round(sums: np.ndarray, out: np.ndarray, count: int) -> None:
 def _resize_columns(
     image: np.ndarray, top: int, start: int, stop: int, where: np.ndarray, weights: np.ndarray, out: np.ndarray
 ) -> None:
-    """Vertical pass over the bytes [start, stop) of each row; a row of sums at a time."""
+    """Vertical pass over the bytes [start, stop) of each row, one row of sums at a time."""
     count = stop - start
     sums = np.empty(count, np.int32)
     for y in range(out.shape[0]):
@@ -83,24 +83,24 @@ def _resize_rows(
 ) -> None:
     """Horizontal pass over the bytes [start, stop) of `height` rows.
 
-    Neighbouring output pixels have different taps, rows have the same: _LANES rows are laid side by side, byte by byte, summed
-    together, and taken apart again.
+    Neighboring output pixels have different taps, but rows have the same ones. So _LANES rows are interleaved by byte, summed
+    together, and separated again.
     """
     count, width = stop - start, where.shape[0]
-    side_by_side, result = np.empty(count * _LANES, np.uint8), np.empty(width * 3 * _LANES, np.uint8)
+    interleaved, result = np.empty(count * _LANES, np.uint8), np.empty(width * 3 * _LANES, np.uint8)
     sums = np.empty(3 * _LANES, np.int32)
     for y in range(0, height, _LANES):
         rows = min(_LANES, height - y)
         for r in range(rows):
             row = image[top + y + r, start:stop]
             for i in range(count):
-                side_by_side[i * _LANES + r] = row[i]
+                interleaved[i * _LANES + r] = row[i]
         for x in range(width):
             first = where[x, 0] * 3 * _LANES
             for j in range(3 * _LANES):
                 sums[j] = _HALF
             for t in range(where[x, 1]):
-                weight, pixels = weights[x, t], side_by_side[first + t * 3 * _LANES : first + (t + 1) * 3 * _LANES]
+                weight, pixels = weights[x, t], interleaved[first + t * 3 * _LANES : first + (t + 1) * 3 * _LANES]
                 for j in range(3 * _LANES):
                     sums[j] = int32(sums[j] + int32(int32(pixels[j]) * weight))
             _round(sums, result[x * 3 * _LANES : (x + 1) * 3 * _LANES], 3 * _LANES)
@@ -126,14 +126,14 @@ def resize_rows(
 ) -> None:
     """Resizes the box [top, top + height) x [left, left + width) of an image to new_height x new_width pixels.
 
-    Of these `out` gets the rows from new_top and the columns from new_left on, as many as it has; nothing else is computed.
+    Only the part that `out` holds is computed: rows from new_top and columns from new_left.
 
-    image: uint8[H, 3 W]; out: uint8[h, 3 w]. vertical_first: which pass is first; the one between is rounded to uint8.
+    image: uint8[H, 3 W]; out: uint8[h, 3 w]. vertical_first: order of the passes; the intermediate image is rounded to uint8.
     """
     rows, columns = out.shape[0], out.shape[1] // 3
     where_x, weights_x = _taps(width, new_width, new_left, columns)
     where_y, weights_y = _taps(height, new_height, new_top, rows)
-    # What the window depends on: the taps of both passes ascend.
+    # The input of the window: the taps of both passes ascend.
     start, stop = where_x[0, 0], where_x[columns - 1, 0] + where_x[columns - 1, 1]
     first, last = where_y[0, 0], where_y[rows - 1, 0] + where_y[rows - 1, 1]
     if height == new_height:

@@ -1,8 +1,8 @@
-"""Which image goes where in which step: pure index arithmetic, no files and no state.
+"""Which image is in which row of which step: pure index arithmetic, without files or state.
 
-The order is the released code's (facebookresearch/deit `samplers.py`, RASampler): a permutation of the data set, every index
-repeated in place, cut off after about as many entries as the data set has images. Ranks there take every W-th entry, so that
-the global batch of step t is a contiguous stretch of this list, whatever the number of ranks.
+The order follows the released code (facebookresearch/deit `samplers.py`, RASampler): a permutation of the data set, every index
+repeated in place, truncated to about the data set's size. There, each of W ranks takes every W-th entry, so the global batch of
+step t is a contiguous part of this list for any number of ranks.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The reference rounds an epoch down to a multiple of this, a leftover of MultiGrain that the published runs had.
+# The reference, and so the published runs, round an epoch down to a multiple of this, a remnant of MultiGrain.
 _SELECTED_MULTIPLE = 256
-# Keeps the order's random stream apart from others that start from the same seed.
+# Separates the order's random stream from others with the same seed.
 _ORDER_STREAM = 0x0D0E
 _MAX_SEED = 2**63
 
@@ -25,7 +25,7 @@ _MAX_SEED = 2**63
 class Positions(NamedTuple):
     """Consecutive positions of one step's batch.
 
-    `image_index` int64 `[n]` is the image, `copy` int32 `[n]` which of its repeats, `row` int32 `[n]` the row of the global
+    `image_index` int64 `[n]` is the image, `copy` int32 `[n]` the index of its repeat, `row` int32 `[n]` the row of the global
     batch that the position is dealt to.
     """
 
@@ -34,11 +34,11 @@ class Positions(NamedTuple):
     row: np.ndarray
 
 
-Stretches = tuple[tuple[int, int], ...]  # [start, stop) of each, ascending, without overlap
+Stretches = tuple[tuple[int, int], ...]  # [start, stop) of each, ascending, disjoint
 
 
 class Chunk(NamedTuple):
-    """Consecutive rows `start` to `stop - 1` of a batch, of the stretch `[first, last)`; `row + offset` counts the host's own."""
+    """Rows `start` to `stop - 1` of a batch, within the stretch `[first, last)`; `row + offset` is the host's local row."""
 
     start: int
     stop: int
@@ -48,14 +48,14 @@ class Chunk(NamedTuple):
 
 
 def chunks_of(stretches: Stretches, batch_size: int, longest: int) -> tuple[Chunk, ...]:
-    """The rows of a host, each stretch cut into the fewest chunks of at most `longest` rows, as even as they can be.
+    """Splits a host's stretches of rows into the fewest, even chunks of at most `longest` rows.
 
     Raises ValueError if a batch does not have such rows.
     """
     edges = [edge for stretch in stretches for edge in stretch]
     if not edges or edges != sorted(edges) or edges[0] < 0 or edges[-1] > batch_size:
         raise ValueError(f"no rows {stretches} in batches of {batch_size}")
-    chunks, before = [], 0  # rows of the stretches before
+    chunks, before = [], 0  # rows of the previous stretches
     for first, last in stretches:
         count = math.ceil((last - first) / longest)
         edges = [first + (last - first) * i // count for i in range(count + 1)]
@@ -65,7 +65,7 @@ def chunks_of(stretches: Stretches, batch_size: int, longest: int) -> tuple[Chun
 
 
 def selected_positions(num_examples: int) -> int:
-    """Length of one epoch's order: `num_examples` rounded down to a multiple of 256, or all where there are fewer."""
+    """Returns the length of one epoch's order: `num_examples` rounded down to a multiple of 256, or all if there are fewer."""
     return num_examples // _SELECTED_MULTIPLE * _SELECTED_MULTIPLE or num_examples
 
 
@@ -78,21 +78,21 @@ def mixing_sizes(
     groups_per_block: int | None = None,
     mixes: bool = True,
 ) -> tuple[int, int]:
-    """The group size and the groups per block of an order: what is given, and for the rest what divides the batch.
+    """Returns the group size and the groups per block of an order: the given values, or values that divide the batch.
 
-    A block has 4 groups, or as many as there are repeats if these are more, where that number divides the batch; else the
-    fewest that do. A group is the largest, up to `largest_group`, that divides what is left.
+    A block has 4 groups, or as many as there are repeats if that is more, provided that this number divides the batch; otherwise
+    the smallest number that does. A group is the largest, up to `largest_group`, that divides the rest.
 
     Args:
         batch_size: rows of the global batch.
         repeats: copies of an image in the order; a block has at least as many groups.
-        largest_group: rows of a group at most, if `group_size` is None.
-        group_size: rows of a group; None: to be found.
-        groups_per_block: None: to be found.
-        mixes: whether the rows of a group are mixed in pairs, so that their number is even.
+        largest_group: maximum rows per group, if `group_size` is None.
+        group_size: rows per group; None: chosen here.
+        groups_per_block: None: chosen here.
+        mixes: whether the rows of a group are mixed in pairs, which requires an even number.
 
     Raises:
-        ValueError: a batch that no such sizes divide; the message names the config fields. `TrainOrder` checks given sizes.
+        ValueError: no such sizes divide the batch; the message names the config fields. `TrainOrder` checks given sizes.
     """
     if group_size is not None and groups_per_block is not None:
         return group_size, groups_per_block
@@ -109,7 +109,7 @@ def mixing_sizes(
             return max(even or sizes), count
     if mixes and group_size is None and largest_group < 2:
         raise ValueError(
-            f"augment.max_group_size={largest_group}: rows of a group are mixed in pairs; give 2 or more, or switch mixing off"
+            f"augment.max_group_size={largest_group}: rows of a group are mixed in pairs; set 2 or more, or disable mixing"
         )
     given = "".join(
         f", augment.{name}={value}"
@@ -123,17 +123,17 @@ def mixing_sizes(
     multiple = number * (group_size or (2 if mixes else 1))
     raise ValueError(
         f"train.batch_size={batch_size} with data.repeats={repeats}{given} cannot be divided into mixing groups{rows}, at least "
-        f"{repeats} group{'s' * (repeats > 1)} a block: give another batch size, such as a multiple of {multiple}"
+        f"{repeats} group{'s' * (repeats > 1)} per block: use another batch size, such as a multiple of {multiple}"
     )
 
 
 def batch_of_larger_groups(
     batch_size: int, repeats: int, largest_group: int, groups_per_block: int | None = None
 ) -> int | None:
-    """A somewhat smaller batch, for one whose few divisors make its mixing groups tiny; None for all other batches.
+    """Returns a somewhat smaller batch size if the batch has so few divisors that its mixing groups are tiny; else None.
 
-    Tiny is less than a quarter of `largest_group`, or of the rows that a block of 4 groups (or as many as there are repeats, or
-    `groups_per_block`) would give each, if these are fewer. The arguments are those of `mixing_sizes`, which must find sizes.
+    Tiny means less than a quarter of `largest_group` or of the rows per group if the batch were one block of 4 groups (or
+    `repeats` if more, or `groups_per_block`), whichever is less. The arguments are those of `mixing_sizes`, which must succeed.
     """
     groups = groups_per_block or max(4, repeats)
 
@@ -148,13 +148,13 @@ def batch_of_larger_groups(
 
 
 def _divisors(number: int) -> list[int]:
-    """All of them, in order."""
+    """Returns all divisors in ascending order."""
     small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
     return sorted({*small, *(number // i for i in small)})
 
 
-# Two epochs: chunks of the old and the new one are read side by side at a border. At module level, so that pickling an order
-# for a worker does not carry the permutation.
+# Two entries, because chunks of two epochs are read concurrently at a boundary. At module level, so that a pickled order does not
+# include the permutation.
 @functools.lru_cache(maxsize=2)
 def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     permutation = np.random.default_rng((_ORDER_STREAM, seed, epoch)).permutation(num_examples)
@@ -164,24 +164,24 @@ def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class TrainOrder:
-    """The training order: step and position in the batch -> image, copy and row.
+    """The training order: maps step and position in the batch to image, copy and row.
 
-    A batch is built of blocks of `groups_per_block * group_size` consecutive positions. Position p of a block is dealt to
-    group `p % groups_per_block`, so that the copies of an image, which are neighbours in the order, share a block (save at its
-    border) and never a mixing group; in the reference they are on neighbouring ranks.
+    A batch consists of blocks of `groups_per_block * group_size` consecutive positions. Position p of a block is dealt to group
+    `p % groups_per_block`. So the copies of an image, which are consecutive in the order, share a block (except at its boundary)
+    but never a mixing group; in the reference they are on neighboring ranks.
 
     Attributes:
         num_examples: images in the data set.
-        batch_size: rows of the global batch, repeats counted (`train.batch_size`).
+        batch_size: rows of the global batch, including repeats (`train.batch_size`).
         repeats: copies of an image in the order (`data.repeats`).
         group_size: consecutive rows that share one mixing draw (`augment.group_size`).
         groups_per_block: groups that a block is dealt to (`augment.groups_per_block`).
-        seed: of the permutations and of the loader's crops; 0 or more.
-        epoch_steps: steps of an epoch; None: as many as its positions make whole batches. A run that goes on with more or fewer
-            images than it began with keeps the length of its epochs, which take some images twice if there are too few.
+        seed: of the permutations and of the loader's crops; at least 0.
+        epoch_steps: steps per epoch; None: the number of whole batches in its positions. A resumed run with more or fewer images
+            than before keeps the length of its epochs, which repeat some images if there are too few.
 
     Raises:
-        ValueError: the sizes do not fit together; the message names the config fields.
+        ValueError: inconsistent sizes; the message names the config fields.
     """
 
     num_examples: int
@@ -202,43 +202,43 @@ class TrainOrder:
             if getattr(self, field) < 1:
                 raise ValueError(f"{name}={getattr(self, field)}: give 1 or more")
         if not 0 <= self.seed < _MAX_SEED:
-            raise ValueError(f"seed={self.seed}: give a whole number from 0 to {_MAX_SEED - 1}")
+            raise ValueError(f"seed={self.seed}: give an integer from 0 to {_MAX_SEED - 1}")
         if self.groups_per_block < self.repeats:
             raise ValueError(
                 f"augment.groups_per_block={self.groups_per_block} is less than data.repeats={self.repeats}: copies of an "
-                "image would be mixed with each other; give at least as many groups as repeats"
+                "image would be mixed with each other; use at least as many groups as repeats"
             )
         if self.batch_size % self.block_size:
             raise ValueError(
                 f"train.batch_size={self.batch_size} is not a multiple of augment.group_size * augment.groups_per_block = "
-                f"{self.group_size} * {self.groups_per_block} = {self.block_size}; change one of the three, or leave the two "
-                "out, which then follow from the batch"
+                f"{self.group_size} * {self.groups_per_block} = {self.block_size}; change one of the three, or unset the last "
+                "two, which are then chosen for the batch"
             )
         if self.steps_per_epoch < 1:
             raise ValueError(
-                f"train.batch_size={self.batch_size} is more than the {selected_positions(self.num_examples)} positions of "
-                f"an epoch (data set of {self.num_examples} images); use a smaller batch or a larger data set"
+                f"train.batch_size={self.batch_size} exceeds the {selected_positions(self.num_examples)} positions of an "
+                f"epoch (data set of {self.num_examples} images); use a smaller batch or a larger data set"
             )
 
     @property
     def block_size(self) -> int:
-        """Positions of a block."""
+        """Positions per block."""
         return self.group_size * self.groups_per_block
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one epoch's order; what is left over is dropped, as in the reference."""
+        """Whole batches in one epoch's order; the remainder is dropped, as in the reference."""
         if self.epoch_steps is not None and self.num_examples:
             return self.epoch_steps
         return selected_positions(self.num_examples) // self.batch_size
 
     def positions(self, step: int, start: int = 0, stop: int | None = None) -> Positions:
-        """Positions `start` to `stop - 1` of the batch of `step`; by default all of them. Costs the same for any step.
+        """Returns positions `start` to `stop - 1` of the batch of `step`, by default all; the cost does not depend on the step.
 
         Args:
             step: training step, from 0, over all epochs.
             start: first position in the batch.
-            stop: one past the last position; None is `batch_size`.
+            stop: one past the last position; None: `batch_size`.
         """
         stop = self.batch_size if stop is None else stop
         if step < 0 or not 0 <= start <= stop <= self.batch_size:

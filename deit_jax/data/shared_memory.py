@@ -1,4 +1,4 @@
-"""What reading processes hand over through shared memory: how much they need, and what is said where it is not there."""
+"""Shared memory for the batches of loader workers: how much they need, and errors if there is too little."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import signal
 
 from deit_jax.data.sources import DataError
 
-FOLDER = "/dev/shm"  # a container's has 64 MB unless more is asked for
+FOLDER = "/dev/shm"  # 64 MB by default in a container
 _REMEDY = (
     "give a container more (docker run --shm-size=8g, or --ipc=host), or read in threads (--config.data.num_workers=0)"
 )
 
 
 class SharedMemoryError(DataError):
-    """Shared memory that has no room for what reading processes hand over. The message is one line."""
+    """There is too little shared memory for the batches of loader workers. The message is one line."""
 
 
 def require(needed: int, num_workers: int) -> None:
-    """Raise SharedMemoryError where `needed` bytes of the workers do not fit: they would be killed while they write."""
+    """Raises SharedMemoryError if the workers' `needed` bytes do not fit: the workers would be killed while writing."""
     free = _free()
     if free is not None and free < needed:
         raise SharedMemoryError(
@@ -29,29 +29,29 @@ def require(needed: int, num_workers: int) -> None:
 
 
 def refused(error: OSError) -> DataError:
-    """What to raise for an error of a worker's write."""
+    """Returns the error to raise for a worker's failed write."""
     return SharedMemoryError(
-        f"the processes that read images cannot hand them over ({error.strerror or error}; {_state()}): {_REMEDY}"
+        f"the loader's processes cannot write their images ({error.strerror or error}; {_state()}): {_REMEDY}"
     )
 
 
 def ended(error: RuntimeError) -> DataError | None:
-    """What to raise for Grain's error of a worker that has ended; None if it is another error."""
+    """Returns the error to raise if Grain reports that a worker has ended; None for other errors."""
     match = re.match(r"Worker process was terminated unexpectedly with (exit code (\S+\d))", str(error))
     if match is None:
         return None
     if int(match[2]) == -signal.SIGBUS:
         return SharedMemoryError(
-            f"a process that reads images has ended ({match[1]}: shared memory is full; {_state()}): {_REMEDY}"
+            f"a loader process has ended ({match[1]}: shared memory is full; {_state()}): {_REMEDY}"
         )
     return DataError(
-        f"a process that reads images has ended ({match[1]}; -9 is often a lack of memory): run the command again, with "
-        "fewer of them (config.data.num_workers) if that recurs"
+        f"a loader process has ended ({match[1]}; -9 often means out of memory): run the command again, with fewer "
+        "processes (config.data.num_workers) if it recurs"
     )
 
 
 def _free() -> int | None:
-    """In bytes; None where no folder shows it."""
+    """Returns the free bytes; None if the folder does not exist."""
     try:
         state = os.statvfs(FOLDER)
     except OSError:

@@ -1,7 +1,7 @@
-"""Where labelled images come from: arrays and TFDS data sets; class folders are in folder.py. One protocol, random access.
+"""Sources of labeled images: arrays and TFDS data sets (class folders: folder.py). One protocol with random access.
 
-A source hands out *encoded* bytes wherever the data set is stored encoded, so that decoding happens once, in the loader's
-threads. Every source pickles, because loader workers are spawned processes.
+A source returns *encoded* bytes if the data set is stored encoded, so that the loader's threads decode each image once. Every
+source pickles, because loader workers are spawned processes.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from deit_jax.errors import UserError
 
 Split = Literal["train", "eval"]
 
-# What to do with pixels of another type, whose white nobody but the user knows.
+# Advice for pixels of another type, whose white level only the user knows.
 TO_UINT8 = (
-    "make uint8 of them by np.clip(255 / WHITE * pixels, 0, 255).round().astype(np.uint8), "
+    "convert them with np.clip(255 / WHITE * pixels, 0, 255).round().astype(np.uint8), "
     "where WHITE is the value of white"
 )
 
 
 class DataError(UserError):
-    """Input data that cannot be used. The message is one line: what is wrong, in which file or index, what to do."""
+    """Invalid input data. The message is one line: what is wrong, in which file or index, what to do."""
 
 
 class MissingDataError(DataError):
-    """Data that is not there, or of no such name. The message says how to get it."""
+    """The data does not exist, or no data has this name. The message says how to get it."""
 
 
 class UnusableError(DataError):
-    """One image that is gone, cannot be decoded or has no valid label; unlike a disk that fails, it can be replaced."""
+    """One image is gone, cannot be decoded or has no valid label; unlike after a disk failure, it can be replaced."""
 
 
 class Example(NamedTuple):
-    """One labelled image.
+    """One labeled image.
 
-    `image` is an encoded file (`bytes`) or pixels, uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]`; `label` is an index into
-    the source's `class_names`, or, of a source that is multi-label, all that are right, perhaps none.
+    `image` is an encoded file (`bytes`) or pixels, uint8 `[H, W]`, `[H, W, 1]` or `[H, W, 3]`; `label` is an index into the
+    source's `class_names`. In a multi-label source it is a tuple of all correct labels, possibly empty.
     """
 
     image: bytes | np.ndarray
@@ -51,92 +51,90 @@ class Example(NamedTuple):
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Random access to labelled images. Must pickle, and must allow `__getitem__` from several threads at once."""
+    """Random access to labeled images. Must pickle, and must allow concurrent `__getitem__` calls from several threads."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Name of each class, in label order; the number of classes is its length."""
+        """Name of each class, in label order."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example: ...
 
     def describe(self, index: int) -> str:
-        """Where image `index` is, for people: a file's path, or a data set's name and the index."""
+        """Describes where image `index` is: a file's path, or a data set's name and the index."""
 
 
 def is_multi_label(source: ImageSource) -> bool:
-    """Whether a source gives each image any number of labels; such sources have a true attribute `multi_label`."""
+    """Whether each image may have any number of labels; such sources have a true attribute `multi_label`."""
     return getattr(source, "multi_label", False)
 
 
 def fingerprint_of(source: ImageSource) -> str:
-    """A digest of which images a source holds, in which order, with which labels: 32 hexadecimal digits.
+    """Returns a digest of a source's images, their order and labels: 32 hexadecimal digits.
 
-    Of a folder the relative file names count, of arrays the values, of a TFDS data set its version and split; so it does not
-    depend on where the data is. "" if the source has no method `fingerprint`.
+    It covers the relative file names of a folder, the values of arrays, or the version and split of a TFDS data set, so it does
+    not depend on where the data is. "" if the source has no method `fingerprint`.
     """
     method = getattr(source, "fingerprint", None)
     return "" if method is None else method()
 
 
 def labels_of(source: ImageSource) -> np.ndarray | None:
-    """The label of every image, integers `[N]`, where a source knows them without opening images; None where not.
-
-    A source may have them as an attribute `labels`.
-    """
+    """Returns the label of every image, integers `[N]`, if the source has them as an attribute `labels`; else None."""
     return getattr(source, "labels", None)
 
 
 def searched_folders(source: ImageSource) -> tuple[str, ...]:
-    """The folders that a source lists its images from; none of arrays and TFDS."""
+    """Returns the folders from which a source lists its images; empty for arrays and TFDS."""
     return getattr(source, "folders", ())
 
 
 def digest(*parts: bytes | np.ndarray) -> str:
-    """The digest of bytes and arrays, each with its length, type and shape: 32 hexadecimal digits."""
-    found = hashlib.blake2b(digest_size=16)
+    """Returns a digest of bytes and arrays, including their lengths, dtypes and shapes: 32 hexadecimal digits."""
+    result = hashlib.blake2b(digest_size=16)
     for part in parts:
         if isinstance(part, np.ndarray):
-            found.update(f"{part.dtype.str}{part.shape}".encode())
-            found.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data if part.size else b"")
+            result.update(f"{part.dtype.str}{part.shape}".encode())
+            result.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data if part.size else b"")
         else:
-            found.update(f"bytes({len(part)})".encode())
-            found.update(part)
-    return found.hexdigest()
+            result.update(f"bytes({len(part)})".encode())
+            result.update(part)
+    return result.hexdigest()
 
 
 def notes_of(*sources: ImageSource) -> list[str]:
-    """What to print about sources at the start of a run, each line once: e.g. which files of a folder were skipped.
+    """Returns the lines to print about sources at the start of a run, e.g. which files were skipped, without duplicates.
 
-    A source may have it as an attribute `notes`, a sequence of lines.
+    A source may have them as an attribute `notes`.
     """
     return list(dict.fromkeys(note for source in sources for note in getattr(source, "notes", ())))
 
 
-class Subset:
-    """Some images of another source, in the order given; one may be there more than once.
+class SourceView:
+    """Base of sources that present another source's images. `notes` are added to its notes; subclasses override what differs."""
 
-    Args:
-        source: the images.
-        indices: integers `[N]`, each of an image of `source`.
-        notes: lines to print at the start of a run, after those of `source`.
-    """
-
-    def __init__(self, source: ImageSource, indices: np.ndarray, notes: Sequence[str] = ()):
+    def __init__(self, source: ImageSource, notes: Sequence[str] = ()):
         self._source = source
-        self._indices = np.asarray(indices, np.int64)
+        self.class_names = tuple(source.class_names)
+        self.multi_label = is_multi_label(source)
+        self.folders = searched_folders(source)
         self.notes = (*notes_of(source), *notes)
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The other source's classes, all of them."""
-        return self._source.class_names
+    def __len__(self) -> int:
+        return len(self._source)
 
-    @property
-    def multi_label(self) -> bool:
-        """As the other source."""
-        return is_multi_label(self._source)
+    def describe(self, index: int) -> str:
+        """Returns the other source's description."""
+        return self._source.describe(index)
+
+
+class Subset(SourceView):
+    """Some images of another source, in the order of `indices`, integers `[N]` that may repeat; see `SourceView`."""
+
+    def __init__(self, source: ImageSource, indices: np.ndarray, notes: Sequence[str] = ()):
+        super().__init__(source, notes)
+        self._indices = np.asarray(indices, np.int64)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -145,44 +143,32 @@ class Subset:
         return self._source[int(self._indices[index])]
 
     def describe(self, index: int) -> str:
-        """Where the image is, for error messages: the other source's answer."""
+        """Returns the other source's description."""
         return self._source.describe(int(self._indices[index]))
 
     @property
-    def folders(self) -> tuple[str, ...]:
-        """As the other source."""
-        return searched_folders(self._source)
-
-    @property
     def labels(self) -> np.ndarray | None:
-        """Those of the images, where the other source knows its own."""
+        """Labels of the images, if the other source knows its own."""
         labels = labels_of(self._source)
         return None if labels is None else labels[self._indices]
 
     def fingerprint(self) -> str:
-        """Of the other source's images and the indices."""
+        """Digest of the other source's images and the indices."""
         whole = fingerprint_of(self._source)
         return digest(whole.encode(), self._indices) if whole else ""
 
 
-class FirstImages(Subset):
-    """The first `count` images of another source."""
-
-    def __init__(self, source: ImageSource, count: int):
-        super().__init__(source, np.arange(count))
-
-
 class ArraySource:
-    """Images held in memory.
+    """Images in memory.
 
     Args:
         images: uint8 `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]`.
-        labels: integers `[N]`, each in `[0, len(class_names))`.
+        labels: integers `[N]`, each in `[0, len(class_names))`; the attribute `labels` is int32.
         class_names: name of each class.
-        origin: what the messages call these images, e.g. a file's name.
+        origin: name of the images in messages, e.g. a file's name.
 
     Raises:
-        DataError: no images, or shapes, dtypes or labels that do not fit together.
+        DataError: no images, or inconsistent shapes, dtypes or labels.
     """
 
     def __init__(
@@ -199,9 +185,7 @@ class ArraySource:
                 f"{origin}: labels are {labels.dtype}{list(labels.shape)} for {len(images)} images; give integers [N]"
             )
         if images.size == 0:
-            raise DataError(
-                f"{origin}: images are {list(images.shape)}, there is nothing to read; give at least one image"
-            )
+            raise DataError(f"{origin}: images are {list(images.shape)}; give at least one image")
         wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
         if wrong.size:
             raise DataError(
@@ -209,24 +193,24 @@ class ArraySource:
                 "labels count from 0"
             )
         self._images = images
-        self._labels = labels.astype(np.int32)
-        self._class_names = tuple(str(name) for name in class_names)
+        self.labels = labels.astype(np.int32)
+        self.class_names = tuple(str(name) for name in class_names)
         self._origin = origin
 
     @classmethod
     def from_npz(cls, path: str | os.PathLike[str], split: str) -> ArraySource:
-        """One split of a .npz file.
+        """Reads one split of a .npz file.
 
         Its keys: `train_images` and `test_images`, uint8 `[N, H, W]` or `[N, H, W, 3]`; `train_labels` and `test_labels`,
-        integers `[N]`; `class_names`, strings `[K]`. `split` is the first part of the keys; another name than "train" of
-        which there are no keys ("validation", "eval") reads the test keys.
+        integers `[N]`; `class_names`, strings `[K]`. `split` is the prefix of the keys. A split other than "train" without keys
+        ("validation", "eval") reads the test keys.
 
         Raises:
-            DataError: the file is missing, is not such a file, or lacks a key.
+            DataError: the file is missing or invalid, or lacks a key.
         """
         path = Path(path)
         try:
-            # allow_pickle=False: a data file must not be able to run code.
+            # allow_pickle=False, so that a data file cannot run code.
             with np.load(path, allow_pickle=False) as file:
                 part = split if split == "train" or f"{split}_images" in file else "test"
                 keys = (f"{part}_images", f"{part}_labels", "class_names")
@@ -241,61 +225,51 @@ class ArraySource:
             raise
         except FileNotFoundError:
             raise MissingDataError(f"{path}: no such file; set data.path to a .npz file") from None
-        except Exception as error:  # numpy, zipfile and zlib each raise their own for a damaged file
+        except Exception as error:  # numpy, zipfile and zlib raise different exceptions for a damaged file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"{path}: not a readable .npz file ({reason}); save it again with numpy.savez") from error
         return cls(images, labels, tuple(np.atleast_1d(names).tolist()), origin=f"{path} ({part} images)")
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Name of each class, in label order."""
-        return self._class_names
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Of all images, int32 `[N]`."""
-        return self._labels
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self._images[index], int(self._labels[index]))
+        return Example(self._images[index], int(self.labels[index]))
 
     def describe(self, index: int) -> str:
-        """The array's origin and the index."""
+        """Returns the images' origin and the index."""
         return f"image {index} of {self._origin}"
 
     def fingerprint(self) -> str:
-        """Of the pixels and the labels."""
-        return digest(self._images, self._labels)
+        """Digest of the pixels and the labels."""
+        return digest(self._images, self.labels)
 
 
 class TfdsSource:
     """A prepared TFDS data set, read as encoded bytes without TensorFlow.
 
-    It needs an `image` and a class label: the feature `label`, or what `known_sets.py` says of the name (a sequence of class
-    labels makes the source multi-label).
+    It needs an `image` and a class label: the feature `label`, or the one that `known_sets.py` lists (a sequence of class labels
+    makes the source multi-label).
 
     Args:
-        name: TFDS name, e.g. `imagenet2012`; a config or version may follow as TFDS writes them.
+        name: TFDS name, e.g. `imagenet2012`; a config or version may follow in TFDS's notation.
         split: a split of the data set; slices such as `train[:10%]` and sums such as `train+validation` work.
-        data_dir: where TFDS keeps its data; "" is TFDS's default (`$TFDS_DATA_DIR` or `~/tensorflow_datasets`).
+        data_dir: TFDS's data folder; "" is its default (`$TFDS_DATA_DIR` or `~/tensorflow_datasets`).
 
     Raises:
         MissingDataError: the name is unknown or the data set is not prepared.
-        DataError: it is not prepared for random access, the split is unknown, or there is no image or label.
+        DataError: it is not prepared for random access, the split is unknown, or it has no image or label.
     """
 
     def __init__(self, name: str, split: str, data_dir: str = ""):
-        import tensorflow_datasets as tfds  # here, because the other sources must work where it is not installed
+        import tensorflow_datasets as tfds  # imported here because it is optional
 
         where = data_dir or "TFDS's default folder"
         known, remedy = known_set(name), how_to_get(name, data_dir)
         self._name, self._split = name, split
         try:
             builder = tfds.builder(name, data_dir=data_dir or None)
-        except Exception as error:  # unknown name, bad version, or the data set's own module missing a package
+        except Exception as error:  # unknown name or version, or a package that the data set needs is missing
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             correct = "correct data.name, or " if known is None else ""
             raise MissingDataError(
@@ -311,7 +285,7 @@ class TfdsSource:
         if "image" not in features or not getattr(label, "names", None):
             raise DataError(
                 f"TFDS data set {name!r} has the features {', '.join(features)}; it needs `image` and a class "
-                f"`{self._label_key}`, choose another or use data.source=folder"
+                f"`{self._label_key}`; choose another or use data.source=folder"
             )
         try:
             self._records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -321,17 +295,12 @@ class TfdsSource:
             ) from error
         except ValueError as error:
             raise DataError(
-                f"TFDS data set {name!r} cannot give split {split!r} (it has {', '.join(builder.info.splits)}); set "
+                f"TFDS data set {name!r} has no split {split!r} (it has {', '.join(builder.info.splits)}); set "
                 "data.train_split and data.eval_split"
             ) from error
-        self._class_names = tuple(label.names)
+        self.class_names = tuple(label.names)
         shards = {name: list(info.shard_lengths or ()) for name, info in sorted(builder.info.splits.items())}
         self._fingerprint = digest(builder.info.full_name.encode(), split.encode(), repr(shards).encode())
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """The label feature's names."""
-        return self._class_names
 
     def __len__(self) -> int:
         return len(self._records)
@@ -339,28 +308,28 @@ class TfdsSource:
     def __getitem__(self, index: int) -> Example:
         record = self._records[index]
         image = record["image"]
-        if hasattr(image, "read"):  # TFDS without TensorFlow may hand back the open file it made
+        if hasattr(image, "read"):  # TFDS without TensorFlow may return an open file
             image.seek(0)
             image = image.read()
         image = image if isinstance(image, np.ndarray) else bytes(image)
         if self.multi_label:
             return Example(image, tuple(np.asarray(record[self._label_key]).astype(int).tolist()))
         label = int(record[self._label_key])
-        if label < 0:  # how TFDS marks the withheld labels of test splits, e.g. imagenet2012's
+        if label < 0:  # TFDS's value for the withheld labels of test splits, e.g. imagenet2012's
             raise DataError(
                 f"{self.describe(index)}: has no label (test split?); set data.eval_split to a labelled split"
             )
         return Example(image, label)
 
     def file_name(self, index: int) -> str:
-        """The name of the file that image `index` was, where the data set keeps it; "" where not."""
+        """Returns the name of the file that held image `index`; "" if the data set does not record it."""
         name = self._records[index].get("file_name", b"")
         return name.decode() if isinstance(name, bytes) else str(name)
 
     def describe(self, index: int) -> str:
-        """The data set's name, split and the index."""
+        """Returns the data set's name, split and the index."""
         return f"image {index} of TFDS {self._name} ({self._split})"
 
     def fingerprint(self) -> str:
-        """Of the data set's name, configuration and version, the lengths of its shards, and the split."""
+        """Digest of the data set's name, configuration and version, the lengths of its shards, and the split."""
         return self._fingerprint

@@ -1,8 +1,8 @@
-"""Which folder holds the training images and which the evaluation images: splits' folders by their usual names.
+"""Finds the splits' folders by their usual names.
 
-A folder of exactly the configured name is taken, or else the one that differs in capitals only. The default names also mean
-their usual spellings: "train" is also `training` or `train_set`, "validation" is also `val`, `valid`, `dev`, `eval`. Where
-several fit, none is chosen. A `test` folder may serve for "validation" where there is no other folder for evaluation.
+A folder with exactly the configured name comes first, then one that differs only in case. The default names also match the usual
+spellings: "train" also `training` or `train_set`; "validation" also `val`, `valid`, `dev`, `eval`. If several folders match,
+none is chosen. A `test` folder may serve as "validation" if there is no other folder for evaluation.
 """
 
 from __future__ import annotations
@@ -23,20 +23,16 @@ _FILLERS = ("set", "data", "images", "imgs", "img", "split")
 
 
 def find_split(root: str, name: str, *, held_out: bool = False, or_test: bool = False) -> str | None:
-    """The folder in `root` that holds a split, by the rules above.
+    """Returns the path of the folder in `root` that holds a split, by the rules above; None if there is none.
 
     Args:
         root: the folder of the splits' folders.
-        name: of the split.
-        held_out: the folders in `root` may be the classes themselves. Then a folder of a split's name that has no folders in it
-            is a class ("train", among vehicles), and "dev" is a split only where "train" is.
-        or_test: `test` serves for "validation" where there is no other folder.
+        name: name of the split.
+        held_out: the folders in `root` may be the classes themselves. Then a folder with a split's name but without sub-folders
+            is a class (e.g. "train", among vehicles), and "dev" is a split only next to "train".
+        or_test: use `test` for "validation" if there is no other folder.
 
-    Returns:
-        Its path; None if there is none.
-
-    Raises:
-        DataError: several folders fit.
+    Raises DataError if several folders match.
     """
     exact = os.path.join(root, name)
     if os.path.isdir(exact) and not (held_out and not class_folders(exact)):
@@ -57,7 +53,7 @@ def find_split(root: str, name: str, *, held_out: bool = False, or_test: bool = 
             names = [printable(os.path.basename(path)) for path in paths]
             field = "train_split" if name == "train" else "eval_split"
             raise DataError(
-                f"{printable(root)}: the folders {' and '.join(names)} could each be {name!r}; say which one, e.g. "
+                f"{printable(root)}: the folders {' and '.join(names)} could each be {name!r}; specify one, e.g. "
                 f"--config.data.{field}={names[0]}"
             )
         if paths:
@@ -66,38 +62,38 @@ def find_split(root: str, name: str, *, held_out: bool = False, or_test: bool = 
 
 
 def split_note(folder: str, name: str, what: str) -> list[str]:
-    """A line that names the folder of the `what` ("training", "evaluation") images, if its name is not the configured one."""
+    """Returns a line with the folder of the `what` ("training", "evaluation") images if its name is not the configured one."""
     found = os.path.basename(folder)
     if found == name or (name, found) == ("validation", "val"):
         return []
     if name == "validation" and _split_word(found) in _TEST:
         return [
-            f"{what} images are those of {printable(folder)}, since there is no folder `validation` or `val`; training chooses "
-            "its best checkpoint by them"
+            f"{what} images come from {printable(folder)}, since there is no folder `validation` or `val`; training selects "
+            "its best checkpoint with them"
         ]
-    return [f"{what} images are those of {printable(folder)}"]
+    return [f"{what} images come from {printable(folder)}"]
 
 
 def is_split_folder(name: str) -> bool:
-    """Whether a folder's name is one that splits usually have."""
+    """Whether a folder has a usual name of a split."""
     return any(_split_word(name) in words for words in (*_SPELLINGS.values(), _TEST))
 
 
 def unused_splits(root: str, used: str) -> list[str]:
-    """A line for each split's folder in `root` with class folders, except the `used` one."""
+    """Returns a line for each split's folder in `root` with class folders, except the `used` one."""
     return [
         f"{printable(folder)} is not used; --config.data.eval_split={printable(os.path.basename(folder))} evaluates on it"
         for folder in _other_splits(root, used)
     ]
 
 
-def splits_beside(folder: str) -> list[str]:
-    """A line for each split's folder beside `folder`, if that is the folder of a split by its name too."""
+def sibling_splits(folder: str) -> list[str]:
+    """Returns a line for each split's folder next to `folder`, if `folder` has a split's name too."""
     if not is_split_folder(os.path.basename(os.path.abspath(folder))):
         return []
     above = os.path.normpath(os.path.join(folder, os.pardir))
     return [
-        f"{printable(other)} is not used; --config.data.path={printable(above)} takes both"
+        f"{printable(other)} is not used; --config.data.path={printable(above)} uses both"
         for other in _other_splits(above, folder)
     ]
 
@@ -106,11 +102,11 @@ def _other_splits(root: str, used: str) -> list[str]:
     try:
         folders = [os.path.join(root, name) for name in class_folders(root) if is_split_folder(name)]
         return [folder for folder in folders if class_folders(folder) and not os.path.samefile(folder, used)]
-    except (DataError, OSError):  # what is not used need not be readable
+    except (DataError, OSError):  # unused folders need not be readable
         return []
 
 
 def _split_word(name: str) -> str:
-    """ "train" of "Train_Set" and "train-images"; "" for a name of several such words."""
+    """Returns "train" for "Train_Set" and "train-images"; "" for a name with several words."""
     words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word and word not in _FILLERS]
     return words[0].removesuffix("set") if len(words) == 1 else ""

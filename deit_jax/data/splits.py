@@ -1,4 +1,4 @@
-"""Parts of a split: by expression, "train[:90%]", for sources that have no such expressions of their own; and held-out images."""
+"""Parts of a split by expression, e.g. "train[:90%]", for sources without such expressions; and held-out images."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ import numpy as np
 
 from deit_jax.data.sources import DataError, ImageSource, Subset, labels_of
 
-# The seed is fixed, so that "train[:90%]" and "train[90%:]" never share an image, whatever the seeds of the runs.
+# A fixed seed, so that "train[:90%]" and "train[90%:]" never share an image, regardless of the runs' seeds.
 _SPLIT_SEED = (0x5B117, 0)
-_BORDER = r"(-?\d+)(%?)"
-_EXPRESSION = re.compile(rf"([^\[\]+]+)(?:\[(?:{_BORDER})?:(?:{_BORDER})?\])?")
+_BOUND = r"(-?\d+)(%?)"
+_EXPRESSION = re.compile(rf"([^\[\]+]+)(?:\[(?:{_BOUND})?:(?:{_BOUND})?\])?")
 
 
 def split_name(expression: str) -> str:
-    """The split's name in an expression: "train" of "train[:90%]"."""
+    """Returns the split's name in an expression: "train" for "train[:90%]"."""
     return _match(expression)[1]
 
 
 def take_part(source: ImageSource, expression: str) -> ImageSource:
-    """The part of a whole split that an expression names.
+    """Returns the part of a whole split that an expression selects, in the source's order.
 
-    `name` is all of it. `name[a:b]` is images a to b - 1 of a fixed random order (a folder's own order is sorted by class), with
-    numbers or percentages, either of which may be left out; negative ones count from the end. A percentage is rounded to the
-    nearest image. Parts with a common border neither overlap nor leave a gap. Within the part the source's order is kept.
+    `name` is all of it. `name[a:b]` is images a to b - 1 of a fixed random order (a folder is sorted by class). Both bounds are
+    optional numbers or percentages, which are rounded to the nearest image; negative ones count from the end. Parts with a common
+    bound neither overlap nor leave a gap.
 
     Raises:
-        DataError: no such expression, or a part without images.
+        DataError: invalid expression, or a part without images.
     """
     match = _match(expression)
     if "[" not in expression:
         return source
     count = len(source)
-    start, stop = _border(match[2], match[3], count, 0), _border(match[4], match[5], count, count)
+    start, stop = _bound(match[2], match[3], count, 0), _bound(match[4], match[5], count, count)
     if start >= stop:
-        raise DataError(f"split {expression!r} of {count} images is empty; give other borders")
+        raise DataError(f"split {expression!r} of {count} images is empty; give other bounds")
     order = np.random.default_rng(_SPLIT_SEED).permutation(count)
     return Subset(source, np.sort(order[start:stop]))
 
 
 def take_of_each_class(source: ImageSource, count: int) -> ImageSource:
-    """So many images of every class, by the fixed random order of `take_part`: a larger count has the images of a smaller one.
+    """Returns the first `count` images of every class in the fixed random order of `take_part`, kept in the source's order.
 
-    Within the part the source's order is kept.
+    A larger count includes the images of a smaller one.
 
     Raises:
         DataError: the source does not know its labels without opening images, or a class has fewer images.
@@ -54,7 +54,7 @@ def take_of_each_class(source: ImageSource, count: int) -> ImageSource:
     labels = labels_of(source)
     if labels is None:
         raise DataError(
-            "data.images_per_class needs the labels of all images at once, which this source does not have: take a part of the "
+            "data.images_per_class needs the labels of all images at once, which this source does not have: use a part of the "
             "split instead, as in data.train_split='train[:20%]'"
         )
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(source))
@@ -63,22 +63,18 @@ def take_of_each_class(source: ImageSource, count: int) -> ImageSource:
         members = order[labels[order] == label]
         if len(members) < count:
             raise DataError(
-                f"data.images_per_class={count}, but class {name!r} has {len(members)} training images: ask for fewer"
+                f"data.images_per_class={count}, but class {name!r} has {len(members)} training images: set a smaller number"
             )
         chosen.append(members[:count])
     return Subset(source, np.sort(np.concatenate(chosen)))
 
 
 def held_out(names: Sequence[str], labels: np.ndarray, share: float) -> np.ndarray:
-    """Which images to keep from training so that a model can be evaluated on them: bool `[N]`.
+    """Selects images to hold out from training for evaluation: bool `[N]`.
 
-    Of every class with two images or more the share, rounded, but at least one and not all; of a class with one image none. They
-    are chosen by the digests of their names: the same in every run, and nearly the same when images are added.
-
-    Args:
-        names: of the images, distinct; relative ones, so that the choice outlives a move of the folder.
-        labels: integers `[N]`.
-        share: above 0 and below 1.
+    From a class with two or more images it selects the `share`, rounded, but at least one and not all; from a class with one
+    image none. The digests of the names decide: the same in every run, and nearly the same after images are added. names:
+    distinct; relative paths, so that the selection survives moving the folder. labels: integers `[N]`.
     """
     digests = np.array([hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in names])
     held = np.zeros(len(names), bool)
@@ -92,12 +88,12 @@ def held_out(names: Sequence[str], labels: np.ndarray, share: float) -> np.ndarr
 def _match(expression: str) -> re.Match[str]:
     match = _EXPRESSION.fullmatch(expression)
     if match is None:
-        raise DataError(f"split {expression!r} cannot be understood; write e.g. train, train[:90%] or train[1000:2000]")
+        raise DataError(f"split {expression!r} is invalid; write e.g. train, train[:90%] or train[1000:2000]")
     return match
 
 
-def _border(number: str | None, percent: str | None, count: int, default: int) -> int:
+def _bound(number: str | None, percent: str | None, count: int, default: int) -> int:
     if number is None:
         return default
-    border = (int(number) * count * 2 + 100) // 200 if percent else int(number)
-    return min(max(border + count if border < 0 else border, 0), count)
+    bound = (int(number) * count * 2 + 100) // 200 if percent else int(number)
+    return min(max(bound + count if bound < 0 else bound, 0), count)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from deit_jax import console
 from deit_jax.data.classes import with_classes
-from deit_jax.data.registry import open_further_set
+from deit_jax.data.registry import open_extra_set
 from deit_jax.data.sources import DataError, ImageSource, MissingDataError, notes_of
 from deit_jax.evaluation.run import Evaluator, Weights
 from deit_jax.parallel.distributed import first_process_first, sum_over_processes
@@ -36,7 +36,7 @@ def open_extra_sets(
     for name, entry in sorted(config.evaluation.extra.items()):
         fault: DataError | None = None
         try:
-            source = first_process_first(functools.partial(open_further_set, entry, index or config.data.index))
+            source = first_process_first(functools.partial(open_extra_set, entry, index or config.data.index))
             source = with_classes(source, class_names, what="its images", of="the model", numbers=True)
         except DataError as error:
             fault = error

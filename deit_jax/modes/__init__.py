@@ -132,9 +132,9 @@ def _mode(name: str, summary: str, example: str, **facts: Any) -> Callable[[Call
     needs=("config", "workdir"), shares_programs=True)
 def _train(given: Given) -> None:
     from deit_jax.modes.train import train
-    from deit_jax.parallel.distributed import lost_processes_told
+    from deit_jax.parallel.distributed import explain_lost_processes
 
-    with lost_processes_told():
+    with explain_lost_processes():
         train(given.config, given.workdir)
 
 

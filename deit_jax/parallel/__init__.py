@@ -1,1 +1,1 @@
-"""Devices: the mesh, where arrays lie on it, and the memory of the host."""
+"""Devices and processes: the mesh, shardings, and the memory of the host."""

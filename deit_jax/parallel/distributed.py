@@ -1,4 +1,4 @@
-"""Several processes as one run: found out from the cluster, or told by flags."""
+"""Several processes as one run: detected from the cluster, or given by flags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from deit_jax.errors import UserError
-from deit_jax.parallel.cluster import devices_of_process, in_cluster, one_of_several, what_jax_lacks
+from deit_jax.parallel.cluster import devices_of_process, in_cluster, is_multi_host, missing_requirement
 from deit_jax.parallel.platforms import has_tpu
 from deit_jax.parallel.rendezvous import ClusterError, meet
 
@@ -25,22 +25,20 @@ _Value = TypeVar("_Value")
 
 
 class LostProcessError(UserError):
-    """Another process of the run is gone. The message is one line."""
+    """Another process of the run has ended or stopped responding. The message is one line."""
 
-    exit_status = 75  # as of a run that was asked to stop: the same command goes on
+    exit_status = 75  # as for a run that was asked to stop: the same command resumes
 
 
-# Words of the errors that collectives and barriers end in when a process at the other end is not there any more.
+# Appears in the errors of collectives and barriers if a process at the other end no longer exists.
 _LOST = re.compile(
     r"Gloo|NCCL|connection (closed|reset|refused)|broken pipe|heartbeat|coordination|barrier|UNAVAILABLE|ABORTED",
     re.IGNORECASE,
 )
-
-
-_LONGEST_WAIT = 3600  # seconds that the first process waits for the last, which may be compiling
-_SILENT_WAIT = 10  # seconds after which a process says what it waits for
-_said: set[str] = set()  # what it has waited for, each printed once
-_meetings: collections.Counter[str] = collections.Counter()  # how often this process has met the others, by place
+_MAX_WAIT = 3600  # seconds that the first process waits for the last, which may be compiling
+_SILENT_WAIT = 10  # seconds after which a process prints what it waits for
+_reported: set[str] = set()  # waits that were printed
+_num_waits: collections.Counter[str] = collections.Counter()  # calls of `wait_for_all`, by place
 
 
 def start(
@@ -51,35 +49,34 @@ def start(
     heartbeat_seconds: int = 60,
     join_seconds: int = 300,
 ) -> None:
-    """Join the other processes of the run, if there are any. Call it before anything touches a device.
+    """Joins the other processes of the run, if there are any. Call it before anything uses a device.
 
-    Without arguments a TPU pod, Slurm (srun), Open MPI or a Kubernetes JobSet is recognised by its environment, on Compute Engine
-    a TPU pod by its metadata server; elsewhere the process is on its own.
+    Without arguments a TPU pod, Slurm (srun), Open MPI or a Kubernetes JobSet is recognized by its environment, and a TPU pod on
+    Compute Engine by its metadata server. Otherwise the process is on its own.
 
     Args:
       coordinator: "host:port" of process 0, the same in every process.
-      num_processes: how many there are.
-      process_id: this one's number, from 0.
-      heartbeat_seconds: a process that is silent for so long counts as gone, and ends the others; so long, too, the first
-        to finish waits for the last.
-      join_seconds: how long the first to come waits for the last.
+      num_processes, process_id: number of processes, and this one's number, from 0.
+      heartbeat_seconds: a process that is silent for this long counts as lost, and the others end. The first process to finish
+        also waits this long for the last.
+      join_seconds: how long the first process to start waits for the last.
 
-    Raises ClusterError if only some of the three are given, or the processes do not find each other or run other versions.
+    Raises ClusterError if only some of the three are given, or the processes do not find each other or run different versions.
     """
-    told = (coordinator, num_processes, process_id)
-    by_itself = all(value is None for value in told)
+    flags = (coordinator, num_processes, process_id)
+    by_itself = all(value is None for value in flags)
     if by_itself:
-        if not in_cluster(os.environ) and not (has_tpu() and one_of_several()):
+        if not in_cluster(os.environ) and not (has_tpu() and is_multi_host()):
             return
-        if lacking := what_jax_lacks(os.environ):
+        if lacking := missing_requirement(os.environ):
             raise ClusterError(f"{lacking}; or give --coordinator, --num_processes and --process_id (docs/pods.md)")
-    elif any(value is None for value in told):
+    elif any(value is None for value in flags):
         raise ClusterError("--coordinator, --num_processes and --process_id go together: give all three or none")
     if coordinator is not None and num_processes is not None and process_id is not None:
-        with _said_if_long(f"process {process_id} of {num_processes} waits for the others to start"):
+        with _report_long_wait(f"process {process_id} of {num_processes} waits for the others to start"):
             meet(coordinator, num_processes, process_id, seconds=join_seconds)
     try:
-        with _said_if_long("this process waits for the others to start"):
+        with _report_long_wait("this process waits for the others to start"):
             jax.distributed.initialize(
                 coordinator,
                 num_processes,
@@ -92,43 +89,43 @@ def start(
             )
     except (ValueError, RuntimeError) as error:
         where = f"at {coordinator}" if coordinator else "of the cluster"
-        raise ClusterError(f"the processes {where} do not find each other ({str(error).splitlines()[0]})") from error
+        raise ClusterError(f"the processes {where} cannot find each other ({str(error).splitlines()[0]})") from error
 
 
 def is_main_process() -> bool:
-    """Whether this process writes for all: files in the workdir but for checkpoints, and the console."""
+    """Whether this process writes for all: the files in the workdir except checkpoints, and the console."""
     return jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-    """Return when every process has come here. `what` names the place; a long wait is printed, once for each place.
+    """Returns when every process has called it. `what` names the place; a long wait is printed, once per place.
 
-    Every process must come to a place equally often: a call that only some of them make waits for an hour, and fails. Meetings
-    are numbered by place, so that such a call leaves the numbers of other places as they are.
+    Every process must call it equally often for each place: a call that only some of them make waits for an hour, then fails.
+    Calls are numbered by place, so that such a call does not affect other places.
 
-    By the coordination service, not by a collective: between CPUs Gloo carries those, and it waits for no more than 30 seconds.
+    Uses the coordination service, not a collective: Gloo, which runs collectives between CPUs, waits at most 30 seconds.
     """
     if jax.process_count() > 1:
         from orbax.checkpoint import multihost
 
-        _meetings[what] += 1
-        # Orbax asks the service only if the processes are named.
+        _num_waits[what] += 1
+        # Orbax uses the service only if it gets the processes.
         everyone = set(range(jax.process_count()))
-        with _said_if_long(f"process {jax.process_index()} waits for the others: {what}"):
-            multihost.sync_global_processes(f"{what} {_meetings[what]}", timeout=_LONGEST_WAIT, processes=everyone)
+        with _report_long_wait(f"process {jax.process_index()} waits for the others: {what}"):
+            multihost.sync_global_processes(f"{what} {_num_waits[what]}", timeout=_MAX_WAIT, processes=everyone)
 
 
 @contextlib.contextmanager
-def _said_if_long(text: str) -> Iterator[None]:
-    """Print a line if what follows takes long, in every process: the one that hangs is seldom the one that speaks."""
+def _report_long_wait(text: str) -> Iterator[None]:
+    """Prints a line if the block takes long, in every process: the one that hangs is rarely the one that prints the log."""
 
-    def say() -> None:
-        if text not in _said:
-            _said.add(text)
+    def report() -> None:
+        if text not in _reported:
+            _reported.add(text)
             with contextlib.suppress(OSError):
                 print(text, flush=True)
 
-    timer = threading.Timer(_SILENT_WAIT, say)
+    timer = threading.Timer(_SILENT_WAIT, report)
     timer.daemon = True
     timer.start()
     try:
@@ -138,26 +135,25 @@ def _said_if_long(text: str) -> Iterator[None]:
 
 
 def first_process_first(make: Callable[[], _Value]) -> _Value:
-    """What `make` returns here; the others call it when the first process is done, and find what it left on a shared disk.
+    """Returns `make()`. The first process calls it before the others, which then find its results on a shared disk.
 
-    All processes wait once, also where `make` fails.
+    All processes wait once, even if `make` fails.
     """
-    if jax.process_count() == 1:
-        return make()
+    place = "the first process opens the data"
     if not is_main_process():
-        wait_for_all("the first one opens the data")
+        wait_for_all(place)
         return make()
     try:
         return make()
     finally:
-        wait_for_all("the first one opens the data")
+        wait_for_all(place)
 
 
 def compiled_together(function: Any) -> Callable[..., Any]:
-    """A jitted function that is run, the first time for each shape of its arguments, only when every process has compiled it.
+    """Wraps a jitted function so that, for new argument shapes, it first runs when every process has compiled it.
 
-    Processes compile at different speeds where they share a machine, and a collective does not wait long (see `wait_for_all`). A
-    single process gets the function back as it is.
+    Processes that share a machine compile at different speeds, and a collective does not wait long (see `wait_for_all`). A single
+    process gets the function unchanged.
     """
     if jax.process_count() == 1:
         return function
@@ -175,14 +171,12 @@ def compiled_together(function: Any) -> Callable[..., Any]:
 
 
 def from_main_process(make: Callable[[], Any]) -> Any:
-    """What `make` returns in the main process, which alone calls it, in all of them. JSON's types.
+    """Returns the main process's `make()` in all processes; only the main process calls it. Values of JSON types.
 
-    Raises in every process the UserError that `make` raised, so that none goes on and waits for the others.
+    Raises the UserError that `make` raised in every process, so that none of them continues and waits for the others.
     """
     if jax.process_count() == 1:
         return make()
-    from jax.experimental import multihost_utils
-
     wait_for_all("asking the main process")
     answer, failure = {}, None
     if is_main_process():
@@ -190,10 +184,7 @@ def from_main_process(make: Callable[[], Any]) -> Any:
             answer = {"value": make()}
         except UserError as error:
             answer, failure = {"error": str(error)}, error
-    text = np.frombuffer(json.dumps(answer).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    text = multihost_utils.broadcast_one_to_all(text if is_main_process() else np.zeros(length, np.uint8))
-    answer = json.loads(np.asarray(text).astype(np.uint8).tobytes())
+    answer = gather(answer, "the answer of the main process")[0]
     if failure is not None:
         raise failure
     if "error" in answer:
@@ -202,43 +193,53 @@ def from_main_process(make: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def lost_processes_told() -> Iterator[None]:
-    """Raises LostProcessError for the errors of jax that say that another process is gone, or stopped answering.
+def explain_lost_processes() -> Iterator[None]:
+    """Converts JAX's errors about a lost or unresponsive process to LostProcessError.
 
-    Where a collective only hangs, jax's heartbeat ends this process instead, with a message of its own.
+    If a collective only hangs, JAX's heartbeat ends this process instead, with its own message.
     """
     try:
         yield
     except UserError:
         raise
-    # A ValueError comes where jax makes an array of what a collective gave.
+    # JAX raises ValueError if it makes an array of a failed collective's result.
     except (RuntimeError, ValueError) as error:
         if jax.process_count() == 1 or not _LOST.search(str(error)):
             raise
         reason = str(error).splitlines()[0][-120:]
         raise LostProcessError(
-            f"another process of this run is gone or has failed (...{reason}); its own output says why. "
-            "The last checkpoint is there: start all processes again"
+            f"another process of this run has ended or failed (...{reason}); see its output for the reason. "
+            "The last checkpoint is kept: start all processes again to resume"
         ) from error
 
 
 def leave_at_once(status: int) -> None:
-    """End this process of several without waiting for the others, which may never come; a single one just returns."""
-    # Asked in this order: where there are no devices there is no count of processes.
+    """Ends one of several processes without waiting for the others, which may never finish; a single process returns."""
+    # In this order: without devices there is no process count.
     if not jax.distributed.is_initialized() or jax.process_count() == 1:
         return
     sys.stdout.flush()
     sys.stderr.flush()
     if is_main_process():
-        time.sleep(2)  # whose end takes the others along: let them speak first
+        time.sleep(2)  # when process 0 exits the others are killed; give them time to print their errors
     os._exit(status)
 
 
-def sum_over_processes(count: int) -> int:
-    """The sum of what each process gives."""
+def gather(value: Any, what: str) -> list[Any]:
+    """Returns the values of all processes, by process number. Values of JSON types; `what`: see `wait_for_all`."""
     if jax.process_count() == 1:
-        return count
+        return [value]
     from jax.experimental import multihost_utils
 
-    wait_for_all("a sum")
-    return int(np.sum(multihost_utils.process_allgather(np.int32(count))))
+    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    wait_for_all(what)
+    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(own)))).reshape(-1)
+    padded = np.zeros(int(lengths.max()), np.uint8)
+    padded[: len(own)] = own
+    rows = np.asarray(multihost_utils.process_allgather(padded)).astype(np.uint8).reshape(len(lengths), -1)
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+def sum_over_processes(count: int) -> int:
+    """Returns the sum of `count` over the processes."""
+    return sum(gather(count, "a sum"))

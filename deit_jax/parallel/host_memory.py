@@ -1,4 +1,4 @@
-"""The C library's allocator, told to keep the memory of a training step on CPU."""
+"""Configures the C library's allocator to keep the memory of a training step on CPU."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_freed_memory() -> bool:
-    """Keep freed memory in the process; returns whether the C library (glibc) took the setting.
+    """Keeps freed memory in the process; returns whether the C library (glibc) accepted the setting.
 
-    XLA on CPU allocates the temporary buffer of a step (gigabytes) each time, and glibc maps and unmaps it: many page faults a
-    step. Call this before the first large allocation, and only where the CPU computes: all threads share one arena and its
-    lock afterwards, which the threads that decode images for a GPU or TPU would wait for.
+    On CPU, XLA allocates the temporary buffer of a step (gigabytes) each time, and glibc maps and unmaps it, which causes many
+    page faults. Call this before the first large allocation, and only if the CPU computes: afterwards all threads share one
+    arena and its lock, which would slow down the threads that decode images for a GPU or TPU.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

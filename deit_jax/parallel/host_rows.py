@@ -1,9 +1,9 @@
-"""Which rows of each batch a process reads, and how they come to their mixing groups.
+"""Which rows of each batch a process reads, and how the rows get to their mixing groups.
 
-The devices of a process own some rows of the global batch; the sharding says which. The training order is dealt to mixing groups
-in blocks (`deit_jax.data.sampling.TrainOrder`). Where every process owns whole blocks, each deals its rows as it reads them.
-Elsewhere the rows of a block come from several processes: each hands over stretches of the order as they are, and the step deals
-them on the devices. In both cases row n of the dealt batch is the same image.
+The sharding determines which rows of the global batch the devices of a process own. The training order deals images to mixing
+groups in blocks (`deit_jax.data.sampling.TrainOrder`). If every process owns whole blocks, each deals its rows while reading.
+Otherwise the rows of a block come from several processes: each reads consecutive positions of the order, and the step deals them
+on the devices. In both cases row n of the dealt batch is the same image.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class HostRows:
     """What a process reads of each global batch.
 
     Attributes:
-        stretches: the rows that its devices own; with `dealt` False, the positions of the order that they hold instead.
-        dealt: whether the process puts each image into its row of the mixing groups itself; it owns whole blocks then.
+        stretches: the rows that its devices own; if `dealt` is False, their positions in the order instead.
+        dealt: whether the process itself puts each image into its row of the mixing groups; it then owns whole blocks.
     """
 
     stretches: Stretches
@@ -38,14 +38,14 @@ class HostRows:
 
     @property
     def count(self) -> int:
-        """How many rows these are."""
+        """Number of rows."""
         return sum(stop - start for start, stop in self.stretches)
 
 
 def owned_rows(sharding: Sharding, rows: int) -> dict[int, Stretches]:
-    """The rows of a batch of `rows` that the devices of each process own, by the process's number."""
+    """Returns the rows of a batch of `rows` that each process's devices own, by process number."""
     owned: dict[int, set[tuple[int, int]]] = {}
-    device: Any  # jax.Device, whose type says nothing of its process
+    device: Any  # jax.Device, whose type lacks process_index
     for device, index in sharding.devices_indices_map((rows,)).items():
         start, stop, _ = index[0].indices(rows)
         owned.setdefault(device.process_index, set()).add((start, stop))
@@ -53,7 +53,7 @@ def owned_rows(sharding: Sharding, rows: int) -> dict[int, Stretches]:
 
 
 def _joined(parts: list[tuple[int, int]]) -> Stretches:
-    """The same rows in as few stretches as possible."""
+    """Merges adjacent stretches."""
     joined: list[tuple[int, int]] = []
     for start, stop in parts:
         if joined and joined[-1][1] == start:
@@ -63,9 +63,9 @@ def _joined(parts: list[tuple[int, int]]) -> Stretches:
 
 
 def host_rows(mesh: Mesh, rows: int, block: int = 1) -> dict[int, HostRows]:
-    """What each process of a mesh reads of a batch of `rows`, by its number; all deal their rows themselves, or none does.
+    """Returns what each process of a mesh reads of a batch of `rows`, by process number; either all deal their rows or none.
 
-    block: rows of a block; 1: nothing is dealt, as in evaluation.
+    block: rows per block; 1: nothing is dealt, as in evaluation.
     """
     owned = owned_rows(split_rows(mesh), rows)
     whole = all(edge % block == 0 for stretches in owned.values() for edge in itertools.chain(*stretches))
@@ -73,9 +73,9 @@ def host_rows(mesh: Mesh, rows: int, block: int = 1) -> dict[int, HostRows]:
 
 
 def deal_on_devices(mesh: Mesh, group_size: int, groups_per_block: int) -> Deal:
-    """A function that moves a batch's rows [B, ...] from the order's positions to their mixing groups; to be called under jit.
+    """Returns a function, for use under jit, that moves a batch's rows [B, ...] from order positions to mixing groups.
 
-    Position p of a block goes to group p % groups_per_block, so that rows cross between the devices that share a block.
+    Position p of a block goes to group p % groups_per_block, so rows move only between devices that share a block.
     """
 
     def deal(rows: jax.Array) -> jax.Array:
@@ -87,8 +87,8 @@ def deal_on_devices(mesh: Mesh, group_size: int, groups_per_block: int) -> Deal:
 
 
 def gathers_rows(mesh: Mesh, deal: Deal, rows: int) -> bool:
-    """Whether XLA has every device gather all rows of a batch to deal them, where it finds no exchange in parts."""
-    # Small images: their size does not matter.
+    """Whether XLA gathers all rows of a batch on every device to deal them, if it finds no partial exchange."""
+    # Small images: the size does not matter.
     pixels = jax.ShapeDtypeStruct((rows, 8, 8, 3), np.uint8, sharding=split_rows(mesh))
     text = jax.jit(deal).lower({"image": pixels}).compile().as_text() or ""
     return "all-gather" in text or "all-reduce" in text  # XLA gathers small arrays by adding them

@@ -1,4 +1,4 @@
-"""Which devices JAX should look for."""
+"""Decides which devices JAX looks for."""
 
 from __future__ import annotations
 
@@ -13,26 +13,31 @@ from deit_jax.errors import UserError
 
 
 class DeviceError(UserError):
-    """Devices that JAX is told to use and does not find. The message is one line."""
+    """JAX is configured to use devices that it does not find. The message is one line."""
 
 
-# Under /dev. A TPU host has the first (v2 to v4) or the second; Windows' Linux shows its GPUs as dxg.
+# Patterns under /dev. A TPU host has the first (v2 to v4) or the second; Windows Subsystem for Linux shows its GPUs as dxg.
 _TPU_DEVICES = ("accel*", "vfio/[0-9]*")
 _NVIDIA_DEVICES = ("nvidia[0-9]*", "dxg")
 _AMD_DEVICES = ("kfd",)
-_GPU_PLUGINS = ("xla_cuda", "xla_rocm")  # beginnings of their entry points' names
+_GPU_PLUGINS = ("xla_cuda", "xla_rocm")  # prefixes of their entry points' names
+_ACCELERATORS = (
+    (_NVIDIA_DEVICES, "an NVIDIA GPU", "pip install 'jax[cuda13]' (driver 580 or newer) or 'jax[cuda12]' (525 or newer)"),
+    (_AMD_DEVICES, "an AMD GPU", "install JAX's ROCm plugin"),
+    (_TPU_DEVICES, "a TPU", "pip install 'jax[tpu]'"),
+)  # fmt: skip
 
 
 def jax_option(name: str) -> Any:
-    """The value of one of JAX's options, which are attributes that no type checker sees."""
+    """Returns the value of a JAX option; these are attributes that type checkers do not see."""
     return getattr(jax.config, name)
 
 
-def look_for_nothing_that_is_not_here(devices: Path = Path("/dev")) -> None:
-    """Tell JAX to stay on the CPU where there is no TPU and no plugin for other devices, unless JAX_PLATFORMS says something.
+def default_to_cpu(devices: Path = Path("/dev")) -> None:
+    """Restricts JAX to the CPU if there is no TPU and no plugin for other devices, unless JAX_PLATFORMS is set.
 
-    TPU's compiler (libtpu) may be installed without a TPU, to compile for one. JAX would then look for the TPU at every start,
-    and print what it did not find. To be called before JAX is asked for devices.
+    libtpu may be installed on a machine without a TPU, to compile for one. JAX would then look for the TPU at every start, and
+    print what it did not find. Call this before JAX is asked for devices.
     """
     if jax_option("jax_platforms") or entry_points(group="jax_plugins"):
         return
@@ -41,9 +46,9 @@ def look_for_nothing_that_is_not_here(devices: Path = Path("/dev")) -> None:
 
 
 def will_compute_on_cpu(devices: Path = Path("/dev")) -> bool:
-    """Whether JAX is told to, by JAX_PLATFORMS or `look_for_nothing_that_is_not_here`, or has plugins for absent GPUs alone.
+    """Whether JAX will use the CPU: by JAX_PLATFORMS or `default_to_cpu`, or because it only has plugins for absent GPUs.
 
-    To be called after that function and before JAX is asked for devices.
+    Call this after `default_to_cpu` and before JAX is asked for devices.
     """
     if wanted := jax_option("jax_platforms"):
         return str(wanted).split(",")[0] == "cpu"
@@ -61,38 +66,30 @@ def _has(devices: Path, patterns: tuple[str, ...]) -> bool:
 
 
 def unused_accelerator(devices: Path = Path("/dev")) -> str | None:
-    """A line that names an accelerator of this machine and how to make JAX use it, where JAX computes on the CPU; else None.
+    """Returns a line that names an accelerator which JAX does not use and how to enable it; None if JAX uses an accelerator.
 
-    To be called after JAX has been asked for devices (`require_devices`).
+    Call this after JAX has been asked for devices (`require_devices`).
     """
     if jax.default_backend() != "cpu":
         return None
-    if _has(devices, _NVIDIA_DEVICES):
-        found, install = (
-            "an NVIDIA GPU",
-            "pip install 'jax[cuda13]' (driver 580 or newer) or 'jax[cuda12]' (525 or newer)",
-        )
-    elif _has(devices, _AMD_DEVICES):
-        found, install = "an AMD GPU", "install JAX's ROCm plugin"
-    elif has_tpu(devices):
-        found, install = "a TPU", "pip install 'jax[tpu]'"
-    else:
-        return None
-    if "JAX_PLATFORMS" in os.environ:
-        install = f"JAX_PLATFORMS={os.environ['JAX_PLATFORMS']} asks for that; unset it to use what is here"
-    return f"JAX computes on the CPU and does not use {found} of this machine: {install}"
+    for patterns, name, install in _ACCELERATORS:
+        if _has(devices, patterns):
+            wanted = os.environ.get("JAX_PLATFORMS")
+            fix = install if wanted is None else f"unset JAX_PLATFORMS={wanted} to use it"
+            return f"JAX computes on the CPU and does not use {name} of this machine: {fix}"
+    return None
 
 
 def require_devices() -> None:
-    """Ask JAX for its devices; raises DeviceError if JAX_PLATFORMS names some that are not here. After `distributed.start`."""
+    """Asks JAX for its devices; raises DeviceError if JAX_PLATFORMS names absent ones. Call it after `distributed.start`."""
     wanted = jax_option("jax_platforms")
     try:
         jax.devices()
-    except (RuntimeError, AssertionError) as error:  # the latter where the plugin for CUDA is not installed
+    except (RuntimeError, AssertionError) as error:  # AssertionError if the plugin for CUDA is not installed
         if not wanted:
             raise
         reason = (str(error).splitlines() or ["no plugin for them is installed"])[0].partition(" (set JAX_PLATFORMS")[0]
         raise DeviceError(
-            f"JAX_PLATFORMS={wanted}: there are no such devices ({reason}); unset it to take what is here, or install what they "
-            "need, e.g. pip install 'jax[cuda13]' for NVIDIA GPUs"
+            f"JAX_PLATFORMS={wanted}: there are no such devices ({reason}); unset it to use the available ones, or install what "
+            "they need, e.g. pip install 'jax[cuda13]' for NVIDIA GPUs"
         ) from error

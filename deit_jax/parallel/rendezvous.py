@@ -1,7 +1,7 @@
-"""The processes of a run meet before JAX is asked: whoever does not come, or runs another version, is named in one line.
+"""Lets the processes of a run meet before JAX starts, and reports a missing process or another version in one line.
 
-JAX's own service aborts the process in such cases, with pages of C++ frames, or crashes where the port is taken. The first
-process listens on the coordinator's port, which JAX takes over afterwards; the others send who they are; all get the same answer.
+In such cases JAX's own service aborts the process with pages of C++ frames, or crashes if the port is in use. The first process
+listens on the coordinator's port, which JAX takes over later. The others send their number and versions; all get the same answer.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from deit_jax.errors import UserError
 from deit_jax.version import __version__
 
 _PROTOCOL = "deit_jax rendezvous 1"
-_LONGEST = 1 << 16  # bytes of a message
+_MAX_BYTES = 1 << 16  # of a message
 _RETRY_SECONDS = 0.2
-_NAME_SECONDS = 30  # for which an unknown host name is asked for again: names of a cluster's machines appear late
+_NAME_SECONDS = 30  # for which an unknown host name is retried: a cluster may register its machines late
 
 
 class ClusterError(UserError):
-    """Processes that cannot find each other, or do not fit together. The message is one line."""
+    """The processes of a run cannot find each other, or do not match. The message is one line."""
 
 
 def versions() -> dict[str, str]:
-    """What has to be the same in all processes: the versions of this package, JAX and Python."""
-    found = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")}
-    return {"deit_jax": __version__, **found, "Python": ".".join(platform.python_version_tuple()[:2])}
+    """Returns what must be the same in all processes: the versions of this package, JAX and Python."""
+    libraries = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax")}
+    return {"deit_jax": __version__, **libraries, "Python": ".".join(platform.python_version_tuple()[:2])}
 
 
 def meet(coordinator: str, num_processes: int, process_id: int, *, seconds: float) -> None:
-    """Return when all processes have come to `coordinator` and run the same versions.
+    """Returns when all processes have reached `coordinator` and run the same versions.
 
     Args:
       coordinator: "host:port" of process 0.
-      num_processes: how many there are.
-      process_id: this one's number, from 0.
-      seconds: how long to wait for the last.
+      num_processes: number of processes.
+      process_id: number of this process, from 0.
+      seconds: how long to wait for the last one.
 
-    Raises ClusterError: an impossible argument, a port that is in use or cannot be reached, a process that does not come or comes
-    twice, other versions.
+    Raises ClusterError: an invalid argument, a port that is in use or unreachable, a process that is missing or appears twice,
+    different versions.
     """
     host, port = _address(coordinator)
     if num_processes < 1 or not 0 <= process_id < num_processes:
@@ -68,14 +68,14 @@ def _address(coordinator: str) -> tuple[str, int]:
 
 
 def _receive(host: str, port: int, own: Mapping[str, Any], deadline: float, seconds: float) -> None:
-    """As the first process: hear the others, and tell all of them the outcome."""
+    """Runs in the first process: receives the others' messages, and sends all of them the result."""
     try:
         listener = _listen(port)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ClusterError(
-                f"port {port} of --coordinator={host}:{port} is in use on this machine: end the program that has it, or give all "
-                "processes another port"
+                f"port {port} of --coordinator={host}:{port} is in use on this machine: end the program that uses it, or give "
+                "all processes another port"
             ) from None
         raise ClusterError(f"port {port} of --coordinator={host}:{port} cannot be used ({error.strerror})") from None
     joined: set[int] = set()
@@ -88,12 +88,12 @@ def _receive(host: str, port: int, own: Mapping[str, Any], deadline: float, seco
                 connection = connections.enter_context(listener.accept()[0])
             except TimeoutError:
                 missing = [number for number in range(1, own["processes"]) if number not in joined]
-                fault = f"process {', '.join(map(str, missing))} of {own['processes']} did not come within {seconds:g} seconds"
+                fault = f"process {', '.join(map(str, missing))} of {own['processes']} did not start within {seconds:g} seconds"
                 break
             message = _read(connection)
             if message is None:
-                continue  # no process of a run, e.g. a port scan
-            fault = _misfit(own, message, joined)
+                continue  # not a process of a run, e.g. a port scan
+            fault = _mismatch(own, message, joined)
             joined.add(message["process"])
             waiting.append(connection)
         answer = {"protocol": _PROTOCOL, "fault": fault}
@@ -106,12 +106,12 @@ def _receive(host: str, port: int, own: Mapping[str, Any], deadline: float, seco
 
 def _listen(port: int) -> socket.socket:
     if socket.has_dualstack_ipv6():
-        with contextlib.suppress(OSError):  # a machine whose IPv6 is switched off; a port in use fails below, too
+        with contextlib.suppress(OSError):  # IPv6 may be disabled; a port in use also fails below
             return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
     return socket.create_server(("", port), backlog=1024)
 
 
-def _misfit(own: Mapping[str, Any], other: Mapping[str, Any], joined: set[int]) -> str | None:
+def _mismatch(own: Mapping[str, Any], other: Mapping[str, Any], joined: set[int]) -> str | None:
     number = other["process"]
     if other["processes"] != own["processes"]:
         return f"process {number} has --num_processes={other['processes']}, process 0 has {own['processes']}: give all the same"
@@ -124,15 +124,15 @@ def _misfit(own: Mapping[str, Any], other: Mapping[str, Any], joined: set[int]) 
 
 
 def _join(host: str, port: int, own: Mapping[str, Any], deadline: float, seconds: float) -> None:
-    """As another process: tell the first one, and take its answer."""
+    """Runs in the other processes: contacts the first one, and handles its answer."""
     with _connect(host, port, deadline, seconds) as connection:
         with contextlib.suppress(OSError):
             connection.sendall(json.dumps(own).encode() + b"\n")
         answer = _read(connection, deadline - time.monotonic() + 10)  # the first one's deadline may be later
     if answer is None:
         raise ClusterError(
-            f"--coordinator={host}:{port} answers, but not as process 0 of this run: it has ended, or another program has "
-            "the port"
+            f"--coordinator={host}:{port} answers, but not as process 0 of this run: process 0 has ended, or another program "
+            "uses the port"
         )
     if answer["fault"] is not None:
         raise ClusterError(answer["fault"])
@@ -156,11 +156,11 @@ def _connect(host: str, port: int, deadline: float, seconds: float) -> socket.so
 
 
 def _read(connection: socket.socket, seconds: float = 10) -> dict[str, Any] | None:
-    """The other side's message; None if what comes is none, or nothing comes."""
+    """Returns the other side's message; None if it is invalid or does not arrive."""
     connection.settimeout(max(seconds, 1))
     received = b""
     try:
-        while not received.endswith(b"\n") and len(received) < _LONGEST:
+        while not received.endswith(b"\n") and len(received) < _MAX_BYTES:
             part = connection.recv(4096)
             if not part:
                 break

@@ -1,4 +1,4 @@
-"""Where arrays lie on the mesh, and the way of a host's batch to it."""
+"""How arrays are sharded over the mesh, and how a host's batch gets there."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from deit_jax.parallel.mesh import BATCH_AXES, FSDP_AXIS
 
-# (regular expression over a leaf's name, "fsdp" or "replicate"); the first that matches holds
+# (regular expression for a leaf's name, "fsdp" or "replicate"); the first match applies
 Rules = Sequence[tuple[str, str]]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device: the teacher, metrics, and the state unless it is split."""
+    """A full copy on every device: the teacher, metrics, and the state unless it is split."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -33,11 +33,11 @@ def split_microbatch_rows(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(mesh: Mesh, state: Any, rules: Rules = ((".*", "fsdp"),), min_size: int = 0) -> Any:
-    """The sharding of each leaf of a (possibly abstract) train state.
+    """Returns the sharding of each leaf of a (possibly abstract) train state.
 
-    With one device along the mesh's "fsdp" axis everything is replicated: plain data parallelism. Else a leaf that a rule sends
-    to "fsdp" is split along its longest axis that divides; one of fewer than `min_size` values, or that no axis of divides, is
-    replicated. Optimizer moments and moving averages end in their parameter's name, so that they lie where it lies.
+    If the mesh's "fsdp" axis has one device, everything is replicated: plain data parallelism. Otherwise a leaf that a rule maps
+    to "fsdp" is split along its longest divisible axis. Leaves with fewer than `min_size` values or without a divisible axis are
+    replicated. The names of optimizer moments and moving averages end in their parameter's name, so they get its sharding.
     """
     count = mesh.shape[FSDP_AXIS]
 
@@ -54,14 +54,14 @@ def state_sharding(mesh: Mesh, state: Any, rules: Rules = ((".*", "fsdp"),), min
 
 
 def rounded_up(rows: int, mesh: Mesh) -> int:
-    """The smallest batch of at least `rows` that divides among the devices."""
+    """Returns the smallest batch of at least `rows` that the number of devices divides."""
     return math.ceil(rows / mesh.size) * mesh.size
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This host's rows of a batch, ascending as `host_rows` has them, to global arrays [B, ...] split over the mesh.
+    """Converts this host's rows of a batch, in ascending order as in `host_rows`, to global arrays [B, ...] split over the mesh.
 
-    Raises ValueError if the global batch does not divide among the devices.
+    Raises ValueError if the number of devices does not divide the global batch.
     """
     rows = {name: len(array) * jax.process_count() for name, array in batch.items()}
     for name, count in rows.items():

@@ -1,11 +1,11 @@
-"""Options of XLA for the train step: the one place where they are chosen, by platform.
+"""XLA options for the train step, by platform.
 
-cpu, tpu   none. On CPU fast-math, wider vectors and oneDNN were tried and gained nothing; for TPU nothing could be timed yet.
-gpu        the scheduler that hides exchanges between devices behind arithmetic, as JAX's notes on GPU performance advise; not
-           timed by us.
+cpu, tpu   none. On CPU, fast math, wider vectors and oneDNN were tried without gain; nothing has been timed on a TPU yet.
+gpu        the scheduler that overlaps exchanges between devices with arithmetic, as recommended in JAX's notes on GPU
+           performance; not timed by us.
 
-`config.parallel.xla_options` adds to them. What has to be set before JAX starts is not here: memory of a GPU
-(XLA_PYTHON_CLIENT_MEM_FRACTION), JAX_PLATFORMS. The allocator on CPU: host_memory.py.
+`config.parallel.xla_options` adds to them. Settings that must be made before JAX starts are elsewhere: the memory share of a GPU
+(XLA_PYTHON_CLIENT_MEM_FRACTION), JAX_PLATFORMS, and the allocator on CPU (host_memory.py).
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ _BY_PLATFORM: dict[str, Options] = {"gpu": {"xla_gpu_enable_latency_hiding_sched
 
 
 def xla_options(mesh: Mesh, given: str) -> Options:
-    """For `jax.jit(compiler_options=...)`: those of the mesh's platform, and over them "name=value,name=value".
+    """Returns the `compiler_options` of `jax.jit`: those of the mesh's platform, overridden by "name=value,name=value".
 
-    Values are true, false, numbers or words. Raises UserError for a text of another form, and for a name or value that the
-    platform's compiler refuses.
+    Values are true, false, numbers or words. Raises UserError for another form of text, or if the compiler rejects an option.
     """
     options = dict(_BY_PLATFORM.get(mesh.devices.flat[0].platform, {}))
     if not given:
@@ -35,14 +34,14 @@ def xla_options(mesh: Mesh, given: str) -> Options:
     for pair in given.split(","):
         name, equals, value = pair.strip().partition("=")
         if not (name and equals and value):
-            raise UserError(f"config.parallel.xla_options: {pair!r} is not name=value; join several by commas")
+            raise UserError(f"config.parallel.xla_options: {pair!r} is not name=value; separate several with commas")
         try:
             options[name] = json.loads(value.lower())
         except json.JSONDecodeError:
             options[name] = value
-    try:  # a program of nothing: better now than after minutes of preparation
+    try:  # compile a trivial program: better fail now than after minutes of preparation
         number = jax.ShapeDtypeStruct((), "float32", sharding=replicated(mesh))
         jax.jit(lambda x: x + 1, compiler_options=options).lower(number).compile()
     except jax.errors.JaxRuntimeError as error:
-        raise UserError(f"config.parallel.xla_options: XLA says: {str(error).splitlines()[0]}") from error
+        raise UserError(f"config.parallel.xla_options: XLA reports: {str(error).splitlines()[0]}") from error
     return options

@@ -14,7 +14,7 @@ import jax
 
 from deit_jax.parallel.platforms import (
     DeviceError,
-    look_for_nothing_that_is_not_here,
+    default_to_cpu,
     require_devices,
     unused_accelerator,
 )
@@ -50,7 +50,7 @@ def version_page() -> str:
         ", ".join(f"{name} {version}" for name in _PACKAGES if (version := _version(name))),
         *(f"{name}={value}" for name, value in chosen.items()),
     ]
-    look_for_nothing_that_is_not_here()
+    default_to_cpu()
     try:
         require_devices()
     except DeviceError as error:

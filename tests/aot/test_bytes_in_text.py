@@ -30,14 +30,14 @@ ENTRY %main (x: bf16[8,4], y: bf16[4], g: f32[10]) -> (bf16[8,4]) {
 """
 
 
-def test_every_kernel_reads_its_operands_and_writes_its_results():
+def test_bytes_of_operands_and_results():
     scaled, product, exchanged = 64 + 8 + 64, 64 + 64 + 64 + 50, 64 + 64
     in_loop = 400 + 400
     assert bytes_in_text(GPU) == scaled + product + exchanged + in_loop
 
 
 @pytest.mark.compiler
-def test_it_agrees_with_the_compiler_that_tells():
+def test_estimate_agrees_with_the_compiler():
     def function(images, kernel, weights):
         x = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         x, _ = jax.lax.scan(lambda x, w: (jax.nn.gelu(x @ w), None), x.reshape(-1, 64), weights)

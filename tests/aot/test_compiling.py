@@ -21,7 +21,7 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """The tiny distilled recipe, its teacher without weights, compiled for four v5e chips."""
+    """Report of the tiny distilled recipe with a teacher without weights, compiled for four v5e chips."""
     pytest.importorskip("libtpu", reason="libtpu, the compiler for TPUs, is not installed")
     path = tmp_path_factory.mktemp("compile") / "report.json"
     report = compile_step(tiny_config(teacher__weights="", compute_dtype="auto"), "v5e-4", output=path)
@@ -30,7 +30,7 @@ def report(tmp_path_factory):
 
 
 @pytest.mark.compiler
-def test_a_tiny_step_compiled_for_a_tpu_fits(report):
+def test_tiny_step_fits_a_tpu(report):
     assert report["devices"] == 4 and report["chip"] == "TPU v5e" and report["fits"]
     memory = report["memory"]
     assert memory["temporary"] > 0 and memory["parameters"] > 0 and memory["teacher"] > 0
@@ -40,21 +40,21 @@ def test_a_tiny_step_compiled_for_a_tpu_fits(report):
 
 
 @pytest.mark.compiler
-def test_what_is_left_open_follows_the_target_and_not_this_machine(report):
+def test_auto_options_follow_the_target(report):
     assert report["compute_dtype"] == "bfloat16"
     assert report["memory"]["teacher"] < 2 * 4 * report["flops_per_image"]["teacher"]  # counted; in bfloat16
 
 
 @pytest.mark.compiler
-def test_data_parallelism_exchanges_gradients_in_a_few_all_reduces_and_gathers_nothing(report):
+def test_data_parallelism_needs_few_all_reduces_and_no_gather(report):
     assert set(report["collectives"]) == {"all-reduce"}
     row = report["collectives"]["all-reduce"]
     assert row["count"] <= 4 and row["in_loops"] == 0
-    assert row["bytes"] >= 2 * report["parameters"]  # every gradient, two bytes at least
+    assert row["bytes"] >= 2 * report["parameters"]  # every gradient, at least two bytes each
 
 
 @pytest.mark.compiler
-def test_the_step_of_several_hosts_deals_the_rows_that_they_share(report, tmp_path):
+def test_step_of_several_hosts_deals_shared_rows(report, tmp_path):
     assert report["dealt_on"] == "hosts"
     config = tiny_config(distillation__kind="none", teacher__weights="", compute_dtype="auto")
     shared = compile_step(config, "v5e-16", output=tmp_path / "report.json")  # a block of 16 rows on two hosts
@@ -64,13 +64,13 @@ def test_the_step_of_several_hosts_deals_the_rows_that_they_share(report, tmp_pa
 
 
 @pytest.mark.compiler
-def test_the_least_time_is_of_the_models_flops(report):
+def test_minimum_time_follows_from_model_flops(report):
     flops = report["flops_per_image"]
     assert report["roofline"]["compute"] == pytest.approx((flops["student"] + flops["teacher"]) * 8 / 197e12)
     assert report["images_per_second_bound"] == pytest.approx(32 / report["roofline"]["bound"])
 
 
-def test_unknown_topologies_and_missing_compilers_are_one_line(monkeypatch):
+def test_unknown_topologies_and_missing_compilers_raise_one_line(monkeypatch):
     with pytest.raises(UserError, match="--topology=v5e8: there is no such topology; nearest first: v5e-8"):
         compile_step(tiny_config(), "v5e8")
     monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
@@ -81,11 +81,11 @@ def test_unknown_topologies_and_missing_compilers_are_one_line(monkeypatch):
         raise NotImplementedError("topology not implemented for cuda")
 
     monkeypatch.setattr(compiling.topologies, "get_topology_desc", not_there)
-    with pytest.raises(UserError, match=r'--topology=h100-8 needs CUDA.*pip install "jax\[cuda12\]"'):
+    with pytest.raises(UserError, match=r'--topology=h100-8 needs the CUDA plugin.*pip install "jax\[cuda12\]"'):
         topology_devices(find_topology("h100-8"))
 
 
-def test_a_program_too_large_is_an_answer(monkeypatch, capsys, tmp_path):
+def test_program_that_does_not_fit_is_reported(monkeypatch, capsys, tmp_path):
     message = (
         "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.70G of 15.75G hbm. Exceeded by 9.95G.\nmore"
     )
@@ -101,7 +101,7 @@ def test_a_program_too_large_is_an_answer(monkeypatch, capsys, tmp_path):
     assert "does not fit: needs at least 25.70 GiB of 15.75 GiB" in capsys.readouterr().out
 
 
-def test_a_program_that_jaxlib_cannot_read_still_tells_its_memory(monkeypatch, capsys, tmp_path):
+def test_unreadable_program_still_has_memory_figures(monkeypatch, capsys, tmp_path):
     """As of libtpu 0.0.52 and jaxlib 0.10.2 for some steps on v6e-8: memory and traffic are known, collectives are not."""
 
     def unreadable():
@@ -110,7 +110,7 @@ def test_a_program_that_jaxlib_cannot_read_still_tells_its_memory(monkeypatch, c
     sizes = {"argument": 2**20, "output": 0, "alias": 0, "temp": 3 * GIB, "generated_code": 0}
     executable = SimpleNamespace(
         memory_analysis=lambda: SimpleNamespace(**{f"{kind}_size_in_bytes": size for kind, size in sizes.items()}),
-        cost_analysis=lambda: {"bytes accessed": 819e9},  # a second's of v5e
+        cost_analysis=lambda: {"bytes accessed": 819e9},  # one second on v5e
         as_text=unreadable,
     )
     devices = make_mesh().devices.flat[:4].tolist()
@@ -129,7 +129,7 @@ def test_a_program_that_jaxlib_cannot_read_still_tells_its_memory(monkeypatch, c
     assert "not known jaxlib cannot read the program" in printed and "links not known" in printed
 
 
-def test_out_of_memory_messages_are_read():
+def test_out_of_memory_messages_are_parsed():
     assert parse_out_of_memory("Used 25.70G of 15.75G hbm.") == (int(25.7 * GIB), int(15.75 * GIB))
     text = "total memory required for HLO temporaries (4.50T) exceeds available HBM (31.24G)."
     assert parse_out_of_memory(text) == (int(4.5 * 1024 * GIB), int(31.24 * GIB))
@@ -144,7 +144,7 @@ def test_no_data_set_is_needed(capsys):
     assert training_data(tiny_config()) == (10_000, 10)
 
 
-def test_a_teacher_in_shapes_alone(tmp_path):
+def test_teacher_from_shapes(tmp_path):
     config = tiny_config(teacher__weights=str(tmp_path / "not_there"))
     teacher = abstract_teacher(config, 10, 28, "tpu")
     kernel = teacher.variables["params"]["stem"]["conv"]["kernel"]
@@ -154,7 +154,7 @@ def test_a_teacher_in_shapes_alone(tmp_path):
     assert abstract_teacher(tiny_teacher_config(), 10, 28, "tpu") is None
 
 
-def test_packs_of_groups_are_for_the_platform_of_the_mesh():
+def test_group_packs_follow_the_mesh_platform():
     mesh = make_mesh()
     step = Step(tiny_teacher_config(), find_topology("v5e-8"), mesh, 10_000, 10)
     _, program, _ = step.build(32)
@@ -164,7 +164,7 @@ def test_packs_of_groups_are_for_the_platform_of_the_mesh():
     assert state.params["stem"]["conv"]["kernel"].sharding.mesh == mesh
 
 
-def test_a_batch_that_does_not_divide_is_refused_as_in_training():
+def test_indivisible_batch_raises_as_in_training():
     step = Step(tiny_config(), find_topology("v5e-8"), make_mesh(), 10_000, 10)
     with pytest.raises(ConfigError, match="batch_size=36"):
         step.build(36)
@@ -182,7 +182,7 @@ def test_a_batch_that_does_not_divide_is_refused_as_in_training():
         ),
     ],
 )
-def test_attention_that_cudnn_would_refuse_is_one_line(monkeypatch, platform, changes, wrong):
+def test_unsupported_cudnn_attention_raises_one_line(monkeypatch, platform, changes, wrong):
     fields = {"model__attention": "cudnn", "compute_dtype": "bfloat16"} | changes
     config = tiny_config(**fields)
     there = SimpleNamespace(
@@ -193,8 +193,8 @@ def test_attention_that_cudnn_would_refuse_is_one_line(monkeypatch, platform, ch
 
 
 @pytest.mark.parametrize(("start", "fixed_error"), [(32, 1.0), (512, 1.0), (96, 0.0), (4096, 2.0)])
-def test_the_search_finds_the_largest_batch_that_fits_in_few_attempts(start, fixed_error):
-    """1 GiB at no image and 10 MiB each on a device of 4 GiB: 307 images."""
+def test_search_finds_the_largest_batch_in_few_attempts(start, fixed_error):
+    """1 GiB plus 10 MiB per image on a device with 4 GiB: 307 images."""
 
     def attempt(batch_size):
         needed = GIB + batch_size * 10 * 2**20
@@ -205,10 +205,10 @@ def test_the_search_finds_the_largest_batch_that_fits_in_few_attempts(start, fix
     )  # fmt: skip
     summary = summarize_search(tried, 32, 8)
     assert (summary["largest"], summary["smallest_refused"]) == (288, 320)
-    assert "288, 36 a device; tried" in summary["text"]
+    assert "288, 36 per device; tried" in summary["text"]
 
 
-def test_a_search_in_fine_steps_ends_within_a_thirty_second():
+def test_search_with_small_units_stops_within_a_32nd():
     def attempt(batch_size):
         needed = GIB + batch_size * 2**20 + (GIB // 4 if batch_size > 2000 else 0)  # not quite linear
         return Attempt(batch_size, needed <= 4 * GIB, needed)
@@ -219,8 +219,8 @@ def test_a_search_in_fine_steps_ends_within_a_thirty_second():
     assert "may fit" not in summary["text"]
 
 
-def test_a_search_goes_down_in_quarters_while_what_is_promised_to_fit_does_not():
-    """As libtpu answered for DeiT-B distilled on v6e: too much, and no less for a smaller batch."""
+def test_search_shrinks_by_quarters_while_predictions_do_not_fit():
+    """As libtpu reported for DeiT-B distilled on v6e: too much memory, and not less for a smaller batch."""
     tried = largest_batch(
         lambda size: Attempt(size, size < 300, 36 * GIB if size > 300 else 24 * GIB),
         start=576, unit=32, most=10**6, fixed=2 * GIB, capacity=31 * GIB, max_attempts=4,
@@ -228,8 +228,8 @@ def test_a_search_goes_down_in_quarters_while_what_is_promised_to_fit_does_not()
     assert [item.batch_size for item in tried][:3] == [576, 480, 352] and 256 <= tried[3].batch_size < 352
 
 
-def test_a_search_goes_on_in_quarters_where_a_larger_batch_needs_no_more_and_ends_with_the_data():
-    """As libtpu answered for DeiT-Ti on v5e: what nearly fits is squeezed."""
+def test_search_grows_by_quarters_near_capacity_and_stops_at_the_data_size():
+    """As libtpu reported for DeiT-Ti on v5e: near capacity it rematerializes."""
     tried = largest_batch(
         lambda size: Attempt(size, True, 4 * GIB - size), start=100, unit=10, most=345, fixed=GIB,
         capacity=int(4.5 * GIB), max_attempts=9,
@@ -237,7 +237,7 @@ def test_a_search_goes_on_in_quarters_where_a_larger_batch_needs_no_more_and_end
     assert [item.batch_size for item in tried] == [100, 110, 130, 160, 200, 250, 310, 340]
 
 
-def test_a_search_without_figures_or_attempts_says_what_it_knows():
+def test_search_without_figures_or_attempts():
     tried = largest_batch(
         lambda size: Attempt(size, False, None), start=64, unit=8, most=1000, fixed=0, capacity=1, max_attempts=3
     )

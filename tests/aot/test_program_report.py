@@ -71,7 +71,7 @@ def test_collectives_of_a_tpu_program():
     found = collectives_of(TPU, 8)
     assert found == [
         Collective("all-gather", 16 * 128 * 2, 4, in_loop=True),  # through a fusion of the loop's body
-        Collective("reduce-scatter", 80 * 4 // 8, 8, in_loop=False),  # TPU says it as a fused all-reduce
+        Collective("reduce-scatter", 80 * 4 // 8, 8, in_loop=False),  # on TPU a fused all-reduce
         Collective("all-reduce", 16 * 4 + 6 * 2 + 4, 8, in_loop=False),
     ]
     assert summarize_collectives(found)["all-gather"] == {"count": 1, "bytes": 4096, "sent": 3072, "in_loops": 1}
@@ -90,7 +90,7 @@ TPU_CHAIN = """
 """  # noqa: E501
 
 
-def test_a_collective_that_goes_on_beside_other_work_counts_once():
+def test_overlapped_collective_counts_once():
     assert [item.bytes for item in collectives_of(TPU_CHAIN, 8)] == [192 * 192 * 2, 192 * 576 * 2]
 
 
@@ -118,7 +118,7 @@ def test_bytes_sent_by_a_ring():
     assert Collective("all-reduce", 800, 1, False).sent == 0
 
 
-def test_bytes_of_a_device_follow_the_sharding():
+def test_bytes_per_device_follow_the_sharding():
     mesh = make_mesh(fsdp=8)
     split = NamedSharding(mesh, PartitionSpec("fsdp"))
     tree = {
@@ -129,7 +129,7 @@ def test_bytes_of_a_device_follow_the_sharding():
     assert bytes_per_device(tree) == 2 * 3 * 4 + 16 * 3 * 2
 
 
-def test_memory_by_kind_adds_up_to_what_the_compiler_says():
+def test_memory_by_kind_sums_to_the_compilers_total():
     stats = SimpleNamespace(
         argument_size_in_bytes=1000, output_size_in_bytes=700, alias_size_in_bytes=600, temp_size_in_bytes=5000,
         generated_code_size_in_bytes=40,

@@ -4,7 +4,7 @@ from deit_jax.aot.topologies import A100, H100, H200, TOPOLOGIES, V4, V5E, V5P, 
 from deit_jax.errors import UserError
 
 
-def test_names_count_as_the_clouds_do():
+def test_names_count_as_in_the_clouds():
     assert find_topology("v5e-8").num_devices == 8
     assert find_topology("v4-64").num_devices == 32  # cores to chips
     assert find_topology("v4-8").arguments["chip_config_name"] == "megacore"
@@ -14,7 +14,7 @@ def test_names_count_as_the_clouds_do():
     assert find_topology("h100-8").arguments["topology"] == "1x1x8"  # one machine of eight
 
 
-def test_an_unknown_name_is_answered_with_all_names_the_nearest_first():
+def test_unknown_name_raises_with_names_nearest_first():
     with pytest.raises(
         UserError, match=r"--topology=v5e-9: there is no such topology; nearest first: v5e-\d+, "
     ) as error:
@@ -28,7 +28,7 @@ def test_figures_are_in_base_units():
         assert 10 * 2**30 < chip.memory < 200 * 2**30
         assert 1e14 < chip.peak_flops < 1e16
         assert 1e11 < chip.link_bandwidth < chip.memory_bandwidth < 1e13
-        # Dense training wants more than a hundred operations for every byte, on all of them.
+        # All of them do more than a hundred operations per byte.
         assert 100 < chip.peak_flops / chip.memory_bandwidth < 1000
 
 
@@ -38,5 +38,5 @@ def test_figures_are_in_base_units():
      ("NVIDIA H200", H200), ("NVIDIA GH200 480GB", None), ("NVIDIA A100-SXM4-80GB", A100), ("cpu", None),
      ("NVIDIA GeForce RTX 4090", None)],
 )  # fmt: skip
-def test_a_device_is_known_by_what_jax_calls_it(kind, chip):
+def test_find_chip_by_device_kind(kind, chip):
     assert find_chip(kind) is chip

@@ -53,17 +53,17 @@ OFF = {
 
 
 def keys_of_steps(count: int) -> Iterator[jax.Array]:
-    """The augmentation's key of each of the first steps."""
+    """The augmentation's keys in the first steps."""
     return (step_keys(SEED, step)[0] for step in range(count))
 
 
 def only(*names: str, **changes: Any) -> TrainAugmentation:
-    """The recipe with nothing on but the named fields, which have Table 9's values, or what `changes` says."""
+    """The recipe with only the named fields enabled, with Table 9's values or those in `changes`."""
     return table_9(2, **({name: value for name, value in OFF.items() if name not in names} | changes))
 
 
 def draw_crops(**changes: Any) -> Values:
-    """Boxes by the loader's random numbers; changes: of RandomResizedCrop's scale and ratio."""
+    """Boxes drawn with the loader's random numbers; changes: RandomResizedCrop's scale and ratio."""
     crop = RandomResizedCrop(peer.SIDE, **changes)
     values: Values = {}
     for shape in peer.SHAPES:
@@ -82,7 +82,7 @@ def draw_flips(**changes: Any) -> Values:
 
 
 def draw_operations(**changes: Any) -> Values:
-    """As the recipe draws them for the rows of batches of 1000."""
+    """Operations that the recipe draws for batches of 1000 rows."""
     recipe, rows = only("rand_augment", **changes), 1000
     draw = jax.jit(lambda key: recipe.draw_operations(key, jnp.arange(rows)))
     drawn = [draw(key) for key in keys_of_steps(peer.OPERATION_DRAWS // rows)]
@@ -93,7 +93,7 @@ def draw_operations(**changes: Any) -> Values:
 
 
 def boxes_of(masks: jax.Array) -> jax.Array:
-    """The rectangles that bool[N, H, W] are true in: int32[N, 4], top, bottom, left and right; zeros of none."""
+    """Bounding rectangles of the True values in bool[N, H, W]: int32[N, 4], top, bottom, left, right; zeros if none."""
     edges = []
     for axis in (2, 1):
         lines = jnp.any(masks, axis)
@@ -102,7 +102,7 @@ def boxes_of(masks: jax.Array) -> jax.Array:
 
 
 def draw_erasing(**changes: Any) -> Values:
-    """Boxes of noise in grey images."""
+    """Boxes of noise in gray images."""
     recipe, rows, side = only("erase_probability", **changes), 500, peer.ERASED_SIDE
     grey = jnp.full((rows, side, side, 3), 128, jnp.uint8)
     before = only()(jax.random.key(0), grey[:1], jnp.zeros(1, jnp.int32))[0]
@@ -119,7 +119,7 @@ def draw_erasing(**changes: Any) -> Values:
 
 def draw_mixing(**changes: Any) -> Values:
     """Groups of a black image and a white one."""
-    # Not the mean and deviation of photographs, so that black is 0 and white is 1.
+    # Without the photographs' mean and deviation, so that black is 0 and white is 1.
     options = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "group_size": 2}
     recipe = only("mixup_alpha", "cutmix_alpha", **(options | changes))
     groups, side = 500, peer.MIXED_SIDE
@@ -140,7 +140,7 @@ def draw_mixing(**changes: Any) -> Values:
 
 
 def draw_images(scale: tuple[float, float] = (0.08, 1.0), **changes: Any) -> Values:
-    """Three photographs in turn through the crop and everything that happens to an image by itself."""
+    """Three photographs in turn, cropped and with all augmentations of single images."""
     names = ("flip_probability", "rand_augment", "erase_probability")
     recipe, rows, count = only(*names, **changes), 300, peer.IMAGES
     photos = [decode((peer.GOLDEN / name).read_bytes()) for name in peer.PHOTOGRAPHS]
@@ -165,7 +165,7 @@ DRAWS: dict[str, Callable[..., Values]] = {
 
 @functools.cache
 def ours() -> Values:
-    """The default recipe's draws, all of them."""
+    """All draws of the default recipe."""
     return {name: values for draw in DRAWS.values() for name, values in draw().items()}
 
 
@@ -173,7 +173,7 @@ def ours() -> Values:
 
 
 def edges_of(values: np.ndarray) -> np.ndarray:
-    """Where bins of about equal shares of the sample end: float64[about BINS], each in the middle of a gap of the sample.
+    """Ends of bins with about equal shares of the sample: float64[about BINS], each in the middle of a gap in the sample.
 
     The first ends before the smallest value and the last begins after the largest: they hold what is out of timm's range.
     """
@@ -188,7 +188,7 @@ def edges_of(values: np.ndarray) -> np.ndarray:
 
 
 def counts_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """How many values lie in each bin: int64[len(edges) + 1]."""
+    """Number of values in each bin: int64[len(edges) + 1]."""
     return np.bincount(np.searchsorted(edges, values), minlength=len(edges) + 1)
 
 
@@ -205,7 +205,7 @@ def recording(values: Values) -> Values:
 
 
 def chi_square(one: np.ndarray, other: np.ndarray) -> float:
-    """p-value of two samples' counts: float64[bins] each. Bins that hold little are one bin."""
+    """p-value of two samples' counts: float64[bins] each. Small bins are combined."""
     table = np.stack([one, other])
     rare = table.sum(0) * min(table.sum(1)) / table.sum() < 10
     table = np.concatenate([table[:, ~rare], table[:, rare].sum(1, keepdims=True)], 1)
@@ -214,14 +214,14 @@ def chi_square(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def kolmogorov_smirnov(one: np.ndarray, other: np.ndarray) -> float:
-    """p-value of two samples' counts in the same bins, in order; the distance inside of bins is not seen."""
+    """p-value of two samples' counts in the same bins, in order; the distance within bins is ignored."""
     shares = [np.cumsum(counts) / counts.sum() for counts in (one, other)]
     effective = one.sum() * other.sum() / (one.sum() + other.sum())
     return float(stats.kstwobign.sf(np.abs(shares[0] - shares[1]).max() * np.sqrt(effective)))
 
 
 def p_values(values: Values, recorded: Values) -> dict[str, float]:
-    """Of each statistic of `values` and each of its tests."""
+    """p-values of each statistic of `values` and each of its tests."""
     found = {}
     for name, sample in values.items():
         theirs = recorded[f"{name}/counts"].astype(np.float64)
@@ -236,7 +236,7 @@ def p_values(values: Values, recorded: Values) -> dict[str, float]:
 
 
 def rejected(found: dict[str, float], tests: int | None = None) -> dict[str, float]:
-    """The p-values that a true null hypothesis practically never gives; tests: their number, if `found` is a part of them."""
+    """p-values that practically never occur under the null hypothesis; tests: total number, if `found` is only a part."""
     return {name: p for name, p in found.items() if p * (tests or len(found)) < FAMILY_BOUND}
 
 

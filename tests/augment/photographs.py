@@ -1,4 +1,4 @@
-"""The recorded photo crops and what timm and Pillow made of them (tests/golden/record_augment.py)."""
+"""The recorded photo crops and the results of timm and Pillow (tests/golden/record_augment.py)."""
 
 import pathlib
 
@@ -23,7 +23,7 @@ def difference(ours, others):
 
 
 def assert_equals_pillow(name, ours, pillow):
-    """The exact operations to the bit; the others to one grey level, warps in few pixels.
+    """Exact operations must be equal; the others may differ by one gray level, warps in few pixels.
 
     AutoContrast can be one level off wherever a channel has a certain level.
     """

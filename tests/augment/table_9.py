@@ -1,4 +1,4 @@
-"""The augmentation of the paper's recipe, to be changed in tests."""
+"""The augmentation of the paper's recipe, for modification in tests."""
 
 from __future__ import annotations
 

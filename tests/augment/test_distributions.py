@@ -1,4 +1,4 @@
-"""Crops, flips, operations, erasing, mixing and whole images as timm draws them: see tests/augment/distributions.py."""
+"""Crops, flips, operations, erasing, mixing and whole images are distributed as in timm; see tests/augment/distributions.py."""
 
 import subprocess
 
@@ -25,14 +25,14 @@ def golden():
 
 @pytest.fixture(scope="module")
 def live(timm_python, tmp_path_factory):
-    """What the installed timm draws now, by another seed than the recorded draws."""
+    """Draws of the installed timm, with another seed than the recorded ones."""
     target = tmp_path_factory.mktemp("timm") / "draws.npz"
     subprocess.run([timm_python, peer.__file__, str(target), "2"], check=True)
     with np.load(target) as file:
         return dict(file)
 
 
-def test_ours_are_those_that_were_recorded_from_timm(golden):
+def test_draws_match_recorded_timm(golden):
     values = distributions.ours()
     assert {f"{name}/counts" for name in values} == {name for name in golden if name.endswith("/counts")}
     found = distributions.p_values(values, golden)
@@ -41,14 +41,14 @@ def test_ours_are_those_that_were_recorded_from_timm(golden):
     assert not distributions.rejected(found)
 
 
-def test_ours_are_those_of_the_installed_timm(live):
+def test_draws_match_installed_timm(live):
     found = distributions.p_values(distributions.ours(), distributions.recording(live))
     show("ours and live", found)
     assert len(found) == TESTS
     assert not distributions.rejected(found)
 
 
-def test_the_recorded_ones_are_those_of_the_installed_timm(live, golden):
+def test_recorded_timm_matches_installed_timm(live, golden):
     found = distributions.p_values(live, golden)
     show("live and recorded", found)
     assert not distributions.rejected(found)
@@ -71,7 +71,7 @@ def test_the_recorded_ones_are_those_of_the_installed_timm(live, golden):
         ("images", {"rand_augment": "rand-m7-mstd0.5-inc1"}, "image/std"),
     ],
 )
-def test_a_recipe_with_a_wrong_number_is_seen(part, changes, seen, golden):
+def test_wrong_parameter_is_detected(part, changes, seen, golden):
     found = distributions.rejected(distributions.p_values(DRAWS[part](**changes), golden), TESTS)
     show(f"{part} with {changes}", found)
     assert seen in {name.split(",")[0] for name in found}
@@ -107,7 +107,7 @@ def same_operation_in_both_layers(operations, arguments):
         (same_operation_in_both_layers, "operations/chains"),
     ],
 )
-def test_operations_drawn_wrongly_are_seen(fault, seen, golden, monkeypatch):
+def test_wrong_draws_are_detected(fault, seen, golden, monkeypatch):
     statistics = peer.operation_statistics
     monkeypatch.setattr(peer, "operation_statistics", lambda *drawn: statistics(*fault(*drawn)))
     found = distributions.rejected(distributions.p_values(DRAWS["operations"](), golden), TESTS)
@@ -115,8 +115,8 @@ def test_operations_drawn_wrongly_are_seen(fault, seen, golden, monkeypatch):
     assert seen in {name.split(",")[0] for name in found}
 
 
-def test_two_samples_of_one_distribution_pass(golden):
-    """Both drawn by timm's shares: p-values are as small as they should be by chance, and not smaller."""
+def test_samples_of_the_same_distribution_pass(golden):
+    """Both samples have timm's shares: p-values are only as small as expected by chance."""
     rng, all_found = np.random.RandomState(0), []
     for name in (name for name in golden if name.endswith("/counts")):
         counts = golden[name]

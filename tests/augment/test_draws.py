@@ -1,4 +1,4 @@
-"""What policies draw, in the notation of timm and at timm's frequencies (tests/golden/record_augment.py)."""
+"""Policies parse timm's notation and draw with timm's frequencies (tests/golden/record_augment.py)."""
 
 import functools
 import math
@@ -11,9 +11,8 @@ import pytest
 
 from deit_jax.augment import erasing, mixing
 from deit_jax.augment.autoaugment import POLICIES, AutoAugment
-from deit_jax.augment.jitter import ColorJitter
-from deit_jax.augment.keys import fold_in_each
-from deit_jax.augment.operations import NUMBER, OPERATIONS, SKIP
+from deit_jax.augment.mixing import fold_in_each
+from deit_jax.augment.operations import NUMBER, OPERATIONS, SKIP, ColorJitter
 from deit_jax.augment.randaugment import RandAugment
 from tests.augment.photographs import GOLDEN as OPERATIONS_GOLDEN
 
@@ -39,7 +38,7 @@ def test_parse_reads_every_section():
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("augmix-m9", "expected rand-"),
         ("rand-m9-w0", "'w0'"),
@@ -55,14 +54,14 @@ def test_parse_reads_every_section():
         ("rand-m9 ", "'m9 '"),
     ],
 )
-def test_randaugment_refuses(text, said):
-    with pytest.raises(ValueError, match=said) as error:
+def test_invalid_randaugment_raises(text, message):
+    with pytest.raises(ValueError, match=message) as error:
         RandAugment.parse(text)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["3a", "original-m9", "original-mstd", "rand-m9", "Original", "v0-mstd0.5-mstd1"])
-def test_autoaugment_refuses(text):
+def test_invalid_autoaugment_raises(text):
     with pytest.raises(ValueError, match=r"expected original, originalr, v0, v0r, or one of them with -mstdX"):
         AutoAugment.parse(text)
 
@@ -80,7 +79,7 @@ def test_autoaugment_tables_equal_timm(name):
 
 
 @pytest.mark.parametrize("text", ["rand-m9-mstd0.5-inc1", "rand-m7-n3-mstd101-p0.8", "original-mstd0.5", "v0"])
-def test_operations_and_arguments_are_drawn_as_timm_draws_them(text):
+def test_operations_and_arguments_match_timm(text):
     """Shares of operations, and quantiles of arguments, of 20 000 images each; bounds of about four sigma."""
     operations, arguments = draw((RandAugment if text.startswith("rand") else AutoAugment).parse(text))
     applied = np.bincount(np.sum(operations != SKIP, axis=1), minlength=4)[:4] / COUNT
@@ -92,14 +91,14 @@ def test_operations_and_arguments_are_drawn_as_timm_draws_them(text):
         if not share:
             continue
         ours, timms = np.sort(arguments[chosen]), np.sort(DRAWS[f"{text}/{name}/arguments"])
-        # The distance of the two distributions; steps of discrete arguments are compared half way up.
+        # The distance of the two distributions; discrete arguments are compared halfway up each step.
         middle = (np.searchsorted(ours, timms - 1e-4, "left") + np.searchsorted(ours, timms + 1e-4, "right")) / 2
         theirs = (np.searchsorted(timms, timms - 1e-4, "left") + np.searchsorted(timms, timms + 1e-4, "right")) / 2
         distance = np.abs(middle / len(ours) - theirs / len(timms)).max()
         assert distance < 0.03 + 2.5 / math.sqrt(len(ours)), name
 
 
-def test_layers_are_drawn_with_replacement_and_alike():
+def test_layers_are_drawn_with_replacement_and_equally():
     operations, _ = draw(RandAugment.parse(PAPER))
     for layer in operations.T:
         np.testing.assert_allclose(np.bincount(layer, minlength=16)[:15] / COUNT, 0.5 / 15, atol=0.006)
@@ -129,7 +128,7 @@ def test_color_jitter_draws_as_torchvision():
 
 
 @pytest.mark.parametrize("max_count", [1, 3])
-def test_erased_area_is_distributed_as_timms(max_count):
+def test_erased_area_matches_timm(max_count):
     keys = fold_in_each(jax.random.key(1), jnp.arange(COUNT))
     boxes = jax.jit(erasing.draw_boxes, static_argnums=(1, 2, 3))(keys, 0.25, (56, 56), max_count)
 
@@ -143,7 +142,7 @@ def test_erased_area_is_distributed_as_timms(max_count):
     np.testing.assert_allclose(ours[1:-1], DRAWS[f"erased_{max_count}/area"][1:-1], atol=0.015)
 
 
-def test_mixing_is_distributed_as_timms():
+def test_mixing_matches_timm():
     options = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
     mix = jax.jit(lambda key: mixing.draw_mix(key, jnp.arange(COUNT), (224, 224), **options))(jax.random.key(5))
     lam, cutmix = np.asarray(mix.lam), np.asarray(mix.cutmix)

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from deit_jax.augment import erasing
-from deit_jax.augment.keys import fold_in_each
+from deit_jax.augment.mixing import fold_in_each
 
 GOLDEN = np.load(pathlib.Path(__file__).parents[1] / "golden" / "augment_mixing.npz")
 
 
 def test_boxes_equal_timm_for_the_same_draws():
-    """24 images of 20 x 30; in some the first tries do not fit, in the last none does."""
+    """24 images of 20 x 30; in some the first candidates do not fit, in the last none fits."""
 
     @jax.jit
     def erase(*scripted):
@@ -32,12 +32,12 @@ def test_distribution_of_boxes():
     top, bottom, left, right = boxes[boxes[:, 1] > 0].T
     assert min(top.min(), left.min()) >= 0 and max(bottom.max(), right.max()) <= 224
     area = (bottom - top) * (right - left) / 224**2
-    # Boxes that do not fit are large ones: the mean lies below the (0.02 + 1/3) / 2 of the tries.
+    # Boxes that do not fit are large, so the mean is below the candidates' (0.02 + 1/3) / 2.
     assert area.min() > 0.018 and area.max() < 0.34 and 0.15 < area.mean() < 0.178
     log_aspect = np.log((bottom - top) / (right - left))
     assert np.abs(log_aspect).max() < 1.3 and abs(log_aspect.mean()) < 0.05
     assert 0.58 < log_aspect.std() < 0.71  # uniform in +-1.2: 0.695
-    # Corners are uniform over the places where the box fits.
+    # Corners are uniform over the positions where the box fits.
     for low, size in ((top, bottom - top), (left, right - left)):
         assert abs(np.mean(low / np.maximum(224 - size, 1)) - 0.5) < 0.02
 
@@ -58,7 +58,7 @@ def test_several_boxes():
 
 @pytest.fixture(scope="module")
 def erased():
-    """30 rows are no multiple of a strip; the last image has two boxes that overlap."""
+    """30 rows are not a multiple of a strip; the last image has two boxes that overlap."""
     boxes = jnp.zeros((4, 2, 4), jnp.int32)
     boxes = boxes.at[0, 0].set(jnp.asarray([2, 12, 3, 33])).at[2, 0].set(jnp.asarray([0, 30, 0, 40]))
     boxes = boxes.at[3].set(jnp.asarray([[5, 8, 7, 9], [7, 20, 8, 12]]))
@@ -82,18 +82,18 @@ def test_fills(erased):
     noise = erased["pixel"][2]
     assert len(np.unique(noise)) > 3000
     assert abs(noise.mean()) < 0.07 and abs(noise.std() - 1) < 0.05
-    colours = erased["rand"][2].reshape(-1, 3)
-    assert np.all(colours == colours[0]) and len(set(colours[0].tolist())) == 3
-    assert not np.any(erased["rand"][0][3, 4] == colours[0])  # another image, another colour
+    colors = erased["rand"][2].reshape(-1, 3)
+    assert np.all(colors == colors[0]) and len(set(colors[0].tolist())) == 3
+    assert not np.any(erased["rand"][0][3, 4] == colors[0])  # another image, another color
     first, second = erased["rand"][3][5, 7], erased["rand"][3][10, 10]
     assert not np.any(first == second) and np.all(erased["rand"][3][7, 8] == second)  # the later box covers
 
 
 def test_accelerators_give_the_same_noise(erased):
-    """On a CPU noise is made for the rows of boxes only, elsewhere for all."""
+    """A CPU generates noise only for the rows of boxes, other devices for all rows."""
     np.testing.assert_allclose(erased["elsewhere"], erased["pixel"], rtol=1e-6, atol=1e-6)
 
 
 def test_unknown_mode():
-    with pytest.raises(ValueError, match="'gauss' is none of pixel, rand, const"):
+    with pytest.raises(ValueError, match="'gauss' is not one of pixel, rand, const"):
         erasing.erase(jax.random.split(jax.random.key(0), 1), jnp.zeros((1, 4, 4, 3)), jnp.zeros((1, 1, 4)), "gauss")

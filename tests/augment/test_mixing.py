@@ -26,7 +26,7 @@ def test_images_equal_timm(recorded_mix):
     images = GOLDEN["mix_images"].reshape(12, 12, 16, 3)
     ours = mixing.mix_images(jnp.asarray(images), recorded_mix)
     np.testing.assert_allclose(ours, GOLDEN["mixed_images"].reshape(12, 12, 16, 3), rtol=0, atol=1e-6)
-    # CutMix moves pixels and does not compute with them.
+    # CutMix copies pixels without arithmetic.
     np.testing.assert_array_equal(ours[4:], GOLDEN["mixed_images"].reshape(12, 12, 16, 3)[4:])
 
 
@@ -38,7 +38,7 @@ def test_targets_equal_timm(recorded_mix):
     np.testing.assert_allclose(ours, GOLDEN["mixed_targets"].reshape(12, 10), rtol=0, atol=1e-6)
 
 
-def test_smoothing_figures_of_the_recipe():
+def test_smoothing_values_of_the_recipe():
     targets = mixing.smoothed_one_hot(jnp.asarray([3]), 1000, 0.1)
     assert targets[0, 3] == pytest.approx(0.9001) and targets[0, 4] == pytest.approx(0.0001)
     np.testing.assert_array_equal(mixing.smoothed_one_hot(jnp.asarray([1]), 3, 0.0), [[0, 1, 0]])
@@ -51,8 +51,8 @@ def test_odd_side_loses_a_pixel():
     assert lam == pytest.approx(1 - 158 * 6 / (225 * 11))
 
 
-def test_boxes_of_many_draws_are_the_references():
-    """timm 0.3.2's `rand_bbox` and the area that its `cutmix_bbox_and_lam` corrects lam by, in float64."""
+def test_boxes_equal_the_reference():
+    """timm 0.3.2's `rand_bbox` and the area that its `cutmix_bbox_and_lam` uses to correct lam, in float64."""
     rng = np.random.default_rng(0)
     height, width = 224, 200
     lam = rng.random(4000, dtype=np.float32)
@@ -91,7 +91,7 @@ def test_modes_of_rows_equal_timm(mode):
     np.testing.assert_allclose(mixing.mix_targets(smoothed, mix, 8), GOLDEN[f"{mode}_targets"], rtol=0, atol=1e-6)
 
 
-def test_who_shares_a_draw():
+def test_shared_draws_by_mode():
     options = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
     draw_rows = jax.jit(
         functools.partial(mixing.draw_mix_of_rows, jax.random.key(3), image_size=(224, 224), **options),
@@ -103,11 +103,11 @@ def test_who_shares_a_draw():
         groups = np.asarray(draws).reshape(2, 6, -1)
         np.testing.assert_array_equal(groups, groups[:, ::-1])
     assert len(set(pair.lam.tolist())) == 6 and len(set(elem.lam.tolist())) == 12
-    # Keyed by the position in the batch, of a pair by its first row's.
+    # Keyed by the position in the batch; for a pair by that of its first row.
     np.testing.assert_array_equal(draw_rows(6, 6, "elem").lam, elem.lam[:6])
     np.testing.assert_array_equal(pair.lam[:3], elem.lam[:3])
     np.testing.assert_array_equal(pair.lam[6:9], elem.lam[6:9])
-    with pytest.raises(ValueError, match="'half' is none of batch, pair, elem"):
+    with pytest.raises(ValueError, match="'half' is not one of batch, pair, elem"):
         draw_rows(12, 6, "half")
 
 
@@ -130,7 +130,7 @@ def test_recipe_draws():
 
 
 @pytest.mark.parametrize(("options", "share"), [({"mixup_alpha": 0.0}, 1), ({"cutmix_alpha": 0.0}, 0)])
-def test_alpha_zero_is_off(options, share):
+def test_alpha_zero_disables(options, share):
     mix = draw(200, **options)
     assert np.mean(mix.cutmix) == share and np.mean(mix.lam < 1) > 0.95
 
@@ -144,8 +144,8 @@ def test_probabilities():
     assert not mix.cutmix[~mixed].any() and not mix.box[~mixed].any()
 
 
-def test_nothing_to_draw():
-    with pytest.raises(ValueError, match="above 0"):
+def test_both_alphas_zero_raise():
+    with pytest.raises(ValueError, match="greater than 0"):
         draw(mixup_alpha=0.0, cutmix_alpha=0.0)
 
 
@@ -160,12 +160,12 @@ def test_beta(alpha):
     assert np.all(np.diff(mixing.symmetric_beta(np.linspace(0, 1, 999, dtype=np.float32), alpha)) >= 0)
 
 
-def test_group_number_keys_the_draw_and_groups_stay_apart():
+def test_draws_are_keyed_by_group_and_groups_do_not_mix():
     few, many = draw(3), draw(5)
     for one, other in zip(few, many, strict=True):
         np.testing.assert_array_equal(one, other[:3])
     assert len(set(many.lam.tolist())) == 5
-    # Rows of one group never reach another's.
+    # Rows of one group never affect another group.
     images = jnp.repeat(jnp.arange(3.0), 4)[:, None, None, None] * jnp.ones((12, 8, 8, 3))
     mixed = mixing.mix_images(images, draw(3, (8, 8)))
     np.testing.assert_allclose(mixed, images, atol=1e-6)

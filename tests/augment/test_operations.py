@@ -1,4 +1,4 @@
-"""Operations by themselves against timm and Pillow."""
+"""Single operations against timm and Pillow."""
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,7 @@ def test_solarize_threshold_256_changes_nothing():
 
 
 @pytest.mark.parametrize("function", [color.auto_contrast, color.equalize, color.equalize_by_nibbles])
-def test_uniform_channels_stay(function):
+def test_constant_channels_are_unchanged(function):
     image = jnp.broadcast_to(jnp.asarray([0, 77, 255], jnp.uint8)[:, None, None], (3, 8, 8))
     np.testing.assert_array_equal(function(image), image)
 
@@ -103,7 +103,7 @@ def test_equalize_by_nibbles_is_equalize():
 
 
 @pytest.mark.parametrize("name", GEOMETRIC)
-def test_warp_of_nothing_is_exact(name):
+def test_identity_warp_is_exact(name):
     photo = planar(GOLDEN["flower"])
     np.testing.assert_array_equal(FUNCTIONS[name](photo, jnp.float32(0)), photo)
 
@@ -118,8 +118,8 @@ def test_whole_pixel_shift_moves_pixels_and_fills():
 
 
 @pytest.mark.parametrize("size", [(28, 28), (33, 97), pytest.param((384, 384), marks=pytest.mark.long)])
-def test_every_way_to_warp_agrees_at_any_size(size):
-    """The gather, lines sliced and rolled, and tiles; rotations of every size of angle."""
+def test_warp_implementations_agree_at_any_size(size):
+    """Gather, sliced and rolled lines, and tiles; rotations by small and large angles."""
     rng = np.random.default_rng(0)
     smooth = np.cumsum(rng.integers(-3, 4, (3, *size)), axis=2) + np.cumsum(rng.integers(-3, 4, (3, *size)), axis=1)
     image = jnp.asarray(np.clip(128 + smooth, 0, 255).astype(np.uint8))

@@ -23,7 +23,7 @@ TIMM |= {name: f"{name}Rel" for name in ("TranslateX", "TranslateY")}
 
 
 def random_cases(seed, operations):
-    """For each row of operations: a crop, the arguments of random levels, and what timm and Pillow make of them."""
+    """For each row of operations: a crop, the arguments of random levels, and the results of timm and Pillow."""
     rng = np.random.default_rng(seed)
     photos = [datasets.load_sample_image(name) for name in ("china.jpg", "flower.jpg")]
     crops, arguments, expected = [], np.zeros(np.shape(operations), np.float32), []
@@ -39,10 +39,10 @@ def random_cases(seed, operations):
             with mock.patch.object(timm_augment, "_randomly_negate", lambda value, n=negative: -value if n else value):
                 to_argument = timm_augment.LEVEL_TO_ARG[name]
                 argument = to_argument(level, {"translate_pct": 0.45})[0] if to_argument else 0
-            # Ours is a float32, and Pillow gets the same number.
+            # Our argument is a float32, and Pillow gets the same number.
             argument = float(np.float32(argument)) if isinstance(argument, float) else argument
             arguments[row, layer] = argument
-            if OPERATIONS[number] == "Posterize" and argument == 0:  # black; Pillow 13 refuses it
+            if OPERATIONS[number] == "Posterize" and argument == 0:  # black; Pillow 13 rejects it
                 image = image_module.fromarray(np.zeros_like(crops[-1]))
                 continue
             given = (argument,) if to_argument else ()
@@ -68,7 +68,7 @@ def apply(plan, images, operations, arguments):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_single_operations(seed):
-    """Eight images an operation."""
+    """Eight images per operation."""
     numbers = np.repeat(np.arange(len(OPERATIONS)), 8).astype(np.int32)
     operations = np.stack([numbers, np.full_like(numbers, SKIP)], axis=1)
     images, arguments, expected = random_cases(seed, operations[:, :1])
@@ -83,7 +83,7 @@ def test_single_operations(seed):
 
 @pytest.mark.parametrize("seed", [2, 3])
 def test_chains_of_two(seed):
-    """Of 360 images with two operations, fewer than one value in 100 000 is off by more than one grey level."""
+    """Of 360 images with two operations, fewer than one value in 100 000 differs by more than one gray level."""
     operations = np.random.default_rng(seed).integers(0, SKIP, (360, 2)).astype(np.int32)
     images, arguments, expected = random_cases(seed, operations)
     results = {plan: apply(plan, images, operations, arguments) for plan in plans.PLANS}

@@ -39,7 +39,7 @@ def run(rows=8, key=0, **fields):
     return jitted(table_9(10, **fields))(jax.random.key(key), *batch(rows))
 
 
-def test_everything_off_is_the_evaluation_and_one_hot():
+def test_disabled_augmentation_equals_evaluation_and_one_hot():
     images, labels = batch(7)
     augmented, targets = run(7, **OFF)
     np.testing.assert_allclose(augmented, prepare_for_evaluation(images, MEAN, STD), rtol=1e-6, atol=1e-6)
@@ -47,7 +47,7 @@ def test_everything_off_is_the_evaluation_and_one_hot():
 
 
 @pytest.mark.compiler
-def test_stages_that_are_off_cost_nothing():
+def test_disabled_stages_compile_to_nothing():
     images, labels = batch(8)
     recipe = jax.jit(table_9(10, **OFF))
     program = recipe.lower(jax.random.key(0), images, labels).compile().as_text()
@@ -78,7 +78,7 @@ def test_flip_share():
 
 
 def test_stages_draw_independently():
-    """The same rows are flipped and erased no more often than chance has it."""
+    """Rows are both flipped and erased only as often as expected by chance."""
     images, _ = batch(600)
     options = OFF | {"flip_probability": 0.5, "erase_probability": 0.5, "erase_mode": "const"}
     augmented, _ = run(600, **options)
@@ -90,7 +90,7 @@ def test_stages_draw_independently():
     assert abs((same & erased).mean() - 0.25) < 0.07
 
 
-def test_a_row_depends_on_its_position_only():
+def test_row_depends_only_on_its_position():
     """Rows of a batch of 8 are the first rows of a batch of 16, when they form the same groups."""
     few, few_targets = run(8, group_size=4, erase_probability=0.6)
     many, many_targets = run(16, group_size=4, erase_probability=0.6)
@@ -98,8 +98,8 @@ def test_a_row_depends_on_its_position_only():
     np.testing.assert_array_equal(few_targets, many_targets[:8])
 
 
-def test_mixing_shows_in_images_and_targets_alike():
-    """Uniform images whose grey level is their class: the mixed level is the target's expectation (mixup)."""
+def test_images_and_targets_are_mixed_equally():
+    """Uniform images whose gray level is their class: the mixed level is the target's expectation (mixup)."""
     labels = jnp.arange(8, dtype=jnp.int32)
     images = jnp.broadcast_to((labels * 10).astype(jnp.uint8)[:, None, None, None], (8, 4, 4, 3))
     recipe = table_9(10, mean=(0, 0, 0), std=(1, 1, 1), **OFF | {"mixup_alpha": 0.8}, group_size=4)
@@ -139,14 +139,14 @@ def test_hashable_and_equal():
         ("group_size", 3),
     ],
 )
-def test_a_bad_field_is_named(field, value):
+def test_invalid_field_is_named(field, value):
     with pytest.raises(ValueError, match=rf"^augment\.{field}: ") as error:
         table_9(10, **{"rand_augment": ""} | {field: value})
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("fields", [{"auto_augment": "original"}, {"color_jitter": 0.4}])
-def test_one_policy_at_a_time(fields):
+def test_two_policies_raise(fields):
     with pytest.raises(ValueError, match=r"^augment\.\w+: excludes augment\.rand_augment"):
         table_9(10, **fields)
 
@@ -157,13 +157,13 @@ def test_other_policies(fields):
     augmented, _ = run(32, **OFF | fields)
     plain = np.asarray(prepare_for_evaluation(images, MEAN, STD))
     assert np.mean(np.abs(np.asarray(augmented) - plain).max((1, 2, 3)) > 1e-3) > 0.8
-    # Every value is a grey level, normalised.
+    # Every value is a normalized gray level.
     levels = (np.asarray(augmented) * STD + MEAN) * 255
     np.testing.assert_allclose(levels, np.round(levels), atol=1e-2)
 
 
 def test_modes_of_mixing():
-    """Uniform images whose grey level is their class, mixed row by row: level and target still belong together."""
+    """Uniform images whose gray level is their class, mixed row by row: level and target still belong together."""
     labels = jnp.arange(8, dtype=jnp.int32)
     images = jnp.broadcast_to((labels * 10).astype(jnp.uint8)[:, None, None, None], (8, 4, 4, 3))
     targets = {}
@@ -178,15 +178,15 @@ def test_modes_of_mixing():
     assert len(set(shares["elem"].round(5).tolist())) == 8
 
 
-def test_batch_of_broken_groups():
+def test_batch_of_incomplete_groups_raises():
     with pytest.raises(ValueError, match=r"^augment\.group_size: 4 does not divide the batch of 6"):
         run(6, group_size=4)
-    run(6, **OFF | {"group_size": 4})  # without mixing groups do not matter
+    run(6, **OFF | {"group_size": 4})  # groups do not matter without mixing
 
 
 @pytest.fixture(scope="module")
 def on_eight_devices():
-    """(a batch's images and targets made on one device, the program of eight, its images and targets)"""
+    """(images and targets of one device, the program for eight devices, its images and targets)"""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rng = np.random.default_rng(0)
     batch = rng.integers(0, 256, (32, 16, 20, 3), dtype=np.uint8), rng.integers(0, 10, 32).astype(np.int32)
@@ -202,7 +202,7 @@ def test_one_and_eight_devices_agree(on_eight_devices):
     """The chunked plan: test_plans."""
     alone, _, sharded = on_eight_devices
     for one, other in zip(alone, sharded, strict=True):
-        # Another fusion may round the last bit otherwise; draws are the same.
+        # Different fusion may round the last bit differently; draws are the same.
         np.testing.assert_allclose(one, other, atol=1e-6, rtol=0)
 
 

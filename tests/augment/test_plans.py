@@ -46,7 +46,7 @@ def test_every_recorded_case_equals_pillow(plan):
         assert_equals_pillow(name, image, pillow)
 
 
-def test_layers_follow_each_other(plan):
+def test_layers_are_applied_in_order(plan):
     photo = GOLDEN["china"]
     posterize, invert = NUMBER["Posterize"], NUMBER["Invert"]
     ours = apply(
@@ -71,7 +71,7 @@ def pairs():
 
 
 def test_plans_agree_on_chains(pairs):
-    """Where the first operation is one level off, the second can make more of it; in very few pixels."""
+    """The second operation can amplify a difference of one level after the first, in very few pixels."""
     off = difference(pairs["sequential"], pairs["chunked"])
     assert np.mean(off > 1) < 1e-5
     assert np.mean(off > 0) < 5e-4
@@ -79,7 +79,7 @@ def test_plans_agree_on_chains(pairs):
 
 @pytest.fixture(scope="module")
 def on_eight_devices():
-    """(the chunked plan's program for eight devices, what it makes of 224 pairs)"""
+    """(the chunked plan's program for eight devices, its result for 224 pairs)"""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     rows = PartitionSpec("data")
     apply_in_chunks = functools.partial(chunked.apply_in_chunks, fill=FILL)
@@ -89,7 +89,7 @@ def on_eight_devices():
     return program, program(*batch)
 
 
-def test_chunks_of_eight_devices_are_those_of_one(pairs, on_eight_devices):
+def test_chunks_on_eight_devices_equal_one_device(pairs, on_eight_devices):
     """Each device loops over its own rows: the same pixels."""
     np.testing.assert_array_equal(on_eight_devices[1], pairs["chunked"][:224])
 
@@ -100,8 +100,8 @@ def test_eight_devices_exchange_nothing(on_eight_devices):
     assert not re.search(r"(all-gather|all-reduce|all-to-all|collective-permute)(-start)?\(", program)
 
 
-def test_number_of_chosen_rows_does_not_matter():
-    """None, fewer than a chunk, not a multiple of it, all; the others stay as they are."""
+def test_any_number_of_chosen_rows():
+    """None, fewer than a chunk, not a multiple of it, all; the others are unchanged."""
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.integers(0, 256, (7, 3, 4, 5), dtype=np.uint8))
     add = jnp.arange(7)
@@ -122,12 +122,12 @@ def test_choice_by_backend():
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
     assert plans.choose_plan("auto", mesh) == "sequential"
     assert plans.choose_plan("chunked", mesh) == "chunked"
-    with pytest.raises(ValueError, match="plan 'fast' is none of auto, sequential, chunked"):
+    with pytest.raises(ValueError, match="plan 'fast' is not one of auto, sequential, chunked"):
         plans.apply_operations(jnp.zeros((1, 4, 4, 3), jnp.uint8), jnp.zeros((1, 2)), jnp.zeros((1, 2)), plan="fast")
 
 
 def gathered_slices(program):
-    """How many slices each gather of a StableHLO program fetches."""
+    """Number of slices of each gather in a StableHLO program."""
     indices = re.findall(r'stablehlo\.gather".*?: \(tensor<\S+>, tensor<((?:\d+x)*)[a-z]\w*>\) ->', program)
     assert len(indices) == len(re.findall(r"stablehlo\.(?:dynamic_)?gather\"", program))
     return [math.prod(map(int, re.findall(r"\d+", shape)[:-1])) for shape in indices]
@@ -140,6 +140,6 @@ def test_chunked_recipe_gathers_no_pixels():
     for plan in plans.PLANS:
         recipe = table_9(1000, group_size=64, plan=plan)
         lowered[plan] = jax.jit(recipe).lower(jax.random.key(0), batch, labels).as_text()
-    assert max(gathered_slices(lowered["sequential"])) > 5_000  # the check sees gathers of pixels
+    assert max(gathered_slices(lowered["sequential"])) > 5_000  # the check detects gathers of pixels
     assert max(gathered_slices(lowered["chunked"])) <= 64
     assert not re.search(r"stablehlo\.scatter", lowered["chunked"])

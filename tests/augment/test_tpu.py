@@ -42,4 +42,4 @@ def test_tpu_program_gathers_whole_images_only_and_exchanges_nothing():
     assert gathers  # the chunks' rows
     for shape, slices in gathers:
         size, slice_size = (math.prod(map(int, filter(None, text.split(",")))) for text in (shape, slices))
-        assert size / slice_size <= 8, (shape, slices)  # as many slices as rows of a chunk, or mixing groups
+        assert size / slice_size <= 8, (shape, slices)  # one slice per row of a chunk, or per mixing group

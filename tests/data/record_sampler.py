@@ -15,7 +15,7 @@ IMAGENET = 1281167
 
 
 def imagenet_digests():
-    """SHA-256 of every rank's list of ImageNet's epoch, as little-endian int32, for NumPy's permutation in PyTorch's place."""
+    """SHA-256 of every rank's list for an ImageNet epoch as little-endian int32, with NumPy's permutation, not PyTorch's."""
     permutation = torch.from_numpy(np.random.RandomState(EPOCH).permutation(IMAGENET))
     with mock.patch.object(torch, "randperm", lambda count, generator: permutation):
         for ranks in (1, 4, 8):

@@ -3,7 +3,7 @@ import gzip
 import numpy as np
 import pytest
 
-from deit_jax.data.embedded import build
+from benchmarks import embedded_data
 from deit_jax.data.registry import EMBEDDED
 from deit_jax.data.sources import ArraySource, DataError
 
@@ -14,7 +14,7 @@ def write_idx(path, array, magic):
 
 
 def make_images(labels, tag):
-    """Images that say who they are: index (two bytes), label and file in the first pixels."""
+    """Images whose first pixels encode index (two bytes), label and file."""
     images = np.zeros((len(labels), 28, 28), np.uint8)
     index = np.arange(len(labels))
     images[:, 0, 0], images[:, 0, 1], images[:, 0, 2], images[:, 0, 3] = index >> 8, index & 255, labels, tag
@@ -35,9 +35,9 @@ def idx(tmp_path_factory):
 @pytest.fixture(scope="module")
 def subsets(idx, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out")
-    for subset in build.SUBSETS:
-        build.main([f"--idx={idx}", f"--output={folder / subset}.npz", f"--subset={subset}"])
-    return {subset: dict(np.load(folder / f"{subset}.npz")) for subset in build.SUBSETS}, folder
+    for subset in embedded_data.SUBSETS:
+        embedded_data.main([f"--idx={idx}", f"--output={folder / subset}.npz", f"--subset={subset}"])
+    return {subset: dict(np.load(folder / f"{subset}.npz")) for subset in embedded_data.SUBSETS}, folder
 
 
 def identity(images):
@@ -56,7 +56,7 @@ def test_subsets(subsets):
             assert identity(train) < identity(file["train_images"])
         else:
             np.testing.assert_array_equal(file["train_images"], train)
-        for part in ("train", "test"):  # labels stayed with their images
+        for part in ("train", "test"):  # labels belong to their images
             np.testing.assert_array_equal(file[f"{part}_images"][:, 0, 2], file[f"{part}_labels"])
         assert len(identity(file["test_images"])) == 10 * tested[subset]
         assert not identity(file["train_images"]) & identity(file["test_images"])
@@ -69,38 +69,38 @@ def test_subsets(subsets):
 def test_subsets_open_as_npz_sources_like_the_embedded_one(subsets):
     _, folder = subsets
     for split in ("train", "eval"):
-        assert ArraySource.from_npz(folder / "heldout.npz", split).class_names == build.CLASS_NAMES
-        assert ArraySource.from_npz(EMBEDDED, split).class_names == build.CLASS_NAMES
+        assert ArraySource.from_npz(folder / "heldout.npz", split).class_names == embedded_data.CLASS_NAMES
+        assert ArraySource.from_npz(EMBEDDED, split).class_names == embedded_data.CLASS_NAMES
 
 
-def test_licence_travels_with_the_data():
+def test_license_is_included():
     notice = (EMBEDDED.parent / "LICENSE.fashion_mnist").read_text()
     assert "Zalando" in notice and "Permission is hereby granted" in notice
 
 
-def test_bad_idx_files(tmp_path, capsys):
+def test_invalid_idx_files_raise(tmp_path, capsys):
     path = tmp_path / "train-images-idx3-ubyte.gz"
     with pytest.raises(DataError, match=r"idx3-ubyte\.gz: cannot be read"):
-        build.read_idx(path, 2051)
+        embedded_data.read_idx(path, 2051)
     path.write_bytes(b"plain")
     with pytest.raises(DataError, match="cannot be read as gzip"):
-        build.read_idx(path, 2051)
+        embedded_data.read_idx(path, 2051)
     write_idx(path, np.zeros((3, 4, 4), np.uint8), 2051)
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(DataError, match="cannot be read as gzip"):
-        build.read_idx(path, 2051)
+        embedded_data.read_idx(path, 2051)
     write_idx(path, np.zeros(3, np.uint8), 2049)
-    with pytest.raises(DataError, match="begins with 2049, an IDX file of this kind with 2051"):
-        build.read_idx(path, 2051)
+    with pytest.raises(DataError, match="starts with 2049, but an IDX file of this kind starts with 2051"):
+        embedded_data.read_idx(path, 2051)
     path.write_bytes(gzip.compress((2051).to_bytes(4, "big") + bytes(20)))
     with pytest.raises(DataError, match=r"8 bytes of data for the shape \[0, 0, 0\]"):
-        build.read_idx(path, 2051)
+        embedded_data.read_idx(path, 2051)
     with pytest.raises(SystemExit) as stop:
-        build.main([f"--idx={tmp_path}", f"--output={tmp_path / 'o.npz'}"])
+        embedded_data.main([f"--idx={tmp_path}", f"--output={tmp_path / 'o.npz'}"])
     assert stop.value.code == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_too_few_images_of_a_class():
+def test_too_few_images_per_class_raise():
     with pytest.raises(DataError, match="class 0 has 2 images, 3 are needed"):
-        build.balanced_indices(np.repeat(np.arange(10), 2), (1, 2), stream=0)
+        embedded_data.balanced_indices(np.repeat(np.arange(10), 2), (1, 2), stream=0)

@@ -4,7 +4,7 @@ from deit_jax.data.file_names import (
     HIDDEN,
     HIDDEN_FOLDER,
     LEFTOVER,
-    NO_ENDING,
+    NO_EXTENSION,
     SYSTEM_FOLDER,
     describe_skipped,
     is_image,
@@ -24,7 +24,7 @@ from deit_jax.data.file_names import (
         ("a.jpg.bak", LEFTOVER),
         ("a.jpg.crdownload", LEFTOVER), ("a.jpg.part", LEFTOVER), ("a.jpg:Zone.Identifier", LEFTOVER), ("~$a.jpg", LEFTOVER),
         ("a.HEIC", ".heic"), ("a.gif", ".gif"), ("labels.csv", ".csv"), ("a.tar.gz", ".gz"),
-        ("README", NO_ENDING), ("jpg", NO_ENDING), ("a.", NO_ENDING), ("version 1.of a very long title", NO_ENDING),
+        ("README", NO_EXTENSION), ("jpg", NO_EXTENSION), ("a.", NO_EXTENSION), ("version 1.of a very long title", NO_EXTENSION),
         ("a.j\x1bpg", r".j\x1bpg"),
     ],
 )  # fmt: skip
@@ -47,7 +47,7 @@ def test_skipped_folder(name, kind):
     assert skipped_folder(name) == kind
 
 
-def test_what_is_skipped_is_counted_by_kind_and_unread_images_come_first():
+def test_skipped_kinds_are_counted_and_unread_images_come_first():
     note = skipped_note("data/train", {".txt": 5, ".cr2": 2, HIDDEN: 1, SYSTEM_FOLDER: 2, HIDDEN_FOLDER: 1})
     assert note == (
         "skipped in data/train: 8 files: 2 .cr2 (camera raw: develop them to JPEG), 5 .txt, 1 hidden; "

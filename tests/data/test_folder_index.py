@@ -15,7 +15,7 @@ from deit_jax.data.sources import DataError
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """Folders that were last changed an hour ago; the user's cache folder is the test's own. Small ones are indexed, too."""
+    """Folders last changed an hour ago, with a cache folder for the test. Small folders are indexed too."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(folder, "SMALLEST_INDEXED", 4)
     file = io.BytesIO()
@@ -35,7 +35,7 @@ def settle(root, seconds_ago=3600):
 
 @pytest.fixture
 def listings(monkeypatch):
-    """How often the files were listed."""
+    """Records each listing of the files."""
     calls, list_files = [], folder.list_files
     monkeypatch.setattr(folder, "list_files", lambda *arguments: calls.append(1) or list_files(*arguments))
     return calls
@@ -45,17 +45,17 @@ def contents(source):
     return source.class_names, source.notes, [(source.describe(i), *source[i]) for i in range(len(source))]
 
 
-def test_the_second_start_does_not_list_the_files(root, listings, tmp_path):
+def test_second_start_does_not_list_the_files(root, listings, tmp_path):
     first = contents(ImageFolderSource(root))
     (index,) = (tmp_path / "cache/deit_jax").iterdir()
     assert index == index_path(root, "auto") and len(listings) == 1
-    assert sorted(path.name for path in root.iterdir()) == ["a", "b"]  # nothing is left in the user's folder
+    assert sorted(path.name for path in root.iterdir()) == ["a", "b"]  # nothing is written to the data's folder
     assert contents(ImageFolderSource(root)) == first and len(listings) == 1
     assert [Path(name).name for name, *_ in first[2]] == ["ä 4.png", "3.png", "1.png", "2.png"]
     assert first[1] == (f"skipped in {root}: 1 file: 1 .txt",)
 
 
-def test_the_index_can_be_switched_off_and_put_elsewhere(root, listings, tmp_path, monkeypatch):
+def test_index_can_be_disabled_or_placed_elsewhere(root, listings, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     first = contents(ImageFolderSource(root, index=""))
     assert contents(ImageFolderSource(root, index="")) == first and len(listings) == 2
@@ -73,12 +73,12 @@ def test_the_index_can_be_switched_off_and_put_elsewhere(root, listings, tmp_pat
     assert not (tmp_path / "cache").exists()
 
 
-def test_the_cache_folder_is_the_users_or_there_is_none(root, monkeypatch, tmp_path):
+def test_cache_folder_is_the_users_or_none(root, monkeypatch, tmp_path):
     for value in ("", "relative"):  # the XDG specification: relative paths are ignored
         monkeypatch.setenv("XDG_CACHE_HOME", value)
         monkeypatch.setenv("HOME", "/home/ada")
         assert index_path(root, "auto").parent == Path("/home/ada/.cache/deit_jax")
-    # A container's user without a name and HOME: expanduser leaves ~ as it is.
+    # A container user without a name and HOME: expanduser does not replace ~.
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(folder_index.os.path, "expanduser", lambda path: path)
     assert index_path(root, "auto") is None
@@ -96,7 +96,7 @@ def test_the_cache_folder_is_the_users_or_there_is_none(root, monkeypatch, tmp_p
     ],
     ids=["removed", "added below", "renamed", "new class", "class renamed"],
 )
-def test_a_change_makes_the_index_stale(root, listings, change):
+def test_changes_invalidate_the_index(root, listings, change):
     ImageFolderSource(root)
     change(root)
     source = ImageFolderSource(root)
@@ -104,23 +104,23 @@ def test_a_change_makes_the_index_stale(root, listings, change):
     assert contents(source) == contents(ImageFolderSource(root, index=""))
 
 
-def test_changed_bytes_are_read_without_a_new_listing(root, listings):
+def test_changed_contents_are_read_without_a_new_listing(root, listings):
     ImageFolderSource(root)
     (root / "b/1.png").write_bytes(b"other")
     assert ImageFolderSource(root)[2].image == b"other" and len(listings) == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 nonsense", None])
-def test_a_damaged_index_is_replaced(root, listings, damage):
+def test_damaged_index_is_replaced(root, listings, damage):
     path = index_path(root, "auto")
     expected = contents(ImageFolderSource(root))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if damage is None else damage)
     assert contents(ImageFolderSource(root)) == expected and len(listings) == 2
-    assert contents(ImageFolderSource(root)) == expected and len(listings) == 2  # whole again
+    assert contents(ImageFolderSource(root)) == expected and len(listings) == 2  # replaced
 
 
-def test_an_index_of_another_layout_or_other_rules_is_ignored(root, listings):
+def test_index_with_another_layout_or_rules_is_ignored(root, listings):
     path = index_path(root, "auto")
     ImageFolderSource(root)
     with np.load(path) as file:
@@ -137,7 +137,7 @@ def test_an_index_of_another_layout_or_other_rules_is_ignored(root, listings):
         assert len(ImageFolderSource(root)) == 4 and len(listings) == 1
 
 
-def test_the_index_that_earlier_versions_left_in_the_folder_is_neither_read_nor_removed(root, listings):
+def test_index_of_earlier_versions_is_neither_read_nor_removed(root, listings):
     path = root / ".deit_jax_index.npz"
     path.write_bytes(b"names of files that are skipped today")
     settle(root)
@@ -145,7 +145,7 @@ def test_the_index_that_earlier_versions_left_in_the_folder_is_neither_read_nor_
 
 
 @pytest.mark.parametrize("fault", ["mkdir", "mkstemp", "replace"])
-def test_an_index_that_cannot_be_written_does_not_matter(root, listings, monkeypatch, fault, tmp_path):
+def test_unwritable_index_is_ignored(root, listings, monkeypatch, fault, tmp_path):
     def refuse(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -163,13 +163,13 @@ def test_small_folders_are_not_indexed(root, listings, tmp_path, monkeypatch):
     assert not (tmp_path / "cache").exists()
 
 
-def test_folders_in_the_making_are_not_indexed(root, listings):
-    settle(root, seconds_ago=0.5)  # a file added now might leave the modification time as it is
+def test_recently_changed_folders_are_not_indexed(root, listings):
+    settle(root, seconds_ago=0.5)  # a file added now might not change the modification time
     ImageFolderSource(root)
     assert not index_path(root, "auto").exists()
 
 
-def test_an_empty_class_is_refused_with_and_without_an_index(root):
+def test_empty_class_raises_with_and_without_an_index(root):
     (root / "empty").mkdir()
     settle(root)
     for _ in range(2):

@@ -19,7 +19,7 @@ def opened(root):
     return ImageFolderSource(root, index="")
 
 
-def test_what_systems_and_editors_leave_is_neither_a_class_nor_listed(root):
+def test_leftovers_of_systems_and_editors_are_skipped(root):
     grow(root, ".git/objects/1.png", "__MACOSX/ant/._1.jpg", "@eaDir/1.jpg", ".ipynb_checkpoints/", "Thumbs.db", "labels.csv",
          "ant/.ipynb_checkpoints/1-checkpoint.jpg", "ant/@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "ant/._1.jpg", "ant/1.jpg~",
          "bee/3.heic", "bee/4.HEIC", "bee/notes.txt")  # fmt: skip
@@ -38,16 +38,16 @@ def test_what_systems_and_editors_leave_is_neither_a_class_nor_listed(root):
     assert pickle.loads(pickle.dumps(source)).notes == source.notes
 
 
-def test_without_anything_skipped_there_is_no_note(root):
+def test_no_note_if_nothing_is_skipped(root):
     assert opened(root).notes == ()
 
 
-def test_images_outside_of_the_class_folders_are_counted(root):
+def test_images_outside_class_folders_are_counted(root):
     grow(root, "loose.jpg", "other.png")
-    assert opened(root).notes == (f"2 images lie in {root} itself, in no class folder, and are not used",)
+    assert opened(root).notes == (f"2 images are directly in {root}, outside the class folders, and are not used",)
 
 
-def test_links_that_lead_up_are_skipped(root):
+def test_links_to_folders_above_are_skipped(root):
     (root / "ant" / "again").symlink_to(root / "ant")
     (root / "ant" / "up").symlink_to("..")
     (root / "bee" / "top").symlink_to(root.parent)
@@ -60,7 +60,7 @@ def test_links_that_lead_up_are_skipped(root):
     assert "3 links to a folder above" in note and "1 link to a folder that is listed already" in note
 
 
-def test_a_folder_that_a_class_reaches_twice_is_listed_once_where_it_is(root, tmp_path):
+def test_folder_reached_twice_is_listed_once_at_its_real_place(root, tmp_path):
     grow(root, "bee/z/5.jpg")
     (root / "bee" / "a").symlink_to("z")
     elsewhere = grow(tmp_path / "elsewhere", "6.jpg", "deep/7.jpg")
@@ -72,7 +72,7 @@ def test_a_folder_that_a_class_reaches_twice_is_listed_once_where_it_is(root, tm
 
 
 @pytest.mark.parametrize("link", ["wasp", "ant/more"])
-def test_a_folder_of_two_classes_is_refused(root, link):
+def test_folder_in_two_classes_raises(root, link):
     (root / link).symlink_to(root / "bee")
     with pytest.raises(
         DataError, match=r"photos/.* and .*photos/.* are the same folder, by a link, in two classes: remove"
@@ -81,7 +81,7 @@ def test_a_folder_of_two_classes_is_refused(root, link):
     assert "bee" in str(error.value) and link in str(error.value)
 
 
-def test_classes_may_be_links_to_folders_elsewhere(root, tmp_path):
+def test_classes_may_be_links(root, tmp_path):
     elsewhere = grow(tmp_path / "elsewhere", "wasps/1.jpg")
     (root / "wasp").symlink_to(elsewhere / "wasps")
     source = opened(root)
@@ -89,7 +89,7 @@ def test_classes_may_be_links_to_folders_elsewhere(root, tmp_path):
     assert source[3].image == (elsewhere / "wasps/1.jpg").read_bytes()
 
 
-def test_links_to_files_are_read_counted_when_they_repeat_and_skipped_when_broken(root, tmp_path):
+def test_links_to_files_are_read_and_counted_and_broken_ones_skipped(root, tmp_path):
     pool = grow(tmp_path / "pool", "8.jpg", "9.jpg")
     (root / "ant" / "8.jpg").symlink_to(pool / "8.jpg")
     (root / "ant" / "9.jpg").symlink_to(pool / "9.jpg")
@@ -101,18 +101,18 @@ def test_links_to_files_are_read_counted_when_they_repeat_and_skipped_when_broke
     assert len(source) == 7
     assert source.notes == (
         f"skipped in {root}: 1 file: 1 broken link",
-        f"2 images of {root} are links to another one's file, 1 of them to one in another class",
+        f"2 images of {root} are links to another image's file, 1 of them to an image in another class",
     )
 
 
-def test_a_pipe_of_an_images_name_is_not_opened(root):
+def test_pipe_with_an_image_name_is_not_opened(root):
     os.mkfifo(root / "ant" / "pipe.jpg")
     source = opened(root)
     assert len(source) == 3 and "1 neither file nor folder" in source.notes[0]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_folder_that_cannot_be_read_is_refused_by_name(root):
+def test_unreadable_folder_is_reported(root):
     grow(root, "bee/closed/1.jpg")
     (root / "bee/closed").chmod(0)
     try:
@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_read_is_refused_by_name(root):
         (root / "bee/closed").chmod(0o700)
 
 
-def test_a_class_of_unread_kinds_says_what_it_has(root):
+def test_class_with_only_skipped_files_reports_them(root):
     grow(root, "cat/1.heic", "cat/2.heic", "cat/list.txt")
     with pytest.raises(
         DataError, match=r"cat: a class folder without images .*, it has 2 \.heic \(convert .*\), 1 \.txt; add images"
@@ -130,7 +130,7 @@ def test_a_class_of_unread_kinds_says_what_it_has(root):
         opened(root)
 
 
-def test_files_whose_names_are_not_utf8_are_read_and_such_classes_refused(root):
+def test_non_utf8_file_names_are_read_and_class_names_raise(root):
     name = os.fsdecode(b"caf\xe9.jpg")
     grow(root / "bee", name)
     source = opened(root)
@@ -138,7 +138,7 @@ def test_files_whose_names_are_not_utf8_are_read_and_such_classes_refused(root):
     source.describe(3).encode()
     assert source.describe(3).endswith(r"bee/caf\xe9.jpg")
     (root / "bee" / name).unlink()
-    with pytest.raises(DataError, match=r"caf\\xe9\.jpg: is gone"):
+    with pytest.raises(DataError, match=r"caf\\xe9\.jpg: no longer exists"):
         source[3]
     grow(root / os.fsdecode(b"m\xfccke"), "1.jpg")
     with pytest.raises(DataError, match=r"m\\xfccke: the name of a class is not UTF-8; rename the folder") as error:
@@ -146,13 +146,13 @@ def test_files_whose_names_are_not_utf8_are_read_and_such_classes_refused(root):
     str(error.value).encode()
 
 
-def test_two_classes_that_look_the_same_are_refused(root):
+def test_classes_that_look_the_same_raise(root):
     grow(root, "M\u00fccke/1.jpg", "Mu\u0308cke/1.jpg")
     with pytest.raises(DataError, match=r"'Mu\\u0308cke' and 'M\\xfccke' look the same"):
         opened(root)
 
 
-def test_avif_is_refused_at_once_where_pillow_does_not_read_it(root, monkeypatch):
+def test_avif_raises_at_the_start_if_pillow_does_not_read_it(root, monkeypatch):
     grow(root, "bee/1.AVIF", "bee/avif.png")
     assert len(opened(root)) == 5
     monkeypatch.setattr(folder.Image, "registered_extensions", lambda: {".png": "PNG"})
@@ -160,10 +160,10 @@ def test_avif_is_refused_at_once_where_pillow_does_not_read_it(root, monkeypatch
         opened(root)
 
 
-def test_one_image_is_not_spoken_of_as_several(root):
+def test_notes_use_singular_and_plural(root):
     grow(root, "loose.jpg")
     os.symlink(next((root / "bee").iterdir()).resolve(), root / "bee" / "link.jpg")
     assert opened(root).notes == (
-        f"1 image lies in {root} itself, in no class folder, and is not used",
-        f"1 image of {root} is a link to another one's file",
+        f"1 image is directly in {root}, outside the class folders, and is not used",
+        f"1 image of {root} is a link to another image's file",
     )

@@ -19,7 +19,7 @@ PHOTO = decode((Path(__file__).parent.parent / "golden" / "crops_flower.jpg").re
 
 
 def photographs(count=320):
-    """`count` windows of a photograph; the label is the index, so that a row tells which image it is."""
+    """`count` windows of a photograph; the label is the index, so that a row identifies its image."""
     rng = np.random.default_rng(0)
     corners = zip(rng.integers(0, 132, count), rng.integers(0, 212, count), strict=True)
     images = np.stack([PHOTO[i : i + 28, j : j + 28] for i, j in corners])
@@ -51,7 +51,7 @@ def reference():
     return run()
 
 
-def test_batches_hold_what_the_order_says(reference):
+def test_batches_follow_the_order(reference):
     for step, batch in enumerate(reference):
         assert batch["image"].shape == (64, 16, 16, 3) and batch["image"].dtype == np.uint8
         assert batch["label"].shape == (64,) and batch["label"].dtype == np.int32
@@ -62,7 +62,7 @@ def test_batches_hold_what_the_order_says(reference):
             np.testing.assert_array_equal(batch["image"][r], expected)
 
 
-def test_copies_are_cropped_differently(reference):
+def test_copies_have_different_crops(reference):
     image, _, row = ORDER.positions(0)
     first = row[image == image[0]]
     assert len(first) == 3
@@ -71,7 +71,7 @@ def test_copies_are_cropped_differently(reference):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_hosts_share_the_global_batch(reference, hosts):
+def test_hosts_read_parts_of_the_global_batch(reference, hosts):
     parts = [run(stretches=((64 // hosts * i, 64 // hosts * (i + 1)),), num_threads=2) for i in range(hosts)]
     assert_same(
         [{key: np.concatenate([part[key] for part in step]) for key in step[0]} for step in zip(*parts, strict=True)],
@@ -80,7 +80,7 @@ def test_hosts_share_the_global_batch(reference, hosts):
 
 
 @pytest.mark.parametrize("stretches", [((0, 10), (30, 47)), ((5, 6), (6, 64))])
-def test_a_stretch_of_positions_may_begin_anywhere(reference, stretches):
+def test_stretch_of_positions_may_start_anywhere(reference, stretches):
     positions = np.concatenate([np.arange(*stretch) for stretch in stretches])
     for step, batch in enumerate(run(stretches=stretches, dealt=False)):
         row = ORDER.positions(step).row[positions]
@@ -89,11 +89,11 @@ def test_a_stretch_of_positions_may_begin_anywhere(reference, stretches):
 
 
 @pytest.mark.parametrize("threads", [1, 5])
-def test_threads_change_nothing(reference, threads):
+def test_batches_do_not_depend_on_threads(reference, threads):
     assert_same(run(num_threads=threads, prefetch_batches=1), reference)
 
 
-def test_workers_change_nothing(reference):
+def test_batches_do_not_depend_on_workers(reference):
     assert_same(run(num_threads=1, num_workers=2), reference)
 
 
@@ -105,7 +105,7 @@ def test_restart_continues_the_stream(reference):
 
 
 def test_blocks_larger_than_a_chunk():
-    # 2 blocks of 2 * 83 = 166 rows: cut into chunks of 55 and 56, no divisor needed.
+    # 2 blocks of 2 * 83 = 166 rows, split into chunks of 55 and 56; no divisor is needed.
     order = TrainOrder(num_examples=700, batch_size=332, repeats=2, group_size=2, groups_per_block=83, seed=0)
     source = photographs(700)
     batches = run(source=source, order=order, stop=2, num_threads=2)
@@ -117,7 +117,7 @@ def test_blocks_larger_than_a_chunk():
 
 
 class CountingSource:
-    """Counts reads; threads share it."""
+    """Counts reads from all threads."""
 
     def __init__(self, source):
         self.source, self.reads, self.lock = source, 0, threading.Lock()
@@ -135,14 +135,14 @@ class CountingSource:
         return self.source.describe(index)
 
 
-def test_an_image_is_decoded_once_for_its_copies():
+def test_image_is_decoded_once_for_its_copies():
     order = TrainOrder(num_examples=512, batch_size=256, repeats=3, group_size=64, groups_per_block=4, seed=0)
     source = CountingSource(photographs(512))
     assert len(run(source=source, order=order, stop=1)) == 1
-    assert source.reads == 86  # 256 / 3 images: no border between chunks parts the copies of an image
+    assert source.reads == 86  # 256 / 3 images: no chunk boundary separates the copies of an image
 
 
-def test_chunks_of_every_step_end_where_the_copies_of_an_image_end():
+def test_chunks_end_at_the_end_of_an_images_copies():
     order = TrainOrder(num_examples=2048, batch_size=256, repeats=3, group_size=64, groups_per_block=4, seed=0)
     source = CountingSource(photographs(2048))
     batches = run(source=source, order=order, stop=order.steps_per_epoch)
@@ -153,14 +153,14 @@ def test_chunks_of_every_step_end_where_the_copies_of_an_image_end():
     assert source.reads == sum(distinct)
 
 
-def test_threads_by_default_go_by_the_cores(monkeypatch):
+def test_default_threads_follow_the_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
     assert [default_threads(workers) for workers in (0, 1, 2, 4, 9)] == [6, 6, 3, 2, 1]
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(200)), raising=False)
     assert default_threads(0) == 16 and default_threads(50) == 4
 
 
-def test_starting_late_reads_nothing_before():
+def test_late_start_does_not_read_earlier_images():
     source = CountingSource(SOURCE)
     batches = train_batches(source, ORDER, CROP, start_step=10**6, stop_step=10**6 + 1, num_threads=0)
     next(batches)
@@ -175,7 +175,7 @@ def test_crop_random_numbers_differ_by_step_row_and_seed():
     np.testing.assert_array_equal(a.random(100), b.random(100))
 
 
-def test_crop_random_numbers_of_neighbours_are_independent():
+def test_crop_random_numbers_of_neighbors_are_independent():
     draws = np.asarray([[crop_rng(0, step, row).random() for row in range(64)] for step in range(64)])
     assert abs(draws.mean() - 0.5) < 0.02
     assert abs(np.corrcoef(draws[:, :-1].ravel(), draws[:, 1:].ravel())[0, 1]) < 0.06
@@ -219,7 +219,7 @@ def broken_folder(tmp_path):
 
 
 @pytest.mark.parametrize(("threads", "workers"), [(0, 0), (3, 0), (1, 1)])
-def test_a_damaged_image_is_named(broken_folder, threads, workers):
+def test_damaged_image_is_reported(broken_folder, threads, workers):
     with pytest.raises(DataError, match=r"class1/33\.jpg: an image of 9 bytes cannot be decoded") as error:
         list(eval_batches(broken_folder, CenterCrop(16), 8, num_threads=threads, num_workers=workers))
     assert "\n" not in str(error.value)
@@ -228,20 +228,20 @@ def test_a_damaged_image_is_named(broken_folder, threads, workers):
         run(source=broken_folder, order=order, stop=5, num_threads=threads, num_workers=workers)
 
 
-def test_a_replaced_file_counts_once_whatever_its_name(tmp_path):
+def test_replaced_file_with_any_name_counts_once(tmp_path):
     for name in ("a", "b\nc\x85d", "e", "f"):
         path = tmp_path / "class" / f"{name}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(PHOTO[:32, :32]).save(path)
     (tmp_path / "class" / "b\nc\x85d.png").write_bytes(b"broken")
-    told = []
-    bad_images = BadImages(told.append)
+    warned = []
+    bad_images = BadImages(warned.append)
     order = TrainOrder(num_examples=4, batch_size=4, repeats=1, group_size=2, groups_per_block=1, seed=0)
     list(train_batches(
         ImageFolderSource(tmp_path), order, PaddedCrop(28, 4), start_step=0, stop_step=1, num_threads=0,
         on_bad_image="replace", bad_images=bad_images,
     ))  # fmt: skip
-    assert bad_images.count(1) == 1 and len(told) == 1 and r"b\nc" in told[0]
+    assert bad_images.count(1) == 1 and len(warned) == 1 and r"b\nc" in warned[0]
 
 
 def reader_threads():
@@ -278,7 +278,7 @@ def test_jpeg_bytes_and_encoded_folder(tmp_path):
         (dict(num_threads=-1), r"data\.num_threads=-1"),
     ],
 )
-def test_impossible_requests_are_refused_at_once(options, message):
+def test_invalid_arguments_raise_immediately(options, message):
     start, stop = options.pop("start", 0), options.pop("stop", 1)
     source = options.pop("source", SOURCE)
     with pytest.raises(ValueError, match=message) as error:
@@ -286,6 +286,6 @@ def test_impossible_requests_are_refused_at_once(options, message):
     assert "\n" not in str(error.value)
 
 
-def test_impossible_evaluation_batches():
+def test_invalid_evaluation_stretches_raise():
     with pytest.raises(ValueError, match=r"no rows \(\(8, 12\),\) in batches of 10"):
         eval_batches(SOURCE, CenterCrop(28), 10, stretches=((8, 12),))

@@ -1,11 +1,11 @@
-"""Where a path holds something unexpected, `open_source` refuses it in one line that names the option or the path that fits."""
+"""For a path with an unexpected layout, `open_source` raises one line with the option or the path that fits."""
 
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from deit_jax.config import default_config
-from deit_jax.data.registry import open_further_set, open_source
+from deit_jax.data.registry import open_extra_set, open_source
 from deit_jax.data.sources import DataError, MissingDataError
 from tests.data.trees import grow
 
@@ -31,18 +31,18 @@ def within(folder):
 
 @pytest.mark.parametrize("levels", ["trees", "archive/trees v2"])
 @pytest.mark.parametrize("held_out", [0.0, 0.2])
-def test_splits_in_a_folder_of_their_own(tmp_path, levels, held_out):
+def test_splits_in_an_extra_folder(tmp_path, levels, held_out):
     grow(tmp_path, *within(f"{levels}/train"), *within(f"{levels}/val"), "__MACOSX/trees/._1.jpg", ".DS_Store")
     path = f"DATA/{levels}" if " " not in levels else f"'DATA/{levels}'"
     for split in ("train", "eval"):
         assert refusal(tmp_path, split, held_out=held_out).endswith(f"set --config.data.path={path}")
 
 
-def test_class_folders_in_a_folder_of_their_own(tmp_path):
+def test_class_folders_in_an_extra_folder(tmp_path):
     grow(tmp_path, *within("archive/trees"))
     assert refusal(tmp_path, held_out=0.2) == (
-        "DATA: one class ('archive') is nothing to learn; are the classes one folder deeper, in DATA/archive/trees? Then set "
-        "--config.data.path=DATA/archive/trees"
+        "DATA: only one class ('archive'), training needs two; are the classes one folder deeper, in DATA/archive/trees? Then "
+        "set --config.data.path=DATA/archive/trees"
     )
     grow(tmp_path / "deep", "trees/elm/2019/1.jpg", "trees/oak/2020/1.jpg")
     assert "one folder deeper, in DATA/trees? Then set" in refusal(tmp_path / "deep", held_out=0.2)
@@ -51,16 +51,16 @@ def test_class_folders_in_a_folder_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train", "TRAINING"])
-def test_the_path_of_a_split(tmp_path, name):
+def test_path_of_a_split(tmp_path, name):
     root = grow(tmp_path / "trees", *within(name), *within("val"))
     assert refusal(root / name).endswith(
         f"give the folder above, which holds the splits' folders: --config.data.path={root}"
     )
-    source = open_source(data(root / name, held_out=0.5), "eval")  # which may be meant, so this is said
-    assert source.notes == (f"{root}/val is not used; --config.data.path={root} takes both",)
+    source = open_source(data(root / name, held_out=0.5), "eval")  # this may be intended, so it is only noted
+    assert source.notes == (f"{root}/val is not used; --config.data.path={root} uses both",)
 
 
-def test_the_path_of_a_class(tmp_path):
+def test_path_of_a_class(tmp_path):
     root = grow(tmp_path / "trees", *within("train"), *within("val"))
     assert refusal(root / "train/oak").endswith(f"holds the images of one class: set --config.data.path={root}")
     assert refusal(root / "train/oak", held_out=0.2).endswith(
@@ -68,7 +68,7 @@ def test_the_path_of_a_class(tmp_path):
     )
     root = grow(tmp_path / "flat", *CLASSES)
     assert refusal(root / "elm", held_out=0.2) == (
-        "DATA: 3 images and no class folders; put the images of each class in a folder of its own, or if DATA is one class of "
+        "DATA: 3 images and no class folders; put the images of each class in its own folder, or if DATA is one class of "
         f"several, set --config.data.path={root}"
     )
 
@@ -77,9 +77,9 @@ def test_images_without_class_folders(tmp_path):
     root = grow(tmp_path / "all", "1.jpg", "2.jpg", ".thumbnails/1.jpg")
     assert (
         refusal(root, held_out=0.2)
-        == "DATA: 2 images and no class folders; put the images of each class in a folder of its own"
+        == "DATA: 2 images and no class folders; put the images of each class in its own folder"
     )
-    assert "DATA holds 2 images, in no class folder" in refusal(root, kind=MissingDataError)
+    assert "DATA holds 2 images outside class folders" in refusal(root, kind=MissingDataError)
     assert "DATA holds nothing" in refusal(grow(tmp_path, "none/.git/") / "none", kind=MissingDataError)
 
 
@@ -90,7 +90,7 @@ def test_class_folders_without_splits(tmp_path):
         assert "DATA holds class folders (elm, oak): add --config.data.held_out=0.2" in words
 
 
-def test_a_missing_evaluation_folder(tmp_path):
+def test_missing_evaluation_folder(tmp_path):
     grow(tmp_path, *within("train"), *within("valid"), *within("extra"))
     words = refusal(tmp_path, "eval", eval_split="val", kind=MissingDataError)
     assert words == (
@@ -110,24 +110,24 @@ def test_one_class(tmp_path):
         "flat/elm/2.jpg",
     )
     assert refusal(tmp_path / "trees", held_out=0.2) == (
-        "DATA: one class ('oak') is nothing to learn; give each class a folder of its own, and data.path the "
+        "DATA: only one class ('oak'), training needs two; put each class in its own folder, and set data.path to the "
         "folder that holds them"
     )
-    assert "one class ('twigs') is nothing to learn; if DATA is itself a class, set" in refusal(
+    assert "only one class ('twigs'), training needs two; if DATA is itself a class, set" in refusal(
         tmp_path / "flat/elm", held_out=0.2
     )
     np.savez(tmp_path / "a.npz", train_images=np.ones((2, 4, 4), np.uint8), train_labels=[0, 0], class_names=["only"])
     assert (
         refusal(tmp_path / "a.npz", source="npz")
-        == "DATA: one class ('only') is nothing to learn; add images of a second class"
+        == "DATA: only one class ('only'), training needs two; add images of a second class"
     )
 
 
 def test_one_class_can_be_evaluated(tmp_path):
     grow(tmp_path, *within("train"), "val/oak/1.jpg")
-    assert open_further_set(
-        ConfigDict({"source": "folder", "path": str(tmp_path), "split": "val"}), ""
-    ).class_names == ("oak",)
+    assert open_extra_set(ConfigDict({"source": "folder", "path": str(tmp_path), "split": "val"}), "").class_names == (
+        "oak",
+    )
 
 
 def test_archives_arrays_and_other_files(tmp_path):
@@ -149,7 +149,7 @@ def test_archives_arrays_and_other_files(tmp_path):
 
 
 @pytest.mark.parametrize("source", ["tfds", "npz"])
-def test_folders_of_images_where_another_source_is_configured(tmp_path, source):
+def test_image_folders_with_another_source(tmp_path, source):
     grow(tmp_path, *within("imagenet/train"), *within("imagenet/val"))
     what = {"tfds": "the TFDS data set imagenet2012", "npz": "a .npz file"}[source]
     fields = {"source": source, "name": "imagenet2012"}
@@ -165,7 +165,7 @@ def test_folders_of_images_where_another_source_is_configured(tmp_path, source):
     )
     entry = ConfigDict({"source": source, "name": "imagenet2012", "path": str(tmp_path / "imagenet"), "split": "val"})
     with pytest.raises(DataError, match=r"^add source=folder: "):
-        open_further_set(entry)
+        open_extra_set(entry)
 
 
 @pytest.mark.parametrize(
@@ -177,32 +177,32 @@ def test_folders_of_images_where_another_source_is_configured(tmp_path, source):
         ("pets/1.0.0", "pets/1.0.0", "name=pets and --config.data.path=PARENT"),
     ],
 )
-def test_tfds_data_where_folders_are_configured(tmp_path, files, path, flags):
+def test_tfds_data_with_source_folder(tmp_path, files, path, flags):
     grow(tmp_path, f"{files}/features.json", f"{files}/pets-train.array_record-00000-of-00001")
     for held_out in (0.0, 0.2):
         words = refusal(tmp_path / path, held_out=held_out).replace("DATA", str(tmp_path / path))
         assert (
             words
-            == f"add --config.data.source=tfds, --config.data.{flags}: {tmp_path / path} holds data of TFDS".replace(
+            == f"add --config.data.source=tfds, --config.data.{flags}: {tmp_path / path} holds TFDS data".replace(
                 "PARENT", str(tmp_path)
             )
         )
 
 
-def test_an_empty_evaluation_or_training_set_is_refused(tmp_path):
+def test_empty_split_raises(tmp_path):
     for split, field in (("train", "train_split"), ("eval", "eval_split")):
-        with pytest.raises(DataError, match=r"is empty; give other borders"):
+        with pytest.raises(DataError, match=r"is empty; give other bounds"):
             open_source(data(grow(tmp_path, *within("train"), *within("val")), **{field: "train[6:]"}), split)
 
 
-def test_classes_of_one_image(tmp_path):
+def test_classes_with_one_image(tmp_path):
     root = grow(tmp_path, "elm/1.jpg", "oak/1.jpg")
     for split in ("train", "eval"):
         assert refusal(root, split, held_out=0.2).startswith(
-            "DATA: data.held_out=0.2 leaves no image for evaluation, each class has one image; add images, or a folder `val`"
+            "DATA: data.held_out=0.2 leaves no image for evaluation: each class has one image; add images, or a folder `val`"
         )
     grow(root, "oak/2.jpg")
     sources = [open_source(data(root, held_out=0.2), split) for split in ("train", "eval")]
     assert [len(source) for source in sources] == [2, 1]
     for source in sources:
-        assert source.notes == ("1 of 2 classes have one image, which is trained on and not held out",)
+        assert source.notes == ("1 of 2 classes have one image, which is used for training and not held out",)

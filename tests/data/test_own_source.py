@@ -14,7 +14,7 @@ from deit_jax.data.decoding import PaddedCrop, evaluation_crop
 from deit_jax.data.identity import Identity
 from deit_jax.data.loading import eval_batches, train_batches
 from deit_jax.data.own_source import OwnSource
-from deit_jax.data.registry import open_further_set, open_source, source_names
+from deit_jax.data.registry import open_extra_set, open_source, source_names
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.data.sources import DataError, MissingDataError, UnusableError, notes_of
 from deit_jax.evaluation.extra import open_extra_sets
@@ -24,7 +24,7 @@ NAMES = ("red", "green", "blue")
 
 
 class Plain:
-    """The least that a source is."""
+    """A minimal source."""
 
     def __init__(self, count=12):
         self.count = count
@@ -62,7 +62,7 @@ def config(**fields):
 
 
 def registered(result, split="train", **fields):
-    """What is opened of a registered source whose opener returns, or raises, this."""
+    """Opens a registered source whose opener returns, or raises, `result`."""
 
     def open_cards(data, split):
         if isinstance(result, Exception):
@@ -74,7 +74,7 @@ def registered(result, split="train", **fields):
     return open_source(config(**fields), split)
 
 
-def test_an_opener_gets_the_section_with_the_splits_names_and_parts_are_taken_of_what_it_returns(modules):
+def test_opener_gets_split_names_and_parts_are_taken_from_its_result(modules):
     seen = []
 
     def open_cards(data, split):
@@ -90,12 +90,12 @@ def test_an_opener_gets_the_section_with_the_splits_names_and_parts_are_taken_of
     assert not described[0] & described[1]
     assert len(open_source(config(train_split=""), "train")) == 20 and seen[-1][0] == ""
     open_source(config(eval_split="a + b"), "train")
-    with pytest.raises(DataError, match=r"split 'a \+ b' cannot be understood"):
+    with pytest.raises(DataError, match=r"split 'a \+ b' is invalid"):
         open_source(config(eval_split="a + b"), "eval")
-    open_source(SimpleNamespace(**config().to_dict()), "train")  # any object with the fields
+    open_source(SimpleNamespace(**config().to_dict()), "train")  # any object with these fields
 
 
-def test_an_opener_may_take_parts_itself(modules):
+def test_opener_may_take_parts_itself(modules):
     def open_cards(data, split):
         assert (data.train_split, data.eval_split) == ("a+b[:50%]", "validation")
         return Plain()
@@ -104,7 +104,7 @@ def test_an_opener_may_take_parts_itself(modules):
     assert len(open_source(config(train_split="a+b[:50%]"), "train")) == 12
 
 
-def test_a_registered_source_is_a_further_set(modules, capsys):
+def test_registered_source_is_an_extra_set(modules, capsys):
     def open_cards(data, split):
         if data.path == "/nowhere":
             raise FileNotFoundError(2, "No such file or directory", data.path)
@@ -114,7 +114,7 @@ def test_a_registered_source_is_a_further_set(modules, capsys):
 
     register_source("cards", open_cards)
     entry = {"source": "cards", "name": "x", "path": "/cards", "split": "test[:3]"}
-    found = open_further_set(ConfigDict(entry))
+    found = open_extra_set(ConfigDict(entry))
     assert len(found) == 3 and found.describe(0).startswith("card ")
     configured = tiny_config(model__name="deit_tiny_patch16_224", distillation__kind="none", teacher__weights="")
     with configured.unlocked():
@@ -125,10 +125,10 @@ def test_a_registered_source_is_a_further_set(modules, capsys):
     with pytest.raises(
         MissingDataError, match=r"the data source cards: opening eval raises FileNotFoundError: .*/nowhere"
     ):
-        open_further_set(ConfigDict(entry | {"path": "/nowhere"}))
+        open_extra_set(ConfigDict(entry | {"path": "/nowhere"}))
 
 
-def test_batches_limits_and_classes_are_those_of_every_source(modules):
+def test_batches_limits_and_classes_work_as_for_other_sources(modules):
     source = registered(Full(12), images_per_class=2)
     assert len(source) == 6 and source.class_names == NAMES and notes_of(source) == ["a note"]
     with pytest.raises(DataError, match=r"data\.images_per_class needs the labels of all images at once"):
@@ -153,7 +153,7 @@ def open_plain():
     register_source("plain", lambda data, split: Plain())
 
 
-def test_what_a_run_compares_of_an_own_source(modules):
+def test_identity_of_an_own_source(modules):
     def identity(source):
         return Identity.of(registered(source), registered(source, "eval"))
 
@@ -162,9 +162,9 @@ def test_what_a_run_compares_of_an_own_source(modules):
     record = plain.record()
     assert identity(Plain(13)).other_images(record, evaluation=False) == ["12 training images then, 13 now"]
     assert identity(Full(key="second")).other_images(keyed.record(), evaluation=False) == [
-        "12 training images as then, but not the same ones"
+        "12 training images as before, but not the same ones"
     ]
-    assert labelled.train.digest == ""  # it says so itself
+    assert labelled.train.digest == ""  # its own fingerprint
     del Full.fingerprint
     try:
         first, second = Full(), Full()
@@ -176,7 +176,7 @@ def test_what_a_run_compares_of_an_own_source(modules):
 
 
 @pytest.mark.parametrize(
-    ("result", "said"),
+    ("result", "message"),
     [
         (None, "its opener returns None, which has no __len__ and no __getitem__ and no class_names; return an object"),
         ([1, 2], "its opener returns a list, which has no class_names; return an object"),
@@ -184,37 +184,37 @@ def test_what_a_run_compares_of_an_own_source(modules):
         (type("Numbers", (Plain,), {"class_names": (0, 1)})(), r"class_names is '\(0, 1\)'; give the name of each class"),
         (type("None_", (Plain,), {"class_names": ()})(), r"class_names is '\(\)'; give the name of each class"),
         (type("Late", (Plain,), {"labels": np.arange(12)})(), "label 3 of image 3 is outside the 3 classes"),
-        (type("Half", (Plain,), {"labels": [0.5] * 12})(), r"labels are float64\[12\] for 12 images; give whole numbers"),
+        (type("Half", (Plain,), {"labels": [0.5] * 12})(), r"labels are float64\[12\] for 12 images; give integers"),
         (type("Few", (Plain,), {"labels": [0]})(), r"labels are int64\[1\] for 12 images"),
         (ZeroDivisionError("no cards"), r"opening train raises ZeroDivisionError: no cards \(.*test_own_source\.py, line \d+\)$"),
         (KeyError(), "opening train raises KeyError"),
         (DataError("the cards are wet"), "^the cards are wet$"),
     ],
 )  # fmt: skip
-def test_what_is_no_source_is_refused_in_one_line(modules, result, said):
-    with pytest.raises(DataError, match=said) as raised:
+def test_invalid_source_raises_one_line(modules, result, message):
+    with pytest.raises(DataError, match=message) as raised:
         registered(result)
     assert "\n" not in str(raised.value)
     assert str(raised.value).startswith(("the data source cards: ", "the cards are wet"))
 
 
 @pytest.mark.parametrize(
-    ("example", "said"),
+    ("example", "message"),
     [
-        ((np.zeros((2, 2), np.uint8), 1.0), "the label '1.0' is not a whole number"),
-        ((np.zeros((2, 2), np.uint8), "red"), "the label 'red' is not a whole number"),
-        ((np.zeros((2, 2), np.uint8), None), "the label 'None' is not a whole number"),
-        ((np.zeros((2, 2), np.uint8), (1, 2)), r"the label '\(1, 2\)' is not a whole number"),
+        ((np.zeros((2, 2), np.uint8), 1.0), "the label '1.0' is not an integer"),
+        ((np.zeros((2, 2), np.uint8), "red"), "the label 'red' is not an integer"),
+        ((np.zeros((2, 2), np.uint8), None), "the label 'None' is not an integer"),
+        ((np.zeros((2, 2), np.uint8), (1, 2)), r"the label '\(1, 2\)' is not an integer"),
         ((np.zeros((2, 2), np.uint8), 3), "label 3 is outside the 3 classes"),
         ((np.zeros((2, 2), np.uint8), -1), "label -1 is outside the 3 classes"),
-        (("photo.jpg", 1), "the image is a str; give the bytes of a file, or pixels"),
+        (("photo.jpg", 1), "the image is a str; give the bytes of a file or a uint8 array"),
         ((np.zeros((2, 2)), 1), "float64"),
         ((b"no image", 1), "cannot be decoded"),
         (np.zeros((2, 2), np.uint8), "is a ndarray; give a pair of image and label"),
         (RuntimeError("torn"), r"reading it raises RuntimeError: torn \(.*test_own_source\.py, line \d+\)"),
     ],
 )
-def test_an_image_that_is_none_is_named(modules, example, said):
+def test_invalid_example_is_reported(modules, example, message):
     class Bad(Plain):
         def __getitem__(self, index):
             if isinstance(example, Exception):
@@ -222,12 +222,12 @@ def test_an_image_that_is_none_is_named(modules, example, said):
             return example
 
     source = registered(Bad(), "eval")
-    with pytest.raises(DataError, match=rf"image 0 of the data source cards.*{said}") as raised:
+    with pytest.raises(DataError, match=rf"image 0 of the data source cards.*{message}") as raised:
         next(iter(eval_batches(source, evaluation_crop(default_config().evaluation, 8), 4, num_threads=0)))
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_that_is_gone_can_be_replaced(modules):
+def test_missing_file_can_be_replaced(modules):
     class Gone(Plain):
         def __getitem__(self, index):
             return open(f"/nowhere/{index}.png", "rb").read(), 0
@@ -236,36 +236,36 @@ def test_a_file_that_is_gone_can_be_replaced(modules):
         registered(Gone())[7]
 
 
-def test_a_source_of_several_labels_an_image_is_a_further_set(modules):
+def test_multi_label_source_is_an_extra_set(modules):
     class Several(Plain):
         multi_label = True
 
         def __getitem__(self, index):
             return super().__getitem__(index)[0], [0, 2] if index else []
 
-    with pytest.raises(DataError, match=r"has several labels an image"):
+    with pytest.raises(DataError, match=r"has several labels per image"):
         registered(Several())
-    source = open_further_set(ConfigDict({"source": "cards", "name": "", "path": "", "split": "test"}))
+    source = open_extra_set(ConfigDict({"source": "cards", "name": "", "path": "", "split": "test"}))
     assert (source[0].label, source[1].label) == ((), (0, 2))
 
 
 @pytest.mark.parametrize(
-    ("name", "function", "said"),
+    ("name", "function", "message"),
     [
         ("my source", open_plain, "is not a name of letters, digits and underscores"),
-        ("folder", open_plain, "there is a source 'folder' already"),
+        ("folder", open_plain, "there is already a source 'folder'"),
         ("cards", 3, "open of 'cards' is 3, not a function"),
     ],
 )
-def test_what_cannot_be_a_source_is_refused_when_it_is_registered(modules, name, function, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_registration_raises(modules, name, function, message):
+    with pytest.raises(ValueError, match=message):
         register_source(name, function)
 
 
-def test_a_name_is_one_sources(modules):
+def test_name_cannot_be_registered_twice(modules):
     register_source("cards", open_plain)
     register_source("cards", open_plain)
-    with pytest.raises(ValueError, match="there is a source 'cards' already"):
+    with pytest.raises(ValueError, match="there is already a source 'cards'"):
         register_source("cards", registered)
     assert source_names() == ("fashion_mnist_10k", "npz", "folder", "tfds", "cards")
     validate(tiny_config(data__source="cards"))
@@ -292,7 +292,7 @@ class Cards:
     def __len__(self):
         return 8
 
-    def __getitem__(self, index):  # of another plugin, which the worker has to import by itself
+    def __getitem__(self, index):  # from another plugin, which the worker must import itself
         return np.full((4, 4), sys.modules["helper"].SHADE, np.uint8), index % 2
 
 deit_jax.register_source("cards", lambda data, split: Cards())
@@ -300,7 +300,7 @@ deit_jax.register_source("cards", lambda data, split: Cards())
 
 
 @pytest.mark.long
-def test_workers_read_a_plugins_source(modules):
+def test_workers_read_a_source_of_a_plugin(modules):
     modules(of_cards=CARDS, helper="SHADE = 7\n")
     validate(tiny_config(plugins=("helper", "of_cards"), data__source="cards"))
     source = open_source(config(), "train")
@@ -323,12 +323,12 @@ def broken(*arguments):
         ),
         ({"describe": broken, "__getitem__": broken}, r"describe\(\) raises RuntimeError: no such table"),
         ({"file_name": broken}, r"file_name\(\) raises RuntimeError: no such table"),
-        ({"notes": "a note"}, "notes is 'a note'; give a tuple of texts"),
-        ({"folders": "/data"}, "folders is '/data'; give a tuple of texts"),
+        ({"notes": "a note"}, "notes is 'a note'; give a tuple of strings"),
+        ({"folders": "/data"}, "folders is '/data'; give a tuple of strings"),
         ({"folders": (3,)}, "folders is"),
     ],
 )
-def test_faults_of_the_optional_parts_are_one_line(fields, message):
+def test_errors_in_optional_methods_are_one_line(fields, message):
     kind = type("Faulty", (Plain,), fields)
     with pytest.raises(DataError, match=message) as raised:
         source = OwnSource("the data source cards", kind())

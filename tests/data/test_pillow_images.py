@@ -1,4 +1,4 @@
-"""Every mode of Pillow, from files and as images that a program made: the right values, or a refusal; and never a warning."""
+"""Every mode of Pillow, from files and from programs, gives the right values or an error, never a warning."""
 
 import io
 import logging
@@ -53,7 +53,7 @@ def one_pixel(mode, value):
     return Image.new(mode, (1, 1), value)
 
 
-# --- every mode as an image that a program made ---------------------------------------------------------------------
+# --- every mode, as an image made by a program -----------------------------------------------------------------------
 
 COLORS = [
     ("1", 1, WHITE),
@@ -80,14 +80,14 @@ COLORS = [
 
 
 @pytest.mark.parametrize(("mode", "value", "expected"), COLORS)
-def test_a_mode_has_the_right_color(mode, value, expected):
+def test_modes_have_the_right_color(mode, value, expected):
     found = read_image(one_pixel(mode, value))
     assert found.shape == (1, 1, 3) and found.dtype == np.uint8
     assert np.abs(found[0, 0].astype(int) - expected).max() <= (1 if mode == "LAB" else 0)
 
 
 @pytest.mark.parametrize("mode", ["P", "PA"])
-def test_palettes_are_looked_up(mode):
+def test_palettes_are_applied(mode):
     image = Image.new("P", (2, 1))
     image.putpalette([9, 8, 7, 0, 255, 0])
     image.putpixel((1, 0), 1)
@@ -96,22 +96,20 @@ def test_palettes_are_looked_up(mode):
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 @pytest.mark.parametrize("value", [0, 1, 200, 65535])
-def test_pixels_without_a_white_are_refused(mode, value):
-    with pytest.raises(
-        DataError, match=r"image 3: its pixels are .*nothing says which value is white: make uint8"
-    ) as error:
+def test_pixels_without_a_white_level_raise(mode, value):
+    with pytest.raises(DataError, match=r"image 3: its pixels are .*white level is undefined: convert") as error:
         read_image(one_pixel(mode, value), "image 3")
     assert "\n" not in str(error.value)
 
 
-def test_no_mode_is_left_out():
-    """A new mode of Pillow is given a test, here, before it is given a meaning."""
+def test_all_modes_are_covered():
+    """Fails for a new mode of Pillow, which needs a decision and a test."""
     tested = {mode for mode, *_ in COLORS} | {"P", "PA", "I", "F"}
     assert set(getattr(Image, "MODES", tested)) | set(tested) == tested
     assert all(ImageMode.getmode(mode) for mode in tested)
 
 
-def test_16_bit_pixels_that_look_like_8_bit_ones_are_refused_not_black():
+def test_16_bit_pixels_with_8_bit_values_raise():
     values = np.arange(200, dtype=np.uint16).reshape(10, 20)
     for image in (Image.fromarray(values), encode(Image.fromarray(values), "PNG"), tiff(values)):
         with pytest.raises(DataError, match=r"have 16 bits and none exceeds 199.*save them as such"):
@@ -142,11 +140,11 @@ SHOWN = [0, 1, 128, 254, 255]
     ],
     ids=["PNG", "TIFF", "LZW", "Pillow's PGM", "II", "MM", "white is zero", "plain PGM", "PGM", "10 bits"],
 )
-def test_16_bit_greys_are_scaled(file):
+def test_16_bit_grays_are_scaled(file):
     np.testing.assert_array_equal(decode(file)[0, :, 0], SHOWN)
 
 
-def test_12_bits_of_a_tiff_are_scaled_by_their_own_white():
+def test_12_bit_tiff_is_scaled_by_its_white_level():
     packed = bytes([0x00, 0x08, 0x08, 0xFF, 0xF0, 0x10])  # 0, 2056, 4095, 16: two values in three bytes
     found = decode(tiff(np.zeros((1, 4), np.uint16), bits=12, data=packed))
     np.testing.assert_array_equal(found[0, :, 0], [0, 128, 255, 1])
@@ -177,10 +175,8 @@ def test_12_bits_of_a_tiff_are_scaled_by_their_own_white():
         + struct.pack(">hh", -5, 300),
     ],
 )
-def test_files_without_a_white_are_refused_in_one_line(file):
-    with pytest.raises(
-        DataError, match=r"nothing says which value is white|does not read: save it with 8 bits"
-    ) as error:
+def test_files_without_a_white_level_raise_one_line(file):
+    with pytest.raises(DataError, match=r"white level is undefined|does not read: save it with 8 bits") as error:
         decode(file)
     assert "\n" not in str(error.value)
 
@@ -192,7 +188,7 @@ def test_16_bit_colors_keep_their_high_byte():
     )
 
 
-def test_a_file_that_is_refused_is_named(tmp_path):
+def test_rejected_file_is_named(tmp_path):
     (tmp_path / "only").mkdir()
     Image.new("F", (8, 8), 0.5).save(tmp_path / "only" / "heat.tif")
     with pytest.raises(DataError, match=r"only/heat\.tif: its pixels are floating-point numbers"):
@@ -205,15 +201,15 @@ def test_a_file_that_is_refused_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int8, np.uint16, np.int64, np.float16, np.float32, np.float64])
-def test_arrays_of_other_types_are_refused_with_a_way_to_convert_them(dtype):
+def test_other_dtypes_raise_with_a_conversion(dtype):
     pixels = np.ones((4, 5, 3), dtype)
     for read in (read_image, decode, lambda it: ArraySource(it[None], np.zeros(1, int), ("a",), "x.npz")):
         with pytest.raises(DataError, match=rf"{np.dtype(dtype)}.*give uint8 .*WHITE is the value of white"):
             read(pixels)
 
 
-def test_the_way_to_convert_is_right():
-    advice = pillow_images.TO_UINT8.partition("by ")[2].partition(", where")[0]
+def test_suggested_conversion_is_correct():
+    advice = pillow_images.TO_UINT8.partition("with ")[2].partition(", where")[0]
     for white, dtype in ((1, bool), (1.0, np.float32), (65535, np.uint16), (4095, np.int64)):
         pixels = np.array([0, white], dtype)
         converted = eval(advice, {"np": np, "WHITE": white, "pixels": pixels})
@@ -257,7 +253,7 @@ WARNS = {
 
 
 def complaints(read):
-    """What Pillow warns of and logs while `read()` runs."""
+    """Returns Pillow's warnings and log records during `read()`."""
     records = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: records.append(record.getMessage())
@@ -272,7 +268,7 @@ def complaints(read):
 
 
 @pytest.mark.parametrize("name", WARNS)
-def test_what_pillow_warns_of_is_not_shown(name):
+def test_pillow_warnings_are_suppressed(name):
     def by_pillow():
         try:
             with Image.open(io.BytesIO(WARNS[name])) as image:
@@ -286,19 +282,19 @@ def test_what_pillow_warns_of_is_not_shown(name):
         except DataError:
             assert name == "samples.tif"
 
-    assert complaints(by_pillow)  # so the file is one to be silent about
+    assert complaints(by_pillow)  # the file does cause warnings
     assert complaints(by_us) == []
-    assert complaints(by_pillow)  # and other users of Pillow still hear of it
+    assert complaints(by_pillow)  # and other users of Pillow still see them
 
 
-def test_large_photographs_are_not_warned_of(monkeypatch):
+def test_large_photographs_do_not_warn(monkeypatch):
     large = encode(Image.new("L", (100, 60)), "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
     assert complaints(lambda: decode(large)) == []
     assert complaints(lambda: Image.open(io.BytesIO(large)))
 
 
-def test_images_that_pillow_has_opened_are_read_silently():
+def test_opened_pil_images_are_read_silently():
     opened = Image.open(io.BytesIO(WARNS["palette.png"]))
     assert complaints(lambda: read_image(opened)) == []
 
@@ -324,12 +320,12 @@ def test_other_threads_and_other_warnings_are_not_muted():
     assert len(complaints(warn_elsewhere)) == 2
 
 
-def test_many_threads_at_once():
+def test_concurrent_threads():
     with ThreadPoolExecutor(8) as pool:
         assert complaints(lambda: list(pool.map(lambda _: decode(WARNS["palette.png"]), range(200)))) == []
 
 
-def test_importing_the_package_filters_nothing():
+def test_import_adds_no_filter():
     code = (
         "import PIL.Image, numba, grain, warnings; before = list(warnings.filters)\n"
         "import deit_jax.data.loading, deit_jax.data.given_images\n"
@@ -340,7 +336,7 @@ def test_importing_the_package_filters_nothing():
 
 
 @pytest.mark.long
-def test_workers_say_nothing_either(tmp_path, capfd):
+def test_workers_are_silent(tmp_path, capfd):
     (tmp_path / "only").mkdir()
     for name in ("palette.png", "exif.jpg", "tags.tif"):
         (tmp_path / "only" / name).write_bytes(WARNS[name])

@@ -31,15 +31,15 @@ def test_embedded_data_set():
     distinct = {train[i].image.tobytes() for i in range(len(train))} | {
         test[i].image.tobytes() for i in range(len(test))
     }
-    assert len(distinct) > 11_900  # real photographs, hardly any two alike
+    assert len(distinct) > 11_900  # real photographs, hardly any duplicates
     assert EMBEDDED.stat().st_size < 6e6
 
 
-def test_fewer_images_of_each_class():
+def test_images_per_class():
     data = config(source="fashion_mnist_10k", images_per_class=200)
     train, test = (open_source(data, split) for split in ("train", "eval"))
     assert np.bincount([train[i].label for i in range(len(train))]).tolist() == [200] * 10
-    assert len(test) == 2_000  # all are evaluated
+    assert len(test) == 2_000  # the evaluation images are unaffected
 
 
 def test_npz(tmp_path):
@@ -58,7 +58,7 @@ def test_folder_splits(tmp_path):
     assert open_source(data, "train").describe(0) == str(tmp_path / "train/a/0.png")
     held_out = open_source(data, "eval")
     assert isinstance(held_out, ImageFolderSource)
-    assert held_out.describe(0) == str(tmp_path / "val/a/0.png")  # "validation" is absent and "val" there
+    assert held_out.describe(0) == str(tmp_path / "val/a/0.png")  # "validation" does not exist, but "val" does
     make_folder(tmp_path / "validation", ["a", "b"])
     assert open_source(data, "eval").describe(1) == str(tmp_path / "validation/b/0.png")
 
@@ -68,7 +68,7 @@ def paths(source):
 
 
 @pytest.mark.parametrize("train", ["", "train"])
-def test_a_folder_without_evaluation_images_holds_some_out(tmp_path, train):
+def test_folder_without_evaluation_images_holds_out_some(tmp_path, train):
     for name in ("a", "b"):
         (tmp_path / train / name).mkdir(parents=True)
         for i in range(10):
@@ -80,32 +80,34 @@ def test_a_folder_without_evaluation_images_holds_some_out(tmp_path, train):
     assert not paths(training) & paths(evaluation) and len(paths(training) | paths(evaluation)) == 20
     with pytest.raises(DataError, match="no such folder"):
         open_source(config(source="folder", path=str(tmp_path)), "eval")
-    # where there is a folder for them, it is taken
+    # an existing evaluation folder is used
     make_folder(tmp_path / "val", ["a", "b"])
     make_folder(tmp_path / "train", [name for name in ("a", "b") if not train])
     assert paths(open_source(data, "eval")) == {str(tmp_path / f"val/{name}/0.png") for name in ("a", "b")}
 
 
-def test_spelled_splits_are_opened_and_said(tmp_path):
+def test_splits_with_other_spellings_are_opened_and_noted(tmp_path):
     make_folder(tmp_path / "TRAIN", ["a", "b"])
     make_folder(tmp_path / "Test_Set", ["a", "b"])
     data = config(source="folder", path=str(tmp_path))
     train, held_out = open_source(data, "train"), open_source(data, "eval")
-    assert train.notes == (f"training images are those of {tmp_path / 'TRAIN'}",)
+    assert train.notes == (f"training images come from {tmp_path / 'TRAIN'}",)
     assert paths(held_out) == {str(tmp_path / f"Test_Set/{name}/0.png") for name in ("a", "b")}
-    assert held_out.notes[0].startswith(f"evaluation images are those of {tmp_path / 'Test_Set'}, since")
+    assert held_out.notes[0].startswith(f"evaluation images come from {tmp_path / 'Test_Set'}, since")
     part = open_source(config(source="folder", path=str(tmp_path), eval_split="train[50%:]", max_eval_images=1), "eval")
-    assert notes_of(train, part) == [*train.notes, f"evaluation images are those of {tmp_path / 'TRAIN'}"]
-    # one folder under two names
+    assert notes_of(train, part) == [*train.notes, f"evaluation images come from {tmp_path / 'TRAIN'}"]
+    # one folder with two names
     (tmp_path / "val").symlink_to("TRAIN")
-    assert f"{tmp_path / 'val'} and {tmp_path / 'TRAIN'} are one folder, by a link" in open_source(data, "eval").notes
+    assert (
+        f"{tmp_path / 'val'} and {tmp_path / 'TRAIN'} are the same folder, by a link" in open_source(data, "eval").notes
+    )
 
 
 def numbers(source):
     return {source.describe(i) for i in range(len(source))}
 
 
-def test_parts_of_a_split_serve_as_training_and_evaluation_images(tmp_path):
+def test_parts_of_a_split_are_training_and_evaluation_images(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "train" / name).mkdir(parents=True)
         for i in range(10):
@@ -126,17 +128,17 @@ def test_parts_of_a_split_serve_as_training_and_evaluation_images(tmp_path):
     data = config(source="folder", path=str(tmp_path), train_split="train", eval_split="validation[:5]")
     make_folder(tmp_path / "val", ["a", "b"])
     assert len(open_source(data, "eval")) == 2 and "/val/" in open_source(data, "eval").describe(0)
-    with pytest.raises(DataError, match=r"split 'train\[90%' cannot be understood"):
+    with pytest.raises(DataError, match=r"split 'train\[90%' is invalid"):
         open_source(config(source="npz", path=str(tmp_path / "a.npz"), train_split="train[90%"), "train")
 
 
 @pytest.mark.parametrize("source", ["npz", "folder"])
-def test_path_is_needed(source):
+def test_missing_path_raises(source):
     with pytest.raises(DataError, match=rf"data\.source={source} needs data\.path"):
         open_source(config(source=source), "train")
 
 
-def test_unknown_choices(tmp_path):
+def test_unknown_choices_raise(tmp_path):
     with pytest.raises(DataError, match=r"data\.source='imagenet' is unknown; choose"):
         open_source(config(source="imagenet"), "train")
     with pytest.raises(ValueError, match="split='test'"):

@@ -8,8 +8,7 @@ from PIL import Image
 
 from deit_jax.data import resizing
 from deit_jax.data.decoding import decode
-from deit_jax.data.resizing import Box, resize, vertical_first
-from deit_jax.data.resizing_taps import resize_window
+from deit_jax.data.resizing import Box, resize, resize_window, vertical_first
 
 PHOTO = decode((Path(__file__).parent.parent / "golden" / "crops_china.jpg").read_bytes())
 NEW_RULE = int(PIL.__version__.split(".")[0]) >= 13  # Pillow resizes tall boxes vertically first
@@ -21,7 +20,7 @@ def pillows(image, height, width, box):
 
 
 def cases(count):
-    """Noise and photographs of all shapes, boxes in them, and sizes larger and smaller than the box."""
+    """Noise and photographs of all shapes, boxes in them, and larger and smaller target sizes."""
     rng = np.random.default_rng(0)
     for number in range(count):
         height, width = (int(side) for side in rng.integers(1, 300, 2))
@@ -37,7 +36,7 @@ def cases(count):
         yield image, *new, Box(top, left, box_height, box_width)
 
 
-def test_pixels_are_pillows_to_the_bit():
+def test_pixels_equal_pillow():
     kinds = set()
     for image, height, width, box in cases(300):
         first = vertical_first(box.height, box.width, height, width)
@@ -48,8 +47,8 @@ def test_pixels_are_pillows_to_the_bit():
 
 
 @pytest.mark.parametrize(("height", "width"), [(250, 230), (265, 215), (340, 300), (383, 333), (226, 225), (227, 225)])
-def test_both_orders_of_the_passes(height, width):
-    # Each pass rounds, so the order shows in noise.
+def test_order_of_the_passes(height, width):
+    # Each pass rounds, so the order is visible in noise.
     noise = np.random.default_rng(1).integers(0, 256, (height, width, 3), np.uint8)
     whole = Image.fromarray(noise)
     sizes = [(width, 224), (224, 224)] if vertical_first(height, width, 224, 224) else [(224, height), (224, 224)]
@@ -59,11 +58,11 @@ def test_both_orders_of_the_passes(height, width):
 
 
 def windows(count):
-    """Photographs and slivers, sizes to resize them to, and a window of the result."""
+    """Photographs and elongated images, target sizes, and a window of the result."""
     rng = np.random.default_rng(2)
     for number in range(count):
         sides = [int(rng.integers(1, 260)), int(rng.integers(1, 260))]
-        if number % 2:  # a sliver, lying or upright
+        if number % 2:  # an elongated image
             sides[number // 2 % 2] = int(rng.integers(1, 5))
         new = [int(side) for side in rng.integers(1, 300, 2)]
         if number % 5 == 0:  # one pass, or none
@@ -73,7 +72,7 @@ def windows(count):
         yield rng.integers(0, 256, (*sides, 3), np.uint8), *new, Box(top, left, rows, columns)
 
 
-def test_a_window_has_the_bits_of_the_whole_result():
+def test_window_equals_part_of_the_whole_result():
     orders = set()
     for image, height, width, window in windows(300):
         expected = resize(image, height, width)[window.top :, window.left :][: window.height, : window.width]
@@ -85,7 +84,7 @@ def test_a_window_has_the_bits_of_the_whole_result():
     assert orders == {True, False}
 
 
-def test_a_window_of_a_box():
+def test_window_of_a_box():
     box, window = Box(7, 11, 90, 200), Box(13, 5, 21, 34)
     for height, width in ((60, 70), (90, 70), (60, 200), (90, 200), (300, 80)):
         expected = resize(PHOTO, height, width, box)[13:34, 5:39]
@@ -93,7 +92,7 @@ def test_a_window_of_a_box():
 
 
 @pytest.mark.parametrize("kernel", [True, False], ids=["numba", "no numba"])
-def test_a_window_takes_no_memory_of_the_whole_result(monkeypatch, kernel):
+def test_window_needs_no_memory_for_the_whole_result(monkeypatch, kernel):
     # The whole result would be 256 x 76,800,000 pixels.
     image = np.random.default_rng(3).integers(0, 256, (1, 300_000, 3), np.uint8)
     if not kernel:
@@ -102,7 +101,7 @@ def test_a_window_takes_no_memory_of_the_whole_result(monkeypatch, kernel):
         height, width = (256 * 300_000, 256) if turn else (256, 256 * 300_000)
         middle = Box(height // 2, 16, 512, 224) if turn else Box(16, width // 2, 224, 512)
         found = resize(picture, height, width, window=middle)
-        # Where the image is enlarged 256 times, pixel 150,000 reaches half of its neighbours' way.
+        # At 256-fold enlargement, pixel 150,000 reaches halfway to its neighbors.
         part = picture[149_900:150_100] if turn else picture[:, 149_900:150_100]
         shorter = (256 * 200, 256) if turn else (256, 256 * 200)
         same = Box(256 * 100, 16, 512, 224) if turn else Box(16, 256 * 100, 224, 512)
@@ -113,12 +112,12 @@ def test_a_window_takes_no_memory_of_the_whole_result(monkeypatch, kernel):
 def test_very_wide_images_are_resized_in_parts(monkeypatch):
     image = np.random.default_rng(4).integers(0, 256, (5, 3000, 3), np.uint8)
     expected = resize(image, 40, 37)
-    monkeypatch.setattr(resizing, "_WIDEST", 200)
+    monkeypatch.setattr(resizing, "_MAX_WIDTH", 200)
     np.testing.assert_array_equal(resize(image, 40, 37), expected)
     np.testing.assert_array_equal(resize(image, 40, 37, window=Box(3, 4, 9, 30)), expected[3:12, 4:34])
 
 
-def test_any_memory_layout():
+def test_memory_layouts():
     turned = np.rot90(PHOTO)
     assert not turned.flags.c_contiguous
     frozen = PHOTO.copy()
@@ -129,7 +128,7 @@ def test_any_memory_layout():
     assert resize(PHOTO, 100, 90, Box(3, 5, 100, 90)).base is not None  # nothing to compute: a view
 
 
-def test_pillow_resizes_where_numba_is_missing(monkeypatch):
+def test_pillow_resizes_without_numba(monkeypatch):
     assert resizing._kernel() is not None
     expected = resize(PHOTO, 60, 70, Box(10, 20, 90, 110))
     monkeypatch.setitem(sys.modules, "deit_jax.data.resizing_kernel", None)  # importing it is now an ImportError

@@ -19,14 +19,14 @@ def order(**changes) -> TrainOrder:
 
 
 def list_of_epoch(order, epoch):
-    """The order's own list of an epoch, batch after batch."""
+    """The order's list of images in an epoch, batch after batch."""
     first = epoch * order.steps_per_epoch
     return np.concatenate([order.positions(first + t).image_index for t in range(order.steps_per_epoch)])
 
 
 @pytest.fixture
 def repeated_order(monkeypatch):
-    """(permutation of an epoch, repeats) -> the order's own list of that epoch."""
+    """(permutation of an epoch, repeats) -> the order's list of that epoch."""
 
     def repeated(permutation, repeats):
         monkeypatch.setattr(sampling, "_permutation", lambda *_: permutation)
@@ -36,14 +36,14 @@ def repeated_order(monkeypatch):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_repeated_order_deals_what_the_reference_ranks_get(case, repeated_order):
+def test_repeated_order_equals_the_reference_ranks(case, repeated_order):
     images, ranks, repeats = map(int, case.split("_"))
     per_rank = GOLDEN[f"{case}_ranks"]
     ours = repeated_order(GOLDEN[f"{case}_permutation"], repeats)
     assert len(ours) == selected_positions(images)
     for rank in range(ranks):
         np.testing.assert_array_equal(ours[rank::ranks][: per_rank.shape[1]], per_rank[rank])
-    # And so the global batch of any step has the same images, copies counted.
+    # So the global batch of any step has the same images, including copies.
     rows = 16
     for t in range(per_rank.shape[1] // rows):
         theirs = Counter(per_rank[:, t * rows : (t + 1) * rows].ravel().tolist())
@@ -51,8 +51,8 @@ def test_repeated_order_deals_what_the_reference_ranks_get(case, repeated_order)
 
 
 @pytest.mark.parametrize("ranks", [1, 4, 8])
-def test_repeated_order_of_imagenet_deals_what_the_reference_ranks_get(ranks, repeated_order):
-    permutation = np.random.RandomState(5).permutation(1281167)  # as record_sampler.py puts in PyTorch's place
+def test_repeated_order_of_imagenet_equals_the_reference_ranks(ranks, repeated_order):
+    permutation = np.random.RandomState(5).permutation(1281167)  # as record_sampler.py uses instead of PyTorch's
     ours = repeated_order(permutation, 3)
     for rank, digest in enumerate(GOLDEN[f"imagenet_{ranks}"]):
         assert len(ours[rank::ranks]) == 1281024 // ranks
@@ -70,11 +70,11 @@ def test_batches_follow_the_repeated_order():
     np.testing.assert_array_equal(copies, np.arange(len(entries)) % 3)
 
 
-def test_one_third_of_the_images_in_an_epoch_and_all_over_time():
+def test_an_epoch_has_a_third_of_the_images_and_training_all():
     it = order(num_examples=1536)
     seen = [set(list_of_epoch(it, epoch).tolist()) for epoch in range(20)]
     assert {len(images) for images in seen} == {1536 // 3}
-    assert len(set.union(*seen)) > 1530  # chance of an image to be missed in 20 epochs: (2/3)^20
+    assert len(set.union(*seen)) > 1530  # probability that an image is missed in 20 epochs: (2/3)^20
     assert seen[0] != seen[1]
 
 
@@ -96,12 +96,12 @@ def test_rows_are_a_permutation_and_copies_never_share_a_group():
         blocks = {}
         for i, b in zip(image.tolist(), block.tolist(), strict=True):
             blocks.setdefault(i, set()).add(b)
-        # Six blocks: an image is cut by at most each of the five borders between them.
+        # Six blocks: each of the five boundaries splits at most one image's copies.
         assert sum(len(b) > 1 for b in blocks.values()) <= 5
         assert copy.max() == 2
 
 
-def test_layout_written_out():
+def test_explicit_layout():
     it = order(num_examples=300, batch_size=12, group_size=2, groups_per_block=3, repeats=3)
     image, _, row = it.positions(0)
     by_row = np.empty(12, int)
@@ -112,7 +112,7 @@ def test_layout_written_out():
     assert image[:6].tolist() == [a, a, a, b, b, b]
 
 
-def test_slices_are_the_whole():
+def test_slices_equal_the_whole():
     it = order()
     whole = it.positions(17)
     parts = zip(*(it.positions(17, start, start + 12) for start in range(0, 96, 12)), strict=True)
@@ -127,20 +127,18 @@ def test_order_depends_on_seed_and_epoch_only():
     np.testing.assert_array_equal(it.positions(far).image_index, order().positions(far).image_index)
     np.testing.assert_array_equal(
         list_of_epoch(it, 1)[:960], list_of_epoch(order(batch_size=64), 1)[:960]
-    )  # the batch size cuts the same list elsewhere
+    )  # another batch size splits the same list elsewhere
     assert not np.array_equal(list_of_epoch(it, 0), list_of_epoch(order(seed=6), 0))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(it)).positions(5).image_index, it.positions(5).image_index)
     assert len(pickle.dumps(it)) < 1000
 
 
-def test_any_step_costs_the_same():
+def test_cost_does_not_depend_on_the_step():
     it = order(num_examples=1281167, batch_size=1024, group_size=64)
-    assert (
-        len(it.positions(300 * 1251 - 1).image_index) == 1024
-    )  # would take hours if the steps before were walked through
+    assert len(it.positions(300 * 1251 - 1).image_index) == 1024  # would take hours if the cost grew with the step
 
 
-def test_small_data_sets_are_not_rounded_to_nothing():
+def test_small_data_sets_are_not_rounded_to_zero():
     it = order(num_examples=200, batch_size=96)
     assert it.steps_per_epoch == 2
     assert order(num_examples=256, batch_size=64).steps_per_epoch == 4
@@ -151,13 +149,13 @@ def test_small_data_sets_are_not_rounded_to_nothing():
     [
         (dict(batch_size=100), r"train\.batch_size=100 is not a multiple of .*8 \* 4 = 32"),
         (dict(groups_per_block=2), r"augment\.groups_per_block=2 is less than data\.repeats=3"),
-        (dict(num_examples=300, batch_size=288), r"train\.batch_size=288 is more than the 256 positions.*300 images"),
-        (dict(num_examples=90), r"train\.batch_size=96 is more than the 90 positions"),
+        (dict(num_examples=300, batch_size=288), r"train\.batch_size=288 exceeds the 256 positions.*300 images"),
+        (dict(num_examples=90), r"train\.batch_size=96 exceeds the 90 positions"),
         (dict(repeats=0), r"data\.repeats=0"),
         (dict(seed=-1), r"seed=-1"),
     ],
 )
-def test_impossible_orders(changes, message):
+def test_invalid_orders_raise(changes, message):
     with pytest.raises(ValueError, match=message) as error:
         order(**changes)
     assert "\n" not in str(error.value)
@@ -171,7 +169,7 @@ def test_impossible_orders(changes, message):
         (6, 3, 256, (2, 3)), (50, 1, 256, (50, 1)), (30, 5, 256, (6, 5)), (1022, 3, 256, (146, 7)), (4, 2, 256, (2, 2)),
     ],
 )  # fmt: skip
-def test_sizes_of_mixing_follow_from_the_batch(batch, repeats, largest, sizes):
+def test_mixing_sizes_follow_from_the_batch(batch, repeats, largest, sizes):
     assert mixing_sizes(batch, repeats, largest) == sizes
     group, groups = sizes
     order(num_examples=10_000, batch_size=batch, repeats=repeats, group_size=group, groups_per_block=groups)
@@ -179,14 +177,14 @@ def test_sizes_of_mixing_follow_from_the_batch(batch, repeats, largest, sizes):
     assert mixing_sizes(batch, repeats, largest, groups_per_block=groups) == sizes
 
 
-def test_given_sizes_of_mixing_are_kept():
+def test_given_mixing_sizes_are_kept():
     assert mixing_sizes(1024, 3, 64, group_size=256) == (256, 4)
     assert mixing_sizes(1024, 3, 64, groups_per_block=8) == (64, 8)
-    assert mixing_sizes(1024, 3, 64, group_size=48, groups_per_block=5) == (48, 5)  # for TrainOrder to refuse
+    assert mixing_sizes(1024, 3, 64, group_size=48, groups_per_block=5) == (48, 5)  # TrainOrder rejects them
 
 
 @pytest.mark.parametrize("batch", [7, 1, 35])
-def test_an_odd_batch_does_where_nothing_is_mixed(batch):
+def test_odd_batch_works_without_mixing(batch):
     with pytest.raises(ValueError, match=rf"^train\.batch_size={batch} with data\.repeats=1 .*multiple of 8$") as error:
         mixing_sizes(batch, 1, 256)
     assert "\n" not in str(error.value)
@@ -197,25 +195,25 @@ def test_an_odd_batch_does_where_nothing_is_mixed(batch):
 @pytest.mark.parametrize(
     ("batch", "repeats", "given", "message"),
     [
-        (64, 3, dict(groups_per_block=5), r"groups_per_block=5 cannot .*even number of rows, at least 3 groups a block: .* 10$"),
-        (64, 3, dict(group_size=48), r"group_size=48 cannot .*groups of 48 rows, at least 3 groups a block: .*of 192$"),
+        (64, 3, dict(groups_per_block=5), r"groups_per_block=5 .*even number of rows, at least 3 groups per block: .* 10$"),
+        (64, 3, dict(group_size=48), r"group_size=48 cannot .*groups of 48 rows, at least 3 groups per block: .*of 192$"),
         (70, 6, dict(group_size=8), r"train\.batch_size=70 with data\.repeats=6.* multiple of 48$"),
         (4, 3, {}, r"train\.batch_size=4 with data\.repeats=3 cannot .* multiple of 8$"),
-        (2, 3, dict(mixes=False), r"cannot be divided into mixing groups, at least 3 groups a block: .* multiple of 4$"),
-        (65, 1, dict(groups_per_block=6), r"even number of rows, at least 1 group a block: .* multiple of 12$"),
+        (2, 3, dict(mixes=False), r"cannot be divided into mixing groups, at least 3 groups per block: .* multiple of 4$"),
+        (65, 1, dict(groups_per_block=6), r"even number of rows, at least 1 group per block: .* multiple of 12$"),
     ],
 )  # fmt: skip
-def test_batches_that_nothing_divides(batch, repeats, given, message):
+def test_indivisible_batches_raise(batch, repeats, given, message):
     with pytest.raises(ValueError, match=message) as error:
         mixing_sizes(batch, repeats, 256, **given)
     assert "\n" not in str(error.value)
     multiple = int(message.removesuffix("$").split()[-1])
-    group, groups = mixing_sizes(multiple, repeats, 256, **given)  # the advice helps
+    group, groups = mixing_sizes(multiple, repeats, 256, **given)  # the suggestion works
     order(batch_size=multiple, repeats=repeats, group_size=group, groups_per_block=groups)
 
 
-def test_a_largest_group_of_one_row_is_named_where_rows_are_mixed():
-    with pytest.raises(ValueError, match=r"^augment\.max_group_size=1: .*give 2 or more"):
+def test_mixing_with_max_group_size_1_raises():
+    with pytest.raises(ValueError, match=r"^augment\.max_group_size=1: .*set 2 or more"):
         mixing_sizes(1024, 3, 1)
     assert mixing_sizes(1024, 3, 1, mixes=False) == (1, 4)
 
@@ -227,7 +225,7 @@ def test_a_largest_group_of_one_row_is_named_where_rows_are_mixed():
         (1060, 256, 5, 1060), (530, 256, 5, 530), (1012, 256, 2, 1008), (100, 256, None, 100), (1024, 16, None, 1024),
     ],
 )  # fmt: skip
-def test_batches_whose_groups_are_tiny_have_a_better_one_beside_them(batch, largest, groups, better):
+def test_better_batch_size_for_tiny_groups(batch, largest, groups, better):
     group, _ = mixing_sizes(batch, 1 if groups else 3, largest, groups_per_block=groups)
     assert batch_of_larger_groups(batch, 1 if groups else 3, largest, groups) == (None if better == batch else better)
     if better != batch:
@@ -235,7 +233,7 @@ def test_batches_whose_groups_are_tiny_have_a_better_one_beside_them(batch, larg
         assert larger > 4 * group
 
 
-def test_impossible_positions():
+def test_invalid_positions_raise():
     with pytest.raises(ValueError, match="step -1"):
         order().positions(-1)
     with pytest.raises(ValueError, match="0 to 97"):

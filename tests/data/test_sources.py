@@ -43,7 +43,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_folder_has_torchvisions_classes_and_order(folder):
+def test_folder_has_the_classes_and_order_of_torchvision(folder):
     source = ImageFolderSource(folder / "train")
     # Sorted by code point (capitals first), files before those of the folders below, as ImageFolder(...).samples.
     assert source.class_names == ("Zebra", "cat", "dog")
@@ -61,7 +61,7 @@ def test_folder_pickles_and_is_a_source(folder):
     assert [again[i] for i in range(len(again))] == [source[i] for i in range(len(source))]
 
 
-def test_folder_refuses_what_is_no_data_set(folder):
+def test_invalid_folders_raise(folder):
     with pytest.raises(DataError, match=r"nowhere: no such folder; set data\.path") as error:
         ImageFolderSource(folder / "nowhere")
     assert one_line(error)
@@ -72,10 +72,10 @@ def test_folder_refuses_what_is_no_data_set(folder):
         ImageFolderSource(folder / "train/dog/deep")
 
 
-def test_folder_names_a_file_that_has_gone(folder):
+def test_deleted_file_is_reported(folder):
     source = ImageFolderSource(folder / "train")
     (folder / "train/cat/z.png").unlink()
-    with pytest.raises(DataError, match=r"cat/z\.png: is gone; restore the file"):
+    with pytest.raises(DataError, match=r"cat/z\.png: no longer exists; restore the file"):
         source[1]
 
 
@@ -97,10 +97,10 @@ def test_arrays():
         (np.zeros((2, 4, 4), np.uint8), [0.0, 1.0], r"labels are float64\[2\]"),
         (np.zeros((2, 4, 4), np.uint8), [0, 2], r"label 2 of image 1 is outside the 2 class names"),
         (np.zeros((2, 4, 4), np.uint8), [-1, 0], r"label -1 of image 0"),
-        (np.zeros((0, 4, 4), np.uint8), np.zeros(0, int), r"nothing to read"),
+        (np.zeros((0, 4, 4), np.uint8), np.zeros(0, int), r"give at least one image"),
     ],
 )
-def test_arrays_that_do_not_fit(images, labels, message):
+def test_inconsistent_arrays_raise(images, labels, message):
     with pytest.raises(DataError, match=message) as error:
         ArraySource(images, np.asarray(labels), ("a", "b"))
     assert one_line(error)
@@ -126,7 +126,7 @@ def test_npz_splits(tmp_path):
     np.testing.assert_array_equal(held_out[0].image, test[0])
 
 
-def test_npz_that_cannot_be_read(tmp_path):
+def test_unreadable_npz_raises(tmp_path):
     path = tmp_path / "set.npz"
     with pytest.raises(DataError, match=r"set\.npz: no such file"):
         ArraySource.from_npz(path, "train")
@@ -194,7 +194,7 @@ def photo_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory, photo_folder):
-    # In another process, so that the reader here finds the files alone and not the class that made them.
+    # In another process, so that the reader has only the files, not the builder class.
     folder = tmp_path_factory.mktemp("tfds")
     script = folder / "prepare.py"
     script.write_text(PREPARE)
@@ -217,7 +217,7 @@ def test_tfds_round_trip_without_tensorflow(tfds_folder):
     assert "tensorflow" not in sys.modules
 
 
-def test_tfds_and_a_folder_of_the_same_images_give_the_same_batches(tfds_folder, photo_folder):
+def test_tfds_and_folder_give_the_same_batches(tfds_folder, photo_folder):
     sources = [TfdsSource("folder_photos", "train", tfds_folder), ImageFolderSource(photo_folder)]
     assert sources[0].class_names == sources[1].class_names == ("cat", "dog")
     order = TrainOrder(num_examples=20, batch_size=12, repeats=3, group_size=4, groups_per_block=3, seed=1)
@@ -244,7 +244,7 @@ def test_tfds_open_files_and_withheld_labels(tfds_folder):
         source[0]
 
 
-def test_tfds_says_how_to_get_the_data(tmp_path, tfds_folder):
+def test_tfds_errors_say_how_to_get_the_data(tmp_path, tfds_folder):
     with pytest.raises(
         DataError, match=r"'cifar10' is not prepared in .*tfds build cifar10 .*data\.source=folder"
     ) as error:
@@ -253,6 +253,6 @@ def test_tfds_says_how_to_get_the_data(tmp_path, tfds_folder):
     with pytest.raises(DataError, match=r"'no_such_set'.*not found.*correct data\.name") as error:
         TfdsSource("no_such_set", "train", str(tmp_path))
     assert one_line(error)
-    with pytest.raises(DataError, match=r"cannot give split 'validation' \(it has train\)") as error:
+    with pytest.raises(DataError, match=r"has no split 'validation' \(it has train\)") as error:
         TfdsSource("toy_photos", "validation", tfds_folder)
     assert one_line(error)

@@ -3,8 +3,8 @@ import pytest
 from deit_jax.data.sources import DataError
 from deit_jax.data.split_folders import (
     find_split,
+    sibling_splits,
     split_note,
-    splits_beside,
     unused_splits,
 )
 from tests.data.trees import grow
@@ -53,7 +53,7 @@ def test_find_split_by_the_default_names(tmp_path, there, train, validation):
         (("A", "a"), "a", None),
     ],
 )
-def test_find_split_refuses_to_choose(tmp_path, there, name, named):
+def test_find_split_raises_if_several_match(tmp_path, there, name, named):
     root = str(folders(tmp_path, *there))
     if named is None:
         assert find_split(root, name) == f"{root}/{name}"
@@ -65,13 +65,13 @@ def test_find_split_refuses_to_choose(tmp_path, there, name, named):
         find_split(root, name, or_test=True)
 
 
-def test_find_split_takes_one_folder_under_two_names(tmp_path):
+def test_find_split_accepts_links_to_the_same_folder(tmp_path):
     root = folders(tmp_path, "train", "val")
     (root / "valid").symlink_to("val")
     assert find_split(str(root), "validation") == f"{root}/val"
 
 
-def test_a_name_that_is_not_the_default_is_literal_except_for_capitals(tmp_path):
+def test_other_names_match_literally_except_for_case(tmp_path):
     root = str(folders(tmp_path, "train", "Holdout", "valid", "testing"))
     assert find_split(root, "holdout") == f"{root}/Holdout"
     for name in ("val", "test", "hold_out", "training"):
@@ -80,29 +80,29 @@ def test_a_name_that_is_not_the_default_is_literal_except_for_capitals(tmp_path)
     assert find_split(f"{root}/nowhere", "train") is None
 
 
-def test_where_images_are_held_out_classes_may_have_the_splits_names(tmp_path):
+def test_classes_may_have_split_names_with_held_out(tmp_path):
     root = grow(tmp_path / "vehicles", "train/1.jpg", "car/1.jpg", "dev/easy/1.jpg", "test/easy/1.jpg")
     assert find_split(str(root), "train", held_out=True) is None
     assert find_split(str(root), "validation", held_out=True) is None
     root = folders(tmp_path / "splits", "Train", "dev", "test")
     assert find_split(str(root), "train", held_out=True) == f"{root}/Train"
     assert find_split(str(root), "validation", held_out=True) == f"{root}/dev"
-    root = folders(tmp_path / "kaggle", "train", "test")  # the test images stay for the end
+    root = folders(tmp_path / "kaggle", "train", "test")  # the test images are kept for the end
     grow(root, "val/unlabelled.jpg")
     assert find_split(str(root), "validation", held_out=True) is None
 
 
-def test_a_folder_of_another_name_is_said(tmp_path):
+def test_folder_with_another_name_is_noted(tmp_path):
     assert split_note("data/train", "train", "training") == split_note("data/val", "validation", "evaluation") == []
-    assert split_note("data/Train", "train", "training") == ["training images are those of data/Train"]
+    assert split_note("data/Train", "train", "training") == ["training images come from data/Train"]
     (note,) = split_note("data/test", "validation", "evaluation")
-    assert note.startswith("evaluation images are those of data/test, since there is no folder `validation` or `val`;")
+    assert note.startswith("evaluation images come from data/test, since there is no folder `validation` or `val`;")
 
 
-def test_splits_that_are_not_used_are_said(tmp_path):
+def test_unused_splits_are_noted(tmp_path):
     root = folders(tmp_path, "train", "test", "other")
     grow(root, "val/unlabelled.jpg")
     expected = [f"{root}/test is not used; --config.data.eval_split=test evaluates on it"]
     assert unused_splits(str(root), f"{root}/train") == expected
-    assert splits_beside(f"{root}/train") == [f"{root}/test is not used; --config.data.path={root} takes both"]
-    assert splits_beside(f"{root}/other") == []
+    assert sibling_splits(f"{root}/train") == [f"{root}/test is not used; --config.data.path={root} uses both"]
+    assert sibling_splits(f"{root}/other") == []

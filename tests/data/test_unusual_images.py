@@ -1,4 +1,4 @@
-"""What docs/data.md says of unusual and faulty files, on a folder that holds them all."""
+"""Tests the statements of docs/data.md about unusual and faulty files on a folder that holds them all."""
 
 import io
 import os
@@ -20,7 +20,7 @@ from deit_jax.data.sources import ArraySource, DataError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 PHOTO = decode((GOLDEN / "crops_china.jpg").read_bytes())
-FAULTY = {"empty.jpg": "an empty file", "text.jpg": "no image format that Pillow knows"}
+FAULTY = {"empty.jpg": "an empty file", "text.jpg": "not an image format that Pillow knows"}
 
 
 def encode(image, kind, **options):
@@ -75,17 +75,17 @@ def folder(files, tmp_path_factory):
     return root
 
 
-def test_a_gif_is_read_but_not_searched_for(folder, files):
-    # torchvision's endings: the same files as there.
+def test_gif_is_read_but_not_listed(folder, files):
+    # The same extensions, and so the same files, as in torchvision.
     source = ImageFolderSource(folder)
     names = {Path(source.describe(i)).name for i in range(len(source))}
     assert names == set(files) - {"animation.gif"}
     first = np.asarray(Image.open(io.BytesIO(files["animation.gif"])).convert("RGB"))
     np.testing.assert_array_equal(decode(files["animation.gif"]), first)
-    np.testing.assert_array_equal(decode(files["animation_as.jpg"]), first)  # the bytes decide, not the ending
+    np.testing.assert_array_equal(decode(files["animation_as.jpg"]), first)  # the content decides, not the extension
 
 
-def test_16_bit_greys_are_scaled_not_clipped(files):
+def test_16_bit_grays_are_scaled_not_clipped(files):
     values = decode(files["grey_16_bit.png"]).reshape(-1, 3)
     assert (values == values[:, :1]).all()
     np.testing.assert_array_equal(values[:, 0], np.round(np.arange(65536) / 257))
@@ -96,10 +96,10 @@ def test_16_bit_colors_keep_their_high_byte(files):
 
 
 @pytest.mark.parametrize("name", ["cmyk.jpg", "palette.png", "transparent.png", "turned.jpg", "color_16_bit.png"])
-def test_the_rest_is_converted_as_timms_and_torchvisions_loaders_do(files, name):
+def test_other_images_are_converted_as_in_timm_and_torchvision(files, name):
     expected = np.asarray(Image.open(io.BytesIO(files[name])).convert("RGB"))
     np.testing.assert_array_equal(decode(files[name]), expected)
-    assert expected.shape == PHOTO.shape  # not turned, whatever EXIF says
+    assert expected.shape == PHOTO.shape  # not rotated, despite the EXIF orientation
 
 
 def test_100_megapixels_are_read_without_a_warning(files):
@@ -112,8 +112,8 @@ def test_100_megapixels_are_read_without_a_warning(files):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_more_than_the_limit_is_refused(monkeypatch, kind):
-    # The limit itself would take half a gigabyte: make both limits small.
+def test_images_above_the_limit_raise(monkeypatch, kind):
+    # An image of that size would take half a gigabyte, so both limits are reduced.
     monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     assert decode(encode(Image.new("RGB", (100, 10)), kind)).shape == (10, 100, 3)
@@ -121,11 +121,11 @@ def test_more_than_the_limit_is_refused(monkeypatch, kind):
         decode(encode(Image.new("RGB", (100, 11)), kind))
 
 
-def test_the_limit_is_pillows():
+def test_limit_equals_pillow():
     assert decoding.MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
 
 
-def test_a_given_file_whose_name_is_not_utf8_is_named_printably(tmp_path):
+def test_non_utf8_file_name_is_printed_escaped(tmp_path):
     path = tmp_path / os.fsdecode(b"caf\xe9\x1b.jpg")
     with pytest.raises(DataError, match=r"caf\\xe9\\x1b\.jpg: there is no such file"):
         read_image(path)
@@ -138,7 +138,7 @@ def box_of(brand):
 
 
 @pytest.mark.parametrize("brand", [b"heic", b"mif1"])
-def test_heic_is_named_whatever_the_ending(brand, tmp_path):
+def test_heic_is_named_for_any_extension(brand, tmp_path):
     path = tmp_path / "IMG_0001.jpg"
     path.write_bytes(box_of(brand))
     with pytest.raises(DataError, match=r"IMG_0001\.jpg: .*\(HEIC, .* convert it to JPEG\)"):
@@ -151,7 +151,7 @@ def test_avif_is_read():
     assert pixels.shape == PHOTO.shape and abs(pixels - PHOTO).mean() < 4
 
 
-def test_avif_that_pillow_does_not_read_is_named(monkeypatch):
+def test_unsupported_avif_is_named(monkeypatch):
     Image.init()
     monkeypatch.delitem(Image.OPEN, "AVIF", raising=False)
     monkeypatch.setattr(Image, "ID", [kind for kind in Image.ID if kind != "AVIF"])
@@ -160,7 +160,7 @@ def test_avif_that_pillow_does_not_read_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("name", FAULTY)
-def test_a_faulty_file_stops_the_run_by_name(folder, tmp_path, name, files):
+def test_faulty_file_stops_the_run_and_is_named(folder, tmp_path, name, files):
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / name).write_bytes(files[name])
     with pytest.raises(
@@ -172,7 +172,7 @@ def test_a_faulty_file_stops_the_run_by_name(folder, tmp_path, name, files):
 
 @pytest.fixture(scope="module")
 def small(files, tmp_path_factory):
-    """Twelve images, two of them faulty and neighbours."""
+    """Twelve images, two of them faulty and adjacent."""
     root = tmp_path_factory.mktemp("small")
     for number in range(10):
         path = root / "ab"[number // 5] / f"{number}.jpg"
@@ -185,52 +185,52 @@ def small(files, tmp_path_factory):
 
 def train(source, **options):
     order = TrainOrder(num_examples=12, batch_size=12, repeats=1, group_size=6, groups_per_block=2, seed=0)
-    told = []
-    bad_images = BadImages(told.append)
+    warned = []
+    bad_images = BadImages(warned.append)
     options |= {"start_step": 0, "stop_step": 3, "bad_images": bad_images}
     batches = list(train_batches(source, order, RandomResizedCrop(16), **options))
     bad_images.warn_of_total()
-    return batches, told, order
+    return batches, warned, order
 
 
 @pytest.mark.parametrize("options", [dict(num_threads=0), dict(num_threads=2), dict(num_threads=1, num_workers=1)])
 def test_faulty_files_are_replaced_by_the_next_image_and_counted(small, options):
-    batches, told, order = train(small, on_bad_image="replace", **options)
+    batches, warned, order = train(small, on_bad_image="replace", **options)
     assert [small.describe(i).rpartition("/")[2] for i in (4, 5, 6, 7)] == ["4.jpg", "empty.jpg", "text.jpg", "5.jpg"]
     for step, batch in enumerate(batches):
         image, _, row = order.positions(step)
         replaced = [int(i) if i not in (5, 6) else 7 for i in image]
         np.testing.assert_array_equal(batch["label"][row], [small[i].label for i in replaced])
-    assert sum("replaced: " in line and "cannot be decoded" in line for line in told) == 2
-    # In each of three epochs: the one directly, the other directly and on the way from the first.
-    assert told[-1] == "2 image(s) could not be used and were replaced 9 times"
+    assert sum("replaced: " in line and "cannot be decoded" in line for line in warned) == 2
+    # In each of three epochs: the first once, the second directly and as the replacement of the first.
+    assert warned[-1] == "2 image(s) could not be used and were replaced 9 times"
     stopped, *_ = train(ImageFolderSource(Path(small.describe(0)).parents[1]), on_bad_image="replace", num_threads=0)
     for one, other in zip(batches, stopped, strict=True):
         np.testing.assert_array_equal(one["image"], other["image"])
 
 
-def test_stopping_is_the_default(small):
+def test_stop_is_the_default(small):
     with pytest.raises(DataError, match=r"a/(empty|text)\.jpg"):
         train(small)
     with pytest.raises(ValueError, match=r"data\.on_bad_image='skip'"):
         train(small, on_bad_image="skip")
 
 
-def test_evaluation_stops_at_a_faulty_image_or_leaves_it_out(small):
+def test_evaluation_stops_at_a_faulty_image_or_skips_it(small):
     with pytest.raises(DataError, match=r"a/empty\.jpg"):
         list(eval_batches(small, CenterCrop(16), 6))
     with pytest.raises(ValueError, match=r"data\.on_bad_image='skip'"):
         eval_batches(small, CenterCrop(16), 6, on_bad_image="skip")
-    told = []
-    bad_images = BadImages(told.append, "left out")
+    warned = []
+    bad_images = BadImages(warned.append, "left out")
     batches = list(eval_batches(small, CenterCrop(16), 6, on_bad_image="replace", bad_images=bad_images))
     mask, labels = (np.concatenate([batch[name] for batch in batches]) for name in ("mask", "label"))
-    assert np.flatnonzero(~mask).tolist() == [5, 6] and bad_images.count() == 2  # the others keep their places
+    assert np.flatnonzero(~mask).tolist() == [5, 6] and bad_images.count() == 2  # the others keep their positions
     assert labels[mask].tolist() == [small[i].label for i in range(12) if i not in (5, 6)]
-    assert [line.rpartition("/")[2][:9] for line in told] == ["empty.jpg", "text.jpg:"]
+    assert [line.rpartition("/")[2][:9] for line in warned] == ["empty.jpg", "text.jpg:"]
 
 
-def test_only_faulty_files_end_a_run(files, tmp_path):
+def test_only_faulty_files_stop_the_run(files, tmp_path):
     (tmp_path / "a").mkdir()
     for number in range(12):
         (tmp_path / "a" / f"{number:02d}.jpg").write_bytes(files["text.jpg"])
@@ -246,19 +246,19 @@ def twelve(tmp_path):
     return ImageFolderSource(tmp_path), tmp_path / "a"
 
 
-def test_a_file_that_vanishes_is_faulty(twelve):
+def test_deleted_file_is_faulty(twelve):
     source, folder = twelve
     (folder / "03.jpg").unlink()
-    with pytest.raises(DataError, match=r"03\.jpg: is gone"):
+    with pytest.raises(DataError, match=r"03\.jpg: no longer exists"):
         train(source)
-    _, told, _ = train(source, on_bad_image="replace")
-    assert told[-1] == "1 image(s) could not be used and were replaced 3 times"
+    _, warned, _ = train(source, on_bad_image="replace")
+    assert warned[-1] == "1 image(s) could not be used and were replaced 3 times"
 
 
-def test_a_file_that_cannot_be_read_is_not_replaced(twelve):
+def test_unreadable_file_is_not_replaced(twelve):
     source, folder = twelve
     (folder / "03.jpg").unlink()
-    (folder / "03.jpg").symlink_to("03.jpg")  # a disk that fails would replace everything
+    (folder / "03.jpg").symlink_to("03.jpg")  # with a failing disk everything would be replaced
     with pytest.raises(DataError, match=r"03\.jpg: cannot be read"):
         train(source, on_bad_image="replace")
 
@@ -269,9 +269,9 @@ class WronglyLabelled(ArraySource):
         return example._replace(label=[7, -1][index % 2]) if index in (4, 5) else example
 
 
-def test_a_label_that_is_no_class_is_faulty():
+def test_invalid_label_is_faulty():
     source = WronglyLabelled(np.zeros((12, 8, 8), np.uint8), np.arange(12) % 2, ("a", "b"))
     with pytest.raises(DataError, match=r"image [45] of the arrays: label (7|-1) is outside the 2 classes"):
         train(source)
-    batches, told, _ = train(source, on_bad_image="replace")
-    assert "4 of the arrays" in "".join(told) and set(np.concatenate([b["label"] for b in batches])) == {0, 1}
+    batches, warned, _ = train(source, on_bad_image="replace")
+    assert "4 of the arrays" in "".join(warned) and set(np.concatenate([b["label"] for b in batches])) == {0, 1}

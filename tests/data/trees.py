@@ -12,7 +12,7 @@ def png(shade=0):
 
 
 def grow(root, *names):
-    """Files of these relative paths in `root`, each a small image, whatever its ending; a name that ends in / is a folder."""
+    """Creates files with these relative paths in `root`, all small images; a name that ends in / is a folder."""
     for name in names:
         path = root / name
         if name.endswith("/"):

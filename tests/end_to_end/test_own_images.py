@@ -66,5 +66,5 @@ def test_from_a_folder_to_a_checked_program(photos, tmp_path):
 def test_a_folder_of_images_without_classes_is_refused(photos, tmp_path):
     line = refused("--config=configs/own_images.py", f"--config.data.path={photos / CLASSES[0]}",
                    f"--workdir={tmp_path / 'run'}")  # fmt: skip
-    assert "no class folders; put the images of each class in a folder of its own" in line
+    assert "no class folders; put the images of each class in its own folder" in line
     assert not (tmp_path / "run").exists()

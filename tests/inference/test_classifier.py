@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from deit_jax import Classifier, create_model, save_weights
-from deit_jax.data.decoding import center_crop_resize
+from deit_jax.data.decoding import CenterCrop
 from deit_jax.data.sources import DataError
 from deit_jax.inference.classifier import PredictionError
 from deit_jax.weights import hub
@@ -21,7 +21,7 @@ MEAN, STD = np.array((0.485, 0.456, 0.406), np.float32), np.array((0.229, 0.224,
 @pytest.fixture(scope="module")
 def expected(vit):
     """The output of the model for the two photographs, its images made ready step by step."""
-    crops = [center_crop_resize(np.asarray(Image.open(path)), 28, 0.875) for path in (CHINA, FLOWER)]
+    crops = [CenterCrop(28, 0.875)(np.asarray(Image.open(path))) for path in (CHINA, FLOWER)]
     return jax.jit(vit.model.apply)(vit.variables, (np.stack(crops) / np.float32(255) - MEAN) / STD)
 
 
@@ -118,8 +118,8 @@ def test_a_regnet_has_one_head(regnet):
     ("image", "message"),
     [
         ("gone.jpg", r"^gone\.jpg: there is no such file$"),
-        ("tests", "^tests is a folder: name the images in it$"),
-        ("Makefile", r"^Makefile: an image of .* \(no image format that Pillow knows\)"),
+        ("tests", "^tests is a folder: give the images in it$"),
+        ("Makefile", r"^Makefile: an image of .* \(not an image format that Pillow knows\)"),
         (np.zeros((8, 8, 3), np.float32), r"^image 0: an image array is float32\[8, 8, 3\]; give uint8"),
         (np.zeros((8, 8, 4), np.uint8), r"^image 0: an image array is uint8\[8, 8, 4\]; give uint8"),
         (np.zeros((0, 8, 3), np.uint8), "^image 0 has no pixels"),
@@ -129,7 +129,7 @@ def test_a_regnet_has_one_head(regnet):
         ),
         (b"not an image", "^image 0: an image of 12 bytes cannot be decoded"),
         ([FLOWER, io.BytesIO()], "^image 1: an image of 0 bytes cannot be decoded .an empty file"),
-        (io.StringIO("text"), "^image 0: read.. gives str, not bytes: open the file in binary mode"),
+        (io.StringIO("text"), "^image 0: read.. returns str, not bytes: open the file in binary mode"),
         ([CHINA, None], "^image 1 is of type NoneType"),
     ],
 )
@@ -142,15 +142,15 @@ def test_what_is_no_image_is_refused_in_one_line(vit, image, message):
 @pytest.mark.parametrize(
     ("address", "advice"),
     [
-        ("https://example.org/rose.jpg", "fetch the image, and give its bytes"),
-        ("S3://bucket/rose.jpg", "fetch the image"),
-        (Path("gs://bucket/rose.jpg"), "fetch the image"),
-        ("file:///tmp/no-such-rose.jpg", "give the path alone$"),
-        ("data:image/png;base64," + 10_000 * "iVBO", r"decode what follows the comma .base64\.b64decode."),
+        ("https://example.org/rose.jpg", "download the image, and give its bytes"),
+        ("S3://bucket/rose.jpg", "download the image"),
+        (Path("gs://bucket/rose.jpg"), "download the image"),
+        ("file:///tmp/no-such-rose.jpg", "give only the path$"),
+        ("data:image/png;base64," + 10_000 * "iVBO", r"decode the part after the comma .base64\.b64decode."),
     ],
 )
 def test_an_address_is_refused_as_one(vit, address, advice):
-    with pytest.raises(DataError, match=f"is an address, not a file: {advice}") as caught:
+    with pytest.raises(DataError, match=f"is a URL, not a file: {advice}") as caught:
         vit([FLOWER, address])
     assert len(str(caught.value)) < 300
 

@@ -60,7 +60,7 @@ def test_numbers_are_positions_and_other_names_are_refused(trained_student, tmp_
     numbered = arrays(tmp_path / "b.npz", NAMES, lambda name: NAMES.index(name))
     assert scores_of(trained_student, tmp_path, **numbered) == known
     renamed = arrays(tmp_path / "c.npz", NAMES, lambda name: name.replace("Bag", "Purse"))
-    with pytest.raises(DataError, match=r"not those of .* \(new: 'Purse'; missing: 'Bag'\)"):
+    with pytest.raises(DataError, match=r"differ from those of .* \(new: 'Purse'; missing: 'Bag'\)"):
         scores_of(trained_student, tmp_path, **renamed)
     with pytest.raises(DataError, match="new: 'Purse'"):
         analyze(trained_student, config=tiny_config(**renamed), output=tmp_path / "analysis")

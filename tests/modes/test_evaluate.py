@@ -94,7 +94,7 @@ def test_a_run_ends_with_the_sets_that_are_there_and_a_line_for_each_that_is_not
     assert len(lines) == sum(" is left out: " in line for line in said) == 4
     assert "nowhere: no such folder" in lines["nowhere"]
     assert "tfds build cifar10" in lines["unprepared"]
-    assert "the classes are not those of the model (new: 'a', 'b'; missing:" in lines["two"]
+    assert "the classes differ from those of the model (new: 'a', 'b'; missing:" in lines["two"]
     assert "cannot be decoded" in lines["damaged"]
     assert results["protocol"]["resize"] == results["protocol"]["crop"] == 28
 

@@ -1,4 +1,4 @@
-"""One process of several whose devices alternate in the mesh, as on a slice whose links do: test_host_rows.py starts them."""
+"""One of several processes whose devices alternate in the mesh, as along the links of a slice; see test_host_rows.py."""
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ from deit_jax.parallel.sharding import put_batch
 
 
 def main(coordinator, processes, process):
-    """Read the labels of a batch's rows, put them on the mesh and deal them there; raises if a row is not where it belongs."""
+    """Reads the labels of a batch's rows, puts them on the mesh and deals them there; raises if a row is misplaced."""
     distributed.start(coordinator, int(processes), int(process))
     devices = sorted(jax.devices(), key=lambda device: (device.id % jax.local_device_count(), device.process_index))
     assert [device.process_index for device in devices] == [0, 1, 0, 1]

@@ -1,4 +1,4 @@
-"""Two real processes that differ are refused in both; see also tests/end_to_end/test_processes.py for whole runs."""
+"""Two real processes that differ both raise; see tests/end_to_end/test_processes.py for whole runs."""
 
 import functools
 
@@ -16,8 +16,8 @@ def refuse(text):
     raise UserError(text)
 
 
-def test_a_single_process_agrees_with_itself():
-    assert agree(lambda: 7, lambda value: refuse("not asked for")) == 7
+def test_single_process():
+    assert agree(lambda: 7, lambda value: refuse("not called")) == 7
     with pytest.raises(UserError, match="bad data"):
         agree(lambda: refuse("bad data"), dict)
 
@@ -33,7 +33,7 @@ def compare(address, number, facts):
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "said"),
+    ("first", "second", "message"),
     [
         (FACTS, FACTS, ("agreed on",) * 2),
         (FACTS, FACTS | {"rate": 0.2}, ("process 1 differs from process 0 in rate: 0.2, not 0.1:",) * 2),
@@ -43,9 +43,9 @@ def compare(address, number, facts):
         ("no such file", FACTS, ("no such file", "process 0: no such file")),
     ],
 )
-def test_both_processes_say_what_differs(first, second, said):
+def test_both_processes_report_the_difference(first, second, message):
     address = f"127.0.0.1:{free_port()}"
     done = forked_together(compare, [(address, 0, first), (address, 1, second)])
-    for process, part in zip(done, said[:2], strict=True):
+    for process, part in zip(done, message[:2], strict=True):
         assert process.returncode == 0 and part in process.stdout, process.stdout + process.stderr
-    assert all(part in done[0].stdout for part in said[2:])
+    assert all(part in done[0].stdout for part in message[2:])

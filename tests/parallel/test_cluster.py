@@ -1,4 +1,4 @@
-"""Environments as Slurm 22.05 gave them to real tasks, on nodes with two pretended GPUs, and as Open MPI 4.1 gives them."""
+"""Environments of real Slurm 22.05 tasks, on nodes with two simulated GPUs, and of Open MPI 4.1."""
 
 import sys
 import threading
@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from deit_jax.parallel.cluster import devices_of_process, in_cluster, one_of_several, what_jax_lacks
+from deit_jax.parallel.cluster import devices_of_process, in_cluster, is_multi_host, missing_requirement
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from deit_jax.parallel.cluster import devices_of_process, in_cluster, one_of_sev
         ({"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, True),
     ],
 )
-def test_a_cluster_is_recognised_by_its_environment(environment, expected):
+def test_cluster_is_detected_from_the_environment(environment, expected):
     assert in_cluster(environment) is expected
 
 
@@ -35,20 +35,20 @@ KUBERNETES = {"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"
     [
         ({"SLURM_STEP_NUM_TASKS": "8"}, ""),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:34911"}, ""),
-        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI from version 5 on"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI 5 and newer"),
         (KUBERNETES, "pip install kubernetes"),
-        (KUBERNETES | {"TPU_WORKER_HOSTNAMES": "a-0,a-1"}, ""),  # GKE tells TPU pods by itself
+        (KUBERNETES | {"TPU_WORKER_HOSTNAMES": "a-0,a-1"}, ""),  # GKE configures TPU pods itself
         (KUBERNETES | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:34911"}, ""),
     ],
 )
-def test_what_jax_cannot_find_out_is_said(environment, expected, monkeypatch):
-    monkeypatch.setitem(sys.modules, "kubernetes", None)  # not installed, whatever is
-    assert expected in what_jax_lacks(environment) if expected else what_jax_lacks(environment) == ""
+def test_missing_requirement(environment, expected, monkeypatch):
+    monkeypatch.setitem(sys.modules, "kubernetes", None)  # as if not installed
+    assert expected in missing_requirement(environment) if expected else missing_requirement(environment) == ""
 
 
 @pytest.fixture
 def metadata():
-    """A server on loopback stands for Compute Engine's: the attributes that it answers, and the environment that leads to it."""
+    """A loopback server in place of Compute Engine's: its attributes, and the environment that points to it."""
     attributes = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -81,15 +81,15 @@ def metadata():
         ({}, False),  # a virtual machine without a TPU's attributes
     ],
 )
-def test_the_metadata_server_tells_of_the_other_hosts(metadata, attributes, expected):
+def test_metadata_server_shows_multiple_hosts(metadata, attributes, expected):
     served, environment = metadata
     served.update(attributes)
-    assert one_of_several(environment) is expected
-    assert not one_of_several(environment | {"TPU_SKIP_MDS_QUERY": "1"})
+    assert is_multi_host(environment) is expected
+    assert not is_multi_host(environment | {"TPU_SKIP_MDS_QUERY": "1"})
 
 
-def test_where_no_server_answers_the_host_is_alone():
-    assert not one_of_several({"GCE_METADATA_IP": "127.0.0.1:1"})
+def test_host_without_metadata_server_is_alone():
+    assert not is_multi_host({"GCE_METADATA_IP": "127.0.0.1:1"})
 
 
 def slurm(tasks, number, visible, node=0, on_node=2):
@@ -108,17 +108,17 @@ def slurm(tasks, number, visible, node=0, on_node=2):
         (slurm("1(x2)", 0, "0,1"), []),  # srun -N2 --ntasks-per-node=1 --gpus-per-node=2: all of the node
         (slurm("2(x2)", 0, "0,1"), [0]),  # --ntasks-per-node=2 --gres=gpu:2: one each
         (slurm("2(x2)", 1, "0,1"), [1]),
-        (slurm("2(x2)", 1, "1"), []),  # --ntasks-per-node=2 --gpus-per-task=1: its own, which is the first that it sees
+        (slurm("2(x2)", 1, "1"), []),  # --ntasks-per-node=2 --gpus-per-task=1: the only one that it sees
         (slurm("2", 1, "2,3", on_node=4), []),  # --gpus-per-task=2
         (slurm("4", 1, "0,1,2,3,4,5,6,7", on_node=8), [2, 3]),  # four tasks share eight
-        (slurm("2(x2),1", 0, "0,1", node=2), []),  # the node with a task less
+        (slurm("2(x2),1", 0, "0,1", node=2), []),  # the node with one task fewer
         ({"SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_LOCALID": "1"}, None),  # no GPUs
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "0,1"}, [1]),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1", "CUDA_VISIBLE_DEVICES": "1"}, []),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}, []),
         ({"CUDA_VISIBLE_DEVICES": "0,1"}, None),
-        (slurm("2", 1, "0,1") | {"JAX_LOCAL_DEVICE_IDS": "0"}, None),  # the user has said it
+        (slurm("2", 1, "0,1") | {"JAX_LOCAL_DEVICE_IDS": "0"}, None),  # set by the user
     ],
 )
-def test_a_process_takes_its_share_of_the_visible_devices(environment, expected):
+def test_process_gets_its_share_of_visible_devices(environment, expected):
     assert devices_of_process(environment) == expected

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-# Frees and takes a buffer of 64 MB again, as a training step does; prints the page faults of the second time.
+# Frees and reallocates a buffer of 64 MB, like a training step; prints the page faults of the second allocation.
 PROGRAM = """
 import resource, sys, numpy as np
 if sys.argv[1] == "keep":
@@ -18,7 +18,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library: nothing is set")
-def test_freed_memory_is_used_again_without_page_faults():
+def test_freed_memory_is_reused_without_page_faults():
     def faults(how):
         return int(
             subprocess.run([sys.executable, "-c", PROGRAM, how], check=True, capture_output=True, text=True).stdout

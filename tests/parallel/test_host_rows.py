@@ -1,4 +1,4 @@
-"""Which rows each process reads, on meshes of devices that are not here: any number of hosts gives the batches of one."""
+"""Which rows each process reads, on meshes of absent devices: batches do not depend on the number of hosts."""
 
 import dataclasses
 import itertools
@@ -21,7 +21,7 @@ from deit_jax.parallel.sharding import split_rows
 from tests.end_to_end.commands import forked_together, free_port
 from tests.parallel import interleaved
 
-# The process of each device in the order of the mesh that JAX lays over the links of these slices, [data, fsdp].
+# The process of each device in the order of JAX's mesh [data, fsdp] over the links of these slices.
 V5E_16 = [0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0]
 V4_32 = [0, 1, 2, 3] * 4
 V5E_16_FSDP_4 = [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
@@ -29,7 +29,7 @@ V5E_16_FSDP_4 = [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
 
 @dataclasses.dataclass(frozen=True)
 class Absent:
-    """A device that is not here."""
+    """An absent device."""
 
     id: int
     process_index: int
@@ -48,7 +48,7 @@ def in_process_order(hosts, devices=4, fsdp=1):
 
 
 def images(count=4096):
-    """Each of its own colour; the label is the index."""
+    """Images of different colors; the label is the index."""
     pixels = np.arange(count)[:, None, None, None] // np.array([1, 256, 65536]) % 256
     return ArraySource(
         np.broadcast_to(pixels, (count, 6, 6, 3)).astype(np.uint8), np.arange(count), tuple(map(str, range(count)))
@@ -59,7 +59,7 @@ SOURCE = images()
 
 
 class Counting:
-    """Counts the images that are read."""
+    """Counts the reads of images."""
 
     class_names = SOURCE.class_names
 
@@ -89,12 +89,12 @@ def read(order, rows, step=1, source=SOURCE):
 
 
 def global_batch(mesh, order):
-    """What lies on the devices of a mesh once every host has read its rows and the step has dealt them."""
+    """The batch on the devices of a mesh after every host has read its rows and the step has dealt them."""
     everyone = host_rows(mesh, order.batch_size, order.block_size)
     batch = {}
     for process, rows in everyone.items():
         part = read(order, rows)
-        # As put_batch places them: a host's rows in ascending order into the devices that own them.
+        # As in put_batch: a host's rows, in ascending order, go to the devices that own them.
         owned = [
             n for start, stop in owned_rows(split_rows(mesh), order.batch_size)[process] for n in range(start, stop)
         ]
@@ -111,14 +111,14 @@ def assert_same(one, other):
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-# Of the published recipes on ImageNet: batch, repeats, group and groups a block.
+# The published recipes on ImageNet: batch, repeats, group size and groups per block.
 PUBLISHED = {"Ti and S": (1024, 3, 256, 4), "B": (1024, 3, 64, 4), "384 pixels": (512, 3, 32, 4)}
-# The exception: its blocks do not lie evenly on slices, whose devices gather the batch.
+# The exception: slices do not divide its blocks evenly, so devices gather the batch.
 TRANSFER = (768, 3, 64, 4)
 
 
 @pytest.mark.parametrize("recipe", PUBLISHED)
-def test_any_number_of_hosts_makes_the_batch_of_one(recipe):
+def test_batch_does_not_depend_on_the_number_of_hosts(recipe):
     batch, repeats, group, groups = PUBLISHED[recipe]
     order = TrainOrder(len(SOURCE), batch, repeats, group, groups, seed=7)
     one = read(order, HostRows(((0, batch),)))
@@ -150,7 +150,7 @@ def test_three_hosts_share_a_batch_of_3072(group, groups):
         (in_process_order(3, devices=2), 30), (in_process_order(1, devices=8, fsdp=4), 16),
     ],
 )  # fmt: skip
-def test_the_rows_that_are_read_are_the_rows_that_are_owned(mesh, rows):
+def test_hosts_read_the_rows_they_own(mesh, rows):
     everyone = host_rows(mesh, rows)
     per_device = rows // mesh.size
     expected = {}
@@ -164,10 +164,10 @@ def test_the_rows_that_are_read_are_the_rows_that_are_owned(mesh, rows):
     assert {host.count for host in everyone.values()} == {rows // len(expected)}
 
 
-def test_whole_blocks_are_dealt_on_the_host_and_others_on_the_devices():
+def test_whole_blocks_are_dealt_on_hosts_and_others_on_devices():
     assert host_rows(in_process_order(4), 1024, 256)[3] == HostRows(((768, 1024),), dealt=True)
     assert host_rows(in_process_order(4), 1024, 1024)[3] == HostRows(((768, 1024),), dealt=False)
-    # Process 3 alone has a whole block there: all deal alike.
+    # Only process 3 has a whole block there, but all must deal in the same way.
     scattered = host_rows(mesh_of(V5E_16), 1024, 256)
     assert scattered[3] == HostRows(((512, 768),), dealt=False)
     assert scattered[0].stretches == ((0, 128), (384, 448), (960, 1024))
@@ -175,7 +175,7 @@ def test_whole_blocks_are_dealt_on_the_host_and_others_on_the_devices():
         assert host_rows(make_mesh(), 1024, block) == {0: HostRows(((0, 1024),), dealt=True)}
 
 
-def test_a_host_decodes_an_image_once_and_at_most_two_that_others_decode_too():
+def test_host_decodes_each_image_once_and_shares_at_most_two():
     order = TrainOrder(len(SOURCE), 1024, 3, 256, 4, seed=2)
     sources = []
     for rows in host_rows(in_process_order(16), 1024, order.block_size).values():
@@ -199,7 +199,7 @@ def test_evaluation_reads_every_image_once(mesh):
     assert sorted(seen) == list(range(100))
 
 
-def test_dealing_that_gathers_the_whole_batch_is_noticed():
+def test_gathering_the_whole_batch_is_detected():
     mesh = make_mesh()
     for rows, group, groups in ((64, 8, 4), (64, 16, 4), (96, 8, 4)):
         deal = deal_on_devices(mesh, group, groups)
@@ -218,7 +218,7 @@ def topology_mesh(name, fsdp):
 @pytest.mark.compiler
 @pytest.mark.parametrize("fsdp", [1, 4])
 @pytest.mark.parametrize("name", ["v4-32", "v5e-16", "v5e-64", "v5e-256"])
-def test_every_row_of_a_slice_is_read_once_where_it_is_owned(name, fsdp):
+def test_every_row_of_a_slice_is_read_once_by_its_owner(name, fsdp):
     mesh = topology_mesh(name, fsdp)
     everyone = host_rows(mesh, 1024)
     read = np.full(1024, -1)
@@ -247,15 +247,15 @@ def test_published_batches_are_dealt_without_gathering(name, fsdp, recipe):
 
 @pytest.mark.compiler
 @pytest.mark.parametrize("name", ["v5e-16", "v5e-64"])
-def test_the_batch_of_transfer_is_gathered_with_its_groups(name):
+def test_transfer_batch_is_gathered(name):
     mesh = topology_mesh(name, 1)
     batch, _, group, groups = TRANSFER
     assert gathers_rows(mesh, deal_on_devices(mesh, group, groups), batch)
-    # Three groups a block are as many as the copies of an image; four hosts of four then hold whole blocks.
+    # Three groups per block, one per copy of an image; four hosts of four devices then hold whole blocks.
     assert host_rows(mesh, batch, group * 3)[0].dealt == (name == "v5e-16")
 
 
-def test_three_groups_a_block_let_four_hosts_deal_the_batch_of_transfer():
+def test_three_groups_per_block_let_four_hosts_deal_the_transfer_batch():
     batch, repeats, group, groups = TRANSFER
     mesh = in_process_order(4)
     assert not host_rows(mesh, batch, group * groups)[0].dealt and host_rows(mesh, batch, group * 3)[0].dealt
@@ -268,7 +268,7 @@ def test_three_groups_a_block_let_four_hosts_deal_the_batch_of_transfer():
 
 
 @pytest.mark.long
-def test_two_processes_whose_devices_alternate_put_every_row_where_it_belongs():
+def test_two_processes_with_alternating_devices_place_every_row():
     address = f"127.0.0.1:{free_port()}"
     for done in forked_together(interleaved.main, [(address, "2", str(process)) for process in range(2)], devices=2):
         assert done.returncode == 0 and "every row is where it belongs" in done.stdout, done.stderr[-3000:]

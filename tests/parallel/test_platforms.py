@@ -8,12 +8,12 @@ import jax
 import pytest
 
 from deit_jax.parallel import platforms
-from deit_jax.parallel.platforms import look_for_nothing_that_is_not_here, unused_accelerator, will_compute_on_cpu
+from deit_jax.parallel.platforms import default_to_cpu, unused_accelerator, will_compute_on_cpu
 
 
 @pytest.fixture
 def plugins(monkeypatch):
-    """The plugins that are installed, as a list to fill; and JAX free to choose, as without JAX_PLATFORMS."""
+    """The list of installed plugins, to be filled; JAX_PLATFORMS is not set."""
     found = []
     monkeypatch.setattr(platforms, "entry_points", lambda group: found if group == "jax_plugins" else [])
     before = jax.config.jax_platforms
@@ -23,27 +23,27 @@ def plugins(monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["accel0", "vfio/0"])
-def test_a_tpu_host_is_left_alone(plugins, tmp_path, device):
+def test_tpu_host_is_unchanged(plugins, tmp_path, device):
     (tmp_path / device).parent.mkdir(exist_ok=True)
     (tmp_path / device).touch()
-    look_for_nothing_that_is_not_here(tmp_path)
+    default_to_cpu(tmp_path)
     assert jax.config.jax_platforms is None
 
 
-def test_a_host_with_a_plugin_or_a_choice_of_its_own_is_left_alone(plugins, tmp_path):
+def test_host_with_a_plugin_or_jax_platforms_is_unchanged(plugins, tmp_path):
     plugins.append("xla_cuda12")
-    look_for_nothing_that_is_not_here(tmp_path)
+    default_to_cpu(tmp_path)
     assert jax.config.jax_platforms is None
     plugins.clear()
     jax.config.update("jax_platforms", "tpu")
-    look_for_nothing_that_is_not_here(tmp_path)
+    default_to_cpu(tmp_path)
     assert jax.config.jax_platforms == "tpu"
 
 
-def test_elsewhere_jax_stays_on_the_cpu(plugins, tmp_path):
+def test_other_hosts_default_to_cpu(plugins, tmp_path):
     (tmp_path / "vfio").mkdir()
-    (tmp_path / "vfio" / "vfio").touch()  # the driver's own node is there without a device
-    look_for_nothing_that_is_not_here(tmp_path)
+    (tmp_path / "vfio" / "vfio").touch()  # the driver's node exists without a device
+    default_to_cpu(tmp_path)
     assert jax.config.jax_platforms == "cpu"
 
 
@@ -59,7 +59,7 @@ def test_elsewhere_jax_stays_on_the_cpu(plugins, tmp_path):
         (None, [], "accel0", False),
     ],
 )
-def test_the_cpu_is_known_before_jax_is_asked(plugins, tmp_path, wanted, installed, device, cpu):
+def test_will_compute_on_cpu(plugins, tmp_path, wanted, installed, device, cpu):
     plugins.extend(EntryPoint(name, "", "jax_plugins") for name in installed)
     jax.config.update("jax_platforms", wanted)
     if device:
@@ -77,28 +77,26 @@ def test_the_cpu_is_known_before_jax_is_asked(plugins, tmp_path, wanted, install
         ("vfio/3", "a TPU", r"pip install 'jax\[tpu\]'"),
     ],
 )
-def test_an_accelerator_that_jax_does_not_use_is_named_with_what_to_install(
-    tmp_path, monkeypatch, device, found, install
-):
+def test_unused_accelerator_is_named_with_the_fix(tmp_path, monkeypatch, device, found, install):
     monkeypatch.delenv("JAX_PLATFORMS")
     (tmp_path / device).parent.mkdir(exist_ok=True)
     (tmp_path / device).touch()
     line = unused_accelerator(tmp_path)
     assert re.search(rf"does not use {found} of this machine: .*{install}", line) and "\n" not in line
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    assert "JAX_PLATFORMS=cpu asks for that" in unused_accelerator(tmp_path)
+    assert "unset JAX_PLATFORMS=cpu to use it" in unused_accelerator(tmp_path)
     monkeypatch.setattr(platforms.jax, "default_backend", lambda: "gpu")
     assert unused_accelerator(tmp_path) is None
 
 
-def test_a_machine_without_accelerators_lacks_nothing(tmp_path):
+def test_no_accelerator_no_message(tmp_path):
     (tmp_path / "nvidiactl").touch()  # the driver without a device
     assert unused_accelerator(tmp_path) is None
 
 
 @pytest.mark.parametrize("wanted", ["cuda", "nonsense"])
-def test_devices_that_are_not_there_are_told_in_one_line(wanted):
-    # In a process of its own: JAX looks for devices once.
+def test_missing_devices_raise_one_line(wanted):
+    # In another process, because JAX looks for devices only once.
     program = (
         "from deit_jax.parallel.platforms import DeviceError, require_devices\n"
         "try:\n    require_devices()\nexcept DeviceError as error:\n    print(error)"

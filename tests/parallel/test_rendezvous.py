@@ -11,7 +11,7 @@ from tests.end_to_end.commands import free_port
 
 
 def together(*arguments, seconds=5.0):
-    """What each of several callers of `meet`, in threads, gets: None, or the message that it is refused with."""
+    """Calls `meet` in several threads; returns each one's result: None or the error message."""
     found = [None] * len(arguments)
 
     def call(i, values):
@@ -40,12 +40,12 @@ def test_processes_meet_in_any_order_and_leave_the_port_free(coordinator, order)
     assert together((coordinator, 2, 0), (coordinator.replace("127.0.0.1", "localhost"), 2, 1)) == [None] * 2
 
 
-def test_a_process_that_does_not_come_is_named_by_all(coordinator):
+def test_missing_process_is_reported_by_all(coordinator):
     found = together((coordinator, 4, 0), (coordinator, 4, 2), seconds=1.0)
-    assert found == ["process 1, 3 of 4 did not come within 1 seconds"] * 2
+    assert found == ["process 1, 3 of 4 did not start within 1 seconds"] * 2
 
 
-def test_a_first_process_that_is_not_there_is_reported(coordinator):
+def test_missing_first_process_is_reported(coordinator):
     [found] = together((coordinator, 2, 1), seconds=0.5)
     assert (
         f"process 0 cannot be reached at --coordinator={coordinator} (Connection refused; tried for 0.5 seconds)"
@@ -55,7 +55,7 @@ def test_a_first_process_that_is_not_there_is_reported(coordinator):
     assert "(no such host: " in found
 
 
-def test_a_port_in_use_is_reported_by_all(coordinator):
+def test_port_in_use_is_reported_by_all(coordinator):
     with socket.create_server(("", int(coordinator.rpartition(":")[2]))) as other:
 
         def refuse():
@@ -69,7 +69,7 @@ def test_a_port_in_use_is_reported_by_all(coordinator):
     assert "answers, but not as process 0 of this run" in found[1]
 
 
-def test_what_does_not_fit_together_is_refused_by_all(coordinator, monkeypatch):
+def test_mismatch_is_reported_by_all(coordinator, monkeypatch):
     found = together((coordinator, 3, 0), (coordinator, 3, 1), (coordinator, 3, 1))
     assert found == ["two processes have --process_id=1: number them from 0 to 2"] * 3
     found = together((coordinator, 3, 0), (coordinator, 2, 1))
@@ -81,7 +81,7 @@ def test_what_does_not_fit_together_is_refused_by_all(coordinator, monkeypatch):
     assert found[0] == found[1] and "process 1 runs jax 0.1.2, process 0 " in found[0]
 
 
-def test_other_connections_to_the_port_do_no_harm(coordinator):
+def test_other_connections_are_ignored(coordinator):
     host, port = coordinator.split(":")
     found = []
     threads = [
@@ -103,12 +103,12 @@ def test_other_connections_to_the_port_do_no_harm(coordinator):
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", ":1234", "host:", "host:port", "host:0", "host:70000"])
-def test_an_address_needs_a_host_and_a_port(address):
+def test_invalid_address_raises(address):
     with pytest.raises(ClusterError, match="give host:port of process 0"):
         meet(address, 2, 1, seconds=1)
 
 
 @pytest.mark.parametrize(("count", "number"), [(2, 2), (2, -1), (0, 0)])
-def test_processes_are_numbered_from_0(coordinator, count, number):
+def test_invalid_process_id_raises(coordinator, count, number):
     with pytest.raises(ClusterError, match="processes are numbered from 0"):
         meet(coordinator, count, number, seconds=1)

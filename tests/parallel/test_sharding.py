@@ -12,7 +12,7 @@ from deit_jax.training.optimizer import make_optimizer
 from deit_jax.training.state import init_state
 
 
-def test_a_batch_lies_in_order_over_the_devices():
+def test_batch_is_in_order_over_the_devices():
     mesh = make_mesh()
     batch = put_batch(mesh, {"label": np.arange(16, dtype=np.int32)})
     assert mesh.shape == {"data": 8, "fsdp": 1}
@@ -21,30 +21,30 @@ def test_a_batch_lies_in_order_over_the_devices():
     assert [shard.device for shard in shards] == list(mesh.devices.flat)
 
 
-def test_a_batch_that_does_not_divide_is_refused():
+def test_indivisible_batch_raises():
     with pytest.raises(ValueError, match=r"12 rows \(label\).*8 devices"):
         put_batch(make_mesh(), {"label": np.zeros(12, np.int32)})
 
 
-def test_the_state_is_whole_on_every_device():
+def test_state_is_replicated_by_default():
     mesh = make_mesh(jax.devices()[:2])
     sharding = state_sharding(mesh, {"a": {"b": np.zeros(3)}, "c": None})
     assert sharding == {"a": {"b": replicated(mesh)}, "c": None}
 
 
-def test_a_batch_is_split_over_both_axes():
+def test_batch_is_split_over_both_axes():
     mesh = make_mesh(fsdp=4)
     assert mesh.shape == {"data": 2, "fsdp": 4}
     batch = put_batch(mesh, {"label": np.arange(16, dtype=np.int32)})
     assert {shard.data.shape for shard in batch["label"].addressable_shards} == {(2,)}
 
 
-def test_a_split_that_does_not_divide_the_devices_is_refused():
+def test_indivisible_fsdp_raises():
     with pytest.raises(UserError, match=r"config\.parallel\.fsdp=3 does not divide the 8 devices"):
         make_mesh(fsdp=3)
 
 
-def test_rules_say_by_name_what_is_split():
+def test_rules_select_leaves_by_name():
     mesh = make_mesh(fsdp=8)
     state = {
         "head": {"kernel": np.zeros((16, 24)), "bias": np.zeros(24)},
@@ -52,7 +52,7 @@ def test_rules_say_by_name_what_is_split():
         "step": np.zeros(()),
     }
     split = state_sharding(mesh, state)
-    assert split["head"]["kernel"].spec == PartitionSpec(None, "fsdp")  # the longest axis that divides
+    assert split["head"]["kernel"].spec == PartitionSpec(None, "fsdp")  # the longest divisible axis
     assert split["head"]["bias"].spec == PartitionSpec("fsdp")
     assert split["odd"] == split["step"] == replicated(mesh)
     ruled = state_sharding(mesh, state, [("bias$", "replicate"), (".*", "fsdp")])
@@ -61,7 +61,7 @@ def test_rules_say_by_name_what_is_split():
     assert state_sharding(mesh, state, [("nothing", "fsdp")])["head"]["kernel"] == replicated(mesh)
 
 
-def test_a_whole_train_state_takes_an_eighth_of_the_memory_on_eight_devices():
+def test_fsdp_needs_an_eighth_of_the_memory_on_eight_devices():
     """Parameters, both moments and the moving average of DeiT-Ti, with the default rules."""
     mesh, defaults = make_mesh(fsdp=8), default_config().parallel
     model = create_model("deit_tiny_distilled_patch16_224")

@@ -6,7 +6,7 @@ from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.xla_options import xla_options
 
 
-def test_pairs_become_options_of_their_types():
+def test_pairs_are_parsed_by_type():
     mesh = make_mesh()
     assert xla_options(mesh, "") == {}
     options = xla_options(mesh, "xla_cpu_enable_fast_math=True, xla_cpu_prefer_vector_width=512")
@@ -15,14 +15,14 @@ def test_pairs_become_options_of_their_types():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "message"),
     [
         ("xla_cpu_enable_fast_math", "is not name=value"),
         ("xla_cpu_enable_fast_maths=true", "No such compile option: 'xla_cpu_enable_fast_maths'"),
         ("xla_cpu_enable_fast_math=maybe", "'maybe' is not a valid bool value"),
     ],
 )
-def test_what_xla_does_not_know_is_refused_in_one_line(given, told):
+def test_invalid_options_raise_one_line(given, message):
     with pytest.raises(UserError, match=r"config\.parallel\.xla_options") as error:
         xla_options(make_mesh(), given)
-    assert told in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)

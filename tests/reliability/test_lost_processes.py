@@ -19,7 +19,7 @@ from tests.tiny import tiny_config
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (signal.SIGKILL, r"reads images has ended \(exit code -9;"),
+        (signal.SIGKILL, r"a loader process has ended \(exit code -9;"),
         # What the system sends a process that writes to shared memory when there is none left.
         (signal.SIGBUS, r"exit code -7: shared memory is full; .* free in /dev/shm\): .*--shm-size"),
     ],
@@ -73,7 +73,7 @@ def test_the_others_stop_when_one_is_killed(tmp_path, victim):
     processes[victim].communicate()
     if processes[1 - victim].returncode != -signal.SIGABRT or victim != 0:
         assert processes[1 - victim].returncode == 75, told[-2000:]
-        assert "error: another process of this run is gone" in told
+        assert "error: another process of this run has ended" in told
     # else JAX noticed first that its coordinator, process 0, is gone, and aborted: 134 in a shell, to be started again as 75 is
     assert load_state(tmp_path / "run")[1] >= 3
 

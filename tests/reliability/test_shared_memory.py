@@ -1,4 +1,4 @@
-"""Processes that read images hand them over in shared memory, of which a container has little."""
+"""Loader processes pass images through shared memory, of which a container has little."""
 
 import pytest
 

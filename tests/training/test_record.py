@@ -208,7 +208,7 @@ def test_other_images_are_refused_unless_the_run_may_go_on_with_them(tmp_path, c
     more = dataclasses.replace(DATA, train=Images(13_000, "0c"))
     refused(tmp_path, more, "10,000 training images then, 13,000 now.*--config.data.on_change=continue")
     renamed = dataclasses.replace(DATA, train=Images(10_000, "0d"))
-    refused(tmp_path, renamed, "10,000 training images as then, but not the same ones")
+    refused(tmp_path, renamed, "10,000 training images as before, but not the same ones")
 
     assert claim(tmp_path, tiny_config(data__on_change="continue"), more) == steps
     assert "goes on with what is there now" in capsys.readouterr().out

@@ -26,7 +26,7 @@ from deit_jax.augment.color import normalize
 from deit_jax.data.decoding import PaddedCrop
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source
-from deit_jax.data.sources import FirstImages
+from deit_jax.data.sources import Subset
 from deit_jax.models import create_model
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
@@ -85,7 +85,7 @@ def trajectory_config(kind: str) -> ConfigDict:
 
 def plan_and_batches(config: ConfigDict) -> tuple[Plan, Arrays]:
     """The plan and the loader's batches of all steps: image uint8[steps, B, 28, 28, 3], label int32[steps, B]."""
-    source = FirstImages(open_source(config.data, "train"), IMAGES)
+    source = Subset(open_source(config.data, "train"), np.arange(IMAGES))
     plan = resolve(config, num_images=IMAGES, data_classes=CLASSES)
     assert plan.total_steps == STEPS, plan
     crop = PaddedCrop(plan.image_size, config.data.crop_padding)

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.embedded_data import CLASS_NAMES
 from configs import quickstart
 from deit_jax.config import default_config
-from deit_jax.data.embedded.build import CLASS_NAMES
 from deit_jax.data.registry import open_source
 from deit_jax.models import create_model
 from deit_jax.modes.teacher import load_teacher

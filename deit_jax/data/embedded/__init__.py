@@ -1,1 +1,1 @@
-"""A small real data set that comes with the package, and the script that made it."""
+"""A small real data set included in the package; benchmarks/embedded_data.py made it."""

@@ -1,19 +1,19 @@
-"""Makes the embedded data set, and relatives for experiments, from the Fashion-MNIST files.
+"""Builds the embedded data set, and variants for experiments, from the Fashion-MNIST files.
 
-    python -m deit_jax.data.embedded.build --idx=FOLDER --output=FILE --subset=embedded|heldout|full_test|teacher|teacher_heldout
+    python benchmarks/embedded_data.py --idx=FOLDER --output=FILE --subset=embedded|heldout|full_test|teacher|teacher_heldout
 
-FOLDER holds the four `*-ubyte.gz` files of https://github.com/zalandoresearch/fashion-mnist (directory `data/fashion`), which
-Debian also ships as the package `dataset-fashion-mnist`. Licence: MIT, see LICENSE.fashion_mnist beside this file.
+FOLDER holds the four `*-ubyte.gz` files of https://github.com/zalandoresearch/fashion-mnist (directory `data/fashion`), also
+available as Debian's package `dataset-fashion-mnist`. License: MIT, see LICENSE.fashion_mnist in deit_jax/data/embedded.
 
 The subsets, as .npz files for `data.source=npz`:
 
-- embedded: 10,000 training images (1,000 a class) and 2,000 test images (200 a class); the file in this folder.
-- heldout: the same 10,000 training images, and as test split 5,000 other training images (500 a class), to choose settings
-  without looking at test images.
-- full_test: the same 10,000 training images, and all 10,000 test images.
+- embedded: 10,000 training images (1,000 per class) and 2,000 test images (200 per class); the file in deit_jax/data/embedded.
+- heldout: the same training images, and 5,000 other training images (500 per class) as the test split, to choose settings without
+  test images.
+- full_test: the same training images, and all 10,000 test images.
 - teacher: all 60,000 training images and all 10,000 test images; the embedded teacher was trained on it.
-- teacher_heldout: the 55,000 training images that `heldout` does not test on, and the 5,000 that it does. With a teacher of these
-  a student's settings are chosen on images that neither has seen.
+- teacher_heldout: the 55,000 training images that are not in `heldout`'s test split, and that test split. With a teacher trained
+  on these, a student's settings are chosen on images that neither has seen.
 """
 
 from __future__ import annotations
@@ -21,25 +21,19 @@ from __future__ import annotations
 import argparse
 import gzip
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from deit_jax.data.sources import DataError
 
 CLASS_NAMES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
 SUBSETS = ("embedded", "heldout", "full_test", "teacher", "teacher_heldout")
 TRAIN_PER_CLASS, HELDOUT_PER_CLASS, TEST_PER_CLASS = 1000, 500, 200
 SEED = 2012_12877  # the paper's arXiv number; any fixed number would do
@@ -48,17 +42,10 @@ _IMAGES_MAGIC, _LABELS_MAGIC = 2051, 2049
 
 
 def read_idx(path: Path, magic: int) -> np.ndarray:
-    """Reads a gzipped IDX file of unsigned bytes.
-
-    Args:
-        path: the file.
-        magic: 2051 for images, 2049 for labels.
-
-    Returns:
-        uint8 `[N, H, W]` for images, `[N]` for labels.
+    """Reads a gzipped IDX file: uint8 `[N, H, W]` for images (`magic` 2051), `[N]` for labels (2049).
 
     Raises:
-        DataError: the file is missing, is no gzip, has another magic number, or is cut short.
+        DataError: the file is missing, not a gzip file, or truncated, or has another magic number.
     """
     try:
         content = gzip.decompress(path.read_bytes())
@@ -66,7 +53,9 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
         raise DataError(f"{path}: cannot be read as gzip ({error}); download Fashion-MNIST's files again") from error
     found = int.from_bytes(content[:4], "big")
     if found != magic:
-        raise DataError(f"{path}: begins with {found}, an IDX file of this kind with {magic}; is it another file?")
+        raise DataError(
+            f"{path}: starts with {found}, but an IDX file of this kind starts with {magic}; is it another file?"
+        )
     dimensions = 3 if magic == _IMAGES_MAGIC else 1
     shape = tuple(np.frombuffer(content[4 : 4 + 4 * dimensions], ">u4").tolist())
     pixels = content[4 + 4 * dimensions :]
@@ -76,7 +65,7 @@ def read_idx(path: Path, magic: int) -> np.ndarray:
 
 
 def balanced_indices(labels: np.ndarray, counts: Sequence[int], stream: int) -> list[np.ndarray]:
-    """Disjoint class-balanced draws: for each of `counts`, sorted indices with that many images of every class.
+    """Draws disjoint class-balanced subsets: for each of `counts`, sorted indices of that many images per class.
 
     Raises:
         DataError: a class has too few images.
@@ -95,7 +84,7 @@ def balanced_indices(labels: np.ndarray, counts: Sequence[int], stream: int) -> 
 
 
 def build(idx: Path, output: Path, subset: str) -> None:
-    """Writes one of `SUBSETS` to `output`; the file depends on nothing but the source files.
+    """Writes one of `SUBSETS` to `output`; the result depends only on the source files.
 
     Raises:
         DataError: the source files are missing or damaged.
@@ -126,8 +115,8 @@ def build(idx: Path, output: Path, subset: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m deit_jax.data.embedded.build", description=__doc__.split("\n")[0])
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--idx", type=Path, required=True, help="folder with Fashion-MNIST's four *-ubyte.gz files")
     parser.add_argument("--output", type=Path, required=True, help="the .npz file to write")
     parser.add_argument("--subset", choices=SUBSETS, default="embedded")
