@@ -302,10 +302,10 @@ FAULTS = (
     # Models.
     Fault(
         "position-embedding-transposed",
-        "deit_jax/models/position_embedding.py",
+        "deit_jax/models/vit_parameters.py",
         'rearrange(patches, "h w d -> 1 (h w) d")',
         'rearrange(patches, "h w d -> 1 (w h) d")',
-        ("tests/models/test_position_embedding.py",),
+        ("tests/models/test_vit_parameters.py",),
     ),
     Fault(
         "heads-swapped",
@@ -316,31 +316,31 @@ FAULTS = (
     ),
     Fault(
         "layer-norm-epsilon-of-pytorch",
-        "deit_jax/models/layer_norm.py",
+        "deit_jax/models/layers.py",
         "EPSILON = 1e-6",
         "EPSILON = 1e-5",
-        ("tests/models/test_layer_norm.py", "tests/models/test_vit.py"),
+        ("tests/models/test_layers.py", "tests/models/test_vit.py"),
     ),
     Fault(
         "gelu-by-tanh",
-        "deit_jax/models/activations.py",
+        "deit_jax/models/layers.py",
         "return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)",
         "return jax.nn.gelu(wide, approximate=True).astype(x.dtype)",
-        ("tests/models/test_activations.py",),
+        ("tests/models/test_layers.py",),
     ),
     Fault(
         "drop-path-without-scale",
-        "deit_jax/models/dropping.py",
+        "deit_jax/models/layers.py",
         "(x.astype(dtype) / jnp.asarray(keep, dtype)).astype(x.dtype)",
         "x",
-        ("tests/models/test_dropping.py",),
+        ("tests/models/test_layers.py",),
     ),
     Fault(
         "drop-path-by-a-rounded-probability",
-        "deit_jax/models/dropping.py",
+        "deit_jax/models/layers.py",
         'dtype = x.dtype if self.division == "compute" else jnp.promote_types(x.dtype, jnp.float32)',
         "dtype = x.dtype",
-        ("tests/models/test_dropping.py",),
+        ("tests/models/test_layers.py",),
     ),
     Fault(
         "missing-field-recorded-as-its-default",

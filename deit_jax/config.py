@@ -82,7 +82,7 @@ class _Model:
         at_least=0, at_most=0.999, of_model=True)
     drop_dtype: str = option("float32", "the type in which what dropout and stochastic depth keep is divided by the keep "
         "probability: float32 (PyTorch's) or compute (compute_dtype: bfloat16 rounds the probability itself, by up to 0.4 %, "
-        "as versions before this field did)", choices="models.dropping.DIVISIONS", before="compute", of_model=True)
+        "as versions before this field did)", choices="models.layers.DIVISIONS", before="compute", of_model=True)
     residual_dtype: str = option("compute", "the type of a transformer's residual stream, the sum of its blocks: compute "
         "(compute_dtype) or float32, as under PyTorch's mixed precision and so in the released code; it changes bfloat16 runs "
         "only (docs/parity.md)", choices="models.vit.RESIDUALS", before="compute", of_model=True)
@@ -90,7 +90,7 @@ class _Model:
         "group, squeeze-and-excitation biases 0) or timm_0.3 (timm 0.3.2, which the released code pins: fan_out of all groups, "
         "those biases PyTorch's uniform)", choices="models.regnet.INITIALISATIONS", before="timm_0.5", of_model=True)
     fusion: str = option("logits", "how two heads become one: the mean of their logits (released code), of their softmax "
-        "(paper), or class: the class head alone", choices="models.output.FUSIONS", of_model=True)
+        "(paper), or class: the class head alone", choices="models.protocol.FUSIONS", of_model=True)
     attention: str = option("xla", "xla: written out; dot_product: jax.nn's; cudnn: its fused kernel, for bfloat16 on NVIDIA "
         "GPUs", choices="models.vit.ATTENTIONS", before="xla", of_model=True)
     remat: str = option("none", "what is computed again in the backward pass instead of kept: none, dots (all but matrix "

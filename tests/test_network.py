@@ -1,4 +1,4 @@
-"""Networks by what a user types: each kind of place, and the same network to everybody who asks."""
+"""Networks from every kind of source, equal in all modes."""
 
 import dataclasses
 
@@ -21,8 +21,8 @@ from deit_jax.network import load_network, load_networks, wanted_by
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.network_identity import weights_digest
 from deit_jax.weights import WeightsError, hub, save_weights
-from deit_jax.weights.class_names import imagenet_class_names, imagenet_wordnet_numbers
-from deit_jax.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from deit_jax.weights.cards import IMAGENET_MEAN, IMAGENET_STD
+from deit_jax.weights.class_names import imagenet_class_names, imagenet_wordnet_ids
 from tests.inference.conftest import CHINA
 from tests.modes.workdirs import untrained
 from tests.tiny import STUDENT, tiny_config, tiny_teacher_config
@@ -34,20 +34,20 @@ ALONE = {"distillation__kind": "labels", "teacher__weights": ""}
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The workdir of a distilled DeiT whose heads are fused by softmax and whose evaluation crops 28 of 32 pixels."""
+    """The workdir of a distilled DeiT with softmax fusion and an evaluation crop of 28 of 32 pixels."""
     config = tiny_config(model__fusion="softmax", evaluation__crop_ratio=0.875, augment__mean=(0.4, 0.5, 0.6))
     return untrained(tmp_path_factory.mktemp("network") / "run", config)
 
 
 @pytest.fixture(scope="module")
 def file(run, tmp_path_factory):
-    """Its weights for timm, with class names."""
+    """Its weights as a timm file with class names."""
     return str(export(run, tmp_path_factory.mktemp("file") / "w.safetensors", layout="timm", which="raw"))
 
 
 @pytest.fixture
 def published(monkeypatch, tmp_path_factory):
-    """The file that stands for published weights: 1,000 classes, 28 pixels."""
+    """A file in place of published weights: 1,000 classes, 28 pixels."""
     path = tmp_path_factory.getbasetemp() / "published.safetensors"
     if not path.exists():
         model = create_model(NAME, 1000, 28, **STUDENT)
@@ -66,10 +66,10 @@ def assert_equal(one, other):
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other)
 
 
-# --- Each kind of place --------------------------------------------------------------------------------------------------------
+# --- Each kind of source --------------------------------------------------------------------------------------------------
 
 
-def test_a_run_says_everything_of_itself(run):
+def test_load_a_run(run):
     network = load_network(run)
     assert (network.name, network.image_size, network.trained_image_size) == (NAME, 28, 28)
     assert (network.mean, network.crop.crop_ratio, network.class_names) == ((0.4, 0.5, 0.6), 0.875, NAMES)
@@ -81,7 +81,7 @@ def test_a_run_says_everything_of_itself(run):
     assert list(both) == ["raw", "ema"] and both["ema"].which == "ema"
 
 
-def test_a_file_is_read_into_the_wanted_model(run, file):
+def test_load_a_file(run, file):
     network = load_network(file, wanted_by(config_of(file), NAMES), image_size=28)
     assert (network.model.num_classes, network.class_names, network.step, network.mean) == (10, NAMES, None, None)
     assert network.description == f"{NAME}, weights of {file}"
@@ -90,7 +90,7 @@ def test_a_file_is_read_into_the_wanted_model(run, file):
         load_network(file)
 
 
-def test_the_classes_of_a_file_without_names_are_counted(run, tmp_path):
+def test_classes_of_a_file_without_names_are_counted(run, tmp_path):
     network = load_network(run)
     path = save_weights(network.variables, network.model, tmp_path / "unnamed.safetensors")
     classifier = Classifier.from_weights(path, NAME, image_size=28, **STUDENT)
@@ -99,7 +99,7 @@ def test_the_classes_of_a_file_without_names_are_counted(run, tmp_path):
     assert best[0].label == str(best[0].index)
 
 
-def test_published_weights_are_imagenets(published):
+def test_load_published_weights(published):
     network = load_network("pretrained", wanted_by(config_of("pretrained")), image_size=28)
     assert (network.model.num_classes, network.trained_image_size) == (1000, 224)
     assert (network.mean, network.std) == (IMAGENET_MEAN, IMAGENET_STD)
@@ -108,15 +108,15 @@ def test_published_weights_are_imagenets(published):
     assert network.description == f"{NAME}, published weights"
 
 
-def test_random_weights_say_so():
+def test_load_random_weights():
     config = config_of("random", num_classes=10)
     one, other = (load_network("random", wanted_by(config, position=k), image_size=28) for k in range(2))
     assert one.description == f"{NAME}, RANDOM weights" and one.digest() != other.digest()
-    with pytest.raises(ConfigError, match=r"give the number of classes, config\.num_classes"):
+    with pytest.raises(ConfigError, match=r"set the number of classes, config\.num_classes"):
         load_network("random", wanted_by(config_of("random")))
 
 
-def test_the_model_is_checked_before_weights_are_read(run, tmp_path):
+def test_model_is_checked_before_weights_are_read(run, tmp_path):
     def check(model):
         raise ConfigError(f"{model.num_classes} classes")
 
@@ -127,11 +127,11 @@ def test_the_model_is_checked_before_weights_are_read(run, tmp_path):
         load_network(run, checkpoint="77", check=check)
 
 
-# --- The same network to everybody ---------------------------------------------------------------------------------------------
+# --- The same network in every mode ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [None, 42])
-def test_a_run_is_the_same_network_in_every_mode(run, size, tmp_path):
+def test_run_is_the_same_network_in_every_mode(run, size, tmp_path):
     config = config_of(run, image_size=size)
     in_place = config_of("", image_size=size)
     networks = [
@@ -158,7 +158,7 @@ def test_a_run_is_the_same_network_in_every_mode(run, size, tmp_path):
     assert_equal(classifier.variables, expected.variables)
 
 
-def test_a_file_is_the_same_network_in_every_mode(run, file, tmp_path):
+def test_file_is_the_same_network_in_every_mode(run, file, tmp_path):
     config = config_of(file, image_size=42)
     first = load_network(run, image_size=42)
     networks = [
@@ -169,15 +169,15 @@ def test_a_file_is_the_same_network_in_every_mode(run, file, tmp_path):
     for network in networks:
         assert_equal(network.variables, first.variables)
         assert (network.class_names, network.resized) == (NAMES, "2x2 to 3x3")
-    numbers = imagenet_wordnet_numbers()[:10]
+    numbers = imagenet_wordnet_ids()[:10]
     classifier = Classifier.from_weights(file, NAME, image_size=42, class_names=numbers, **STUDENT)
     assert_equal(classifier.variables, first.variables)
     assert classifier.class_names == numbers  # as given
     assert_equal(load_initial(config, tmp_path).variables["params"], first.variables["params"])
 
 
-def test_scores_and_probabilities_are_of_one_answer(run, tmp_path):
-    """The top-1 that evaluation counts is what the classifier answers, at the size that was asked for."""
+def test_scores_match_the_classifier(run, tmp_path):
+    """The top-1 of evaluation equals the classifier's, at the requested size."""
     changes = {"image_size": 42, "augment__mean": (0.4, 0.5, 0.6), "evaluation__crop_ratio": 0.875}
     config = tiny_config(**ALONE, **changes, model__fusion="softmax", data__max_eval_images=12)
     scores = evaluate(config, run, output=tmp_path / "scores.json")["scores"]["raw"]
@@ -190,10 +190,10 @@ def test_scores_and_probabilities_are_of_one_answer(run, tmp_path):
         assert scores[head]["top1"] == pytest.approx(100 * np.mean(decided == labels))
 
 
-# --- What used to differ between the modes -------------------------------------------------------------------------------------
+# --- Former differences between modes -------------------------------------------------------------------------------------
 
 
-def test_a_run_of_another_model_is_refused_by_name(run):
+def test_run_of_another_model_is_rejected(run):
     config = config_of(run, model__name="deit_tiny_patch16_224", distillation__kind="none")
     for load in (
         lambda: evaluated_networks(config, None, NAMES, "newest"),
@@ -208,22 +208,22 @@ def test_a_run_of_another_model_is_refused_by_name(run):
         load_teacher(config, run.parent / "student")
 
 
-def test_what_only_runs_have_is_refused_for_files(file):
+def test_checkpoint_options_are_rejected_for_files(file):
     for load in (
         lambda: evaluated_networks(config_of(file), None, NAMES, "best"),
         lambda: _of_config(config_of(file), "raw", "best"),
     ):
-        with pytest.raises(CheckpointError, match="--checkpoint=best is of a --workdir"):
+        with pytest.raises(CheckpointError, match="--checkpoint=best needs a --workdir"):
             load()
     with pytest.raises(WeightsError, match="does not say that it holds a moving average"):
         _of_config(config_of(file, image_size=28), "ema", "newest")
 
 
-def test_published_weights_on_other_classes_are_not_scored_by_position(published):
+def test_published_weights_on_unnamed_classes_are_rejected(published):
     with pytest.raises(ConfigError, match=r"have 1000 classes without names, the evaluation images 10: set"):
         evaluated_networks(config_of("pretrained", image_size=28), None, NAMES, "newest")
-    asked = evaluated_networks(config_of("pretrained", image_size=28, num_classes=1000), None, NAMES, "newest")
-    assert asked["raw"].model.num_classes == 1000
+    networks = evaluated_networks(config_of("pretrained", image_size=28, num_classes=1000), None, NAMES, "newest")
+    assert networks["raw"].model.num_classes == 1000
 
 
 def test_published_weights_fit_scanned_blocks(published):
@@ -231,13 +231,13 @@ def test_published_weights_fit_scanned_blocks(published):
     assert "blocks" in network.variables["params"] and len(network.class_names) == 1000
 
 
-def test_another_normalisation_is_told_in_evaluation_too(run, tmp_path, capsys):
+def test_evaluation_warns_of_another_normalisation(run, tmp_path, capsys):
     evaluate(config_of("", data__max_eval_images=4), run, output=tmp_path / "scores.json")
-    said = " ".join(capsys.readouterr().out.split())
-    assert "trained with mean (0.4, 0.5, 0.6), given (0.485, 0.456, 0.406); see config.augment.mean" in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "trained with mean (0.4, 0.5, 0.6), given (0.485, 0.456, 0.406); see config.augment.mean" in output
 
 
-def test_names_of_other_data_do_not_name_a_files_classes(run, tmp_path, capsys):
+def test_class_names_of_other_data_are_not_used(run, tmp_path, capsys):
     network = load_network(run)
     path = save_weights(network.variables, network.model, tmp_path / "unnamed.safetensors")
     arrays = {"test_images": np.zeros((2, 28, 28), np.uint8), "test_labels": [0, 1], "class_names": ["cat", "dog"]}
@@ -250,13 +250,13 @@ def test_names_of_other_data_do_not_name_a_files_classes(run, tmp_path, capsys):
     assert _of_config(config_of(path, image_size=28), "raw", "newest").class_names == NAMES
 
 
-def test_networks_of_other_classes_are_told_before_they_are_fetched(run, monkeypatch):
+def test_other_classes_are_rejected_before_fetching(run, monkeypatch):
     monkeypatch.setattr(hub, "fetch_pretrained", lambda *_, **__: pytest.fail("fetched"))
     with pytest.raises(ConfigError, match=r"deit_tiny_patch16_224:pretrained answers in 1000 classes, .* in 10: their"):
         compared_networks(run, ["deit_tiny_patch16_224:pretrained"], which="raw")
 
 
-def test_a_teacher_is_the_network_that_its_place_holds(tmp_path):
+def test_teacher_is_the_specified_network(tmp_path):
     folder = untrained(tmp_path / "teacher", tiny_teacher_config())
     network = load_network(folder)
     teacher = load_teacher(tiny_config(teacher__weights=str(folder)), tmp_path / "student")
@@ -270,7 +270,7 @@ def test_a_teacher_is_the_network_that_its_place_holds(tmp_path):
     assert from_file.networks[0].weights == teacher.networks[0].weights
 
 
-def test_a_missing_place_is_told_as_what_it_could_have_been(tmp_path):
+def test_missing_sources(tmp_path):
     with pytest.raises(ConfigError, match="nowhere: there is no such file or folder"):
         load_network(tmp_path / "nowhere", wanted_by(config_of("nowhere")))
     with pytest.raises(WeightsError, match=r"gone\.pth: there is no such file"):

@@ -1,1 +1,1 @@
-"""Scores of trained models."""
+"""Evaluation of trained models: accuracy, agreement, attention, speed."""

@@ -1,4 +1,4 @@
-"""Top-1, top-5 and loss of every head over a data set, each image counted exactly once."""
+"""Top-1, top-5 and loss of every head over a dataset, with each image counted exactly once."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from deit_jax.parallel.distributed import compiled_together
 
 Totals = dict[str, Any]
 EvalStep = Callable[[Any, dict[str, jax.Array]], Totals]
-# head -> {"top1", "top5" in percent, "loss" in nats}; without the loss where an image may have several labels
+# head -> {"top1", "top5" in percent, "loss" in nats}; no loss if an image may have several labels
 Scores = dict[str, dict[str, float]]
 
 
 def best_top1(scores: dict[str, Scores], fusion: str) -> float:
-    """The top-1, in percent, of the better of raw and EMA weights: by which checkpoints are compared."""
+    """Returns the top-1, in percent, of the better of raw and EMA weights, which ranks checkpoints."""
     return max(answer_of(by_head, fusion)["top1"] for by_head in scores.values())
 
 
 def as_row(scores: dict[str, Scores]) -> dict[str, float]:
-    """Scores by weights and head as a row of metrics: {"raw": {"class": {"top1": x}}} to {"eval/raw/class/top1": x}."""
+    """Flattens scores to a row of metrics: {"raw": {"class": {"top1": x}}} to {"eval/raw/class/top1": x}."""
     return {
         f"eval/{weights}/{head}/{name}": value
         for weights, by_head in scores.items()
@@ -34,10 +34,10 @@ def as_row(scores: dict[str, Scores]) -> dict[str, float]:
 
 
 def score(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """Sums over the images where `mask` holds: correct in the first 1, in the first 5, and cross-entropy. Float32 scalars.
+    """Sums top-1 hits, top-5 hits and cross-entropy over the images where `mask` is True. Float32 scalars.
 
-    logits: float32[B, K]; labels: int32[B]; mask: bool[B]. Of equal logits the one with the lower class number ranks first, as
-    with argmax; an image with a logit that is not finite counts as wrong.
+    logits: float32[B, K]; labels: int32[B]; mask: bool[B]. Among equal logits the lower class index ranks first, as in argmax; an
+    image with a non-finite logit counts as wrong.
     """
     label_logit = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     before = jnp.arange(logits.shape[-1]) < labels[:, None]
@@ -52,14 +52,14 @@ def score(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, ja
 
 
 def score_any(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str, jax.Array]:
-    """As `score`, of images with any number of right labels: sums of those with one among the first 1 and the first 5.
+    """As `score`, for images with any number of correct labels: counts images with one of them in the top 1 and top 5.
 
-    logits: float32[B, K]; labels: bool[B, K'], K' <= K; mask: bool[B]. Images without a label add nothing. The rule of ReaL for
-    top-1; top-5 is its like. No loss: several labels of equal right have no agreed cross-entropy.
+    logits: float32[B, K]; labels: bool[B, K'], K' <= K; mask: bool[B]. Images without a label add nothing. Top-1 follows ReaL,
+    and top-5 accordingly. No loss, because cross-entropy is not defined for several labels.
     """
     right = mask & jnp.all(jnp.isfinite(logits), axis=-1)
     labels = jnp.pad(labels, ((0, 0), (0, logits.shape[-1] - labels.shape[-1])))
-    _, first = jax.lax.top_k(logits, min(5, logits.shape[-1]))  # of equals the lower class number first, as argmax
+    _, first = jax.lax.top_k(logits, min(5, logits.shape[-1]))  # among equals the lower index first, as argmax
     hits = jnp.take_along_axis(labels, first, axis=-1)
     return {
         "top1": jnp.sum(right & hits[:, 0], dtype=jnp.float32),
@@ -68,7 +68,7 @@ def score_any(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> dict[str
 
 
 def make_eval_step(model: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...]) -> EvalStep:
-    """The jitted function (variables, batch) -> sums over the batch; `mean` and `std` normalise RGB in [0, 1]."""
+    """Returns the jitted function (variables, batch) -> sums over the batch; `mean` and `std` normalise RGB in [0, 1]."""
     outputs = outputs_of(model, mean, std)
 
     @jax.jit
@@ -87,11 +87,11 @@ def make_eval_step(model: nn.Module, *, mean: tuple[float, ...], std: tuple[floa
 
 
 def evaluate(eval_step: EvalStep, variables: Any, batches: Iterable[dict[str, jax.Array]], num_images: int) -> Scores:
-    """Scores of `variables` over all batches (global arrays "image", "label", "mask"); see `mean_scores`."""
+    """Returns the scores of `variables` over all batches (global arrays "image", "label", "mask"); see `mean_scores`."""
     return mean_scores(sum_scores(eval_step, {"": variables}, batches)[""], num_images)[0]
 
 
-# A program of its own: as a part of the evaluation step, it would have the whole network compiled twice.
+# A separate program: as part of the evaluation step it would compile the whole network twice.
 @jax.jit
 def _added(totals: Totals, sums: Totals) -> Totals:
     return jax.tree.map(jnp.add, totals, sums)
@@ -100,23 +100,23 @@ def _added(totals: Totals, sums: Totals) -> Totals:
 def sum_scores(
     eval_step: EvalStep, weights: Mapping[str, Any], batches: Iterable[dict[str, jax.Array]]
 ) -> dict[str, Totals]:
-    """What `eval_step` returns for each of `weights`, added up in one pass over the batches: on the host, by the weights' name.
+    """Sums the results of `eval_step` for each of `weights` in one pass over the batches, by name.
 
-    The sums stay on the device until the end.
+    The sums stay on the device until the end, then move to the host.
     """
     totals: dict[str, Totals] = {name: {} for name in weights}
     for batch in batches:
         for name, variables in weights.items():
             sums = eval_step(variables, batch)
             totals[name] = _added(totals[name], sums) if totals[name] else sums
-    found = jax.device_get(totals)  # sorted by name
-    return {name: found[name] for name in weights}
+    totals = jax.device_get(totals)  # sorted by name
+    return {name: totals[name] for name in weights}
 
 
 def mean_scores(totals: Totals, num_images: int) -> tuple[Scores, int]:
-    """(scores, number of images that they are the mean of: those with a label).
+    """Returns mean scores and the number of labelled images.
 
-    Raises RuntimeError if the batches did not hold exactly `num_images` images.
+    Raises RuntimeError unless the batches held exactly `num_images` images.
     """
     by_head = dict(totals)
     counted, labelled = int(by_head.pop("images", 0)), int(by_head.pop("labelled", 0))

@@ -13,14 +13,14 @@ import jax
 from deit_jax.errors import UserError
 
 RUNS = 30  # the paper's
-GROWTH = 1.03  # two doublings in a row that are not faster by this factor end the search where memory does not
+GROWTH = 1.03  # two doublings in a row that gain less end the search, unless memory limits it
 _DOUBLINGS = 24
 
 
 def time_runs(run: Callable[[], Any], *, runs: int = RUNS, warmup: int = 3, at_least: float = 0.0) -> list[float]:
-    """Seconds of each of `runs` calls, each until its result is there; `warmup` calls before them are not counted.
+    """Returns the seconds of each of `runs` calls until the result is ready, after `warmup` untimed calls.
 
-    at_least: seconds that the calls take together; there are more of them if `runs` are too few for it.
+    at_least: minimum of their sum, in seconds; more calls are made if necessary.
     """
     for _ in range(warmup):
         jax.block_until_ready(run())
@@ -41,18 +41,18 @@ class Timing:
 
     @property
     def mean(self) -> float:
-        """Images/s over all runs together: the paper's figure."""
+        """Images/s over all runs, as in the paper."""
         return self.batch_size * len(self.seconds) / sum(self.seconds)
 
     @property
     def median(self) -> float:
-        """Images/s of the median run, which a disturbed run does not move."""
+        """Images/s of the median run, robust against outliers."""
         return self.batch_size / statistics.median(self.seconds)
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchSearch:
-    """The batch size that is measured, why, and what was tried: (batch size, images/s, or None where it did not fit)."""
+    """The batch size to measure, the rule that chose it, and the trials: (batch size, images/s, or None if it did not fit)."""
 
     batch_size: int
     rule: str
@@ -60,11 +60,11 @@ class BatchSearch:
 
 
 def search_batch(measure: Callable[[int], float | None], *, start: int, until_full: bool) -> BatchSearch:
-    """The batch size to measure: `start` doubled again and again.
+    """Finds the batch size to measure by doubling `start`.
 
-    measure: images/s of a batch size, None if it does not fit in memory. until_full: the largest that fits is taken, as the paper
-    does; else (a CPU, whose memory says nothing) the fastest, and two doublings in a row that gain 3 % at most end the search.
-    Raises UserError if not even `start` fits.
+    measure: returns images/s of a batch size, None if it does not fit in memory. until_full: choose the largest that fits, as the
+    paper does; otherwise (CPU) the fastest, ending after two doublings in a row that gain 3 % at most. Raises UserError if
+    `start` does not fit.
     """
     tried: list[tuple[int, float | None]] = []
     for doubling in range(_DOUBLINGS):
@@ -74,9 +74,7 @@ def search_batch(measure: Callable[[int], float | None], *, start: int, until_fu
         fitting = [(rate, size) for size, rate in tried if rate is not None]
         if speed is None:
             if not fitting:
-                raise UserError(
-                    f"a batch of {start} images does not fit into memory: give a smaller one (--batch_size)"
-                )
+                raise UserError(f"a batch of {start} images does not fit in memory: give a smaller --batch_size")
             return BatchSearch(fitting[-1][1], f"the largest that fits of {start} and its doublings", tried)
         before = max(fitting[:-2], default=None)
         if not until_full and before is not None and max(fitting[-2:])[0] <= GROWTH * before[0]:
@@ -89,7 +87,7 @@ Measured = TypeVar("Measured")
 
 
 def fits(measure: Callable[[], Measured]) -> Measured | None:
-    """What `measure` returns, or None if a device runs out of memory in it. Other errors are passed on."""
+    """Returns the result of `measure`, or None if a device runs out of memory. Other errors propagate."""
     try:
         return measure()
     except jax.errors.JaxRuntimeError as error:

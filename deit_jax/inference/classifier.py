@@ -21,48 +21,47 @@ from deit_jax.errors import UserError, refuse_address, require_choice
 from deit_jax.evaluation.heads import head_names, heads, outputs_of, own_head
 from deit_jax.models import create_model, native_image_size
 from deit_jax.network import IMAGENET_CLASSES, Network, Wanted, load_network
+from deit_jax.weights.cards import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.weights.class_names import readable
 from deit_jax.weights.loading import WHICH
-from deit_jax.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 
 ImageLike = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray
 
-
-_computing_process: int | None = None  # the first with a Classifier, of this process and those that it was forked from
+_computing_process: int | None = None  # the first with a Classifier among this process and its ancestors by fork
 
 
 class Prediction(NamedTuple):
-    """One class of an image's answer."""
+    """One predicted class of an image."""
 
-    label: str  # the class's name; its number where it has none
-    index: int  # type: ignore[assignment]  # the class's number, from 0; hides the method of all tuples
+    label: str  # the class's name, or its index if it has none
+    index: int  # type: ignore[assignment]  # from 0; hides tuple.index
     probability: float  # in [0, 1]
 
 
 class PredictionError(UserError):
-    """A question that the classifier cannot answer. The message is one line."""
+    """An invalid argument or use of a classifier. The message is one line."""
 
 
 class Classifier:
-    """Images in, class names and probabilities out: reads, crops, normalises and batches as the model's evaluation does.
+    """Classifies images: reads, crops, normalises and batches them as in the model's evaluation.
 
         classifier = deit_jax.Classifier.from_workdir("runs/flowers")
         classifier("rose.jpg")                          # [Prediction(label="rose", index=3, probability=0.97), ...]
         classifier(["rose.jpg", pil_image, array])      # a list of such lists
         classifier.probabilities("rose.jpg")            # float32[1, K]
 
-    An image is a path, an open file or BytesIO, the bytes of an encoded image, a PIL image, or a uint8 array [H, W, 3] of RGB; a
-    tuple, list or other iterable of such is many, and so is a uint8 array [N, H, W, 3]. Images may differ in size.
+    An image is a path, an open file or BytesIO, the bytes of an encoded image, a PIL image, or a uint8 array [H, W, 3] of RGB.
+    Several images are an iterable of these, or a uint8 array [N, H, W, 3]. Images may differ in size.
 
-    Computes on JAX's default device, in batches of `batch_size`; what is left over is filled up to the next of `batch_sizes`, the
-    powers of two up to `batch_size` and itself: 1, 2, 4, 8. A program is compiled for each of these when it is first needed, and
-    no other. In which batch an image is computed changes its probabilities by float noise only.
+    Runs on JAX's default device in batches of `batch_size`; the last batch is padded to the next of `batch_sizes`, the powers of
+    two up to `batch_size` and itself: 1, 2, 4, 8. One program is compiled per size, on first use. The batch affects an image's
+    probabilities only by float noise.
 
-    Threads may share one. It pickles, and works in a process that `multiprocessing` starts by "spawn" or "forkserver"; JAX cannot
-    compute in a forked copy of a process that has used it, and PredictionError says so there.
+    Threads may share a classifier. It can be pickled, and works in processes that `multiprocessing` starts by "spawn" or
+    "forkserver". It raises PredictionError in a forked copy of a process that has used it, because JAX cannot compute there.
 
-    Attributes: model, variables, crop (of data/decoding.py), mean, std, class_names (None: classes are called by number),
-    description (name and origin of the weights), batch_size, batch_sizes, heads (the names that `head` takes).
+    Attributes: model, variables, crop (of data/decoding.py), mean, std, class_names (or None), description (name and origin of
+    the weights), batch_size, batch_sizes, heads (valid values of `head`).
     """
 
     def __init__(
@@ -77,9 +76,9 @@ class Classifier:
         description: str = "",
         batch_size: int = 8,
     ) -> None:
-        """`from_workdir`, `from_pretrained`, `from_weights` and `from_network` know the arguments themselves.
+        """`from_workdir`, `from_pretrained`, `from_weights` and `from_network` determine the arguments.
 
-        Raises PredictionError for more names than classes, a batch of less than one image, and arguments of another kind.
+        Raises PredictionError for more names than classes, batch_size below 1, and arguments of the wrong type.
         """
         if isinstance(model, str):
             raise PredictionError(f"model={model!r} is a name: Classifier.from_weights and from_pretrained take names")
@@ -99,18 +98,18 @@ class Classifier:
         self.batch_size = int(batch_size)
         self.batch_sizes = tuple(sorted({self.batch_size, *(2**i for i in range(self.batch_size.bit_length()))}))
         self.heads = head_names(model)
-        self._answer = self._program()
+        self._predict = self._program()
         self._to_device()
 
     def _program(self) -> Any:
-        """uint8[B, size, size, 3] to {head: float32[B, K]}."""
+        """Returns the jitted function (variables, uint8[B, size, size, 3]) -> {head: float32[B, K]}."""
         outputs = outputs_of(self.model, self.mean, self.std)
 
         @jax.jit
-        def answer(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        def predict(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
             return {name: jax.nn.softmax(logits) for name, logits in heads(outputs(variables, images)).items()}
 
-        return answer
+        return predict
 
     def _to_device(self) -> None:
         global _computing_process
@@ -121,13 +120,13 @@ class Classifier:
 
     def __getstate__(self) -> dict[str, Any]:
         _refuse_forked_process()
-        kept = {name: value for name, value in vars(self).items() if name != "_answer"}
-        return kept | {"variables": jax.tree.map(np.asarray, self.variables), "_on_device": False}
+        state = {name: value for name, value in vars(self).items() if name != "_predict"}
+        return state | {"variables": jax.tree.map(np.asarray, self.variables), "_on_device": False}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # No device is touched here: an error while a pool's worker unpickles a task leaves the pool waiting.
+        # Does not use the device: an error while a pool's worker unpickles a task would leave the pool waiting.
         vars(self).update(state)
-        self._answer = self._program()
+        self._predict = self._program()
 
     def __repr__(self) -> str:
         return f"Classifier({self.description or type(self.model).__name__}, {self.model.num_classes} classes)"
@@ -136,19 +135,19 @@ class Classifier:
     def from_network(
         cls, network: Network, *, class_names: Sequence[str] | None = None, batch_size: int = 8
     ) -> Classifier:
-        """A network of `deit_jax.network.load_network`. What it does not know of its images is as in the released code.
+        """Creates a classifier from `deit_jax.network.load_network`; unknown preprocessing is the released code's.
 
         class_names: None: the network's own.
         """
-        ready = network.preprocessing
+        preprocessing = network.preprocessing
         if class_names is None and network.class_names is not None:
             class_names = readable(network.class_names)
         return cls(
             network.model,
             network.variables,
-            crop=network.crop or CenterCrop(network.image_size, ready.crop_ratio),
-            mean=ready.mean,
-            std=ready.std,
+            crop=network.crop or CenterCrop(network.image_size, preprocessing.crop_ratio),
+            mean=preprocessing.mean,
+            std=preprocessing.std,
             class_names=class_names,
             description=network.description,
             batch_size=batch_size,
@@ -164,17 +163,17 @@ class Classifier:
         image_size: int | None = None,
         batch_size: int = 8,
     ) -> Classifier:
-        """The network of a training run, with the run's own crop, normalisation, fusion of heads and class names.
+        """Loads the network of a training run, with the run's crop, normalisation, fusion of heads and class names.
 
-        variables: "raw" or "ema", their moving average. checkpoint: "newest", "best" or a step. image_size: pixels; None is the
-        run's own, another one resizes the position embedding. Raises PredictionError for other words, ConfigError if this is not
-        a workdir, CheckpointError if it holds no such weights.
+        variables: "raw" or "ema", their moving average. checkpoint: "newest", "best" or a step. image_size: pixels; None: the
+        run's own; another size resizes the position embedding. Raises PredictionError for other values, ConfigError if the
+        folder is not a workdir, CheckpointError if it does not hold such weights.
         """
         _refuse_forked_process()
         require_choice("variables", variables, WHICH, PredictionError)
         if checkpoint not in ("newest", "best") and not str(checkpoint).isdecimal():
             raise PredictionError(
-                f"checkpoint={checkpoint!r} is none of newest (the last one), best (of the highest top-1) and a step's number"
+                f"checkpoint={checkpoint!r} is none of newest (the last one), best (of the highest top-1) and a step"
             )
         refuse_address("workdir", workdir, PredictionError)
         workdir = Path(os.path.expanduser(workdir))
@@ -193,10 +192,10 @@ class Classifier:
         batch_size: int = 8,
         **overrides: Any,
     ) -> Classifier:
-        """A model and its published ImageNet weights, by the names of `deit_jax.list_pretrained()`; needs huggingface_hub.
+        """Loads a model of `deit_jax.list_pretrained()` and its published ImageNet weights; needs huggingface_hub.
 
-        image_size: pixels; None is the model's own. crop_ratio: the released code's by default. **overrides: as of
-        `create_model`. Raises as `load_pretrained`.
+        image_size: pixels; None: the model's own. crop_ratio: the released code's by default. **overrides: as in `create_model`.
+        Raises as `load_pretrained`.
         """
         _refuse_forked_process()
         _require_count("batch_size", batch_size, "images")
@@ -219,10 +218,10 @@ class Classifier:
         batch_size: int = 8,
         **overrides: Any,
     ) -> Classifier:
-        """Weights of a file that `deit_jax.load_weights` reads, of the model `name`.
+        """Loads weights of the model `name` from a file that `deit_jax.load_weights` reads.
 
-        class_names: None: those that the file or the config.json beside it has. num_classes: None is the number of names given,
-        or that of the file's head. **overrides: as of `create_model`. Raises WeightsError if the file cannot be read or does not
+        class_names: None: those of the file or the config.json next to it. num_classes: None: the number of `class_names`, or
+        that of the file's head. **overrides: as in `create_model`. Raises WeightsError if the file cannot be read or does not
         fit, ValueError for an unknown model.
         """
         _refuse_forked_process()
@@ -237,20 +236,20 @@ class Classifier:
     def __call__(
         self, images: ImageLike | Iterable[ImageLike], top_k: int = 5, *, head: str | None = None
     ) -> list[Prediction] | list[list[Prediction]]:
-        """The `top_k` most probable classes, best first: a list for one image, a list of lists for many.
+        """Returns the `top_k` most probable classes, best first: a list for one image, a list of lists for several.
 
-        head: as of `probabilities`. Raises DataError for what is not an image, PredictionError for an unknown head, top_k below
-        1, or in a forked process.
+        head: as in `probabilities`. Raises DataError for an invalid image, PredictionError for an unknown head, top_k below 1, or
+        in a forked process.
         """
         _require_count("top_k", top_k, "classes")
-        answers = [self._best(row, top_k) for row in self.probabilities(images, head=head)]
-        return answers[0] if is_one_image(images) else answers
+        predictions = [self._best(row, top_k) for row in self.probabilities(images, head=head)]
+        return predictions[0] if is_one_image(images) else predictions
 
     def probabilities(self, images: ImageLike | Iterable[ImageLike], *, head: str | None = None) -> np.ndarray:
-        """float32[N, K], the probabilities of all classes.
+        """Returns the probabilities of all classes, float32[N, K].
 
-        head: whose; None is the model's own answer (of a distilled model its heads fused as `model.fusion` says), else one of
-        `self.heads`: "class", "distillation", "fused_logits" (mean of the logits) and "fused_softmax". Raises as `__call__`.
+        head: one of `self.heads`: "class", "distillation", "fused_logits" (mean of the logits) and "fused_softmax"; None: the
+        model's own prediction (for a distilled model its heads fused by `model.fusion`). Raises as `__call__`.
         """
         if head is None:
             head = own_head(self.model)
@@ -260,23 +259,23 @@ class Classifier:
             self._to_device()
         _refuse_forked_process()
         many = cast(Iterable[ImageLike], [images] if is_one_image(images) else images)
-        found = [np.asarray(self._answer(self.variables, batch)[head])[:count] for batch, count in self._batches(many)]
-        return np.concatenate(found) if found else np.zeros((0, self.model.num_classes), np.float32)
+        parts = [np.asarray(self._predict(self.variables, batch)[head])[:count] for batch, count in self._batches(many)]
+        return np.concatenate(parts) if parts else np.zeros((0, self.model.num_classes), np.float32)
 
     def prepare(self, image: ImageLike) -> np.ndarray:
-        """The pixels that the model is given before they are normalised, uint8[size, size, 3]. Raises DataError."""
+        """Returns the model's input before normalisation, uint8[size, size, 3]. Raises DataError."""
         return self.crop(read_image(image))
 
     def label(self, index: int) -> str:
-        """The name of class `index`; its number where it has none."""
+        """Returns the name of class `index`, or the index if it has none."""
         return self.class_names[index] if self.class_names and index < len(self.class_names) else str(index)
 
     def _best(self, probabilities: np.ndarray, top_k: int) -> list[Prediction]:
-        order = np.argsort(-probabilities, kind="stable")[:top_k]  # of equals the lower number first, as argmax
+        order = np.argsort(-probabilities, kind="stable")[:top_k]  # among equals the lower index first, as argmax
         return [Prediction(self.label(int(index)), int(index), float(probabilities[index])) for index in order]
 
     def _batches(self, images: Iterable[ImageLike]) -> Iterator[tuple[np.ndarray, int]]:
-        """(uint8[B, size, size, 3], how many of them are images), the rest being black; B is one of `batch_sizes`."""
+        """Yields batches uint8[B, size, size, 3], padded with black, and their number of images; B is one of `batch_sizes`."""
         named = ((image, f"image {i}") for i, image in enumerate(images))
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             while group := list(itertools.islice(named, self.batch_size)):
@@ -287,7 +286,7 @@ class Classifier:
 
 
 def _wanted(name: str, num_classes: int | None, overrides: dict[str, Any]) -> Wanted:
-    """The model of a name. Raises ValueError for an unknown one."""
+    """Returns `Wanted` for a model name. Raises ValueError for an unknown one."""
 
     def build(num_classes: int, image_size: int) -> nn.Module:
         return create_model(name, num_classes, image_size, **overrides)
@@ -296,7 +295,7 @@ def _wanted(name: str, num_classes: int | None, overrides: dict[str, Any]) -> Wa
 
 
 def _refuse_forked_process() -> None:
-    """JAX's threads do not exist in a forked copy of a process: what asks it to compute there hangs."""
+    """Raises PredictionError where JAX would hang: its threads do not exist in a forked copy of a process."""
     if _computing_process not in (None, os.getpid()):
         raise PredictionError(
             f"process {os.getpid()} was forked from one that already had a Classifier, and JAX cannot compute there: "
@@ -311,6 +310,4 @@ def _require_count(name: str, value: Any, what: str) -> None:
 
 def _require_names(class_names: Any) -> None:
     if isinstance(class_names, str):
-        raise PredictionError(
-            f"class_names={class_names!r} is one string: give a list of names, in the order of the classes"
-        )
+        raise PredictionError(f"class_names={class_names!r} is one string: give a list of names, one per class")

@@ -1,4 +1,4 @@
-"""A classifier as an ONNX file, by jax2onnx."""
+"""Exports a classifier as an ONNX file, with jax2onnx."""
 
 from __future__ import annotations
 
@@ -19,25 +19,23 @@ from PIL import Image
 
 from deit_jax.errors import errors_only, first_line, refuse_address
 from deit_jax.inference.classifier import Classifier
-from deit_jax.inference.portable import PortableError, portable_answer, preprocessing_of
+from deit_jax.inference.portable import PortableError, portable_function, preprocessing_of
 from deit_jax.weights.files import write_files
 
-_LARGEST = 2**31  # bytes of a protocol buffer
-_TOLERANCE = 1e-3  # of logits, relative to the largest or 1; float32 networks differ by some 1e-6 to 1e-5
+_LARGEST = 2**31  # bytes, the limit of a protocol buffer
+_TOLERANCE = 1e-3  # of logits, relative to the largest or 1; float32 networks differ by about 1e-6 to 1e-5
 PREPROCESSING_KEY = "preprocessing"  # of the file's metadata
-
-
-OPSETS = (18, 23)  # the lowest that jax2onnx writes correctly for these networks, and the highest that was tried
-DEFAULT_OPSET = OPSETS[0]  # all give the same answers, and the lowest is read by the oldest runtimes
+OPSETS = (18, 23)  # the lowest that jax2onnx writes correctly for these networks, and the highest tested
+DEFAULT_OPSET = OPSETS[0]  # all give the same results, and the oldest runtimes read the lowest
 
 
 def export_onnx(classifier: Classifier, path: str | Path, *, opset: int = DEFAULT_OPSET) -> Path:
-    """Write one .onnx file with weights and preprocessing; returns its path. Needs jax2onnx (docs/inference.md).
+    """Writes one .onnx file with weights and preprocessing; returns its path. Needs jax2onnx (docs/inference.md).
 
-    Input `images`: uint8[B, size, size, 3], cropped RGB, B from 0 on; outputs `logits` and `probabilities`, float32[B, K], as
-    of `portable_answer`. What preprocessing.json says is JSON in the file's metadata, under "preprocessing". A file of this name
-    is replaced. opset: the version of ONNX's operators, 18 to 23. Raises PortableError: jax2onnx is missing, the path has another
-    suffix, the opset is another, or the model is too large; WeightsError: the disk does not take it.
+    Input `images`: uint8[B, size, size, 3], cropped RGB, B >= 0; outputs `logits` and `probabilities`, float32[B, K], as in
+    `portable_function`. The metadata entry "preprocessing" is the JSON of `preprocessing_of`. Replaces an existing file. opset:
+    version of ONNX's operators, 18 to 23. Raises PortableError if jax2onnx is missing, the path has another suffix, the opset is
+    not supported, or the model is too large; WeightsError if the file cannot be written.
     """
     lowest, highest = OPSETS
     if not lowest <= opset <= highest:
@@ -47,7 +45,7 @@ def export_onnx(classifier: Classifier, path: str | Path, *, opset: int = DEFAUL
     if path.suffix.lower() != ".onnx":
         raise PortableError(f"{path}: layout=onnx writes one file, whose name ends in .onnx")
     try:
-        # It imports a plugin for every library that it knows, and reports each that is not installed with a traceback.
+        # It imports plugins for many libraries, and logs a traceback for each that is not installed.
         with _restored(jnp), errors_only("jax2onnx"):
             import jax2onnx
         import onnx
@@ -55,31 +53,25 @@ def export_onnx(classifier: Classifier, path: str | Path, *, opset: int = DEFAUL
         raise PortableError(
             "layout=onnx needs jax2onnx: pip install onnx onnx-ir onnxruntime, then pip install --no-deps jax2onnx"
         ) from error
-    answer, size = portable_answer(classifier), classifier.crop.size
+    function, size = portable_function(classifier), classifier.crop.size
 
     def outputs(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        answers = answer(images)
-        return answers["logits"], answers["probabilities"]
+        by_name = function(images)
+        return by_name["logits"], by_name["probabilities"]
 
     (batch,) = jax_export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
-    # onnx_ir warns of shapes whose type it does not write down.
+    # onnx_ir warns about shapes without a type.
     with _restored(jnp), errors_only("jax2onnx", "onnx_ir"):
-        model: Any = jax2onnx.to_onnx(
-            outputs,
-            [images],
-            model_name="deit_jax",
-            opset=opset,
-            input_names=["images"],
-            output_names=["logits", "probabilities"],
-        )
+        names = {"input_names": ["images"], "output_names": ["logits", "probabilities"]}
+        model: Any = jax2onnx.to_onnx(outputs, [images], model_name="deit_jax", opset=opset, **names)
     _replace_einsums(model)
-    # jax2onnx writes that of its newest opset, which keeps older runtimes from a file that they could run.
+    # jax2onnx writes the IR version of its newest opset, so that older runtimes reject files that they could run.
     model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
-    # Shapes of what lies between: not needed, and jax2onnx notes some before it transposes, of which onnxruntime warns.
+    # Shapes of intermediate values: not needed, and onnxruntime warns about some that are wrong.
     del model.graph.value_info[:]
-    described = model.metadata_props.add()
-    described.key, described.value = PREPROCESSING_KEY, json.dumps(preprocessing_of(classifier))
+    entry = model.metadata_props.add()
+    entry.key, entry.value = PREPROCESSING_KEY, json.dumps(preprocessing_of(classifier))
     if model.ByteSize() >= _LARGEST:
         raise PortableError(f"{path}: the model is larger than the 2 GiB of an ONNX file")
     write_files({path: model.SerializeToString()})
@@ -87,9 +79,9 @@ def export_onnx(classifier: Classifier, path: str | Path, *, opset: int = DEFAUL
 
 
 def _replace_einsums(model: Any) -> None:
-    """Write the Einsum nodes of an ONNX model, which are products of matrices, as Transpose, where needed, and MatMul.
+    """Replaces the Einsum nodes of an ONNX model, which are matrix products, by Transpose, if needed, and MatMul.
 
-    onnxruntime divides by zero in an Einsum of no rows and ends the process (microsoft/onnxruntime#23379).
+    onnxruntime divides by zero in an Einsum of no rows, which kills the process (microsoft/onnxruntime#23379).
     """
     import onnx
 
@@ -99,7 +91,7 @@ def _replace_einsums(model: Any) -> None:
             nodes.append(node)
             continue
         (equation,) = (attribute.s.decode() for attribute in node.attribute if attribute.name == "equation")
-        for number, order in enumerate(_orders_of_matmul(equation)):
+        for number, order in enumerate(_matmul_permutations(equation)):
             if order != sorted(order):
                 transposed = f"{node.output[0]}_operand_{number}"
                 nodes.append(onnx.helper.make_node("Transpose", [node.input[number]], [transposed], perm=order))
@@ -109,17 +101,17 @@ def _replace_einsums(model: Any) -> None:
     model.graph.node.extend(nodes)
 
 
-def _orders_of_matmul(equation: str) -> list[list[int]]:
-    """The orders of both operands' axes in which MatMul gives what Einsum does. Raises PortableError for other equations."""
-    two = re.fullmatch(r"(\w+),(\w+)->(\w+)", equation.replace(" ", ""))
-    left, right, result = two.groups() if two else ("", "", "")
+def _matmul_permutations(equation: str) -> list[list[int]]:
+    """Returns both operands' axis permutations for which MatMul equals the Einsum. Raises PortableError if there are none."""
+    match = re.fullmatch(r"(\w+),(\w+)->(\w+)", equation.replace(" ", ""))
+    left, right, result = match.groups() if match else ("", "", "")
     batch = [axis for axis in result if axis in left and axis in right]
     rows, columns = ([axis for axis in result if axis in one and axis not in batch] for one in (left, right))
     inner = [axis for axis in left if axis in right and axis not in result]
     lengths = (len(rows), len(columns), len(inner))
     if lengths != (1, 1, 1) or [*batch, *rows, *columns] != list(result):
         raise PortableError(
-            f"jax2onnx wrote an Einsum ({equation}) that is not a product of matrices: try another version of it"
+            f"jax2onnx wrote an Einsum ({equation}) that is not a matrix product: try another version of jax2onnx"
         )
     return [
         [left.index(axis) for axis in [*batch, *rows, *inner]],
@@ -129,7 +121,7 @@ def _orders_of_matmul(equation: str) -> list[list[int]]:
 
 @contextlib.contextmanager
 def _restored(module: ModuleType) -> Iterator[None]:
-    """Put back what was replaced in a module: jax2onnx 0.17.1 leaves its own jax.numpy.cumsum, which takes fewer arguments."""
+    """Restores a module: jax2onnx 0.17.1 leaves its own jax.numpy.cumsum, which accepts fewer arguments."""
     before = dict(vars(module))
     try:
         yield
@@ -138,10 +130,10 @@ def _restored(module: ModuleType) -> Iterator[None]:
 
 
 def check_onnx(path: str | Path, classifier: Classifier) -> float:
-    """Run the file in onnxruntime, on CPU, on 3, 1 and 0 images; returns the largest difference of its logits from ours.
+    """Runs the file in onnxruntime on CPU with 3, 1 and 0 images; returns the largest difference of its logits from ours.
 
-    The images are noise with blurred shapes, the same every time; the difference is relative to the largest logit, or to 1 if
-    that is larger. Raises PortableError if it is above 1e-3 or onnxruntime does not run the file, ImportError without it.
+    The images are fixed, blurred noise. The difference is relative to the largest logit or 1, whichever is larger. Raises
+    PortableError if it exceeds 1e-3 or onnxruntime cannot run the file, ImportError without onnxruntime.
     """
     import onnxruntime
 
@@ -150,16 +142,16 @@ def check_onnx(path: str | Path, classifier: Classifier) -> float:
     images = np.stack(
         [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BICUBIC)) for one in coarse]
     )
-    ours = np.asarray(jax.jit(portable_answer(classifier))(images)["logits"])
+    ours = np.asarray(jax.jit(portable_function(classifier))(images)["logits"])
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         theirs = [session.run(["logits"], {"images": images[:count]})[0] for count in (3, 1, 0)]
-    except Exception as error:  # of a kind for every cause, which onnxruntime does not export
+    except Exception as error:  # onnxruntime does not export its exceptions
         raise PortableError(
-            f"{path}: onnxruntime {onnxruntime.__version__} does not run it ({first_line(error)[:200]}): do not use it; try "
+            f"{path}: onnxruntime {onnxruntime.__version__} cannot run it ({first_line(error)[:200]}): do not use it; try "
             "another --opset, or another version of onnxruntime"
         ) from error
-    difference = max(float(np.abs(found - ours[: len(found)]).max(initial=0)) for found in theirs)
+    difference = max(float(np.abs(logits - ours[: len(logits)]).max(initial=0)) for logits in theirs)
     difference /= max(1.0, float(np.abs(ours).max()))
     if not difference <= _TOLERANCE:
         raise PortableError(

@@ -1,4 +1,4 @@
-"""Model FLOPs: the arithmetic that a network's definition asks for, whatever a compiler makes of it."""
+"""Model FLOPs: the arithmetic of a network's definition, independent of how it is compiled."""
 
 from __future__ import annotations
 
@@ -20,43 +20,44 @@ KINDS = ("convolution", "dense", "attention")  # attention: products of two acti
 
 
 class TrainFlops(NamedTuple):
-    """FLOPs of one training image: of the student, forwards and backwards, and of the frozen teacher, forwards alone."""
+    """FLOPs per training image: the student's forward and backward pass, and the frozen teacher's forward pass."""
 
     student: int
     teacher: int
 
     @property
     def total(self) -> int:
-        """Of the whole step."""
+        """FLOPs of the whole step, per image."""
         return self.student + self.teacher
 
 
 def forward_flops(model: nn.Module, image_size: int) -> int:
-    """FLOPs (2 x multiply-adds of convolutions and matrix products) of the forward pass of one image of `image_size` pixels.
+    """Returns the FLOPs (2 x multiply-adds of convolutions and matrix products) of one image's forward pass.
 
-    The same for every formulation: grouped convolutions count as such, attention as its two products, recomputation not at all,
-    and the last block in full, as it is usually counted, although the heads read one or two of its tokens.
+    Independent of the implementation: grouped convolutions count as such, attention as its two products, recomputation not at
+    all, and the last block in full, as is customary, although the heads read only one or two of its tokens.
     """
     return sum(forward_flops_by_kind(model, image_size).values())
 
 
 def forward_flops_by_kind(model: nn.Module, image_size: int) -> dict[str, int]:
-    """`forward_flops` by KINDS. Nothing is computed: shapes alone are traced."""
+    """`forward_flops` by KINDS. Only traces shapes."""
     if isinstance(model, Ensemble):
         return dict(sum((Counter(forward_flops_by_kind(member, image_size)) for member in model.members), Counter()))
-    # A pack of groups would add products, a fused kernel hide them; BatchNorm and recomputation have none but take time to trace.
-    # Scanned blocks are all alike: of unrolled ones the last computes no more than the heads read.
+    # Packed groups would add products, a fused kernel would hide them; BatchNorm and recomputation only take time to trace.
+    # Scanned blocks are all equal; of unrolled ones the last computes only what the heads read.
     plain: dict[str, Any] = dict(grouped_conv="native", attention="xla", remat="none", scan_blocks=True, folded=True)
     model = model.clone(**{name: value for name, value in plain.items() if has_field(model, name)})
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    # Initialising runs the network once and adds random numbers, which are no products: one trace instead of two.
+    # Initialisation runs the network once; its random numbers contain no products. So one trace is enough.
     return count_flops(functools.partial(initial_variables, model), jax.random.key(0), image)
 
 
 def train_flops(student: nn.Module, teacher: nn.Module | None, image_size: int) -> TrainFlops:
-    """FLOPs of one image's training step: three forward passes of the student (the backward pass is two), one of the teacher.
+    """Returns the FLOPs of one image's training step: three forward passes of the student (the backward pass counts as two)
+    and one of the teacher.
 
-    The gradient of the first layer's input, which nobody needs, is counted with the rest, as is usual.
+    The unused gradient of the first layer's input is counted, as is customary.
     """
     return TrainFlops(
         3 * forward_flops(student, image_size), 0 if teacher is None else forward_flops(teacher, image_size)
@@ -64,9 +65,9 @@ def train_flops(student: nn.Module, teacher: nn.Module | None, image_size: int) 
 
 
 def count_flops(function: Callable[..., Any], *arguments: Any) -> dict[str, int]:
-    """FLOPs of a function of (possibly abstract) arrays by KINDS: what its convolutions and matrix products take.
+    """Returns the FLOPs by KINDS of a function of (possibly abstract) arrays: its convolutions and matrix products.
 
-    Raises ValueError for a `while` loop with products in it, whose number of turns is not known.
+    Raises ValueError for products in a `while` loop, whose number of iterations is unknown.
     """
     counts = _count(jax.make_jaxpr(function)(*arguments).jaxpr)
     return {kind: counts[kind] for kind in KINDS}
@@ -85,16 +86,16 @@ def _count(jaxpr: core.Jaxpr) -> Counter[str]:
             kernel, output = _shape(equation.invars[1]), _shape(equation.outvars[0])
             features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
             total["convolution"] += 2 * math.prod(output) * math.prod(kernel) // features
-        elif name == "cond":  # one branch runs: the dearest
+        elif name == "cond":  # one branch runs: count the most expensive
             branches = [_count(branch.jaxpr) for branch in equation.params["branches"]]
-            dearest = max(branches, key=lambda counts: counts.total())
-            total += dearest
+            most = max(branches, key=lambda counts: counts.total())
+            total += most
         else:
             inner = sum((_count(sub) for sub in _jaxprs(equation)), Counter())
             if inner and name == "while":
-                raise ValueError("cannot count the products of a while loop: it does not say how often it turns")
-            turns = equation.params["length"] if name == "scan" else 1
-            total += Counter({kind: turns * flops for kind, flops in inner.items()})
+                raise ValueError("cannot count the products of a while loop: its number of iterations is unknown")
+            iterations = equation.params["length"] if name == "scan" else 1
+            total += Counter({kind: iterations * flops for kind, flops in inner.items()})
     return total
 
 
@@ -104,11 +105,10 @@ def _shape(value: core.Var | core.Literal) -> tuple[int, ...]:
 
 
 def _jaxprs(equation: core.JaxprEqn) -> list[core.Jaxpr]:
-    """The programs inside an equation (a jitted or rematerialised function, a loop's body); of a custom derivative the primal."""
+    """Returns the jaxprs in an equation (jitted or rematerialised functions, loop bodies); of a custom derivative the primal."""
     if equation.primitive.name.startswith("custom_"):
-        names = [name for name in ("call_jaxpr", "fun_jaxpr") if name in equation.params]
-        values = [equation.params[name] for name in names]
+        values = [equation.params[name] for name in ("call_jaxpr", "fun_jaxpr") if name in equation.params]
     else:
         values = list(equation.params.values())
-    found = [getattr(value, "jaxpr", value) for value in values]  # ClosedJaxpr to Jaxpr
-    return [value for value in found if isinstance(value, core.Jaxpr)]
+    values = [getattr(value, "jaxpr", value) for value in values]  # ClosedJaxpr to Jaxpr
+    return [value for value in values if isinstance(value, core.Jaxpr)]

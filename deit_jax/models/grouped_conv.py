@@ -1,4 +1,4 @@
-"""Grouped convolution, in the form that is fast where it runs."""
+"""Grouped convolution in the implementation that is fast on each platform."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from jax.sharding import Mesh, PartitionSpec
 
 IMPLEMENTATIONS = ("auto", "native", "packed")
 
-# Channels of a pack of narrow groups; groups that are as wide go alone. A pack of n groups computes n times what is needed, but
-# narrower convolutions have their own price: by processor time 16 to 32 is best. Of those XLA (jaxlib 0.10.2) computes one of 16
-# channels on all cores and a wider one, up to 64, on one.
+# Channels of a pack of narrow groups; wider groups are not packed. A pack of n groups does n times the necessary work, but
+# narrow convolutions are slow: 16 to 32 channels take the least processor time. XLA (jaxlib 0.10.2) computes a convolution of 16
+# channels on all cores, and one of 24 to 64 on a single core.
 _PACK_CHANNELS = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class PerDevice:
-    """An implementation: "native" on each device's rows by themselves, the batch being split over all axes of `mesh`.
+    """An implementation: "native" on each device's own rows of a batch that is split over all axes of `mesh`.
 
-    Left to itself XLA gathers the batch and has every device convolve all of it (openxla/xla#47945, open in November 2026). The
-    programs that TPU's compiler makes show no such gathers.
+    Otherwise XLA gathers the batch and every device convolves all of it (openxla/xla#47945, open in November 2026), though not
+    on TPU.
     """
 
     mesh: Mesh
 
 
 class GroupedConv(nn.Module):
-    """3x3 (or any size) convolution without bias, zero-padded on both sides as in PyTorch: [B, H, W, C] to [B, H/s, W/s, F].
+    """Convolution without bias, zero-padded on both sides as in PyTorch: [B, H, W, C] to [B, H/s, W/s, F].
 
-    The parameter is `kernel`, float32[k, k, C / groups, F], as of `nn.Conv`. `implementation`: "native" is XLA's own grouped
-    convolution; "packed" is for CPU, where that runs on one core: packs of groups are dense convolutions with block-diagonal
-    kernels, a 1x1 convolution is a matrix product, and an image's three channels are filled up to four. "auto" is
-    `implementation_for` the default device's platform; or `PerDevice`. Equal up to the order of float additions.
+    The parameter is `kernel`, float32[k, k, C / groups, F], as in `nn.Conv`.
+
+    implementation: "native" is XLA's grouped convolution. "packed" is for CPU, where XLA's runs on one core: packs of groups
+      become dense convolutions with block-diagonal kernels, a 1x1 convolution a matrix product, and an image's three channels
+      are padded to four. "auto" is `implementation_for` the default device's platform. Or a `PerDevice`. All are equal up to the
+      order of float additions.
     """
 
     features: int
@@ -56,40 +58,42 @@ class GroupedConv(nn.Module):
         implementation = self.implementation
         if implementation == "auto":
             implementation = implementation_for(jax.default_backend())
+        convolve = functools.partial(_convolve, stride=self.stride, groups=self.groups)
         if isinstance(implementation, PerDevice):
-            # Rows that do not divide among the devices (one, to initialise) are nobody's training step.
-            split = self.groups > 1 and x.shape[0] % implementation.mesh.size == 0
-            convolve = _split_over(implementation.mesh) if split else _convolve
-            return convolve(x, kernel, self.stride, self.groups)
+            mesh = implementation.mesh
+            if self.groups > 1 and x.shape[0] % mesh.size == 0:  # initialisation has one row, which cannot be split
+                rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+                convolve = jax.shard_map(convolve, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
+            return convolve(x, kernel)
         if implementation == "native":
-            return _convolve(x, kernel, self.stride, self.groups)
+            return convolve(x, kernel)
         if self.groups > 1:
             return _convolve_packs(x, kernel, self.stride, self.groups)
-        if self.kernel_size == 1:
-            return _project(x, kernel, self.stride)
+        if self.kernel_size == 1:  # a matrix product is faster on CPU, forward and backward
+            return jnp.einsum("bhwi,io->bhwo", x[:, :: self.stride, :: self.stride], kernel[0, 0])
         return _convolve(*_fill_channels(x, kernel), self.stride, 1)
 
 
 def implementation_for(platform: str) -> str:
-    """The implementation that suits a platform: "cpu", "gpu" or "tpu"."""
+    """Returns the implementation for a platform: "cpu", "gpu" or "tpu"."""
     return "packed" if platform == "cpu" else "native"
 
 
 def implementation_on(mesh: Mesh) -> str | PerDevice:
-    """The implementation that suits batches split over `mesh`, whose devices need not be here."""
+    """Returns the implementation for batches split over `mesh`, whose devices may be abstract."""
     platform = mesh.devices.flat[0].platform
     return PerDevice(mesh) if platform == "gpu" and mesh.size > 1 else implementation_for(platform)
 
 
 def block_diagonal(kernel: jax.Array, groups: int) -> jax.Array:
-    """The dense kernel [k, k, groups * I, F] that computes what the grouped kernel [k, k, I, F] does."""
+    """Returns the dense kernel [k, k, groups * I, F] that is equivalent to the grouped kernel [k, k, I, F]."""
     kernel = rearrange(kernel, "h w i (g o) -> h w i g o", g=groups)
     dense = jnp.einsum("hwigo,gf->hwfigo", kernel, jnp.eye(groups, dtype=kernel.dtype))
     return rearrange(dense, "h w f i g o -> h w (f i) (g o)")
 
 
 def _convolve_packs(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
-    """The packs side by side; the last is narrower where the groups do not fill it."""
+    """Convolves packs of groups separately; the last pack may be narrower."""
     size = min(groups, max(1, _PACK_CHANNELS * groups // x.shape[-1]))
     starts = range(size, groups, size)
     parts = jnp.split(x, [start * x.shape[-1] // groups for start in starts], axis=-1)
@@ -100,24 +104,9 @@ def _convolve_packs(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -
 
 
 def _fill_channels(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Zero channels after an image's three: with four, XLA's convolution on CPU takes half the time."""
+    """Pads an image's three channels to four, which halves the time of XLA's convolution on CPU."""
     missing = max(0, 4 - x.shape[-1])
     return jnp.pad(x, [(0, 0)] * 3 + [(0, missing)]), jnp.pad(kernel, [(0, 0), (0, 0), (0, missing), (0, 0)])
-
-
-def _project(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """A 1x1 convolution as the matrix product it is: XLA's on CPU is faster, both ways."""
-    return jnp.einsum("bhwi,io->bhwo", x[:, ::stride, ::stride], kernel[0, 0])
-
-
-def _split_over(mesh: Mesh) -> Any:
-    rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
-
-    def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
-        local = functools.partial(_convolve, stride=stride, groups=groups)
-        return jax.shard_map(local, mesh=mesh, in_specs=(rows, whole), out_specs=rows)(x, kernel)
-
-    return convolve
 
 
 def _convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:

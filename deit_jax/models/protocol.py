@@ -1,31 +1,31 @@
-"""What a model is to this package, and what it may say about itself.
+"""The protocol of a model: its required call, and optional fields, attributes and methods.
 
 A model is a `flax.linen.Module` with a field `num_classes` and the call
 
     __call__(images, *, train=False, positions=None) -> logits float32[B, num_classes], or `ModelOutput`
 
-images: normalised float[B, H, W, 3]. train: whether dropout draws and BatchNorm uses the batch's statistics. positions: int32[B],
-each image's place in the global batch, from which `Dropout` draws; None in evaluation. A call without `train` or `positions` is
-not given them. A model may have the collections "params" and "batch_stats", of floating-point variables, and in training draw
-from the random stream "dropout".
+images: normalised float[B, H, W, 3]. train: whether dropout is applied and BatchNorm uses batch statistics. positions: int32[B],
+each image's index in the global batch, which keys `Dropout`; None in evaluation. A call without a parameter `train` or
+`positions` does not receive it. A model may have the collections "params" and "batch_stats", of floating-point variables, and in
+training use the random stream "dropout".
 
-All else is optional. Fields of these names are set from the configuration where a model has them:
+Everything else is optional. Fields of these names, if the model has them, are set from the configuration:
 
-    image_size      pixels; a model with this field takes images of that size only, one without it takes any size
-    dtype           the type to compute in
+    image_size      pixels; a model with this field takes only images of that size, a model without it any size
+    dtype           compute dtype
     drop_path_rate, dropout_rate, fusion, attention, ...   the options of `config.model`; any other by `config.model.overrides`
 
-and these attributes, properties and methods answer questions, which the functions below ask:
+The functions below use these attributes, properties and methods:
 
     distilled                     True: it has a distillation token, and returns a `ModelOutput` with both heads' logits
     fusion                        how it fuses them: one of `FUSIONS`
-    num_prefix_tokens             tokens in front of the patches' tokens
-    feature_widths                widths of its features, block by block or stage by stage
-    family                        which weights files it can be read from and written to ("vit", "regnet"; weights/families.py)
-    inference_form(variables)     (model, variables) that compute the same faster, for evaluation only
-    portable_form(variables)      (model, variables) in operations that every platform has
-    on_mesh(mesh)                 the model with what depends on devices chosen for batches split over a mesh
-    resize_variables(variables, method)   variables of this model at another image size, fitted to this one's
+    num_prefix_tokens             number of tokens before the patch tokens
+    feature_widths                widths of its features, by block or by stage
+    family                        the weights layouts that it supports ("vit", "regnet"; weights/saving.py)
+    inference_form(variables)     equivalent (model, variables) that compute faster, for evaluation only
+    portable_form(variables)      equivalent (model, variables) in operations that every platform has
+    on_mesh(mesh)                 the model specialized for batches split over a mesh
+    resize_variables(variables, method)   variables of this model at another image size, resized to this one's
     check_training(platform, image_size)  raises ValueError if it cannot be trained there
 """
 
@@ -35,7 +35,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -43,22 +43,48 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from deit_jax.errors import UserError, raised_outside
-from deit_jax.models.dropping import RNG_NAME
-from deit_jax.models.output import ModelOutput
+from deit_jax.models.layers import RNG_NAME
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, what model.apply takes
+FUSIONS = ("logits", "softmax", "class")
+
+
+class ModelOutput(NamedTuple):
+    """Logits, float32[B, K] each.
+
+    logits: the model's prediction; with a distillation token, the late fusion of its two heads.
+    class_logits: the head on the class token (of a convnet: the only head, equal to `logits`).
+    distillation_logits: the head on the distillation token; None for a model without one.
+    """
+
+    logits: jax.Array
+    class_logits: jax.Array
+    distillation_logits: jax.Array | None
+
+
+def fuse(class_logits: jax.Array, distillation_logits: jax.Array, fusion: str) -> jax.Array:
+    """Fuses the logits of two heads, float32[B, K].
+
+    "logits" is the mean of the logits, as in the released code and its ports. "softmax" is the log of the mean of the two
+    softmax outputs (the paper, section 4, adds them: the same ranking). "class" is the class head alone, for a model whose
+    distillation head was not trained.
+    """
+    if fusion == "logits":
+        return (class_logits + distillation_logits) / 2
+    if fusion == "softmax":
+        return jnp.logaddexp(jax.nn.log_softmax(class_logits), jax.nn.log_softmax(distillation_logits)) - jnp.log(2.0)
+    if fusion == "class":
+        return class_logits
+    raise ValueError(f"fusion={fusion!r} is not one of {', '.join(FUSIONS)}")
 
 
 class ModelError(UserError):
-    """A registered model raises an exception, or returns something else than the protocol says. The message is one line."""
+    """A registered model raises an exception or violates the protocol. The message is one line."""
 
 
 @contextlib.contextmanager
 def code_of(module: type[nn.Module], what: str = "its call", passing: type[Exception] = UserError) -> Iterator[None]:
-    """Turns what a model from outside of the package raises into a ModelError, except `passing`.
-
-    Faults of the package's own models stay as they are.
-    """
+    """Converts exceptions of registered models, except `passing`, to ModelError. Those of this package's models propagate."""
     try:
         yield
     except (UserError, passing):
@@ -66,33 +92,28 @@ def code_of(module: type[nn.Module], what: str = "its call", passing: type[Excep
     except Exception as error:
         if not is_from_outside(module):
             raise
-        raise ModelError(
-            f"the model {module.__name__}: {what} raises {raised_outside(error, _file_of(module))}"
-        ) from error
-
-
-def _file_of(module: type[nn.Module]) -> str:
-    try:
-        return inspect.getfile(module)
-    except (TypeError, OSError):  # of an interactive session
-        return ""
+        try:
+            file = inspect.getfile(module)
+        except (TypeError, OSError):  # defined in an interactive session
+            file = ""
+        raise ModelError(f"the model {module.__name__}: {what} raises {raised_outside(error, file)}") from error
 
 
 def is_from_outside(module: type[nn.Module]) -> bool:
-    """Whether a model's class is not one of this package."""
+    """Whether a model's class is defined outside this package."""
     return not module.__module__.startswith("deit_jax.")
 
 
 def initial_variables(model: nn.Module, key: jax.Array, images: jax.Array) -> Variables:
-    """Random variables of any model, for images as of `classify`. Raises as `classify`."""
+    """Returns randomly initialised variables of any model; images and errors as in `classify`."""
     with code_of(type(model)):
-        return dict(model.init(key, images, **_known(model, train=False, positions=None)))
+        return dict(model.init(key, images, **_accepted(model, train=False, positions=None)))
 
 
 def check_outputs(model: nn.Module, image_size: int, *, train: bool | None = None) -> None:
-    """Raise ModelError, in one line, if a model from outside does not do what the protocol says. Nothing is computed.
+    """Raises ModelError, in one line, if a model from outside this package violates the protocol. Only traces.
 
-    train: as of `train_outputs`, whose call is traced too; None: it is not.
+    train: as in `train_outputs`, which is traced too; None: it is not.
     """
     if not is_from_outside(type(model)):
         return
@@ -107,9 +128,9 @@ def check_outputs(model: nn.Module, image_size: int, *, train: bool | None = Non
             f"{where} has distilled={is_distilled(model)} and returns {returned} distillation_logits: return a "
             "deit_jax.ModelOutput of both heads, or have distilled=False and return logits"
         )
-    if strange := sorted(set(variables) - {"params", "batch_stats"}):
+    if unknown := sorted(set(variables) - {"params", "batch_stats"}):
         raise ModelError(
-            f"{where} has variables in the collection {strange[0]!r}: give it params and batch_stats alone"
+            f"{where} has variables in the collection {unknown[0]!r}: give it params and batch_stats alone"
         )
     if "params" not in variables:
         raise ModelError(f"{where} has no parameters")
@@ -125,10 +146,8 @@ def check_outputs(model: nn.Module, image_size: int, *, train: bool | None = Non
             return train_outputs(model, variables, images, train=train, positions=positions, rngs={RNG_NAME: key})
 
         _, updates = jax.eval_shape(outputs, variables, images, key)
-        before, after = (
-            jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-            for tree in (variables["batch_stats"], dict(updates.get("batch_stats", {})))
-        )
+        statistics = (variables["batch_stats"], dict(updates.get("batch_stats", {})))
+        before, after = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in statistics)
         if before != after:
             raise ModelError(
                 f"{where}: batch_stats after a training step differ from the first ones in names, shapes or types"
@@ -136,145 +155,142 @@ def check_outputs(model: nn.Module, image_size: int, *, train: bool | None = Non
 
 
 def call(model: nn.Module, images: jax.Array) -> ModelOutput:
-    """The output in evaluation of a bound module, e.g. of a submodule; see `classify`."""
+    """Returns the output in evaluation of a bound module, e.g. a submodule; see `classify`."""
     with code_of(type(model)):
-        output = model(images, **_known(model, train=False, positions=None))
+        output = model(images, **_accepted(model, train=False, positions=None))
     return as_output(output, model, images.shape[0])
 
 
 def classify(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> ModelOutput:
-    """The output of any model in evaluation, for normalised float[B, H, W, 3] images.
+    """Returns the output of any model in evaluation, for normalised float[B, H, W, 3] images.
 
-    Raises ModelError if a registered model raises, or returns something else than the protocol says.
+    Raises ModelError if a registered model raises or violates the protocol.
     """
     with code_of(type(model)):
-        output = model.apply(variables, images, **_known(model, train=False, positions=None))
+        output = model.apply(variables, images, **_accepted(model, train=False, positions=None))
     return as_output(output, model, images.shape[0])
 
 
 def train_outputs(
     model: nn.Module, variables: Mapping[str, Any], images: jax.Array, *, train: bool, positions: jax.Array, rngs: Any
 ) -> tuple[ModelOutput, Mapping[str, Any]]:
-    """The output of any model in a training step, and its new "batch_stats". train: False computes as in evaluation."""
-    known = _known(model, train=train, positions=positions)
+    """Returns the output of any model in a training step, and its new "batch_stats". train=False computes as in evaluation."""
+    kwargs = _accepted(model, train=train, positions=positions)
     with code_of(type(model)):
-        output, updates = model.apply(variables, images, **known, rngs=rngs, mutable=["batch_stats"])
+        output, updates = model.apply(variables, images, **kwargs, rngs=rngs, mutable=["batch_stats"])
     return as_output(output, model, images.shape[0]), updates
 
 
 def as_output(output: Any, model: nn.Module, num_images: int) -> ModelOutput:
-    """What a model returned as a `ModelOutput` in float32. Raises ModelError, in one line, if it is neither that nor logits."""
+    """Converts a model's output to a float32 `ModelOutput`. Raises ModelError, in one line, if it is neither that nor logits."""
     if not isinstance(output, ModelOutput):
         output = ModelOutput(output, output, None)
-    wanted = (num_images, getattr(model, "num_classes", None))
+    expected = (num_images, getattr(model, "num_classes", None))
     for name, logits in output._asdict().items():
         if name == "distillation_logits" and logits is None:
             continue
         shape = getattr(logits, "shape", None)
-        if shape is None or len(shape) != 2 or (wanted[1] is not None and tuple(shape) != wanted):
-            found = type(logits).__name__ if shape is None else f"an array of shape {tuple(shape)}"
+        if shape is None or len(shape) != 2 or (expected[1] is not None and tuple(shape) != expected):
+            actual = type(logits).__name__ if shape is None else f"an array of shape {tuple(shape)}"
             raise ModelError(
-                f"{type(model).__name__} returned {found} as {name}; return logits of shape {wanted}, or a deit_jax.ModelOutput"
+                f"{type(model).__name__} returned {actual} as {name}; return logits of shape {expected}, or a "
+                "deit_jax.ModelOutput"
             )
         if not jnp.issubdtype(logits.dtype, jnp.floating):
             raise ModelError(f"{type(model).__name__} returned {logits.dtype} as {name}; return floating-point logits")
     return jax.tree.map(lambda logits: logits.astype(jnp.float32), output)
 
 
-def _known(model: nn.Module, **given: Any) -> dict[str, Any]:
-    """What of `given` the model's call has a parameter for."""
-    named, any_name = _parameters(type(model).__call__)
-    return {name: value for name, value in given.items() if any_name or name in named}
+def _accepted(model: nn.Module, **kwargs: Any) -> dict[str, Any]:
+    """Returns those of `kwargs` that the model's call accepts."""
+    names, any_name = _parameters(type(model).__call__)
+    return {name: value for name, value in kwargs.items() if any_name or name in names}
 
 
 @functools.cache
 def _parameters(function: Callable[..., Any]) -> tuple[frozenset[str], bool]:
-    """The names of a function's parameters, and whether it takes any other name."""
+    """Returns the names of a function's parameters, and whether it has a parameter **kwargs."""
     parameters = inspect.signature(function).parameters
     return frozenset(parameters), any(it.kind is it.VAR_KEYWORD for it in parameters.values())
 
 
 def is_distilled(model: nn.Module) -> bool:
-    """Whether the model has a distillation token, and a head of its own for it."""
+    """Whether the model has a distillation token and a head on it."""
     return bool(getattr(model, "distilled", False))
 
 
 def fusion_of(model: nn.Module) -> str:
-    """How a distilled model fuses its heads, one of `FUSIONS`; "class" for a model with one head."""
+    """Returns how a distilled model fuses its heads, one of `FUSIONS`; "class" for a model with one head."""
     return str(getattr(model, "fusion", "logits")) if is_distilled(model) else "class"
 
 
 def fixed_image_size(model: nn.Module) -> int | None:
-    """The size in pixels that the model's images must have; None: any."""
+    """Returns the size in pixels that the model's images must have; None: any."""
     size = getattr(model, "image_size", None)
     return None if size is None else int(size)
 
 
+def input_size(model: nn.Module) -> tuple[int, int]:
+    """Returns rows and columns of the model's images; 224 if it takes any size."""
+    side = fixed_image_size(model) or 224
+    return side, side
+
+
 def num_prefix_tokens(model: nn.Module) -> int:
-    """How many tokens a transformer has in front of those of its patches (class and distillation token); 0 for a convnet."""
+    """Returns the number of tokens before a transformer's patch tokens (class and distillation token); 0 for a convnet."""
     return int(getattr(model, "num_prefix_tokens", 0))
 
 
 def feature_widths(model: nn.Module) -> tuple[int, ...]:
-    """The widths of a model's features, block by block (a transformer) or stage by stage (a convnet); () if it does not say."""
+    """Returns the widths of a model's features, by block (a transformer) or stage (a convnet); () if unknown."""
     return tuple(getattr(model, "feature_widths", ()))
 
 
 def family(model: nn.Module | type[nn.Module]) -> str:
-    """Which weights files a model can be read from and written to; "": those with this package's own names only."""
+    """Returns the family of a model, which determines its weights layouts; "": only this package's own layout."""
     return str(getattr(model, "family", ""))
 
 
 def inference_form(model: nn.Module, variables: Variables) -> tuple[nn.Module, Variables]:
-    """A frozen network that computes the same faster; equal up to the order of float operations."""
-    form = getattr(model, "inference_form", None)
-    with code_of(type(model), "inference_form"):
-        return (model, variables) if form is None else form(variables)
+    """Returns an equivalent frozen network that is faster; equal up to the order of float operations."""
+    return _call_optional(model, "inference_form", variables, default=(model, variables))
 
 
 def portable_form(model: nn.Module, variables: Variables) -> tuple[nn.Module, Variables]:
-    """The same network in float32 and in operations that every platform has."""
+    """Returns an equivalent network in float32 and in operations that every platform has."""
     model = with_dtype(model, jnp.float32)
-    form = getattr(model, "portable_form", None)
-    with code_of(type(model), "portable_form"):
-        return (model, variables) if form is None else form(variables)
+    return _call_optional(model, "portable_form", variables, default=(model, variables))
 
 
 def on_mesh(model: nn.Module, mesh: Mesh) -> nn.Module:
-    """`model` with what it leaves open chosen for batches split over `mesh`, whose devices need not be here."""
-    choose = getattr(model, "on_mesh", None)
-    with code_of(type(model), "on_mesh"):
-        return model if choose is None else choose(mesh)
+    """Returns `model` specialized for batches split over `mesh`, whose devices may be abstract."""
+    return _call_optional(model, "on_mesh", mesh, default=model)
 
 
 def resize_variables(model: nn.Module, variables: Variables, method: str = "bicubic") -> Variables:
-    """Variables of the same model at another image size, fitted to this one's; as they are where the size changes none of them.
+    """Resizes variables of the same model at another image size to this one's; a no-op if none depends on the size.
 
-    method: of position embeddings, see `resize_position_embedding`.
+    method: for position embeddings, see `resize_position_embedding`.
     """
-    resize = getattr(model, "resize_variables", None)
-    with code_of(type(model), "resize_variables"):
-        return variables if resize is None else resize(variables, method)
+    return _call_optional(model, "resize_variables", variables, method, default=variables)
 
 
 def check_training(model: nn.Module, platform: str, image_size: int) -> None:
     """Raises ValueError, in one line, if the model cannot be trained on devices of this platform ("cpu", "gpu" or "tpu")."""
-    check = getattr(model, "check_training", None)
-    if check is not None:
-        with code_of(type(model), "check_training", passing=ValueError):
-            check(platform, image_size)
+    _call_optional(model, "check_training", platform, image_size, default=None, passing=ValueError)
 
 
-def are_alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two models are of one architecture, of any size, so that weights of one might start the other."""
-    return type(one) is type(other)
+def _call_optional(model: nn.Module, name: str, *args: Any, default: Any, passing: type[Exception] = UserError) -> Any:
+    method = getattr(model, name, None)
+    with code_of(type(model), name, passing):
+        return default if method is None else method(*args)
 
 
 def has_field(model: nn.Module | type[nn.Module], name: str) -> bool:
-    """Whether a model has a field (of the dataclass that a Linen module is)."""
+    """Whether a model has a dataclass field of this name."""
     return name in getattr(model, "__dataclass_fields__", {})
 
 
 def with_dtype(model: nn.Module, dtype: Any) -> nn.Module:
-    """The model computing in `dtype`; as it is if it does not let that be chosen."""
+    """Returns the model computing in `dtype`; unchanged if it has no field `dtype`."""
     return model.clone(dtype=jnp.dtype(dtype)) if has_field(model, "dtype") else model

@@ -37,38 +37,38 @@ _REGNETY = {
 }
 
 
-# Fields that are not the model's own: its user decides them.
-_GIVEN_BY_THE_USER = {"parent", "name", "num_classes", "image_size"}
+# Fields that the caller sets, not the registration.
+_SET_BY_CALLER = {"parent", "name", "num_classes", "image_size"}
 
 
 class _Entry(NamedTuple):
     """A registered model."""
 
     module: type[nn.Module]
-    fields: dict[str, Any]  # where they differ from the module's defaults
-    image_size: int  # pixels, that it is trained at
+    fields: dict[str, Any]  # that differ from the module's defaults
+    image_size: int  # of its training, in pixels
 
 
 _MODELS: dict[str, _Entry] = {}
-_OWN_NAMES: set[str] = set()  # of this package, which nobody else registers
+_OWN_NAMES: set[str] = set()  # of this package; cannot be registered again
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def register_model(
     name: str, module: type[nn.Module], fields: Mapping[str, Any] | None = None, image_size: int = 224
 ) -> None:
-    """Make a Linen module known by a name, in `config.model.name`, `config.teacher.name` and `create_model`.
+    """Registers a Linen module under a name for `config.model.name`, `config.teacher.name` and `create_model`.
 
     Args:
-      name: of letters, digits, "_", "." and "-".
-      module: a class as models/protocol.py describes it.
-      fields: of the module where they differ from its defaults. All other fields that the module has are set as those of this
-        package's models: `num_classes`, `image_size`, `dtype`, the options of `config.model`, and `config.model.overrides`.
-      image_size: pixels that it is trained at where `config.image_size` does not say.
+      name: letters, digits, "_", "." and "-".
+      module: a class that follows models/protocol.py.
+      fields: values of the module's fields that differ from its defaults. Its other fields are set as those of this package's
+        models: `num_classes`, `image_size`, `dtype`, the options of `config.model`, and `config.model.overrides`.
+      image_size: pixels, the training size if `config.image_size` is not set.
 
-    A class may be registered again, with other fields perhaps: a notebook's cell runs twice.
+    A class may be registered again, also with other fields, as when a notebook cell runs twice.
 
-    Raises ValueError: another model has the name, or these are not a module, fields of it, or a size.
+    Raises ValueError: another model has the name, or an argument is not a module, its fields, or a size.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"a model's name is of letters, digits, '_', '.' and '-', not {name!r}")
@@ -80,14 +80,12 @@ def register_model(
     if not has_field(module, "num_classes"):
         raise ValueError(f"{module.__name__}, registered as {name}, needs a field num_classes")
     fields = dict(fields or {})
-    known = [field.name for field in dataclasses.fields(module)]
     for key in fields:
-        if key not in known or key in _GIVEN_BY_THE_USER:
+        if not has_field(module, key) or key in _SET_BY_CALLER:
             raise ValueError(f"{module.__name__}, registered as {name}, has no field {key!r} to set")
-    given = {"num_classes", *(key for key in ("image_size", "dtype") if key in known), "parent", "name"}
+    provided = {*_SET_BY_CALLER, "dtype", *fields}
     for field in dataclasses.fields(module):
-        open_ = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if open_ and field.name not in given and field.name not in fields:
+        if _default(field) is dataclasses.MISSING and field.name not in provided:
             raise ValueError(f"{module.__name__}.{field.name} has no default: give it in fields of {name}")
     entry = _Entry(module, fields, int(image_size))
     known = _MODELS.get(name, entry)
@@ -109,7 +107,7 @@ def _register_own() -> None:
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` knows."""
+    """Returns the names that `create_model` accepts."""
     return list(_MODELS)
 
 
@@ -121,34 +119,31 @@ def _find(name: str) -> _Entry:
 
 
 def native_image_size(name: str) -> int:
-    """The image size in pixels that the named model is trained at. Raises ValueError for an unknown name."""
+    """Returns the training image size of the named model, in pixels. Raises ValueError for an unknown name."""
     return _find(name).image_size
 
 
 def model_fields(name: str) -> dict[str, Any]:
-    """The fields of the named model's module and their values, without num_classes and image_size, which its user decides.
+    """Returns the named model's fields and their values, except num_classes and image_size, which the caller sets.
 
     Raises ValueError for an unknown name.
     """
     module, fields, _ = _find(name)
-    defaults = {field.name: _default(field) for field in dataclasses.fields(module)}
-    own = defaults | fields
-    return {
-        key: value for key, value in own.items() if key not in _GIVEN_BY_THE_USER and value is not dataclasses.MISSING
-    }
+    values = {field.name: _default(field) for field in dataclasses.fields(module)} | fields
+    return {k: v for k, v in values.items() if k not in _SET_BY_CALLER and v is not dataclasses.MISSING}
 
 
 def has_token(name: str, overrides: Mapping[str, Any]) -> bool:
-    """Whether the named model, with some of its fields set otherwise, has a distillation token. Raises as `create_model`."""
+    """Whether the named model with `overrides` has a distillation token. Raises as `create_model`."""
     module = _find(name).module
     if has_field(module, "distilled"):
         return bool((model_fields(name) | dict(overrides))["distilled"])
-    said = getattr(module, "distilled", False)
-    return bool(said) if isinstance(said, bool) else is_distilled(create_model(name, **overrides))
+    distilled = getattr(module, "distilled", False)  # a property needs an instance
+    return distilled if isinstance(distilled, bool) else is_distilled(create_model(name, **overrides))
 
 
 def model_family(name: str) -> str:
-    """The `family` of the named model (models/protocol.py). Raises ValueError for an unknown name."""
+    """Returns the `family` of the named model (models/protocol.py). Raises ValueError for an unknown name."""
     return family(_find(name).module)
 
 
@@ -157,19 +152,19 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def check_fields(name: str, overrides: Mapping[str, Any]) -> None:
-    """Raise ValueError, in one line, if the named model has no such field or its value is of the wrong type or out of bounds."""
+    """Raises ValueError, in one line, if the named model lacks a field or its value has the wrong type or is out of bounds."""
     known = model_fields(name)
     for key, value in overrides.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
             raise ValueError(f"{name} has no field {key!r}; nearest: {', '.join(near)}")
-        wanted = _complaint(key, known[key], value)
-        if wanted is not None:
-            raise ValueError(f"{key}={value!r} of {name}: give {wanted}")
+        advice = _advice(key, known[key], value)
+        if advice is not None:
+            raise ValueError(f"{key}={value!r} of {name}: give {advice}")
 
 
-def _complaint(key: str, default: Any, value: Any) -> str | None:
-    """What to give instead of a value that is not like the default; None if it will do, or if the module checks it."""
+def _advice(key: str, default: Any, value: Any) -> str | None:
+    """Returns what to give instead of a value that does not match the default; None if it is valid or the module checks it."""
     if isinstance(default, bool):
         return None if isinstance(value, bool) else "True or False"
     if isinstance(default, int):
@@ -186,18 +181,18 @@ def _complaint(key: str, default: Any, value: Any) -> str | None:
 
 
 def create_model(name: str, num_classes: int = 1000, image_size: int | None = None, **overrides: Any) -> nn.Module:
-    """A Linen module by timm's name; `module.apply(variables, images)` takes normalised float[B, H, W, 3] images.
+    """Creates a Linen module by timm's name; `module.apply(variables, images)` takes normalised float[B, H, W, 3] images.
 
     Args:
       name: one of `list_models()`, e.g. "deit_small_distilled_patch16_224" or "regnety_160".
       num_classes: width of the head(s).
-      image_size: pixels; None is the size the model is trained at. A RegNet takes images of any size.
-      **overrides: any other field of the module, e.g. depth=6, patch_size=4, drop_path_rate=0.1, dtype=jnp.bfloat16 (without
-        effect on a registered model that does not let its type be chosen).
+      image_size: pixels; None is the size of its training. A RegNet takes images of any size.
+      **overrides: any other field of the module, e.g. depth=6, patch_size=4, drop_path_rate=0.1, dtype=jnp.bfloat16 (ignored for
+        a registered model without a field `dtype`).
 
     Raises:
-      ValueError: the name or a field is unknown (the nearest names are given), a value is of the wrong type or out of bounds, or
-        the fields do not fit together.
+      ValueError: the name or a field is unknown (the nearest names are listed), a value has the wrong type or is out of bounds,
+        or the fields are inconsistent.
     """
     module, fields, native = _find(name)
     if "dtype" in overrides:
@@ -214,51 +209,32 @@ def create_model(name: str, num_classes: int = 1000, image_size: int | None = No
 def _refuse_other_types(dtype: Any) -> None:
     try:
         computes = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
-    except TypeError:  # of what is not a type
+    except TypeError:  # not a dtype
         computes = False
     if not computes:
         raise ValueError(f"dtype={dtype!r} is not a floating-point type: give float32, bfloat16 or float16")
 
 
-# Fields that change neither the parameters nor what they compute in evaluation, but for the fusion of answers already given.
+# Fields that change neither the parameters nor (except the fusion of heads) the output in evaluation.
 _NOT_ARCHITECTURE = {
-    "parent",
-    "name",
-    "num_classes",
-    "dtype",
-    "fusion",
-    "dropout_rate",
-    "drop_path_rate",
-    "drop_dtype",
-    "residual_dtype",
-    "regnet_init",
-    "grouped_conv",
-    "folded",
-    "attention",
-    "remat",
-    "scan_blocks",
-}
+    "parent", "name", "num_classes", "dtype", "fusion", "dropout_rate", "drop_path_rate", "drop_dtype", "residual_dtype",
+    "regnet_init", "grouped_conv", "folded", "attention", "remat", "scan_blocks",
+}  # fmt: skip
 
 
 def identify(model: nn.Module) -> tuple[str, dict[str, Any]]:
-    """The registered name that a model is nearest to, and the architecture fields in which it differs (image_size is one).
+    """Returns the registered name nearest to a model, and the architecture fields (e.g. image_size) in which it differs.
 
-    `create_model(name, num_classes, **fields)` makes its equal. Raises ValueError for a module of another class.
+    `create_model(name, num_classes, **fields)` creates an equal model. Raises ValueError for a module of another class.
     """
-    best: tuple[str, dict[str, Any]] | None = None
-    for name, (module, _, _) in _MODELS.items():
-        if type(model) is not module:
-            continue
-        like = create_model(name)
-        if is_distilled(like) != is_distilled(model):
-            continue
-        fields = [field.name for field in dataclasses.fields(module) if field.name not in _NOT_ARCHITECTURE]
-        different = {field: getattr(model, field) for field in fields if getattr(model, field) != getattr(like, field)}
-        if best is None or len(different) < len(best[1]):
-            best = name, different
-    if best is None:
+    candidates = {}
+    fields = [field.name for field in dataclasses.fields(model) if field.name not in _NOT_ARCHITECTURE]
+    for name, entry in _MODELS.items():
+        if entry.module is type(model) and is_distilled(named := create_model(name)) == is_distilled(model):
+            candidates[name] = {it: getattr(model, it) for it in fields if getattr(model, it) != getattr(named, it)}
+    if not candidates:
         raise ValueError(f"a {type(model).__name__} is not a registered model")
-    return best
+    return min(candidates.items(), key=lambda candidate: len(candidate[1]))
 
 
 _register_own()

@@ -1,6 +1,6 @@
 """RegNetY (arXiv 2003.13678 with squeeze-and-excitation), DeiT's convnet teacher.
 
-Variable names are a contract and follow timm's, "/" for ".":
+Variable names are a contract with checkpoints and converters, and follow timm's, with "/" for ".":
 
     stem/{conv,bn}   s<stage>/b<block>/conv{1,2,3}/{conv,bn}   s<stage>/b<block>/se/{fc1,fc2}
     s<stage>/b<block>/downsample/{conv,bn}   head/fc
@@ -13,41 +13,36 @@ import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from deit_jax.errors import require_choice
-from deit_jax.models.dropping import DIVISIONS, Dropout
-from deit_jax.models.folding import fold_batch_norm
 from deit_jax.models.grouped_conv import IMPLEMENTATIONS, GroupedConv, PerDevice, implementation_on
-from deit_jax.models.output import ModelOutput
+from deit_jax.models.layers import DIVISIONS, Dropout, uniform_init
+from deit_jax.models.protocol import ModelOutput
 
 INITIALISATIONS = ("timm_0.5", "timm_0.3")
+BATCH_NORM_EPSILON = 1e-5
 
 
 def conv_init(groups: int = 1, regnet_init: str = "timm_0.5") -> nn.initializers.Initializer:
-    """A convolution's initialisation: normal with variance 2 / fan_out.
+    """Returns the initializer of a convolution: normal with variance 2 / fan_out.
 
-    regnet_init: "timm_0.5" counts fan_out within a group, as timm does since version 0.5; "timm_0.3" counts that of all groups,
-    as timm 0.3.2 and pycls do, so that a grouped convolution begins smaller by the root of its number of groups.
+    regnet_init: "timm_0.5" counts fan_out within a group, as timm does since version 0.5; "timm_0.3" counts it over all groups,
+    as timm 0.3.2 and pycls do, which makes a grouped convolution smaller by the square root of its number of groups.
     """
     return nn.initializers.variance_scaling(2.0 if regnet_init == "timm_0.3" else 2.0 * groups, "fan_out", "normal")
 
 
 def gate_bias_init(inputs: int, regnet_init: str) -> nn.initializers.Initializer:
-    """Biases of squeeze-and-excitation, 1x1 convolutions of `inputs` channels: 0; with "timm_0.3" PyTorch's uniform default."""
-    if regnet_init == "timm_0.5":
-        return nn.initializers.zeros
-    bound = inputs**-0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-BATCH_NORM_EPSILON = 1e-5
+    """Returns the initializer of squeeze-and-excitation biases: 0, or with "timm_0.3" PyTorch's uniform for `inputs` channels."""
+    return nn.initializers.zeros if regnet_init == "timm_0.5" else uniform_init(inputs)
 
 
 class StagePlan(NamedTuple):
-    """One stage of a RegNet: channels, blocks and channels of a convolution group."""
+    """One stage of a RegNet: channels, number of blocks, channels per convolution group."""
 
     width: int
     depth: int
@@ -55,10 +50,10 @@ class StagePlan(NamedTuple):
 
 
 def stage_plans(w0: int, wa: float, wm: float, depth: int, group_width: int) -> tuple[StagePlan, ...]:
-    """The stages of the RegNet design space with these parameters (arXiv 2003.13678, section 4.1).
+    """Returns the stages of a RegNet with these design space parameters (arXiv 2003.13678, section 4.1).
 
-    Widths grow linearly (u_j = w0 + wa * j), are rounded to powers of wm times w0, then to multiples of 8, and of the group
-    width. Rounding is half to even, as in pycls and timm. Raises ValueError if there are no such widths.
+    Widths grow linearly (u_j = w0 + wa * j) and are rounded to w0 times powers of wm, then to multiples of 8 and of the group
+    width, half to even, as in pycls and timm. Raises ValueError if the parameters give no widths.
     """
     try:
         powers = [round(math.log((w0 + wa * block) / w0) / math.log(wm)) for block in range(depth)]
@@ -69,10 +64,19 @@ def stage_plans(w0: int, wa: float, wm: float, depth: int, group_width: int) -> 
         raise ValueError(f"w0={w0}, wa={wa} and wm={wm} give no widths of stages") from error
 
 
+class ConvOptions(NamedTuple):
+    """Options that all convolutions of a RegNet share; see `RegNet`."""
+
+    regnet_init: str = "timm_0.5"
+    grouped_conv: str | PerDevice = "auto"
+    folded: bool = False
+    dtype: Any = jnp.float32
+
+
 class ConvBatchNorm(nn.Module):
     """Convolution without bias, BatchNorm and, unless `relu` is False, a ReLU: float[B, H, W, C] to [B, H/s, W/s, features].
 
-    `folded`: a bias stands in BatchNorm's place (see models/folding.py).
+    options.folded: a bias replaces BatchNorm (see `fold_batch_norm`).
     """
 
     features: int
@@ -81,25 +85,16 @@ class ConvBatchNorm(nn.Module):
     groups: int = 1
     relu: bool = True
     scale_init: Any = nn.initializers.ones
-    regnet_init: str = "timm_0.5"
-    grouped_conv: str | PerDevice = "auto"
-    folded: bool = False
-    dtype: Any = jnp.float32
+    options: ConvOptions = ConvOptions()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = GroupedConv(
-            self.features,
-            self.kernel_size,
-            self.stride,
-            self.groups,
-            kernel_init=conv_init(self.groups, self.regnet_init),
-            implementation=self.grouped_conv,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
-        if self.folded:
-            x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        regnet_init, grouped_conv, folded, dtype = self.options
+        kernel_init = conv_init(self.groups, regnet_init)
+        shape = (self.features, self.kernel_size, self.stride, self.groups)
+        x = GroupedConv(*shape, kernel_init, grouped_conv, dtype, name="conv")(x)
+        if folded:
+            x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(dtype)
             return nn.relu(x) if self.relu else x
         # momentum: PyTorch's 0.1 is Flax's 0.9.
         x = nn.BatchNorm(
@@ -108,10 +103,31 @@ class ConvBatchNorm(nn.Module):
             epsilon=BATCH_NORM_EPSILON,
             use_fast_variance=False,
             scale_init=self.scale_init,
-            dtype=self.dtype,
+            dtype=dtype,
             name="bn",
         )(x)
         return nn.relu(x) if self.relu else x
+
+
+def fold_batch_norm(variables: dict[str, Any], epsilon: float) -> dict[str, Any]:
+    """Returns variables for evaluation, with a bias in place of every BatchNorm, in float32.
+
+    variables: {"params", "batch_stats"} in which each `bn` is a sibling of the `conv` whose output it normalises. Equal to the
+    original up to the order of float operations.
+    """
+    params = flax.traverse_util.flatten_dict(variables["params"])
+    statistics = flax.traverse_util.flatten_dict(variables["batch_stats"])
+    folded = {}
+    for path, leaf in params.items():
+        *parent, layer, _ = path
+        norm = (*parent, "bn")
+        if layer == "conv" and (*norm, "mean") in statistics:
+            scale = params[(*norm, "scale")] * jax.lax.rsqrt(jnp.asarray(statistics[(*norm, "var")]) + epsilon)
+            folded[path] = leaf * scale  # HWIO: the last axis is the output's
+            folded[(*parent, "bias")] = params[(*norm, "bias")] - statistics[(*norm, "mean")] * scale
+        elif layer != "bn":
+            folded[path] = leaf
+    return {"params": flax.traverse_util.unflatten_dict(folded)}
 
 
 class SqueezeExcite(nn.Module):
@@ -124,11 +140,11 @@ class SqueezeExcite(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         def conv(inputs: jax.Array, features: int, name: str) -> jax.Array:
-            # A 1x1 convolution, so that the kernel has the shape it has in timm.
+            # A 1x1 convolution, so that the kernel has timm's shape.
             bias_init = gate_bias_init(inputs.shape[-1], self.regnet_init)
             fields = {"kernel_init": conv_init(), "bias_init": bias_init, "dtype": self.dtype}
-            answer: jax.Array = nn.Conv(features, (1, 1), **fields, name=name)(inputs)
-            return answer
+            output: jax.Array = nn.Conv(features, (1, 1), **fields, name=name)(inputs)
+            return output
 
         gate = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
         gate = nn.relu(conv(gate, self.bottleneck, "fc1"))
@@ -143,27 +159,18 @@ class Block(nn.Module):
     se_ratio: float
     drop_path_rate: float
     drop_dtype: str
-    regnet_init: str
-    grouped_conv: str | PerDevice
-    folded: bool
-    dtype: Any
+    options: ConvOptions
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
         width, groups = self.plan.width, self.plan.width // self.plan.group_width
-        layer = functools.partial(
-            ConvBatchNorm,
-            width,
-            regnet_init=self.regnet_init,
-            grouped_conv=self.grouped_conv,
-            folded=self.folded,
-            dtype=self.dtype,
-        )
+        layer = functools.partial(ConvBatchNorm, width, options=self.options)
         y = layer(1, name="conv1")(x, train=train)
         y = layer(3, self.stride, groups, name="conv2")(y, train=train)
-        # The bottleneck is a share of the block's input, not of y: a stage's first block has the previous stage's width.
-        y = SqueezeExcite(round(x.shape[-1] * self.se_ratio), self.regnet_init, self.dtype, name="se")(y)
-        # timm starts the last scale at 0, so that a block begins as its shortcut.
+        # The bottleneck is relative to the block's input, not to y: a stage's first block has the previous stage's width.
+        bottleneck = round(x.shape[-1] * self.se_ratio)
+        y = SqueezeExcite(bottleneck, self.options.regnet_init, self.options.dtype, name="se")(y)
+        # timm initialises the last scale to 0, so that a block starts as its shortcut.
         y = layer(1, relu=False, scale_init=nn.initializers.zeros, name="conv3")(y, train=train)
         drop_path = Dropout(self.drop_path_rate, whole_images=True, division=self.drop_dtype)
         y = drop_path(y, train=train, positions=positions)
@@ -173,33 +180,19 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width; the first halves the image. `drop_path_rates` has one rate a block."""
+    """Blocks of one width; the first halves the resolution. `drop_path_rates` has one rate per block."""
 
     plan: StagePlan
     se_ratio: float
     drop_path_rates: tuple[float, ...]
     drop_dtype: str
-    regnet_init: str
-    grouped_conv: str | PerDevice
-    folded: bool
-    dtype: Any
+    options: ConvOptions
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
         for i, rate in enumerate(self.drop_path_rates):
             stride = 2 if i == 0 else 1
-            block = Block(
-                self.plan,
-                stride,
-                self.se_ratio,
-                rate,
-                self.drop_dtype,
-                self.regnet_init,
-                self.grouped_conv,
-                self.folded,
-                self.dtype,
-                name=f"b{i + 1}",
-            )
+            block = Block(self.plan, stride, self.se_ratio, rate, self.drop_dtype, self.options, name=f"b{i + 1}")
             x = block(x, train=train, positions=positions)
         return x
 
@@ -207,9 +200,9 @@ class Stage(nn.Module):
 class RegNet(nn.Module):
     """RegNetY: normalised images float[B, H, W, 3] to `ModelOutput` of float32[B, num_classes]; any image size.
 
-    Training (`train=True`) needs mutable=["batch_stats"]: BatchNorm normalises by the statistics of the whole batch given, on
-    however many devices it lies. Frozen use (`train=False`) reads the running statistics. `stem_stride=1` suits images of about
-    32 pixels. drop_dtype: `division` of `Dropout`. regnet_init: see `conv_init` and `gate_bias_init`.
+    Training (`train=True`) needs mutable=["batch_stats"]: BatchNorm normalises by the statistics of the global batch, on any
+    number of devices. `train=False` uses the running statistics. `stem_stride=1` suits images of about 32 pixels. drop_dtype:
+    `division` of `Dropout`. regnet_init: see `conv_init` and `gate_bias_init`.
     """
 
     num_classes: int = 1000
@@ -226,7 +219,7 @@ class RegNet(nn.Module):
     drop_dtype: str = "float32"
     regnet_init: str = "timm_0.5"
     grouped_conv: str | PerDevice = "auto"  # as in `GroupedConv`
-    folded: bool = False  # a frozen network, see models/folding.py
+    folded: bool = False  # for inference only, see `fold_batch_norm`
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
@@ -235,61 +228,56 @@ class RegNet(nn.Module):
             require_choice("grouped_conv", self.grouped_conv, IMPLEMENTATIONS, ValueError)
         require_choice("drop_dtype", self.drop_dtype, DIVISIONS, ValueError)
         require_choice("regnet_init", self.regnet_init, INITIALISATIONS, ValueError)
-        stage_plans(self.w0, self.wa, self.wm, self.depth, self.group_width)  # raises for what gives no widths
+        stage_plans(self.w0, self.wa, self.wm, self.depth, self.group_width)  # raises if there are no widths
 
-    # --- What it says about itself: see models/protocol.py -----------------------------------------------------------------
+    # --- See models/protocol.py --------------------------------------------------------------------------------------------
 
     family = "regnet"
 
     @property
     def stages(self) -> tuple[StagePlan, ...]:
-        """Its stages, from the design space's parameters."""
+        """The stages, from the design space parameters."""
         return stage_plans(self.w0, self.wa, self.wm, self.depth, self.group_width)
 
     @property
     def feature_widths(self) -> tuple[int, ...]:
-        """Of each stage's feature map."""
+        """The channels of each stage's feature map."""
         return tuple(stage.width for stage in self.stages)
 
     @nn.nowrap
     def inference_form(self, variables: dict[str, Any]) -> tuple[RegNet, dict[str, Any]]:
-        """BatchNorm folded into the convolutions: fewer reads, fewer values to keep."""
+        """Folds BatchNorm into the convolutions."""
         if self.folded:
             return self, variables
         return self.clone(folded=True), fold_batch_norm(variables, BATCH_NORM_EPSILON)
 
     @nn.nowrap
     def portable_form(self, variables: dict[str, Any]) -> tuple[RegNet, dict[str, Any]]:
-        """XLA's own grouped convolution."""
+        """Selects XLA's own grouped convolution."""
         return self.clone(grouped_conv="native"), variables
 
     @nn.nowrap
     def on_mesh(self, mesh: Mesh) -> RegNet:
-        """The form of grouped convolution that suits the devices, unless one was chosen."""
+        """Selects the grouped convolution for the devices, unless one was configured."""
         return self if self.grouped_conv != "auto" else self.clone(grouped_conv=implementation_on(mesh))
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:
         """positions: as in `Dropout`; rngs={"dropout": key} is needed only with dropout or stochastic depth.
 
-        Raises ValueError if a folded network is to be trained.
+        Raises ValueError if a folded network is trained.
         """
         if train and self.folded:
             raise ValueError("a RegNet with BatchNorm folded into its convolutions is frozen: train the original")
         x = images.astype(self.dtype)
-        how = {
-            "regnet_init": self.regnet_init,
-            "grouped_conv": self.grouped_conv,
-            "folded": self.folded,
-            "dtype": self.dtype,
-        }
-        stem = ConvBatchNorm(self.stem_width, 3, self.stem_stride, **how, name="stem")
+        options = ConvOptions(self.regnet_init, self.grouped_conv, self.folded, self.dtype)
+        stem = ConvBatchNorm(self.stem_width, 3, self.stem_stride, options=options, name="stem")
         x = stem(x, train=train)
         rates = [self.drop_path_rate * i / max(self.depth - 1, 1) for i in range(self.depth)]
         for i, plan in enumerate(self.stages):
             stage_rates = tuple(rates[: plan.depth])
             rates = rates[plan.depth :]
-            stage = Stage(plan, self.se_ratio, stage_rates, self.drop_dtype, **how, name=f"s{i + 1}")
+            stage = Stage(plan, self.se_ratio, stage_rates, self.drop_dtype, options, name=f"s{i + 1}")
             x = stage(x, train=train, positions=positions)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         x = Dropout(self.dropout_rate, division=self.drop_dtype)(x, train=train, positions=positions)

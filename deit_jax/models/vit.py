@@ -1,13 +1,13 @@
 """Vision transformer with an optional distillation token (DeiT, arXiv 2012.12877, sections 3 and 4).
 
-Parameter names are a contract (checkpoints, decay rules and converters rely on them) and follow timm's, "/" for ".":
+Parameter names are a contract with checkpoints, decay rules and converters, and follow timm's, with "/" for ".":
 
     patch_embed/proj/{kernel,bias}  cls_token  dist_token  pos_embed
     blocks_<i>/norm1/{scale,bias}  blocks_<i>/attn/{qkv,proj}/{kernel,bias}
     blocks_<i>/norm2/{scale,bias}  blocks_<i>/mlp/{fc1,fc2}/{kernel,bias}
     norm/{scale,bias}  head/{kernel,bias}  head_dist/{kernel,bias}
 
-With scan_blocks the blocks' parameters are blocks/..., with an axis for the block in front.
+With scan_blocks the blocks' parameters are blocks/..., with a leading axis for the block.
 """
 
 from __future__ import annotations
@@ -21,12 +21,9 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from deit_jax.errors import require_choice
-from deit_jax.models.activations import gelu, softmax
-from deit_jax.models.dropping import DIVISIONS, RNG_NAME, Dropout
-from deit_jax.models.layer_norm import LayerNorm
-from deit_jax.models.output import FUSIONS, ModelOutput, fuse
-from deit_jax.models.position_embedding import resize_position_embedding
-from deit_jax.models.stacking import unstack_blocks
+from deit_jax.models.layers import DIVISIONS, RNG_NAME, Dropout, LayerNorm, gelu, softmax, uniform_init
+from deit_jax.models.protocol import FUSIONS, ModelOutput, fuse
+from deit_jax.models.vit_parameters import resize_position_embedding, unstack_blocks
 
 ATTENTIONS = ("xla", "dot_product", "cudnn")
 RESIDUALS = ("compute", "float32")
@@ -36,27 +33,21 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-# timm's trunc_normal_(std=.02) cuts at the absolute values -2 and 2, a hundred standard deviations: a plain normal.
+# timm's trunc_normal_(std=.02) truncates at -2 and 2, a hundred standard deviations: effectively a plain normal.
 embedding_init = nn.initializers.normal(0.02)
 
 Dense = functools.partial(nn.Dense, kernel_init=embedding_init)
 
 
-def patch_kernel_init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
-    """PyTorch's default for a convolution, which DeiT keeps for its patches: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
-    bound = (shape[0] * shape[1] * shape[2]) ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-class _Drawing(TypedDict):
-    """What `Dropout` has to be told."""
+class _DropoutArguments(TypedDict):
+    """Arguments of `Dropout.__call__`."""
 
     train: bool
     positions: jax.Array | None
 
 
 class PatchEmbed(nn.Module):
-    """Images float[B, H, W, C] to patch tokens [B, H/p * W/p, D]: a convolution whose stride is its size."""
+    """Images float[B, H, W, C] to patch tokens [B, H/p * W/p, D]: a convolution whose stride equals its kernel size."""
 
     patch_size: int
     embed_dim: int
@@ -65,27 +56,20 @@ class PatchEmbed(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         patch = (self.patch_size, self.patch_size)
-        bound = (self.patch_size**2 * images.shape[-1]) ** -0.5
-        x = nn.Conv(
-            self.embed_dim,
-            patch,
-            strides=patch,
-            padding="VALID",
-            dtype=self.dtype,
-            kernel_init=patch_kernel_init,
-            bias_init=lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound),
-            name="proj",
-        )(images)
+        init = uniform_init(self.patch_size**2 * images.shape[-1])
+        inits: dict[str, Any] = {"kernel_init": init, "bias_init": init}
+        conv = nn.Conv(self.embed_dim, patch, patch, padding="VALID", dtype=self.dtype, **inits, name="proj")
+        x = conv(images)
         return rearrange(x, "b h w d -> b (h w) d")
 
 
 class Attention(nn.Module):
     """Multi-head self-attention with one fused projection; rows q, k, v, each heads-major, as in timm. Softmax in float32.
 
-    [B, N, D] to [B, Q, D]: the first `queries` tokens look at all N.
+    [B, N, D] to [B, Q, D]: the first `queries` tokens attend to all N.
 
-    implementation: "xla" is written out here; "dot_product" and "cudnn" are jax.nn.dot_product_attention's, the latter a fused
-    kernel for bfloat16 on NVIDIA GPUs. Equal up to the order of float operations.
+    implementation: "xla" is plain JAX; "dot_product" and "cudnn" use jax.nn.dot_product_attention, the latter with a fused
+    kernel for bfloat16 on NVIDIA GPUs. All are equal up to the order of float operations.
     """
 
     num_heads: int
@@ -100,8 +84,8 @@ class Attention(nn.Module):
         qkv = Dense(3 * width, dtype=self.dtype, name="qkv")(x)
         scale = (width // self.num_heads) ** -0.5
         if self.implementation == "xla":
-            # Heads before tokens: each product is then one batched matrix product, the fastest layout on CPU.
-            # The gradient of unstack, unlike that of iteration, is one concatenation, not three padded arrays to add.
+            # With heads before tokens, each product is one batched matrix product, the fastest layout on CPU.
+            # The gradient of unstack is one concatenation; that of iteration is a sum of three padded arrays.
             q, k, v = jnp.unstack(rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads))
             q = q[:, :, :queries] * scale
             weights = softmax(jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32), self.dtype)
@@ -136,8 +120,8 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block; stochastic depth draws independently for the two branches.
 
-    float[B, N, D] to the same type, the residual stream's; the branches compute in `dtype`. drop_path_rate: a number, or a
-    float32 scalar where the blocks are scanned. queries: how many tokens, the first ones, are wanted of the result; None for all.
+    float[B, N, D] to the same dtype, that of the residual stream; the branches compute in `dtype`. drop_path_rate: a number, or a
+    float32 scalar in scanned blocks. queries: return only this many tokens, the first ones; None: all.
     """
 
     num_heads: int
@@ -156,31 +140,31 @@ class Block(nn.Module):
         train: bool,
         queries: int | None,
     ) -> jax.Array:
-        how: _Drawing = {"train": train, "positions": positions}
+        kwargs: _DropoutArguments = {"train": train, "positions": positions}
         drop_path = functools.partial(Dropout, drop_path_rate, whole_images=True, division=self.drop_dtype)
         y = LayerNorm(dtype=self.dtype, name="norm1")(x)
         attention = Attention(
             self.num_heads, self.dropout_rate, self.drop_dtype, self.attention, self.dtype, name="attn"
         )
-        x = x[:, :queries] + drop_path()(attention(y, queries=queries, **how), **how)
+        x = x[:, :queries] + drop_path()(attention(y, queries=queries, **kwargs), **kwargs)
         y = LayerNorm(dtype=self.dtype, name="norm2")(x)
         hidden_dim = int(x.shape[-1] * self.mlp_ratio)
-        y = Mlp(hidden_dim, self.dropout_rate, self.drop_dtype, self.dtype, name="mlp")(y, **how)
-        return x + drop_path()(y, **how)
+        y = Mlp(hidden_dim, self.dropout_rate, self.drop_dtype, self.dtype, name="mlp")(y, **kwargs)
+        return x + drop_path()(y, **kwargs)
 
 
 class VisionTransformer(nn.Module):
     """DeiT: normalised images float[B, image_size, image_size, 3] to `ModelOutput` of float32[B, num_classes].
 
-    With `distilled` a second learned token, after the class token, is read by a head of its own. Raises ValueError for images
-    of another size, a size that is not a multiple of the patch size, or a width that the heads do not divide.
+    With `distilled`, a second head reads a second learned token, which follows the class token. Raises ValueError for images of
+    another size, a size that is not a multiple of the patch size, or a width that is not a multiple of the number of heads.
 
-    attention: as in `Attention`. remat: what the backward pass computes again instead of keeping it: "none", "dots" (all but the
-    matrix products) or "full" (each block). scan_blocks: one compiled block for all, whose parameters lie stacked under `blocks`
-    (models/stacking.py converts); compiles faster, and without remat needs more memory. None of the three changes the answer.
+    attention: as in `Attention`. remat: what the backward pass recomputes: "none", "dots" (all except the matrix products) or
+    "full" (each block). scan_blocks: compile one block for all, with parameters stacked under `blocks` (models/vit_parameters.py
+    converts); compiles faster, and without remat needs more memory. None of the three changes the output.
 
-    residual_dtype: the type of the residual stream, from the tokens to the last LayerNorm: "compute" is `dtype`, "float32" is
-    that of PyTorch's mixed precision. drop_dtype: `division` of `Dropout`. Neither changes anything if `dtype` is float32.
+    residual_dtype: dtype of the residual stream, from the tokens to the last LayerNorm: "compute" is `dtype`, "float32" is as in
+    PyTorch's mixed precision. drop_dtype: `division` of `Dropout`. Neither has an effect if `dtype` is float32.
     """
 
     num_classes: int = 1000
@@ -216,34 +200,34 @@ class VisionTransformer(nn.Module):
         ):
             require_choice(field, getattr(self, field), choices, ValueError)
 
-    # --- What it says about itself: see models/protocol.py -----------------------------------------------------------------
+    # --- See models/protocol.py --------------------------------------------------------------------------------------------
 
     family = "vit"
 
     @property
     def num_prefix_tokens(self) -> int:
-        """The class token, and the distillation token if there is one."""
+        """1 for the class token, plus 1 for the distillation token."""
         return 1 + self.distilled
 
     @property
     def feature_widths(self) -> tuple[int, ...]:
-        """Of each block's tokens."""
+        """The width of each block's tokens."""
         return (self.embed_dim,) * self.depth
 
     @property
     def grid(self) -> int:
-        """Patches in a row and in a column."""
+        """Number of patches per row and per column."""
         return self.image_size // self.patch_size
 
     @nn.nowrap
     def portable_form(self, variables: dict[str, Any]) -> tuple[VisionTransformer, dict[str, Any]]:
-        """XLA's own attention, one block after the other."""
+        """Selects XLA's attention and separate blocks."""
         model = self.clone(attention="xla", remat="none", scan_blocks=False)
         return model, {**variables, "params": unstack_blocks(variables["params"])}
 
     @nn.nowrap
     def resize_variables(self, variables: dict[str, Any], method: str = "bicubic") -> dict[str, Any]:
-        """Variables with the position embedding resized to this model's grid."""
+        """Resizes the position embedding to this model's grid."""
         embedding = resize_position_embedding(
             jnp.asarray(variables["params"]["pos_embed"]), (self.grid, self.grid),
             num_prefix_tokens=self.num_prefix_tokens, method=method,
@@ -252,19 +236,19 @@ class VisionTransformer(nn.Module):
 
     @nn.nowrap
     def check_training(self, platform: str, image_size: int) -> None:
-        """Raise at once what JAX would raise of cuDNN's attention while it traces the step."""
+        """Raises ValueError early where JAX would reject cuDNN's attention while tracing the step."""
         if self.attention != "cudnn":
             return
         tokens = (image_size // self.patch_size) ** 2 + self.num_prefix_tokens
-        for wrong, what in (
+        for unsupported, fact in (
             (platform != "gpu", f"the devices are {platform}s"),
             (self.dtype != jnp.bfloat16, f"config.compute_dtype is {jnp.dtype(self.dtype).name}"),
             (tokens % 2, f"this model has {tokens} tokens"),
         ):
-            if wrong:
+            if unsupported:
                 raise ValueError(
-                    "attention=cudnn trains on NVIDIA GPUs, in bfloat16, with an even number of tokens alone, "
-                    f"and {what}: take xla or dot_product"
+                    "attention=cudnn trains on NVIDIA GPUs only, in bfloat16 and with an even number of tokens, "
+                    f"and {fact}: use xla or dot_product"
                 )
 
     @nn.compact
@@ -275,7 +259,7 @@ class VisionTransformer(nn.Module):
                 f"images of {images.shape[1]}x{images.shape[2]} pixels for a model of image_size={self.image_size}; "
                 "create the model for this size or resize the images"
             )
-        how: _Drawing = {"train": train, "positions": positions}
+        kwargs: _DropoutArguments = {"train": train, "positions": positions}
         x = PatchEmbed(self.patch_size, self.embed_dim, self.dtype, name="patch_embed")(images.astype(self.dtype))
         if self.residual_dtype == "float32":
             x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -286,7 +270,7 @@ class VisionTransformer(nn.Module):
         x = jnp.concatenate([*tokens, x], axis=1)
 
         pos_embed = self.param("pos_embed", embedding_init, (1, x.shape[1], self.embed_dim))
-        x = Dropout(self.dropout_rate, division=self.drop_dtype)(x + pos_embed.astype(x.dtype), **how)
+        x = Dropout(self.dropout_rate, division=self.drop_dtype)(x + pos_embed.astype(x.dtype), **kwargs)
 
         x = self._blocks(x, positions, train)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
@@ -301,16 +285,16 @@ class VisionTransformer(nn.Module):
         rates = [self.drop_path_rate * i / max(self.depth - 1, 1) for i in range(self.depth)]
         block = Block
         if self.remat != "none":
-            # train is static; a scan is already a barrier to common subexpressions.
+            # train and queries are static; a scan already prevents common subexpression elimination.
             block = nn.remat(
                 Block, policy=REMAT_POLICIES[self.remat], static_argnums=(4, 5), prevent_cse=not self.scan_blocks
             )
         fields = (self.num_heads, self.mlp_ratio, self.dropout_rate, self.drop_dtype, self.attention, self.dtype)
         if not self.scan_blocks:
             for i, rate in enumerate(rates):
-                # The heads read the first one or two tokens: of the others the last block needs only keys and values.
-                wanted = 1 + self.distilled if i == self.depth - 1 else None
-                x = block(*fields, name=f"blocks_{i}")(x, rate, positions, train, wanted)
+                # The heads read only the first one or two tokens, so the last block computes only keys and values of the others.
+                queries = 1 + self.distilled if i == self.depth - 1 else None
+                x = block(*fields, name=f"blocks_{i}")(x, rate, positions, train, queries)
             return x
         scan = nn.scan(
             lambda module, carry, rate: (module(carry, rate, positions, train, None), None),

@@ -24,11 +24,9 @@ from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError, ImageSource
 from deit_jax.evaluation.accuracy import evaluate, make_eval_step
-from deit_jax.evaluation.agreement import decide, disagreement, make_decide_step
-from deit_jax.evaluation.attention import attention_maps
 from deit_jax.evaluation.heads import answer_of
-from deit_jax.evaluation.tokens import at_resolution, position_norms, token_cosines
-from deit_jax.models.inspection import can_inspect
+from deit_jax.evaluation.predictions import decide, disagreement, make_decide_step
+from deit_jax.evaluation.tokens import at_resolution, attention_maps, can_inspect, position_norms, token_cosines
 from deit_jax.models.protocol import is_distilled, on_mesh
 from deit_jax.modes import analysis_output as analysis
 from deit_jax.modes.compared import compared_networks

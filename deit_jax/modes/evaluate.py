@@ -18,9 +18,7 @@ from deit_jax.data.classes import with_classes
 from deit_jax.data.identity import Images
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ImageSource, notes_of
-from deit_jax.evaluation.extra import open_extra_sets, score_extra_sets
-from deit_jax.evaluation.protocol import protocol_of
-from deit_jax.evaluation.run import Evaluator
+from deit_jax.evaluation.run import Evaluator, open_extra_sets, protocol_of, score_extra_sets
 from deit_jax.network import Network, load_networks, wanted_by, warn_of_another_normalisation
 from deit_jax.parallel.agreement import agree
 from deit_jax.parallel.compilation_cache import share_compiled_programs

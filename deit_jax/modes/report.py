@@ -19,7 +19,6 @@ from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ImageSource, Subset
 from deit_jax.errors import UserError, first_line
-from deit_jax.evaluation.attention import attention_maps
 from deit_jax.evaluation.heads import answer_of
 from deit_jax.evaluation.predictions import (
     Predictions,
@@ -28,7 +27,7 @@ from deit_jax.evaluation.predictions import (
     predict,
     spread_indices,
 )
-from deit_jax.models.inspection import can_inspect
+from deit_jax.evaluation.tokens import attention_maps, can_inspect
 from deit_jax.models.protocol import on_mesh
 from deit_jax.modes.evaluate import as_labelled
 from deit_jax.network import Network, load_network

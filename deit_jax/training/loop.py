@@ -15,9 +15,7 @@ from deit_jax.aot.topologies import peak_flops
 from deit_jax.data.bad_images import BadImages
 from deit_jax.errors import Stopped
 from deit_jax.evaluation.accuracy import Scores, as_row, best_top1
-from deit_jax.evaluation.extra import score_extra_sets
-from deit_jax.evaluation.protocol import protocol_of
-from deit_jax.evaluation.run import Evaluator
+from deit_jax.evaluation.run import Evaluator, protocol_of, score_extra_sets
 from deit_jax.models.flops import train_flops
 from deit_jax.parallel.compilation_cache import share_compiled_programs
 from deit_jax.parallel.distributed import (

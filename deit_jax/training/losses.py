@@ -15,7 +15,7 @@ from deit_jax.config_losses import loss_section
 from deit_jax.config_model import has_distillation_token
 from deit_jax.errors import first_line, raised_outside
 from deit_jax.loss_kinds import loss_kind, loss_kinds
-from deit_jax.models.output import ModelOutput, fuse
+from deit_jax.models.protocol import ModelOutput, fuse
 
 Metrics = dict[str, jax.Array]
 # (outputs, targets float32[B, K], teacher_logits float32[B, K] or None) -> (loss, metrics): float32 scalars, "loss" among them

@@ -25,8 +25,7 @@ from deit_jax.data.identity import Identity
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
 from deit_jax.data.sources import ImageSource, digest, searched_folders
-from deit_jax.evaluation.extra import Sources, open_extra_sets
-from deit_jax.evaluation.run import Evaluator
+from deit_jax.evaluation.run import Evaluator, open_extra_sets
 from deit_jax.parallel.host_rows import HostRows
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.rendezvous import versions
@@ -60,7 +59,7 @@ class Built:
     mesh: Mesh
     program: Program
     evaluator: Evaluator
-    extra_sources: Sources
+    extra_sources: dict[str, ImageSource]
 
 
 def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = None) -> Opened:

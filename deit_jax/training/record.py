@@ -16,7 +16,7 @@ from deit_jax.data.identity import Identity, is_record_of_images
 from deit_jax.data.sampling import selected_positions
 from deit_jax.evaluation.accuracy import Scores
 from deit_jax.evaluation.heads import answer_of
-from deit_jax.evaluation.protocol import protocol_line
+from deit_jax.evaluation.run import protocol_line
 from deit_jax.loss_kinds import loss_kind
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.plugins import import_recorded
@@ -24,7 +24,7 @@ from deit_jax.reporting.run_log import LogError, read_metrics
 from deit_jax.storage.workdir import CONFIG, RESULTS, UnreadableError, Workdir, WorkdirLike
 from deit_jax.training.plan import Plan
 from deit_jax.version import __version__
-from deit_jax.weights.embedded import EMBEDDED, embedded_card
+from deit_jax.weights.files import EMBEDDED, embedded_card
 
 FORMAT = 2  # of a workdir; 1 had no manifests. What can still be read by an earlier version does not count up
 

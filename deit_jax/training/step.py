@@ -14,7 +14,7 @@ from einops import rearrange
 from jax.sharding import Mesh
 
 from deit_jax.augment.pipeline import TrainAugmentation
-from deit_jax.models.dropping import RNG_NAME
+from deit_jax.models.layers import RNG_NAME
 from deit_jax.models.protocol import train_outputs
 from deit_jax.parallel.mesh import BATCH_AXES
 from deit_jax.parallel.sharding import split_microbatch_rows, split_rows

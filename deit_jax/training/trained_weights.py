@@ -11,7 +11,7 @@ import numpy as np
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.checkpointing import load_state
 from deit_jax.training.state import Variables
-from deit_jax.weights.values import unusable_values
+from deit_jax.weights.errors import unusable_values
 
 
 def load_variables(workdir: str | Path, which: str = "raw", checkpoint: str = "newest") -> tuple[Variables, int]:

@@ -1,26 +1,77 @@
-"""Names of classes that a person understands."""
+"""Class names: those of a weights file, and readable names for ImageNet's classes."""
 
 from __future__ import annotations
 
 import ast
 import functools
 import importlib.util
+import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from deit_jax.weights.labels import read_class_names
+from safetensors import safe_open
 
-# Files of TFDS, a dependency of this package: the 1,000 names, and the WordNet numbers in the same order.
-_NAMES, _NUMBERS = "datasets/siscore/labels.py", "datasets/imagenet2012/labels.txt"
+from deit_jax.weights.files import EMBEDDED, embedded_file
+
+METADATA_KEY = "class_names"  # of a .safetensors file that `save_weights` wrote
+_CARD = "config.json"
+_UNNAMED = re.compile(r"LABEL_\d+")  # what transformers writes for unnamed classes
+
+# Files of TFDS, a dependency of this package: the 1,000 names, and the WordNet ids in the same order.
+_NAMES, _WORDNET_IDS = "datasets/siscore/labels.py", "datasets/imagenet2012/labels.txt"
 _IMAGENET_CLASSES = 1000
+
+
+def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
+    """Returns the class names of a weights file or folder, in the order of the outputs; None if it has none.
+
+    Reads the metadata of a .safetensors file that this project wrote, else `label_names` (timm) or `id2label` (transformers) of
+    the config.json next to it.
+    """
+    path = embedded_file() if str(path) == EMBEDDED else Path(os.path.expanduser(path))
+    if path.suffix == ".safetensors" and (names := _from_metadata(path)) is not None:
+        return names
+    try:
+        card = json.loads((path if path.is_dir() else path.parent).joinpath(_CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return _from_card(card) if isinstance(card, dict) else None
+
+
+def metadata(class_names: Sequence[str] | None) -> dict[str, str]:
+    """Returns the metadata of a .safetensors file for class names; {} for None."""
+    return {} if class_names is None else {METADATA_KEY: json.dumps([str(name) for name in class_names])}
+
+
+def _from_metadata(path: Path) -> tuple[str, ...] | None:
+    try:
+        with safe_open(path, framework="np") as file:
+            return _names(json.loads((file.metadata() or {})[METADATA_KEY]))
+    except Exception:  # no such key or file, or a damaged file, which is reported when its tensors are read
+        return None
+
+
+def _from_card(card: dict[str, Any]) -> tuple[str, ...] | None:
+    labels = card.get("id2label")
+    if isinstance(labels, dict) and set(labels) == {str(i) for i in range(len(labels))}:
+        names = _names([labels[str(i)] for i in range(len(labels))])
+        return None if names and all(_UNNAMED.fullmatch(name) for name in names) else names
+    return _names(card.get("label_names"))
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    return tuple(value) if isinstance(value, list) and value and all(isinstance(it, str) for it in value) else None
 
 
 @functools.cache
 def imagenet_class_names() -> tuple[str, ...] | None:
-    """The names of ImageNet's 1,000 classes in their order; None where the installed TFDS does not have them."""
+    """Returns the names of ImageNet's 1,000 classes in order; None if the installed TFDS does not have them."""
     folder = _tfds_folder()
     try:
-        # A list of strings in Python's notation. The file is read, not run, and TFDS, which takes long, is not imported.
+        # A list of strings in Python syntax. Parse the file, because importing TFDS takes long.
         source = (folder / _NAMES).read_text(encoding="utf-8") if folder else ""
         (labels,) = (
             node.value
@@ -33,40 +84,33 @@ def imagenet_class_names() -> tuple[str, ...] | None:
     return names if len(names) == _IMAGENET_CLASSES else None
 
 
-def readable(class_names: Sequence[str]) -> tuple[str, ...]:
-    """The names, ImageNet's WordNet numbers ("n02123045") replaced by its names ("tabby, tabby cat") where all are such."""
-    known = _names_by_number()
-    if class_names and all(name in known for name in class_names):
-        return tuple(known[name] for name in class_names)
-    return tuple(class_names)
-
-
 @functools.cache
-def imagenet_wordnet_numbers() -> tuple[str, ...] | None:
-    """WordNet's numbers of ImageNet's 1,000 classes ("n01440764"), in their order; None where the installed TFDS lacks them."""
+def imagenet_wordnet_ids() -> tuple[str, ...] | None:
+    """Returns the WordNet ids of ImageNet's 1,000 classes ("n01440764") in order; None if the installed TFDS lacks them."""
     folder = _tfds_folder()
     try:
-        numbers = tuple((folder / _NUMBERS).read_text(encoding="utf-8").split()) if folder else ()
+        ids = tuple((folder / _WORDNET_IDS).read_text(encoding="utf-8").split()) if folder else ()
     except OSError:
         return None
-    return numbers if len(numbers) == _IMAGENET_CLASSES else None
+    return ids if len(ids) == _IMAGENET_CLASSES else None
+
+
+def readable(class_names: Sequence[str]) -> tuple[str, ...]:
+    """Replaces WordNet ids ("n02123045") by ImageNet's names ("tabby, tabby cat") if all names are such ids."""
+    names, ids = imagenet_class_names(), imagenet_wordnet_ids()
+    known = {} if names is None or ids is None else dict(zip(ids, names, strict=True))
+    return tuple(known[name] for name in class_names) if set(class_names) <= set(known) else tuple(class_names)
 
 
 def names_of_weights(weights: str, data_names: Sequence[str]) -> tuple[str, ...] | None:
-    """The class names of a weights file, or of published weights where the data's are ImageNet's; None if not known."""
+    """Returns the class names of a weights file, or of published weights if the data's are ImageNet's; None if unknown."""
     names = None if weights == "pretrained" else read_class_names(weights)
-    numbers = imagenet_wordnet_numbers()
-    if numbers is None or not set(data_names) & set(numbers):
+    ids = imagenet_wordnet_ids()
+    if ids is None or not set(data_names) & set(ids):
         return names
-    # ImageNet's classes as words ("tench, Tinca tinca"): the data has WordNet's numbers of the same classes, in the same order.
-    in_words = names is not None and len(names) == len(numbers) and not set(names) & set(numbers)
-    return numbers if weights == "pretrained" or in_words else names
-
-
-@functools.cache
-def _names_by_number() -> dict[str, str]:
-    names, numbers = imagenet_class_names(), imagenet_wordnet_numbers()
-    return {} if names is None or numbers is None else dict(zip(numbers, names, strict=True))
+    # ImageNet's classes by name ("tench, Tinca tinca"): the data has the WordNet ids of the same classes, in the same order.
+    is_imagenet = names is not None and len(names) == len(ids) and not set(names) & set(ids)
+    return ids if weights == "pretrained" or is_imagenet else names
 
 
 def _tfds_folder() -> Path | None:

@@ -1,13 +1,16 @@
-"""Files of named tensors: safetensors, NumPy's .npz, and PyTorch's pickles where torch is installed.
+"""Files of named tensors: safetensors, NumPy's .npz, PyTorch's pickles if torch is installed, and the embedded teacher.
 
-Nothing in a file is ever executed: pickles are read by torch with weights_only, object arrays are refused.
+Nothing in a file is ever executed: torch reads pickles with weights_only, and object arrays are rejected.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import hashlib
 import io
+import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,21 +20,22 @@ import numpy as np
 import safetensors.numpy
 
 from deit_jax.storage.workdir import Workdir
-from deit_jax.weights.embedded import EMBEDDED, embedded_file
 from deit_jax.weights.errors import WeightsError
 
 Tensors = dict[str, np.ndarray]
 
+EMBEDDED = "embedded"  # as teacher.weights or model.weights: the package's RegNetY for Fashion-MNIST, the quick start's teacher
+_EMBEDDED_FILE = Path(__file__).with_name("fashion_mnist_teacher.safetensors")
 WRITTEN = (".safetensors", ".pth", ".pt", ".bin")
 _PICKLES = (".pth", ".pt", ".bin", ".pyth", ".ckpt", ".tar")
-_WEIGHTS_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")  # as transformers and timm name them
+_NAMES_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")  # of transformers and timm
 
 
 def read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """The content of a weights file: names to arrays, perhaps wrapped (see unwrapping.py).
+    """Returns the content of a weights file: names to arrays, possibly wrapped (see unwrapping.py).
 
-    A folder stands for the model.safetensors or pytorch_model.bin in it, "embedded" for the package's own file. Raises
-    WeightsError: there is no such file, it is of no known kind, damaged, unreadable, or holds something other than tensors.
+    A folder means the model.safetensors or pytorch_model.bin in it, "embedded" the package's own file. Raises WeightsError if the
+    file does not exist, is of an unknown kind, damaged or unreadable, or holds something other than tensors.
     """
     if not isinstance(path, str | os.PathLike):
         raise WeightsError(
@@ -46,37 +50,44 @@ def read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         if path.suffix.lower() not in _READERS:
             kinds = ", ".join(_READERS)
             raise WeightsError(f"{path}: {path.suffix or 'no suffix'} is not a kind of weights file; give {kinds}")
-        _refuse_what_a_failed_download_leaves(path)
-        return _READERS[path.suffix.lower()](path)
+        _check_download(path)
+        read, description = _READERS[path.suffix.lower()]
+        try:
+            content = read(path)
+        except WeightsError:  # torch is not installed
+            raise
+        except Exception as error:  # of safetensors, zip, zlib, pickle or NumPy
+            raise WeightsError(f"{path} is not a readable {description} ({reason(error)})") from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({reason(error)})") from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict: save model.state_dict()")
+    return content
 
 
 def is_weights(path: Path) -> bool:
-    """Whether a file, or a folder with one, of another framework is meant, and not the --workdir of a training run."""
+    """Whether a path is a weights file, or a folder with one, and not the --workdir of a training run."""
     if str(path) == EMBEDDED:
         return True
     if path.is_dir():
-        return not Workdir.at(path).checkpoints.exist() and any(
-            (path / name).is_file() for name in _WEIGHTS_IN_A_FOLDER
-        )
+        return not Workdir.at(path).checkpoints.exist() and any((path / name).is_file() for name in _NAMES_IN_FOLDER)
     return path.is_file() or path.suffix.lower() in _READERS
 
 
 def kind_of(weights: str) -> str:
-    """What a user names by `weights`: "pretrained" or "random", a "file" ("embedded" is one), else the "workdir" of a run."""
+    """Returns what `weights` specifies: "pretrained", "random", "file" (also "embedded"), else "workdir"."""
     if weights in ("pretrained", "random"):
         return weights
     return "file" if is_weights(Path(weights)) else "workdir"
 
 
 def is_workdir(weights: str) -> bool:
-    """Whether a configuration's weights are those of a --workdir, which may be missing."""
+    """Whether `weights` specifies a --workdir, which may not exist."""
     return weights != "" and kind_of(weights) == "workdir"
 
 
 def _file_in(folder: Path) -> Path:
-    for name in _WEIGHTS_IN_A_FOLDER:
+    for name in _NAMES_IN_FOLDER:
         if (folder / name).is_file():
             return folder / name
         if (folder / f"{name}.index.json").is_file():
@@ -85,57 +96,37 @@ def _file_in(folder: Path) -> Path:
         raise WeightsError(
             f"{folder} is the --workdir of a training run; run.py --mode=export writes its weights as a file"
         )
-    raise WeightsError(f"{folder} holds neither {' nor '.join(_WEIGHTS_IN_A_FOLDER)}")
+    raise WeightsError(f"{folder} holds neither {' nor '.join(_NAMES_IN_FOLDER)}")
 
 
-def _refuse_what_a_failed_download_leaves(path: Path) -> None:
+def _check_download(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
         raise WeightsError(f"{path} is empty: download it again")
     if start.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a git-lfs pointer, not the file it stands for: run git lfs pull")
+        raise WeightsError(f"{path} is a git-lfs pointer, not the file itself: run git lfs pull")
     if start.lstrip()[:1] == b"<":
         raise WeightsError(f"{path} is a web page, not a weights file: download it again")
 
 
-def _read_safetensors(path: Path) -> Tensors:
-    try:
-        return safetensors.numpy.load_file(path)
-    except Exception as error:  # the library's own error, and KeyError for a type that NumPy does not have
-        raise WeightsError(f"{path} is not a readable safetensors file, or damaged ({reason(error)})") from error
-
-
 def _read_npz(path: Path) -> Tensors:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except Exception as error:  # zip, zlib, pickle and NumPy have many: whatever the damage leads to
-        raise WeightsError(
-            f"{path} is not a readable .npz file, damaged, or holds objects ({reason(error)})"
-        ) from error
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
-def _read_pickle(path: Path) -> Mapping[str, Any]:
+def _read_pickle(path: Path) -> Any:
     torch = _import_torch(path)
-    try:
-        # The checkpoints of the reference's main.py hold their command line beside the weights; a Namespace is only data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip, RuntimeError, EOFError: whatever the damage leads to
-        raise WeightsError(
-            f"{path} is not a readable PyTorch file, damaged, or holds code or objects other than tensors, which were not "
-            f"executed ({reason(error)})"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path} holds a {type(content).__name__}, not a state dict: save model.state_dict()")
-    return content
+    # Checkpoints of the reference's main.py also hold the command line as a Namespace, which is only data.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
-_READERS: dict[str, Callable[[Path], Mapping[str, Any]]] = {
-    ".safetensors": _read_safetensors,
-    ".npz": _read_npz,
-    **dict.fromkeys(_PICKLES, _read_pickle),
+_PICKLE = "PyTorch file, damaged, or holds code or objects other than tensors, which were not executed"
+_READERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    ".safetensors": (safetensors.numpy.load_file, "safetensors file, or damaged"),
+    ".npz": (_read_npz, ".npz file, damaged, or holds objects"),
+    **dict.fromkeys(_PICKLES, (_read_pickle, _PICKLE)),
 }
 
 
@@ -144,16 +135,43 @@ def _import_torch(path: Path) -> Any:
         import torch
     except ImportError as error:
         raise WeightsError(
-            f"{path}: {path.suffix} files need PyTorch (pip install torch), or use .safetensors"
+            f"{path}: {path.suffix} files need PyTorch (pip install torch); or use .safetensors"
         ) from error
     return torch
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error that says something, not too long."""
+    """Returns type and most informative line of an error, not too long."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
-    return f"{type(error).__name__}: {telling[:160]}".rstrip(": ")
+    line = next((line for line in lines if "Unsupported" in line or "GLOBAL" in line), lines[0] if lines else "")
+    return f"{type(error).__name__}: {line[:160]}".rstrip(": ")
+
+
+# --- the embedded teacher -------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def embedded_card() -> dict[str, Any]:
+    """Returns the embedded teacher's card: model, overrides, training data, command, seed, epochs, time, accuracies (%), SHA-256.
+
+    Raises WeightsError if the card cannot be read.
+    """
+    path = _EMBEDDED_FILE.with_suffix(".json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read ({type(error).__name__}): install deit_jax again") from error
+
+
+def embedded_file() -> Path:
+    """Returns the embedded teacher's file: timm's names, float16, class names. Raises WeightsError if the SHA-256 differs."""
+    try:
+        digest = hashlib.sha256(_EMBEDDED_FILE.read_bytes()).hexdigest()
+    except OSError as error:
+        raise WeightsError(f"{_EMBEDDED_FILE} cannot be read ({error.strerror}): install deit_jax again") from error
+    if digest != embedded_card()["sha256"]:
+        raise WeightsError(f"{_EMBEDDED_FILE} is damaged (its SHA-256 is {digest[:16]}...): install deit_jax again")
+    return _EMBEDDED_FILE
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -162,11 +180,10 @@ def reason(error: BaseException) -> str:
 def encode(
     path: Path, tensors: Tensors, *, wrapper: str | None = None, metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """The content of a .safetensors, or with torch a .pth file (under the key `wrapper` if given), by the suffix of `path`.
+    """Returns the content of a .safetensors or (with torch) .pth file, by the suffix of `path`.
 
-    metadata: further texts that a .safetensors file keeps.
-
-    Raises WeightsError: another suffix, or no torch for .pth.
+    wrapper: key of the tensors in a .pth file. metadata: of a .safetensors file. Raises WeightsError for another suffix, or for
+    .pth without torch.
     """
     tensors = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
     if path.suffix.lower() == ".safetensors":
@@ -181,19 +198,19 @@ def encode(
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Write all files, none before all lie complete beside their places. Raises WeightsError if one cannot be written."""
-    unfinished = {path: path.with_name(f".{path.name}.unfinished") for path in contents}
+    """Writes temporary files and renames them once all are complete. Raises WeightsError if one cannot be written."""
+    temporary = {path: path.with_name(f".{path.name}.unfinished") for path in contents}
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.is_dir():
                 raise WeightsError(f"{path} cannot be written: it is a folder")
-            unfinished[path].write_bytes(content)
+            temporary[path].write_bytes(content)
         for path in contents:
-            os.replace(unfinished[path], path)
+            os.replace(temporary[path], path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be written ({reason(error)})") from error
     finally:
-        for path in unfinished.values():
+        for path in temporary.values():
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """The layout of Hugging Face transformers: ViT for the plain models, DeiT-with-teacher for the distilled ones.
 
-Written with the names that both version 4 and version 5 read; read with those, with the names of version 5's modules, with either
-prefix or (a backbone) none.
+Writes the names that versions 4 and 5 read. Reads those and the names of version 5's modules, with either prefix or (a backbone)
+none.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from deit_jax.weights.errors import WeightsError, shown
 from deit_jax.weights.files import Tensors
-from deit_jax.weights.layout import Layout, Renaming, Translated, rename_from_timm, rename_to_timm
+from deit_jax.weights.layout import Layout, Renaming, Translated
 
 _COMMON = [
     ("cls_token", "embeddings.cls_token"),
@@ -22,27 +22,19 @@ _COMMON = [
     ("patch_embed.proj.{leaf}", "embeddings.patch_embeddings.projection.{leaf}"),
     ("norm.{leaf}", "layernorm.{leaf}"),
 ]
-# q, k and v have no name in timm, which joins them; they are called attn.q, attn.k, attn.v in between.
-_VERSION_4 = [
-    ("blocks.{i}.norm1.{leaf}", "encoder.layer.{i}.layernorm_before.{leaf}"),
-    ("blocks.{i}.norm2.{leaf}", "encoder.layer.{i}.layernorm_after.{leaf}"),
-    ("blocks.{i}.attn.q.{leaf}", "encoder.layer.{i}.attention.attention.query.{leaf}"),
-    ("blocks.{i}.attn.k.{leaf}", "encoder.layer.{i}.attention.attention.key.{leaf}"),
-    ("blocks.{i}.attn.v.{leaf}", "encoder.layer.{i}.attention.attention.value.{leaf}"),
-    ("blocks.{i}.attn.proj.{leaf}", "encoder.layer.{i}.attention.output.dense.{leaf}"),
-    ("blocks.{i}.mlp.fc1.{leaf}", "encoder.layer.{i}.intermediate.dense.{leaf}"),
-    ("blocks.{i}.mlp.fc2.{leaf}", "encoder.layer.{i}.output.dense.{leaf}"),
-]
-_VERSION_5 = [
-    ("blocks.{i}.norm1.{leaf}", "layers.{i}.layernorm_before.{leaf}"),
-    ("blocks.{i}.norm2.{leaf}", "layers.{i}.layernorm_after.{leaf}"),
-    ("blocks.{i}.attn.q.{leaf}", "layers.{i}.attention.q_proj.{leaf}"),
-    ("blocks.{i}.attn.k.{leaf}", "layers.{i}.attention.k_proj.{leaf}"),
-    ("blocks.{i}.attn.v.{leaf}", "layers.{i}.attention.v_proj.{leaf}"),
-    ("blocks.{i}.attn.proj.{leaf}", "layers.{i}.attention.o_proj.{leaf}"),
-    ("blocks.{i}.mlp.fc1.{leaf}", "layers.{i}.mlp.fc1.{leaf}"),
-    ("blocks.{i}.mlp.fc2.{leaf}", "layers.{i}.mlp.fc2.{leaf}"),
-]
+# timm fuses q, k and v; here they are called attn.q, attn.k, attn.v until they are joined.
+_BLOCK = (  # timm, version 4, version 5
+    ("norm1", "layernorm_before", "layernorm_before"),
+    ("norm2", "layernorm_after", "layernorm_after"),
+    ("attn.q", "attention.attention.query", "attention.q_proj"),
+    ("attn.k", "attention.attention.key", "attention.k_proj"),
+    ("attn.v", "attention.attention.value", "attention.v_proj"),
+    ("attn.proj", "attention.output.dense", "attention.o_proj"),
+    ("mlp.fc1", "intermediate.dense", "mlp.fc1"),
+    ("mlp.fc2", "output.dense", "mlp.fc2"),
+)
+_VERSION_4 = [(f"blocks.{{i}}.{timm}.{{leaf}}", f"encoder.layer.{{i}}.{v4}.{{leaf}}") for timm, v4, _ in _BLOCK]
+_VERSION_5 = [(f"blocks.{{i}}.{timm}.{{leaf}}", f"layers.{{i}}.{v5}.{{leaf}}") for timm, _, v5 in _BLOCK]
 _PLAIN_HEAD = [("head.{leaf}", "classifier.{leaf}")]
 _HEADS = [("head.{leaf}", "cls_classifier.{leaf}"), ("head_dist.{leaf}", "distillation_classifier.{leaf}")]
 
@@ -62,17 +54,17 @@ def _to_timm(tensors: Tensors) -> Translated:
     foreign = {_without_prefix(name): name for name in tensors}
     if len(foreign) < len(tensors):
         twice = next(name for name in tensors if foreign[_without_prefix(name)] != name)
-        raise WeightsError(f"{shown(twice)} is there with two prefixes: the file mixes two layouts")
-    named, strangers = rename_to_timm({bare: tensors[name] for bare, name in foreign.items()}, _READ)
+        raise WeightsError(f"{shown(twice)} occurs with two prefixes: the file mixes two layouts")
+    named, unknown = _READ.to_timm({bare: tensors[name] for bare, name in foreign.items()})
     for name in sorted(named):
         match = re.fullmatch(r"(blocks\.\d+\.attn\.)q(\..+)", name)
         if match is None:
             continue
         thirds = [match[1] + part + match[2] for part in _PARTS]
-        # Thirds that do not fit together are left apart, to be told of by their own names.
+        # Thirds of different shapes stay separate, so that errors show their own names.
         if all(it in named and named[it].shape == named[name].shape and named[it].ndim for it in thirds):
             named[f"{match[1]}qkv{match[2]}"] = np.concatenate([named.pop(it) for it in thirds])
-    return named, [foreign[name] for name in strangers]
+    return named, [foreign[name] for name in unknown]
 
 
 def _without_prefix(name: str) -> str:
@@ -80,7 +72,7 @@ def _without_prefix(name: str) -> str:
 
 
 def _spelled_as(name: str, names: Iterable[str]) -> str:
-    """One of the names that we write, in the spelling (version and prefix) of a file with `names`."""
+    """Returns a name that we write in the spelling (version and prefix) of a file with `names`."""
     names = list(names)
     if any(re.match(r"((vit|deit)\.)?layers\.\d+\.", it) for it in names):
         bare = _without_prefix(name)
@@ -92,14 +84,15 @@ def _spelled_as(name: str, names: Iterable[str]) -> str:
 
 
 def _from_timm(tensors: Tensors) -> Tensors:
-    apart: Tensors = {}
+    separate: Tensors = {}
     for name, tensor in tensors.items():
         if ".attn.qkv." in name:
-            apart |= {name.replace("qkv", part): third for part, third in zip(_PARTS, np.split(tensor, 3), strict=True)}
+            thirds = zip(_PARTS, np.split(tensor, 3), strict=True)
+            separate |= {name.replace("qkv", part): third for part, third in thirds}
         else:
-            apart[name] = tensor
+            separate[name] = tensor
     distilled = any(name.startswith(("dist_token", "head_dist.")) for name in tensors)
-    return rename_from_timm(apart, _WRITE_DISTILLED if distilled else _WRITE_PLAIN)
+    return (_WRITE_DISTILLED if distilled else _WRITE_PLAIN).from_timm(separate)
 
 
 LAYOUT = Layout(

@@ -1,4 +1,4 @@
-"""Weights of any known layout into our variables: everything fits, or one error says what does not."""
+"""Loads weights of any known layout completely, or raises one error that lists what does not fit."""
 
 from __future__ import annotations
 
@@ -15,18 +15,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from deit_jax.errors import refuse_address, require_choice
-from deit_jax.models.position_embedding import resize_position_embedding
-from deit_jax.models.protocol import family, num_prefix_tokens, resize_variables
-from deit_jax.models.stacking import laid_out_for, unstack_blocks
-from deit_jax.weights import huggingface, mmpretrain, native, pycls, timm, torchvision
-from deit_jax.weights.errors import MisfitError, TokenMisfitError, WeightsError, listed, shown
+from deit_jax.models.protocol import family, input_size, num_prefix_tokens, resize_variables
+from deit_jax.models.vit_parameters import resize_position_embedding, stacked_for, unstack_blocks
+from deit_jax.weights import huggingface, native, timm
+from deit_jax.weights.errors import (
+    MisfitError,
+    TokenMisfitError,
+    WeightsError,
+    compare,
+    heads_to_reset,
+    listed,
+    problems,
+    shown,
+    unusable_values,
+)
 from deit_jax.weights.files import Tensors, read_file
-from deit_jax.weights.layout import Layout, compare
+from deit_jax.weights.other_layouts import MMPRETRAIN, PYCLS, TORCHVISION
 from deit_jax.weights.relatives import other_size, relative
 from deit_jax.weights.unwrapping import WeightSet, weight_sets
-from deit_jax.weights.values import unusable_values
 
-LAYOUTS = (timm.LAYOUT, huggingface.LAYOUT, mmpretrain.LAYOUT, torchvision.LAYOUT, pycls.LAYOUT, native.LAYOUT)
+LAYOUTS = (timm.LAYOUT, huggingface.LAYOUT, MMPRETRAIN, TORCHVISION, PYCLS, native.LAYOUT)
 _LOGGER = logging.getLogger(__name__)
 _HEAD_NAMES = ("head.", "head_dist.")
 HEADS = ("keep", "reset", "reset_if_needed")
@@ -34,13 +42,16 @@ DISTILLATION_TOKEN = ("keep", "adapt")
 WHICH = ("raw", "ema")
 
 
-class Fitted(NamedTuple):
-    """Variables of a model, and what of them the weights they come from did not give as it is."""
+Source = str | Path | Mapping[str, Any]
 
-    variables: dict[str, Any]  # as `load_weights` returns them
-    renewed: tuple[str, ...]  # heads that start from scratch: "head", "head_dist"
-    resized: str  # of the position embedding: "14x14 to 24x24"; "" if it fitted
-    note: str = ""  # what was removed from the names, and which tensors were left aside; "" if nothing
+
+class Fitted(NamedTuple):
+    """Variables of a model, and how they differ from the loaded weights."""
+
+    variables: dict[str, Any]  # as from `load_weights`
+    renewed: tuple[str, ...]  # reinitialised heads: "head", "head_dist"
+    resized: str  # the position embedding: "14x14 to 24x24"; "" if it fitted
+    note: str = ""  # prefix removed from the names, and ignored tensors; "" if none
 
 
 def load_weights(
@@ -53,47 +64,47 @@ def load_weights(
     seed: int = 0,
     report: Callable[[str], None] = _LOGGER.info,
 ) -> dict[str, Any]:
-    """The variables of `model` from weights that another framework wrote.
+    """Loads the variables of `model` from weights of another framework.
 
-    Layouts, told apart by the names: facebookresearch/deit and timm; Hugging Face transformers (ViT and DeiT-with-teacher, names
-    of versions 4 and 5); mmpretrain; RegNetY of timm, torchvision and pycls. Position embeddings of another image size are
-    resized as the reference does it: bicubic (PyTorch's, a = -0.75), class and distillation tokens kept. Values become float32.
+    The layout is detected: facebookresearch/deit and timm; Hugging Face transformers (ViT and DeiT-with-teacher, names of
+    versions 4 and 5); mmpretrain; RegNetY of timm, torchvision and pycls. Position embeddings of another image size are resized
+    as in the reference: bicubic (PyTorch's, a = -0.75), class and distillation tokens unchanged. Values become float32.
 
     Args:
       source: a .safetensors, .npz or (with torch) .pth file, a folder with a model.safetensors, or a mapping of names to arrays.
-        Checkpoints of training scripts are unwrapped: `model`, `state_dict`, `model_state`, `model_ema` and the like, and names
-        that begin with `module.`, `model.`, `net._orig_mod.` or any other prefix. Of several sets of weights under different
-        prefixes the one that fits is taken.
-      model: what `create_model` made; its fields say which shapes are wanted.
-      heads: "keep": the classifiers come from the file, and another number of classes is an error. "reset": they start from
-        scratch. "reset_if_needed": those of other shapes start from scratch, which is what the reference does in fine-tuning.
-      distillation_token: "keep": a file without the token does not fit a distilled model, nor one with it a plain model. "adapt":
-        a distilled model starts from a plain file, its second token, position and head as copies of the class token's, so that it
-        answers what the class head answers until training makes them differ; of a distilled file a plain model takes the rest.
-      which: "raw" or "ema" where a checkpoint holds both; None: raw.
-      seed: of the heads that start from scratch.
-      report: is given a line that says which prefix was removed and what was left aside, if anything was.
+        Checkpoints of training scripts are unwrapped: `model`, `state_dict`, `model_state`, `model_ema` and similar keys, and
+        names with the prefix `module.`, `model.`, `net._orig_mod.` or any other. Among several sets of weights under different
+        prefixes, the one that fits is used.
+      model: from `create_model`; its fields determine the expected shapes.
+      heads: "keep": use the classifiers of the file; another number of classes is an error. "reset": reinitialise them.
+        "reset_if_needed": reinitialise those of other shapes, as the reference does in fine-tuning.
+      distillation_token: "keep": plain weights do not fit a distilled model, or vice versa. "adapt": initialise a distilled model
+        from plain weights by copying token, position and head of the class token, so that both heads give the same output before
+        training; drop the distillation token of distilled weights for a plain model.
+      which: "raw" or "ema" if a checkpoint holds both; None: raw.
+      seed: for reinitialised heads.
+      report: called with one line on the removed prefix and ignored tensors, if there are any.
 
     Returns:
-      {"params": ...} and for a RegNet "batch_stats", jax arrays, as `model.init` gives them.
+      {"params": ...} and for a RegNet "batch_stats", jax arrays, as from `model.init`.
 
     Raises:
-      WeightsError: the source is unreadable, in no known layout, or holds NaN, infinite numbers or negative variances; or several
-        sets of weights fit; or `heads`, `distillation_token` or `which` is none of these.
+      WeightsError: the source is unreadable, in an unknown layout, or holds NaN, infinite values or negative variances; several
+        sets of weights fit; or `heads`, `distillation_token` or `which` is invalid.
       MisfitError: names are missing, unexpected or of another shape; its attributes list them all. Nothing is loaded in part.
     """
     fitted = fit_weights(source, model, heads=heads, distillation_token=distillation_token, which=which, seed=seed)
     if fitted.note:
-        report(f"{_called(source)}: {fitted.note}")
+        report(f"{_title(source)}: {fitted.note}")
     return fitted.variables
 
 
-def _called(source: str | Path | Mapping[str, Any]) -> str:
+def _title(source: Source) -> str:
     return "the mapping" if isinstance(source, Mapping) else str(source)
 
 
 def fit_weights(
-    source: str | Path | Mapping[str, Any],
+    source: Source,
     model: nn.Module,
     *,
     heads: str = "keep",
@@ -101,7 +112,7 @@ def fit_weights(
     which: str | None = None,
     seed: int = 0,
 ) -> Fitted:
-    """`load_weights`, and what it had to change."""
+    """`load_weights`, which also returns what it changed."""
     if isinstance(model, str):
         raise WeightsError(f"model={model!r} is a name: give deit_jax.create_model({model!r})")
     check_choices(heads, distillation_token)
@@ -109,41 +120,36 @@ def fit_weights(
         refuse_address("source", source, WeightsError)
     if which is not None:
         require_choice("which", which, WHICH, WeightsError)
-    where = _called(source)
+    where = _title(source)
     fits, misfits = [], []
     sets, entries = _read(source, which, where)
-    for candidate in sets:
-        name = f"{where} ({shown(candidate.prefix)}*)" if candidate.prefix else where
+    for weights in sets:
+        name = f"{where} ({shown(weights.prefix)}*)" if weights.prefix else where
         try:
-            fitted = _fit(candidate.tensors, candidate.layout, model, name, heads, distillation_token, seed)
+            fits.append((weights, _fit(weights, model, name, heads, distillation_token, seed)))
         except WeightsError as error:
             misfits.append(error)
-        else:
-            fits.append((candidate, fitted))
     if not fits:
         raise _misfit(sets, entries, misfits, where)
     if len(fits) > 1:
-        raise WeightsError(
-            f"{where} holds several sets of weights that fit: {_prefixes(it for it, _ in fits)}; save only the one that you want"
-        )
-    candidate, fitted = fits[0]
-    _refuse_unusable_values(candidate.tensors, candidate.layout, model, fitted.renewed, where)
-    note = candidate.note
+        prefixes = _prefixes(it for it, _ in fits)
+        raise WeightsError(f"{where} holds several sets of weights that fit: {prefixes}; save only one of them")
+    [(weights, fitted)] = fits
+    _check_values(weights, model, fitted.renewed, where)
+    note = weights.note
     if len(sets) > 1:
-        note += f"; of several sets ({_prefixes(sets, '; ')}) only this one fits"
+        note += f"; only this one of several sets ({_prefixes(sets, '; ')}) fits"
     return fitted._replace(note=note)
 
 
-def _read(
-    source: str | Path | Mapping[str, Any], which: str | None, where: str
-) -> tuple[list[WeightSet], Mapping[str, Any]]:
-    """The sets of weights in a file or mapping, at least one, and all its entries."""
+def _read(source: Source, which: str | None, where: str) -> tuple[list[WeightSet], Mapping[str, Any]]:
+    """Returns the sets of weights in a file or mapping, at least one, and all its entries."""
     content = source if isinstance(source, Mapping) else read_file(source)
     sets, entries = weight_sets(content, which, where, LAYOUTS)
     if sets:
         return sets, entries
-    if (what := relative(entries)) is not None:
-        raise WeightsError(f"{where} holds {what}")
+    if (description := relative(entries)) is not None:
+        raise WeightsError(f"{where} holds {description}")
     titles = ", ".join(layout.title for layout in LAYOUTS)
     raise WeightsError(f"{where} is in no known layout ({titles}); its names are {listed(entries)}")
 
@@ -153,13 +159,13 @@ def _prefixes(sets: Iterable[WeightSet], separator: str = ", ") -> str:
 
 
 def _misfit(sets: list[WeightSet], entries: Mapping[str, Any], misfits: list[WeightsError], where: str) -> WeightsError:
-    """What to raise where no set fits."""
+    """Returns the error if no set fits."""
     first = misfits[0]
-    # Not what lies beside the sets: a teacher, or the network of a perceptual loss.
+    # Without entries outside the sets: a teacher, or the network of a perceptual loss.
     roots = {it.prefix.split(".")[0] for it in sets}
     own = {name: entry for name, entry in entries.items() if "" in roots or name.split(".")[0] in roots}
-    if (what := relative(own)) is not None:
-        message = f"{where} holds {what}"
+    if (description := relative(own)) is not None:
+        message = f"{where} holds {description}"
     elif len(sets) > 1:
         message = f"{where} holds several sets of weights, {_prefixes(sets)}, and none fits; the first: {first}"
     else:
@@ -170,62 +176,58 @@ def _misfit(sets: list[WeightSet], entries: Mapping[str, Any], misfits: list[Wei
 
 
 def fit_variables(variables: Mapping[str, Any], model: nn.Module, where: str, *, heads: str, seed: int) -> Fitted:
-    """The variables of `model` from those of another of this package, with other classes or another image size perhaps.
+    """Fits variables of a model of this package to `model`, which may have other classes or another image size.
 
-    Args: variables: {"params", "batch_stats"}. where: what an error calls them. heads, seed: as of `load_weights`.
-
-    Raises MisfitError: they are of another model; a TokenMisfitError if one of the two is distilled.
+    variables: {"params", "batch_stats"}. where: the source, for messages. heads, seed: as in `load_weights`. Raises MisfitError
+    for another model; TokenMisfitError if only one of the two is distilled.
     """
     ours = {"params": variables["params"], "batch_stats": variables.get("batch_stats") or {}}
     if not family(model):
         resized = resize_variables(model, ours)
-        fitted = _fit_own(native.from_variables(resized), native.LAYOUT, model, where, heads, seed)
-        other = jax.tree.map(jnp.shape, resized) != jax.tree.map(jnp.shape, ours)
-        return fitted._replace(resized="another image size" if other else "")
+        fitted = _fit_own(WeightSet(native.from_variables(resized), native.LAYOUT), model, where, heads, seed)
+        changed = jax.tree.map(jnp.shape, resized) != jax.tree.map(jnp.shape, ours)
+        return fitted._replace(resized="another image size" if changed else "")
     layout = dataclasses.replace(timm.LAYOUT, title="names as in timm")
-    tensors = timm.from_variables(ours | {"params": unstack_blocks(ours["params"])})
-    fitted = _fit(tensors, layout, model, where, heads, "keep", seed)
-    _refuse_unusable_values(tensors, layout, model, fitted.renewed, where)
+    weights = WeightSet(timm.from_variables(ours | {"params": unstack_blocks(ours["params"])}), layout)
+    fitted = _fit(weights, model, where, heads, "keep", seed)
+    _check_values(weights, model, fitted.renewed, where)
     return fitted
 
 
 def count_classes(source: str | Path, which: str | None = None, model: nn.Module | None = None) -> int:
-    """How many classes the first head in a weights file tells apart.
+    """Returns the number of classes of the first head in a weights file.
 
-    model: whose weights they are, with any number of classes; needed for one without a `family`. Raises WeightsError if the file
-    cannot be read or has no head.
+    model: with any number of classes; required for a model without `family`. Raises WeightsError if the file cannot be read or
+    has no head.
     """
-    found: dict[str, int] = {}
-    for candidate in _read(source, which, str(source))[0]:
+    counts: dict[str, int] = {}
+    for weights in _read(source, which, str(source))[0]:
         if model is not None and not family(model):
-            count = native.count_classes(candidate.tensors, model)
-            found |= {} if count is None else {candidate.prefix: count}
-            continue
-        tensors, _ = candidate.layout.to_timm(candidate.tensors)
-        bias = next((tensors[name] for name in ("head.bias", "head.fc.bias") if name in tensors), None)
-        if bias is not None:
-            found[candidate.prefix] = len(bias)
-    if not found:
+            count = native.count_classes(weights.tensors, model)
+        else:
+            tensors, _ = weights.layout.to_timm(weights.tensors)
+            count = next((len(tensors[name]) for name in ("head.bias", "head.fc.bias") if name in tensors), None)
+        if count is not None:
+            counts[weights.prefix] = count
+    if not counts:
         raise WeightsError(f"{source} has no classifier")
-    if len(set(found.values())) > 1:
-        parts = ", ".join(f"{shown(prefix)}* with {count} classes" for prefix, count in found.items())
-        raise WeightsError(f"{source} holds several sets of weights, {parts}: save only the one that you want")
-    return next(iter(found.values()))
+    if len(set(counts.values())) > 1:
+        parts = ", ".join(f"{shown(prefix)}* with {count} classes" for prefix, count in counts.items())
+        raise WeightsError(f"{source} holds several sets of weights, {parts}: save only one of them")
+    return next(iter(counts.values()))
 
 
 def check_choices(heads: str, distillation_token: str) -> None:
-    """Raises WeightsError for a value that `load_weights` does not know; before a file is fetched or read."""
+    """Raises WeightsError for a value that `load_weights` does not accept."""
     require_choice("heads", heads, HEADS, WeightsError)
     require_choice("distillation_token", distillation_token, DISTILLATION_TOKEN, WeightsError)
 
 
-def _fit(
-    foreign: Tensors, layout: Layout, model: nn.Module, where: str, heads: str, distillation_token: str, seed: int
-) -> Fitted:
-    _refuse_non_numbers(foreign, where)
+def _fit(weights: WeightSet, model: nn.Module, where: str, heads: str, distillation_token: str, seed: int) -> Fitted:
+    _check_dtypes(weights.tensors, where)
     if not family(model):
-        return _fit_own(foreign, layout, model, where, heads, seed)
-    given, strangers = layout.to_timm(foreign)
+        return _fit_own(weights, model, where, heads, seed)
+    given, unknown = weights.layout.to_timm(weights.tensors)
     expected = timm.expected_tensors(model)
     tensors = timm.without_counters(given, expected)
     if distillation_token == "adapt":
@@ -233,46 +235,41 @@ def _fit(
     tensors, resized = _resize_position_embedding(tensors, expected, model, where)
     renewed: tuple[str, ...] = ()
     if heads != "keep":
-        tensors, renewed = _reset_heads(tensors, expected, model, seed, all_of_them=heads == "reset")
-    may_adapt = distillation_token == "keep"
-    _refuse_misfits(tensors, given, strangers, expected, foreign, layout, where, may_adapt=may_adapt)
+        tensors, renewed = _reset_heads(tensors, expected, model, seed, heads)
+    _check_fit(tensors, given, unknown, expected, weights, where, may_adapt=distillation_token == "keep")
     variables = jax.tree.map(jnp.asarray, timm.to_variables(tensors))
-    variables["params"] = laid_out_for(model, variables["params"])
+    variables["params"] = stacked_for(model, variables["params"])
     return Fitted(variables, renewed, resized)
 
 
-def _fit_own(foreign: Tensors, layout: Layout, model: nn.Module, where: str, heads: str, seed: int) -> Fitted:
-    """Weights of a registered model that no other framework has: under this package's own names."""
-    if layout is not native.LAYOUT:
+def _fit_own(weights: WeightSet, model: nn.Module, where: str, heads: str, seed: int) -> Fitted:
+    """Fits weights of a registered model without `family`, under this package's own names."""
+    if weights.layout is not native.LAYOUT:
         raise WeightsError(
-            f"{where} ({layout.title}) does not fit the model: a {type(model).__name__} is read from files that deit_jax wrote "
-            "(run.py --mode=export --layout=flax)"
+            f"{where} ({weights.layout.title}) does not fit the model: a {type(model).__name__} is loaded from files that "
+            "deit_jax wrote (run.py --mode=export --layout=flax)"
         )
-    variables, renewed = native.fit(foreign, model, where, heads, seed)
+    variables, renewed = native.fit(weights.tensors, model, where, heads, seed)
     return Fitted(jax.tree.map(jnp.asarray, variables), renewed, "")
 
 
-def _refuse_unusable_values(
-    foreign: Tensors, layout: Layout, model: nn.Module, renewed: tuple[str, ...], where: str
-) -> None:
-    """Refuse such values, except in what the model does not take: heads that are reset, a distillation token left out."""
-    if not family(model) or not unusable_values(
-        foreign
-    ):  # those of a model without family are checked as they are fitted
+def _check_values(weights: WeightSet, model: nn.Module, renewed: tuple[str, ...], where: str) -> None:
+    """Raises WeightsError for unusable values in tensors that the model uses: not in reset heads or a dropped token."""
+    if not family(model) or not unusable_values(weights.tensors):  # `native.fit` checks models without family
         return
-    thrown_away = tuple(f"{head}." for head in renewed)
-    wanted = {name for name in timm.expected_tensors(model) if not name.startswith(thrown_away)}
-    origins = _origins(foreign, layout)
-    used = {theirs for ours, names in origins.items() if ours in wanted for theirs in names}
+    dropped = tuple(f"{head}." for head in renewed)
+    needed = {name for name in timm.expected_tensors(model) if not name.startswith(dropped)}
+    origins = _origins(weights)
+    used = {theirs for ours, names in origins.items() if ours in needed for theirs in names}
     unused = {theirs for names in origins.values() for theirs in names} - used
-    if found := unusable_values({name: tensor for name, tensor in foreign.items() if name not in unused}):
+    if found := unusable_values({name: tensor for name, tensor in weights.tensors.items() if name not in unused}):
         raise WeightsError(
-            f"{where} holds values that make every answer NaN: {found}; take an earlier checkpoint of the training that wrote "
-            "them, or download the file again"
+            f"{where} holds values that make every output NaN: {found}; use an earlier checkpoint of the same training, or "
+            "download the file again"
         )
 
 
-def _refuse_non_numbers(tensors: Tensors, where: str) -> None:
+def _check_dtypes(tensors: Tensors, where: str) -> None:
     wrong = [
         f"{name}: {t.dtype}"
         for name, t in tensors.items()
@@ -283,20 +280,18 @@ def _refuse_non_numbers(tensors: Tensors, where: str) -> None:
 
 
 def _adapt_distillation_token(tensors: Tensors, expected: Tensors) -> Tensors:
-    wanted, given = "dist_token" in expected, "dist_token" in tensors
-    if wanted == given or "cls_token" not in tensors:
+    needed, given = "dist_token" in expected, "dist_token" in tensors
+    if needed == given or "cls_token" not in tensors:
         return tensors
-    tensors = dict(tensors)
     position = tensors.get("pos_embed")
-    if wanted:
-        tensors["dist_token"] = tensors["cls_token"]
-        tensors |= {name.replace("head.", "head_dist."): t for name, t in tensors.items() if name.startswith("head.")}
-        if position is not None and position.ndim == 3:
-            tensors["pos_embed"] = np.concatenate([position[:, :1], position], axis=1)
+    if needed:
+        heads = {name.replace("head.", "head_dist."): t for name, t in tensors.items() if name.startswith("head.")}
+        tensors = tensors | heads | {"dist_token": tensors["cls_token"]}
     else:
         tensors = {name: t for name, t in tensors.items() if name != "dist_token" and not name.startswith("head_dist.")}
-        if position is not None and position.ndim == 3:
-            tensors["pos_embed"] = np.concatenate([position[:, :1], position[:, 2:]], axis=1)
+    if position is not None and position.ndim == 3:
+        rest = position if needed else position[:, 2:]
+        tensors["pos_embed"] = np.concatenate([position[:, :1], rest], axis=1)
     return tensors
 
 
@@ -306,7 +301,7 @@ def _resize_position_embedding(
     position, like = tensors.get("pos_embed"), expected.get("pos_embed")
     if like is None or position is None or position.ndim != 3 or position.shape[0] != 1:
         return tensors, ""
-    prefix = 2 if "dist_token" in tensors else 1  # the file's own
+    prefix = 2 if "dist_token" in tensors else 1  # of the file
     side = math.isqrt(like.shape[1] - num_prefix_tokens(model))
     if position.shape[1] == prefix + side * side:
         return tensors, ""
@@ -319,19 +314,14 @@ def _resize_position_embedding(
 
 
 def _reset_heads(
-    tensors: Tensors, expected: Tensors, model: nn.Module, seed: int, *, all_of_them: bool
+    tensors: Tensors, expected: Tensors, model: nn.Module, seed: int, mode: str
 ) -> tuple[Tensors, tuple[str, ...]]:
-    """New heads, and which, by the model's own initialisation; a head is reset whole."""
-    tensors = dict(tensors)
-    resetting = set()
-    for name, like in expected.items():
-        head = next((head for head in _HEAD_NAMES if name.startswith(head)), None)
-        if head and (all_of_them or name not in tensors or tensors[name].shape != like.shape):
-            resetting.add(head)
+    """Replaces heads by the model's own initialisation, weight and bias together; also returns their names."""
+    resetting = heads_to_reset(tensors, expected, _HEAD_NAMES, mode)
     if not resetting:
         return tensors, ()
-    # Only the heads are computed: the compiler drops the rest of the initialisation.
-    image = jnp.zeros((1, *timm.input_size(model), 3), jnp.float32)
+    # Under jit only the heads are computed; the rest of the initialisation is dead code.
+    image = jnp.zeros((1, *input_size(model), 3), jnp.float32)
     params = jax.jit(lambda key: {k: v for k, v in model.init(key, image)["params"].items() if k.startswith("head")})(
         jax.random.key(seed)
     )
@@ -341,24 +331,21 @@ def _reset_heads(
     return tensors, tuple(sorted(head.rstrip(".") for head in resetting))
 
 
-def _refuse_misfits(
-    tensors: Tensors,
-    given: Tensors,
-    strangers: list[str],
-    expected: Tensors,
-    foreign: Tensors,
-    layout: Layout,
-    where: str,
-    *,
-    may_adapt: bool,
-) -> None:
+def _check_fit(
+    tensors: Tensors, given: Tensors, unknown: list[str], expected: Tensors, weights: WeightSet, where: str, *, may_adapt: bool
+) -> None:  # fmt: skip
+    """Raises MisfitError, with the names of the file, unless `tensors` are `expected`.
+
+    given, unknown: the file's tensors in timm's names, and names without translation. may_adapt: suggest distillation_token.
+    """
+    foreign = weights.tensors
     absent, extra, other = compare(tensors, expected)
-    if not (absent or extra or other or strangers):
+    if not (absent or extra or other or unknown):
         return
-    origins = _origins(foreign, layout)
-    needed = _foreign_tensors({name: expected[name] for name in absent}, foreign, layout)
+    origins = _origins(weights)
+    needed = _foreign_tensors({name: expected[name] for name in absent}, weights)
     missing = [name for name in needed if name not in foreign]
-    unexpected = [it for name in extra for it in origins.get(name, [name]) if it not in needed] + strangers
+    unexpected = [it for name in extra for it in origins.get(name, [name]) if it not in needed] + unknown
     misshapen = [
         f"{' + '.join(origins.get(name, [name]))} {tensors[name].shape}, not {expected[name].shape}" for name in other
     ] + [
@@ -368,43 +355,45 @@ def _refuse_misfits(
     ]
     token_differs = "dist_token" in absent + extra and "cls_token" in tensors  # both are transformers
     if may_adapt and token_differs:
-        advice = "; distillation_token='adapt' takes what both have"
-    elif not strangers and not extra and all(name.startswith(_HEAD_NAMES) for name in absent + other):
-        advice = "; create the model with the file's number of classes, or start them from scratch with heads='reset_if_needed'"
+        advice = "; distillation_token='adapt' loads the common part"
+    elif not unknown and not extra and all(name.startswith(_HEAD_NAMES) for name in absent + other):
+        advice = "; create the model with the file's number of classes, or use heads='reset_if_needed' for new heads"
     else:
         advice = ""
     sizes = other_size(given, expected)
-    kinds = (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-    problems = [f"{kind} {listed(names, 3 if sizes else 20)}" for kind, names in kinds if names]
+    found = problems(missing, unexpected, misshapen, 3 if sizes else 20)
     if sizes:
-        problems, advice, token_differs = [f"it holds {sizes}", *problems], "", False
-    message = f"{where} ({layout.title}) does not fit the model: {'; '.join(problems)}{advice}"
-    if token_differs:
-        raise TokenMisfitError(message, missing, unexpected, misshapen, wanted="dist_token" in absent)
-    raise MisfitError(message, missing, unexpected, misshapen)
+        found, advice, token_differs = [f"it holds {sizes}", *found], "", False
+    message = f"{where} ({weights.layout.title}) does not fit the model: {'; '.join(found)}{advice}"
+    if not token_differs:
+        raise MisfitError(message, missing, unexpected, misshapen)
+    error = TokenMisfitError(message, missing, unexpected, misshapen)
+    error.wanted = "dist_token" in absent
+    raise error
 
 
-def _foreign_tensors(tensors: Tensors, foreign: Tensors, layout: Layout) -> Tensors:
-    """Tensors under the names that a file with those of `foreign` would give them."""
-    # The names of the heads depend on whether the model is distilled.
-    beside = {"dist_token": _ANYTHING} if any("dist" in name for name in foreign) else {}
-    own = () if "dist_token" in tensors else layout.from_timm(beside)
-    theirs = layout.from_timm(beside | tensors)
+def _foreign_tensors(tensors: Tensors, weights: WeightSet) -> Tensors:
+    """Returns tensors under the names that they would have in the file of `weights`."""
+    layout = weights.layout
+    # Names of heads depend on whether the model is distilled.
+    context = {"dist_token": _PLACEHOLDER} if any("dist" in name for name in weights.tensors) else {}
+    own = () if "dist_token" in tensors else layout.from_timm(context)
+    theirs = layout.from_timm(context | tensors)
     return {
-        layout.spelled_as(name, foreign): tensor
+        layout.spelled_as(name, weights.tensors): tensor
         for name, tensor in theirs.items()
         if name not in own and not name.endswith(timm.COUNTERS)
     }
 
 
-_ANYTHING = np.zeros((3, 3, 1, 1), np.float32)  # a tensor that every layout can cut or flip
+_PLACEHOLDER = np.zeros((3, 3, 1, 1), np.float32)  # a tensor that every layout can split or flip
 
 
-def _origins(foreign: Tensors, layout: Layout) -> dict[str, list[str]]:
-    """timm's name to the names of the tensors of the file that it came from."""
+def _origins(weights: WeightSet) -> dict[str, list[str]]:
+    """Maps timm's names to the names of their tensors in the file."""
     origins: dict[str, list[str]] = {}
-    for theirs in foreign:
-        for ours in layout.to_timm({theirs: _ANYTHING})[0]:
+    for theirs in weights.tensors:
+        for ours in weights.layout.to_timm({theirs: _PLACEHOLDER})[0]:
             for name in {ours, timm.fused(ours)}:
                 origins.setdefault(name, []).append(theirs)
     return origins

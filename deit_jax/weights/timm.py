@@ -1,11 +1,12 @@
-"""timm's layout, also facebookresearch/deit's and that of the released RegNetY teacher; between it and our variables.
+"""timm's layout, which facebookresearch/deit and the released RegNetY teacher share, and conversion to our variables.
 
-Our names are timm's with "/" for ".", `kernel` and `scale` for `weight`, and `blocks_<i>` for `blocks.<i>`. Dense kernels are
-(in, out) here and (out, in) there, convolutions HWIO here and OIHW there.
+Our names are timm's with "/" for ".", `kernel` and `scale` for `weight`, and `blocks_<i>` for `blocks.<i>`. Our dense kernels are
+(in, out), timm's (out, in); our convolutions are HWIO, timm's OIHW.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
@@ -15,15 +16,11 @@ import jax
 import numpy as np
 from einops import rearrange
 
-from deit_jax.models.protocol import fixed_image_size, portable_form
+from deit_jax.models.protocol import initial_variables, input_size, portable_form
 from deit_jax.weights.files import Tensors
-from deit_jax.weights.layout import Layout, Translated
+from deit_jax.weights.layout import Layout
 
-COUNTERS = "num_batches_tracked"  # of PyTorch's BatchNorm; nothing reads them while the momentum is fixed
-
-
-def _to_timm(tensors: Tensors) -> Translated:
-    return dict(tensors), []
+COUNTERS = "num_batches_tracked"  # of PyTorch's BatchNorm; unused with a fixed momentum
 
 
 def _from_timm(tensors: Tensors) -> Tensors:
@@ -35,11 +32,12 @@ def _from_timm(tensors: Tensors) -> Tensors:
     return tensors | counters
 
 
-LAYOUT = Layout("timm", "timm", r"(blocks\.\d+\.attn\.qkv|s\d+\.b\d+\.conv\d\.conv)\.", _to_timm, _from_timm)
+_SIGN = r"(blocks\.\d+\.attn\.qkv|s\d+\.b\d+\.conv\d\.conv)\."
+LAYOUT = Layout("timm", "timm", _SIGN, lambda tensors: (dict(tensors), []), _from_timm)
 
 
 def without_counters(tensors: Tensors, expected: Tensors) -> Tensors:
-    """The tensors without the counters of the BatchNorms that the model has."""
+    """Removes the counters of the model's BatchNorms."""
     return {
         name: tensor
         for name, tensor in tensors.items()
@@ -48,33 +46,31 @@ def without_counters(tensors: Tensors, expected: Tensors) -> Tensors:
 
 
 def fused(name: str) -> str:
-    """The name of the joint projection for that of q, k or v alone (which timm has not)."""
+    """Returns the name of the fused projection for a name of q, k or v, which timm does not have."""
     return re.sub(r"\.attn\.[qkv]\.", ".attn.qkv.", name)
 
 
 def to_variables(tensors: Tensors) -> dict[str, Any]:
-    """Our variables, float32 NumPy arrays, from tensors under timm's names."""
+    """Converts tensors under timm's names to our variables, float32 NumPy arrays."""
     return flax.traverse_util.unflatten_dict({_our_path(name): _our_axes(name, tensors[name]) for name in tensors})
 
 
 def from_variables(variables: Any, dtype: Any = np.float32) -> Tensors:
-    """Tensors under timm's names from our variables, as `dtype`; None keeps each leaf's."""
+    """Converts our variables to tensors under timm's names, as `dtype`; None keeps each leaf's."""
     flat = flax.traverse_util.flatten_dict(variables)
     return {_timm_name(path): _timm_axes(path, np.asarray(leaf, dtype)) for path, leaf in flat.items()}
 
 
 def expected_tensors(model: nn.Module) -> Tensors:
-    """timm's names for the model's tensors, with stand-ins of their shapes that take no memory."""
+    """Returns the model's tensors under timm's names, as placeholders of the right shapes that take no memory."""
+    return from_variables(placeholders(portable_form(model, {"params": {}})[0]))
+
+
+def placeholders(model: nn.Module) -> dict[str, Any]:
+    """Returns variables of the model's shapes, float32 zeros that take no memory."""
     image = jax.ShapeDtypeStruct((1, *input_size(model), 3), np.float32)
-    model, _ = portable_form(model, {"params": {}})
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    return from_variables(jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes))
-
-
-def input_size(model: nn.Module) -> tuple[int, int]:
-    """Rows and columns of an image that the model takes; of a convnet, which takes any, 224."""
-    side = fixed_image_size(model) or 224
-    return side, side
+    shapes = jax.eval_shape(functools.partial(initial_variables, model), jax.random.key(0), image)
+    return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), dict(shapes))
 
 
 def _our_path(name: str) -> tuple[str, ...]:
@@ -82,12 +78,8 @@ def _our_path(name: str) -> tuple[str, ...]:
     if leaf.startswith("running_"):
         return ("batch_stats", *path, leaf.removeprefix("running_"))
     if leaf == "weight":
-        leaf = "scale" if _is_norm(path) else "kernel"
+        leaf = "scale" if path[-1] == "bn" or path[-1].startswith("norm") else "kernel"
     return ("params", *path, leaf)
-
-
-def _is_norm(path: list[str]) -> bool:
-    return path[-1] == "bn" or path[-1].startswith("norm")
 
 
 def _timm_name(path: tuple[str, ...]) -> str:

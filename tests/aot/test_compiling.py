@@ -188,7 +188,7 @@ def test_unsupported_cudnn_attention_raises_one_line(monkeypatch, platform, chan
     there = SimpleNamespace(
         devices=np.array([SimpleNamespace(platform=platform)]), size=8, shape={"data": 8, "fsdp": 1}
     )
-    with pytest.raises(ConfigError, match=f"attention=cudnn trains on NVIDIA GPUs.*{wrong}: take xla"):
+    with pytest.raises(ConfigError, match=f"attention=cudnn trains on NVIDIA GPUs.*{wrong}: use xla"):
         Step(config, find_topology("h100-8"), there, 10_000, 10).build(32)
 
 

@@ -17,7 +17,7 @@ from deit_jax.data.own_source import OwnSource
 from deit_jax.data.registry import open_extra_set, open_source, source_names
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.data.sources import DataError, MissingDataError, UnusableError, notes_of
-from deit_jax.evaluation.extra import open_extra_sets
+from deit_jax.evaluation.run import open_extra_sets
 from tests.tiny import tiny_config
 
 NAMES = ("red", "green", "blue")
@@ -121,7 +121,7 @@ def test_registered_source_is_an_extra_set(modules, capsys):
         configured.evaluation.extra = {"here": entry, "gone": entry | {"path": "/nowhere"}}
     validate(configured)
     assert list(open_extra_sets(configured, NAMES[::-1], strict=True)) == ["here"]
-    assert "config.evaluation.extra.gone is left out: the data source cards: opening eval" in capsys.readouterr().out
+    assert "config.evaluation.extra.gone is skipped: the data source cards: opening eval" in capsys.readouterr().out
     with pytest.raises(
         MissingDataError, match=r"the data source cards: opening eval raises FileNotFoundError: .*/nowhere"
     ):

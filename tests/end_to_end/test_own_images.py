@@ -43,7 +43,7 @@ def test_from_a_folder_to_a_checked_program(photos, tmp_path):
                    f"--config.model.weights={weights}", "--config.train.epochs=2")  # fmt: skip
     told = " ".join(done.stdout.split())  # long paths fold the table's lines
     assert "48 training images, 12 for evaluation, 3 classes (20% of every class held out)" in told
-    assert "head begins anew" in told and done.stderr == ""
+    assert "head reinitialised" in told and done.stderr == ""
     assert (run / "report.html").is_file()
     results = json.loads((run / "results.json").read_text())
     assert results["step"] == 6

@@ -97,7 +97,7 @@ def test_further_sets_are_scored_and_named_on_the_command_line(one_device, tmp_p
     scored = "--config.evaluation.extra.held_out.split=test[:30]", "--checkpoint=best", f"--output={tmp_path}/e.json"
     done = succeed(TINY + ":extra", f"--workdir={workdir}", "--mode=eval", *scored)
     assert "held_out, 30 images" in done.stdout
-    assert "config.evaluation.extra.missing is left out: source=folder needs a path" in done.stdout
+    assert "config.evaluation.extra.missing is skipped: source=folder needs a path" in done.stdout
     assert json.loads((tmp_path / "e.json").read_text())["extra"]["held_out"]["images"] == 30
     for argument, name in ((":extra", "hold_out"), ("", "held_out")):
         line = refused(TINY + argument, "--mode=eval", f"--config.evaluation.extra.{name}.split=test")

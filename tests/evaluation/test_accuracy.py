@@ -10,7 +10,7 @@ MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
 class Lookup(nn.Module):
-    """A model whose logits are read off the image: the first pixel's red value is the class it answers."""
+    """A model that predicts the red value of the first pixel."""
 
     @nn.compact
     def __call__(self, images):
@@ -31,17 +31,17 @@ def batch(answers, labels, size):
     return {"image": image, "label": padded, "mask": np.arange(size) < len(labels)}
 
 
-def test_padding_is_not_counted_and_the_last_batch_is():
-    batches = [batch([1, 2, 3, 4], [1, 2, 3, 0], 4), batch([0], [0], 4)]  # the padding would be right: 0 for label 0
+def test_padding_is_not_counted():
+    batches = [batch([1, 2, 3, 4], [1, 2, 3, 0], 4), batch([0], [0], 4)]  # the padding would be correct: 0 for label 0
     scores = evaluate(make_eval_step(Lookup(), mean=MEAN, std=STD), scaled(5), batches, 5)
     assert scores["class"]["top1"] == pytest.approx(80.0)
-    assert scores["distillation"]["top1"] == pytest.approx(20.0)  # all but class 4 tie, and 0 is the lowest
+    assert scores["distillation"]["top1"] == pytest.approx(20.0)  # all except class 4 tie, and 0 is the lowest
     right, wrong = np.log(np.exp(5) + 9) - 5, np.log(np.exp(5) + 9)
     assert scores["class"]["loss"] == pytest.approx((4 * right + wrong) / 5, rel=1e-5)
     assert set(scores) == {"class", "distillation", "fused_logits", "fused_softmax"}
 
 
-def test_the_network_is_compiled_once_for_all_batches_and_weights():
+def test_one_compilation_for_all_batches_and_weights():
     step = make_eval_step(Lookup(), mean=MEAN, std=STD)
     weights = {"raw": scaled(5), "ema": scaled(3)}
     totals = sum_scores(step, weights, [batch([1, 2], [1, 0], 2), batch([3, 4], [3, 4], 2), batch([0], [0], 2)])
@@ -53,12 +53,12 @@ def test_the_network_is_compiled_once_for_all_batches_and_weights():
         assert totals[name]["images"] == 5
 
 
-def test_a_lost_image_is_noticed():
+def test_missing_images_raise():
     with pytest.raises(RuntimeError, match="counted 1 images of 2"):
         evaluate(make_eval_step(Lookup(), mean=MEAN, std=STD), scaled(5), [batch([0], [0], 2)], 2)
 
 
-def test_ranks_follow_argmax_and_count_the_first_five():
+def test_score_ranks_ties_as_argmax():
     logits = jnp.asarray(
         [[5.0, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [5, 4, 3, 2, 1, 0], [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]
     )
@@ -68,16 +68,16 @@ def test_ranks_follow_argmax_and_count_the_first_five():
     assert float(sums["top5"]) == 3
 
 
-def test_a_broken_model_scores_nothing():
+def test_non_finite_logits_count_as_wrong():
     logits = jnp.full((3, 4), jnp.nan)
     sums = score(logits, jnp.zeros(3, jnp.int32), jnp.ones(3, bool))
     assert float(sums["top1"]) == float(sums["top5"]) == 0
 
 
-def test_of_several_labels_any_is_right_and_images_without_one_are_left_out():
+def test_score_any_accepts_any_label():
     logits = jnp.asarray([[5.0, 4, 3, 2, 1, 0]] * 5 + [[1.0] * 6, [float("nan")] * 6])
-    right = [[0, 5], [3], [5], [], [0], [1], [0]]  # the last but two: masked; then a tie, then a broken model
-    labels = np.zeros((7, 5), bool)  # of five classes; the model has one more, which is never right
+    right = [[0, 5], [3], [5], [], [0], [1], [0]]  # the third last: masked; then a tie, then a non-finite logit
+    labels = np.zeros((7, 5), bool)  # five classes; the model has one more, which is never correct
     for row, classes in enumerate(right):
         labels[row, [c for c in classes if c < 5]] = True
     mask = jnp.asarray([True, True, True, True, False, True, True])
@@ -87,7 +87,7 @@ def test_of_several_labels_any_is_right_and_images_without_one_are_left_out():
     assert float(sums["top5"]) == 3  # and 3, and 1 of the tied
 
 
-def test_several_labels_are_scored_over_the_images_that_have_any():
+def test_several_labels_average_over_labelled_images():
     labels = np.zeros((4, 10), bool)
     labels[0, [1, 2]] = labels[1, 7] = labels[3, 0] = True  # the third has none; the fourth is padding
     image = batch([2, 2, 2, 0], [0, 0, 0], 4)
@@ -95,6 +95,9 @@ def test_several_labels_are_scored_over_the_images_that_have_any():
     totals = sum_scores(step, {"a": scaled(5)}, [image | {"label": labels}] * 2)["a"]
     scores, images = mean_scores(totals, 6)
     assert images == 4
-    assert scores["class"] == {"top1": 50.0, "top5": 50.0}  # of the tied behind 2 the first four are 0, 1, 3 and 4
+    assert scores["class"] == {
+        "top1": 50.0,
+        "top5": 50.0,
+    }  # after 2 the first four of the tied classes are 0, 1, 3 and 4
     with pytest.raises(RuntimeError, match="counted 6 images of 7"):
         mean_scores(totals, 7)

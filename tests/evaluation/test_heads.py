@@ -5,15 +5,15 @@ import pytest
 
 from deit_jax.evaluation.heads import answer_of, head_names, heads, outputs_of, own_head
 from deit_jax.models import ModelOutput, create_model
-from deit_jax.models.output import FUSIONS
+from deit_jax.models.protocol import FUSIONS
 from tests.tiny import STUDENT, TEACHER
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 3), dtype=np.uint8)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
-def test_fusions_can_disagree_and_both_are_scored():
-    # Class head sure of 0, distillation head almost as sure of 1: the softmax mean and the logit mean differ.
+def test_both_fusions_are_returned():
+    # The class head predicts 0, the distillation head almost as strongly 1, so that the two fusions differ.
     output = ModelOutput(None, jnp.asarray([[0.0, 6.0, 4.0]]), jnp.asarray([[0.0, -9.0, 1.0]]))
     by_head = heads(output)
     assert int(by_head["fused_logits"].argmax()) == 2
@@ -21,20 +21,20 @@ def test_fusions_can_disagree_and_both_are_scored():
     np.testing.assert_allclose(jnp.exp(by_head["fused_softmax"]).sum(), 1.0, rtol=1e-6)
 
 
-def test_the_answer_of_a_model_is_its_fusion_or_its_only_head():
+def test_answer_of_selects_fusion_or_only_head():
     distilled = {"class": {"top1": 1.0}, "fused_logits": {"top1": 2.0}, "fused_softmax": {"top1": 3.0}}
     assert answer_of(distilled, "logits")["top1"] == 2.0
     assert answer_of(distilled, "softmax")["top1"] == 3.0
     assert answer_of({"class": {"top1": 1.0}}, "logits")["top1"] == 1.0
 
 
-def test_the_class_head_can_be_the_answer_of_a_distilled_model():
+def test_answer_of_class_fusion():
     names = ("distillation", "fused_logits", "class", "fused_softmax")
     assert answer_of({name: {"top1": float(i)} for i, name in enumerate(names)}, "class")["top1"] == 2.0
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_a_models_own_answer_is_one_of_its_heads(fusion):
+def test_own_head_equals_logits(fusion):
     model = create_model("deit_tiny_distilled_patch16_224", 10, 28, **STUDENT, fusion=fusion)
     variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 3), np.float32))
     output = jax.jit(outputs_of(model, MEAN, STD))(variables, PIXELS)
@@ -47,7 +47,7 @@ def test_a_models_own_answer_is_one_of_its_heads(fusion):
     np.testing.assert_allclose(by_head["distillation"], expected.distillation_logits, atol=1e-5)
 
 
-def test_a_convnets_only_head_is_its_answer():
+def test_own_head_of_a_convnet():
     model = create_model("regnety_002", 10, 28, **TEACHER)
     assert (own_head(model), head_names(model)) == ("class", ("class",))
     logits = jnp.ones((2, 10))

@@ -1,14 +1,17 @@
+import os
+
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from PIL import Image
 
 from deit_jax.config import default_config
-from deit_jax.data import shared_memory
+from deit_jax.data import folder, shared_memory
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ArraySource, DataError, Example, Subset
-from deit_jax.evaluation.protocol import protocol_line, protocol_of
-from deit_jax.evaluation.run import Evaluator
+from deit_jax.evaluation.run import Evaluator, open_extra_sets, protocol_line, protocol_of
 from deit_jax.models import create_model
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated
@@ -41,7 +44,7 @@ def test_scores_do_not_depend_on_devices_or_batch_size(model_and_variables, devi
 
 
 class Counted(ArraySource):
-    """Random images, counting how often one is read; those in `broken` cannot be."""
+    """Random images that count reads; those in `broken` are unreadable."""
 
     def __init__(self, count=90, broken=()):
         rng = np.random.default_rng(0)
@@ -65,7 +68,7 @@ def two_weights(model_and_variables):
     return model, {"raw": variables, "ema": jax.tree.map(lambda leaf: leaf * 1.5, variables), "none": None}
 
 
-def test_several_weights_are_scored_in_one_pass_and_images_are_kept(two_weights):
+def test_several_weights_in_one_pass_and_images_in_memory(two_weights):
     model, weights = two_weights
     source = Counted()
     evaluator = evaluator_of(source)
@@ -78,7 +81,7 @@ def test_several_weights_are_scored_in_one_pass_and_images_are_kept(two_weights)
     assert reading.weights(model, weights) == reading.weights(model, weights) == scores and source.reads == 270
 
 
-def test_images_that_cannot_be_read_are_counted_beside_the_score(two_weights, capsys):
+def test_unreadable_images_are_counted(two_weights, capsys):
     model, weights = two_weights
     broken = (3, 4, 89)  # two in one chunk
     with pytest.raises(DataError, match="image 3 of the arrays"):
@@ -86,8 +89,8 @@ def test_images_that_cannot_be_read_are_counted_beside_the_score(two_weights, ca
     evaluator = evaluator_of(Counted(broken=broken), data__on_bad_image="replace")
     scores = evaluator.weights(model, weights)
     assert evaluator.unreadable == 3 and evaluator.weights(model, weights) == scores and evaluator.unreadable == 3
-    told = capsys.readouterr().out
-    assert told.count("left out of the scores: image") == 3
+    output = capsys.readouterr().out
+    assert output.count("left out of the scores: image") == 3
 
     whole = Counted()
     sound = Subset(whole, np.array([i for i in range(90) if i not in broken]))
@@ -95,12 +98,12 @@ def test_images_that_cannot_be_read_are_counted_beside_the_score(two_weights, ca
     for name, by_head in expected.items():
         for head, values in by_head.items():
             assert scores[name][head] == pytest.approx(values, rel=1e-5)
-    further = evaluator.further(model, weights, Counted(broken=broken))
-    assert (further["images"], further["unreadable"]) == (87, 3)
-    assert further["scores"]["raw"] == scores["raw"]
+    extra = evaluator.score_extra(model, weights, Counted(broken=broken))
+    assert (extra["images"], extra["unreadable"]) == (87, 3)
+    assert extra["scores"]["raw"] == scores["raw"]
 
 
-def test_workers_that_shared_memory_has_no_room_for_are_left_out(two_weights, tmp_path, monkeypatch, capsys):
+def test_full_shared_memory_falls_back_to_threads(two_weights, tmp_path, monkeypatch, capsys):
     model, weights = two_weights
     with small_disk(tmp_path / "shm", megabytes=0.1) as shm:
         monkeypatch.setattr(shared_memory, "FOLDER", str(shm))
@@ -110,7 +113,7 @@ def test_workers_that_shared_memory_has_no_room_for_are_left_out(two_weights, tm
 
 
 class SeveralLabels:
-    """The embedded test images; image i is right as its own class and as i's last digit, every third has no label."""
+    """The embedded test images; image i has its own class and the last digit of i as labels, every third has none."""
 
     multi_label = True
 
@@ -129,7 +132,7 @@ class SeveralLabels:
         return self._source.describe(index)
 
 
-def test_a_further_set_gives_the_same_on_any_number_of_devices(model_and_variables):
+def test_extra_sets_do_not_depend_on_devices(model_and_variables):
     model, variables = model_and_variables
     found = []
     for devices in (1, 4):
@@ -138,12 +141,12 @@ def test_a_further_set_gives_the_same_on_any_number_of_devices(model_and_variabl
         source = open_source(config.data, "eval")
         evaluator = Evaluator(config, source, mesh, image_size=28)
         weights = {"raw": jax.device_put(variables, replicated(mesh)), "ema": None}
-        found.append(evaluator.further(model, weights, SeveralLabels(source)))
+        found.append(evaluator.score_extra(model, weights, SeveralLabels(source)))
     assert found[0] == found[1]
     assert found[0]["images"] == 33 and set(found[0]["scores"]) == {"raw"}
 
 
-def test_of_several_processes_none_is_left_waiting_for_one_that_cannot_read(model_and_variables):
+def test_unreadable_image_does_not_block_other_processes(model_and_variables):
     evaluator = Evaluator(tiny_config(), open_source(tiny_config().data, "eval"), make_mesh(), image_size=28)
     source, faults = SeveralLabels(open_source(tiny_config().data, "eval")), []
 
@@ -151,12 +154,14 @@ def test_of_several_processes_none_is_left_waiting_for_one_that_cannot_read(mode
         yield from list(evaluator._batches(source, BadImages()))[:1]
         raise DataError("gone")
 
-    told = list(evaluator._in_step(batches(), source, faults))
-    assert [int(batch["mask"].sum()) for batch in told] == [40, 0] and str(faults[0]) == "gone"
-    assert {name: part.shape for name, part in told[0].items()} == {name: part.shape for name, part in told[1].items()}
+    yielded = list(evaluator._synchronized(batches(), source, faults))
+    assert [int(batch["mask"].sum()) for batch in yielded] == [40, 0] and str(faults[0]) == "gone"
+    assert {name: part.shape for name, part in yielded[0].items()} == {
+        name: part.shape for name, part in yielded[1].items()
+    }
 
 
-def test_the_protocol_tells_sizes_and_normalisation():
+def test_protocol():
     config = default_config()
     found = protocol_of(config, 384)
     assert (found["resize"], found["crop"], found["crop_ratio"]) == (438, 384, 0.875)
@@ -166,3 +171,18 @@ def test_the_protocol_tells_sizes_and_normalisation():
     config.evaluation.protocol = "mmpretrain"
     assert protocol_of(config, 384)["resize"] == [384, 384]
     assert "whole image to 384 x 384" in protocol_line(protocol_of(config, 384))
+
+
+def test_index_argument_is_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "SMALLEST_INDEXED", 1)
+    for name in "ab":
+        (tmp_path / "set" / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (3, 2)).save(tmp_path / "set" / "val" / name / "0.png")
+    for path, _, _ in os.walk(tmp_path / "set"):
+        os.utime(path, (1e9, 1e9))  # a folder that has just changed is not indexed
+    config = tiny_config(data__index=str(tmp_path / "configured"))
+    entry = {"source": "folder", "name": "", "path": str(tmp_path / "set"), "split": "validation", "labels": ""}
+    config.evaluation.extra = ConfigDict({"extra": entry})
+    for index, place in ((None, "configured"), (str(tmp_path / "shared"), "shared")):
+        sources = open_extra_sets(config, ("a", "b"), strict=True, index=index)
+        assert len(sources["extra"]) == 2 and len(list((tmp_path / place).iterdir())) == 1

@@ -5,39 +5,39 @@ from deit_jax.errors import UserError
 from deit_jax.evaluation.timing import Timing, fits, search_batch, time_runs
 
 
-def test_warm_up_is_not_timed():
+def test_warmup_is_not_timed():
     calls = []
     assert len(time_runs(lambda: calls.append(0), runs=4, warmup=3)) == 4
     assert len(calls) == 7
     assert sum(time_runs(lambda: None, runs=1, warmup=0, at_least=0.01)) >= 0.01
 
 
-def test_the_mean_is_over_all_images_and_a_slow_run_does_not_move_the_median():
+def test_mean_and_median():
     timing = Timing(10, [0.1, 0.1, 0.8])
     assert timing.mean == pytest.approx(30 / 1.0)
     assert timing.median == pytest.approx(100)
 
 
-def test_where_memory_ends_the_largest_that_fits_is_taken():
+def test_search_chooses_the_largest_that_fits():
     search = search_batch(lambda size: None if size > 100 else 1000 - size, start=8, until_full=True)
     assert search.batch_size == 64  # though smaller ones are faster
     assert search.tried == [(8, 992), (16, 984), (32, 968), (64, 936), (128, None)]
     assert "largest that fits" in search.rule
 
 
-def test_where_memory_does_not_end_the_fastest_is_taken():
+def test_search_chooses_the_fastest_without_memory_limit():
     speeds = {1: 10.0, 2: 20.0, 4: 20.1, 8: 30.0, 16: 30.5, 32: 30.2}
     search = search_batch(speeds.get, start=1, until_full=False)
     assert search.batch_size == 16 and len(search.tried) == 6
     assert "3 %" in search.rule
 
 
-def test_a_batch_that_does_not_fit_at_all_is_told():
+def test_search_without_a_fitting_batch():
     with pytest.raises(UserError, match="a batch of 256 images does not fit"):
         search_batch(lambda size: None, start=256, until_full=True)
 
 
-def test_only_a_lack_of_memory_counts_as_not_fitting():
+def test_fits_passes_other_errors():
     def fail(message):
         raise jax.errors.JaxRuntimeError(message)
 

@@ -1,4 +1,4 @@
-"""The examples of docs/inference.md, so that what is shown is what is tested."""
+"""The examples of docs/inference.md, which tests run."""
 
 import re
 from pathlib import Path

@@ -25,11 +25,11 @@ def expected(vit):
     return jax.jit(vit.model.apply)(vit.variables, (np.stack(crops) / np.float32(255) - MEAN) / STD)
 
 
-def test_files_and_bytes_are_images_too(vit, expected, tmp_path):
+def test_files_and_bytes_are_accepted(vit, expected, tmp_path):
     encoded = FLOWER.read_bytes()
     wanted = vit(FLOWER)
     with FLOWER.open("rb") as file, FLOWER.open("rb") as given:
-        given.read(100)  # as a library that looked at the format may leave it
+        given.read(100)  # as after a library has inspected the format
         for image in (
             file,
             file,
@@ -44,19 +44,19 @@ def test_files_and_bytes_are_images_too(vit, expected, tmp_path):
     assert vit([CHINA, io.BytesIO(encoded), encoded])[1:] == [wanted, wanted]
     with pytest.raises(DataError, match=r"^image 0: the open file cannot be read \(.*closed file"):
         vit(file)
-    odd = tmp_path / "http:"  # a file's name, and not an address
+    odd = tmp_path / "http:"  # a file name, not an address
     odd.write_bytes(encoded)
     assert vit(odd) == wanted
 
 
 class Stream:
-    """What a web server hands over: it can be read once, and not rewound."""
+    """A file of a web server, which does not support seeking."""
 
     def __init__(self, content):
         self.read = io.BytesIO(content).read
 
 
-def test_the_answer_is_the_models_for_images_of_any_kind(vit, expected):
+def test_predictions_equal_the_model(vit, expected):
     opened, array = Image.open(CHINA), np.asarray(Image.open(FLOWER))
     mixed = vit.probabilities([str(CHINA), array, opened, FLOWER])
     wanted = np.asarray(jax.nn.softmax(expected.logits))
@@ -68,7 +68,7 @@ def test_the_answer_is_the_models_for_images_of_any_kind(vit, expected):
     assert best[0].probability == pytest.approx(wanted[0].max(), abs=1e-6)
 
 
-def test_one_image_is_answered_by_a_list_many_by_a_list_of_lists(vit):
+def test_one_image_gives_a_list(vit):
     array = np.asarray(Image.open(FLOWER))
     one = vit(array, top_k=2)
     assert len(one) == 2 and one == vit([array], top_k=2)[0] == vit(np.stack([array, array]), top_k=2)[1]
@@ -76,7 +76,7 @@ def test_one_image_is_answered_by_a_list_many_by_a_list_of_lists(vit):
     assert len(vit(CHINA, top_k=99)) == 10  # there are no more
 
 
-def test_every_head_can_be_asked(vit, expected):
+def test_head_selects_a_head(vit, expected):
     pair = [jax.nn.softmax(logits) for logits in (expected.class_logits, expected.distillation_logits)]
     wanted = {"class": pair[0], "distillation": pair[1], "fused_softmax": (pair[0] + pair[1]) / 2}
     for head, probabilities in wanted.items():
@@ -88,28 +88,28 @@ def test_every_head_can_be_asked(vit, expected):
         vit(CHINA, head="teacher")
 
 
-def test_a_class_head_answers_alone_where_the_model_says_so(vit):
+def test_class_fusion_uses_the_class_head(vit):
     alone = Classifier(vit.model.clone(fusion="class"), vit.variables, crop=vit.crop, batch_size=1)
     np.testing.assert_array_equal(alone.probabilities(CHINA), alone.probabilities(CHINA, head="class"))
 
 
-def test_images_are_computed_in_the_smallest_batch_that_holds_them(regnet_workdir):
+def test_last_batch_is_padded_to_the_next_size(regnet_workdir):
     classifier = Classifier.from_workdir(regnet_workdir, batch_size=6)
     assert classifier.batch_sizes == (1, 2, 4, 6)
-    ran, program = [], classifier._answer
-    classifier._answer = lambda variables, images: ran.append(len(images)) or program(variables, images)
+    ran, program = [], classifier._predict
+    classifier._predict = lambda variables, images: ran.append(len(images)) or program(variables, images)
     images = np.random.default_rng(0).integers(0, 256, (9, 40, 30, 3), dtype=np.uint8)
     found = {count: classifier.probabilities(images[:count]) for count in (1, 9, 3, 8, 2, 1, 9, 7, 5)}
     assert ran == [1, 6, 4, 4, 6, 2, 2, 1, 6, 4, 6, 1, 6]
     assert program._cache_size() == 4  # one program a size, each compiled once
     for count, probabilities in found.items():
         np.testing.assert_allclose(probabilities, found[9][:count], atol=1e-6)
-    assert np.ptp(found[9], axis=0).max() > 1e-4  # the images are not alike
+    assert np.ptp(found[9], axis=0).max() > 1e-4  # the images differ
     assert Classifier.from_workdir(regnet_workdir).batch_sizes == (1, 2, 4, 8)
     assert Classifier.from_workdir(regnet_workdir, batch_size=1).batch_sizes == (1,)
 
 
-def test_a_regnet_has_one_head(regnet):
+def test_regnet_has_one_head(regnet):
     assert regnet.heads == ("class",)
     assert regnet.probabilities(iter([CHINA, FLOWER])).sum(axis=-1) == pytest.approx([1, 1])
 
@@ -133,7 +133,7 @@ def test_a_regnet_has_one_head(regnet):
         ([CHINA, None], "^image 1 is of type NoneType"),
     ],
 )
-def test_what_is_no_image_is_refused_in_one_line(vit, image, message):
+def test_invalid_images_raise_one_line(vit, image, message):
     with pytest.raises(DataError, match=message) as caught:
         vit(image)
     assert "\n" not in str(caught.value)
@@ -149,13 +149,13 @@ def test_what_is_no_image_is_refused_in_one_line(vit, image, message):
         ("data:image/png;base64," + 10_000 * "iVBO", r"decode the part after the comma .base64\.b64decode."),
     ],
 )
-def test_an_address_is_refused_as_one(vit, address, advice):
+def test_addresses_are_rejected(vit, address, advice):
     with pytest.raises(DataError, match=f"is a URL, not a file: {advice}") as caught:
         vit([FLOWER, address])
     assert len(str(caught.value)) < 300
 
 
-def test_weights_of_a_file_answer_like_the_run_they_come_from(vit, tmp_path):
+def test_exported_file_equals_its_run(vit, tmp_path):
     path = save_weights(vit.variables, vit.model, tmp_path / "weights.safetensors")
     names = [f"class {i}" for i in range(10)]
     fields = dict(patch_size=14, embed_dim=16, depth=2, num_heads=2, fusion="softmax")
@@ -166,7 +166,7 @@ def test_weights_of_a_file_answer_like_the_run_they_come_from(vit, tmp_path):
         Classifier(vit.model, vit.variables, crop=vit.crop, class_names=range(11))
 
 
-def test_a_pretrained_model_names_imagenets_classes(monkeypatch, tmp_path):
+def test_pretrained_model_has_imagenet_names(monkeypatch, tmp_path):
     name, fields = "deit_tiny_patch16_224", dict(depth=1, embed_dim=24)
     model = create_model(name, image_size=32, **fields)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
@@ -178,11 +178,11 @@ def test_a_pretrained_model_names_imagenets_classes(monkeypatch, tmp_path):
     assert (classifier.crop.size, classifier.crop.crop_ratio) == (32, 0.875)
 
 
-def test_wordnets_numbers_are_named():
+def test_wordnet_ids_become_names():
     assert readable(["n02123045", "n01440764"]) == ("tabby, tabby cat", "tench, Tinca tinca")
     assert readable(["n02123045", "my cat"]) == ("n02123045", "my cat")
     assert imagenet_class_names()[281] == "tabby, tabby cat" and len(set(imagenet_class_names())) == 1000
 
 
-def test_it_shows_what_it_is(vit):
+def test_repr(vit):
     assert repr(vit) == f"Classifier({vit.description}, 10 classes)"

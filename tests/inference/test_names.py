@@ -1,4 +1,4 @@
-"""Every argument of the public API that takes a string: a wrong one is one line with the choices and the nearest."""
+"""Invalid strings in the public API raise one line with the choices and the nearest one."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def given(vit, vit_workdir, monkeypatch):
         (lambda it: Classifier.from_workdir(it["workdir"], None), "variables=None is none of raw, ema$"),
         (
             lambda it: Classifier.from_workdir(it["workdir"], checkpoint="latest"),
-            "checkpoint='latest' is none of newest .the last one., best .of the highest top-1. and a step's number",
+            "checkpoint='latest' is none of newest .the last one., best .of the highest top-1. and a step",
         ),
         (lambda it: Classifier.from_workdir(it["workdir"], checkpoint=-1), "checkpoint=-1 is none of newest"),
         (lambda it: Classifier.from_workdir("gs://bucket/run"), "workdir='gs://bucket/run' is an address"),
@@ -77,7 +77,7 @@ def given(vit, vit_workdir, monkeypatch):
             lambda it: load_pretrained("deit_tiny_patch16_224", distillation_token="adopt"),
             "distillation_token='adopt' is none of keep, adapt; the nearest is 'adapt'",
         ),
-        # The file is not looked at before the words are known to be right.
+        # Strings are checked before the file.
         (
             lambda it: load_weights("gone.pth", it["plain"], which="EMA"),
             "which='EMA' is none of raw, ema; the nearest is",
@@ -108,13 +108,13 @@ def given(vit, vit_workdir, monkeypatch):
         ),
     ],
 )
-def test_a_wrong_word_is_told_with_the_choices(given, call, message):
+def test_invalid_strings_raise_one_line(given, call, message):
     with pytest.raises(ValueError, match=f"^[^\n]*{message}[^\n]*$"):
         call(given)
 
 
-def test_weights_that_were_not_published_and_a_hash_that_is_none():
-    with pytest.raises(deit_jax.WeightsError, match=r"no weights of regnety_040 were published .* there are deit_tiny"):
+def test_unpublished_weights_and_invalid_hashes():
+    with pytest.raises(deit_jax.WeightsError, match=r"no published weights of regnety_040; available: deit_tiny"):
         Classifier.from_pretrained("regnety_040")
     for wrong in ("not-hex", "", "0" * 65):
         with pytest.raises(deit_jax.WeightsError, match=r"^sha256='.*': give the hexadecimal digits"):

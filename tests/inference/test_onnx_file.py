@@ -13,7 +13,7 @@ from deit_jax import Classifier, create_model
 from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.config import ConfigError
 from deit_jax.data.decoding import CenterCrop
-from deit_jax.inference.onnx_file import _orders_of_matmul, check_onnx, export_onnx
+from deit_jax.inference.onnx_file import _matmul_permutations, check_onnx, export_onnx
 from deit_jax.inference.portable import PortableError
 from deit_jax.modes.export import export
 from tests.inference.conftest import CHINA, FLOWER
@@ -21,7 +21,7 @@ from tests.inference.examples import example
 from tests.tiny import TEACHER
 
 
-def test_without_the_converter_it_says_what_it_needs(vit, monkeypatch, tmp_path):
+def test_missing_jax2onnx_and_invalid_arguments(vit, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
     with pytest.raises(
         PortableError,
@@ -38,28 +38,28 @@ def test_without_the_converter_it_says_what_it_needs(vit, monkeypatch, tmp_path)
     assert not any(tmp_path.iterdir())
 
 
-def test_a_product_of_matrices_is_the_einsum_it_replaces():
+def test_matmul_equals_the_einsum():
     sizes = dict(b=2, h=3, q=4, k=5, d=6)
     random = np.random.default_rng(0)
     for equation in ("bhqd,bhkd->bhqk", "bhqk, bhkd -> bhqd", "dbq,kdb->bqk", "qd,dk->qk"):
         operands = equation.replace(" ", "").partition("->")[0].split(",")
         left, right = (random.normal(size=[sizes[axis] for axis in axes]) for axes in operands)
-        first, second = _orders_of_matmul(equation)
+        first, second = _matmul_permutations(equation)
         found = left.transpose(first) @ right.transpose(second)
         np.testing.assert_allclose(found, np.einsum(equation, left, right), atol=1e-12)
     for equation in ("bq,bq->b", "qd,kd->kq", "q,k->qk", "qd,dk,kh->qh", "...d,dk->...k"):
-        with pytest.raises(PortableError, match="that is not a product of matrices"):
-            _orders_of_matmul(equation)
+        with pytest.raises(PortableError, match="that is not a matrix product"):
+            _matmul_permutations(equation)
 
 
-# The oldest onnxruntime that docs/inference.md names is of another NumPy than JAX is, and so in an environment of its own.
+# The oldest onnxruntime of docs/inference.md needs another NumPy than JAX, and so a separate environment.
 OLD = os.environ.get("DEIT_JAX_OLD_ONNXRUNTIME")
 
 
 @pytest.mark.long
 @pytest.mark.skipif(not OLD, reason="DEIT_JAX_OLD_ONNXRUNTIME is the Python of an environment with onnxruntime 1.17")
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "regnety_002"])
-def test_the_oldest_onnxruntime_gets_our_answers_too(name, tmp_path):
+def test_oldest_onnxruntime(name, tmp_path):
     pytest.importorskip("jax2onnx")
     classifier = shaken(name, 64, **TEACHER if name.startswith("regnety") else {"depth": 2})
     export_onnx(classifier, tmp_path / "model.onnx")
@@ -79,7 +79,7 @@ print(json.dumps([logits.tolist(), [one.shape for one in none], onnxruntime.__ve
 
 
 def shaken(name, size, **fields):
-    """A classifier of 20 classes. Fresh weights answer nearly nothing: these are larger, so that a difference would show."""
+    """A classifier of 20 classes, with weights larger than initial ones, so that differences are visible."""
     model = create_model(name, 20, size, **fields)
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))
     variables = jax.tree.map(
@@ -90,7 +90,7 @@ def shaken(name, size, **fields):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "regnety_002"])
-def test_the_documented_example_gets_our_answers_from_onnxruntime(name, tmp_path, monkeypatch):
+def test_documented_onnx_example(name, tmp_path, monkeypatch):
     pytest.importorskip("jax2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     size, fields = (224, {}) if name.startswith("deit") else (64, TEACHER)
@@ -107,7 +107,10 @@ def test_the_documented_example_gets_our_answers_from_onnxruntime(name, tmp_path
     found = {}
     exec(example("load_onnx").replace("PHOTOS", repr([str(CHINA), str(FLOWER)])), found)
 
-    assert (found["how"]["jax_version"], len(found["how"]["date"])) == (jax.__version__, len("2026-11-30"))
+    assert (found["preprocessing"]["jax_version"], len(found["preprocessing"]["date"])) == (
+        jax.__version__,
+        len("2026-11-30"),
+    )
     images = np.stack([classifier.prepare(path) for path in (CHINA, FLOWER)])
     np.testing.assert_array_equal(found["images"], images)
     normalised = prepare_for_evaluation(images, classifier.mean, classifier.std)
@@ -117,7 +120,7 @@ def test_the_documented_example_gets_our_answers_from_onnxruntime(name, tmp_path
     np.testing.assert_allclose(found["probabilities"], jax.nn.softmax(wanted), atol=1e-4)
     [one] = found["session"].run(["logits"], {"images": images[1:]})
     np.testing.assert_allclose(one, wanted[1:], atol=1e-4)  # another batch size
-    none = found["session"].run(["logits", "probabilities"], {"images": images[:0]})  # which ended the process
+    none = found["session"].run(["logits", "probabilities"], {"images": images[:0]})  # which used to kill the process
     assert [answer.shape for answer in none] == [(0, 20), (0, 20)]
     import onnx
 
@@ -128,5 +131,5 @@ def test_the_documented_example_gets_our_answers_from_onnxruntime(name, tmp_path
     newer = onnxruntime.InferenceSession("newer.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(newer.run(["logits"], {"images": images})[0], found["logits"], atol=1e-5)
     Path("model.onnx").write_bytes(b"not a model")
-    with pytest.raises(PortableError, match=r"^model\.onnx: onnxruntime [\d.]+ does not run it \([^\n]*$"):
+    with pytest.raises(PortableError, match=r"^model\.onnx: onnxruntime [\d.]+ cannot run it \([^\n]*$"):
         check_onnx("model.onnx", classifier)

@@ -1,4 +1,4 @@
-"""A Classifier among threads, copied, pickled, and in processes that were spawned and forked."""
+"""A Classifier in threads, copied, pickled, and in spawned and forked processes."""
 
 import copy
 import multiprocessing
@@ -14,7 +14,7 @@ from deit_jax.inference.classifier import PredictionError
 from tests.inference.conftest import CHINA, FLOWER
 
 
-def test_threads_share_one(vit_workdir):
+def test_threads_share_a_classifier(vit_workdir):
     classifier = Classifier.from_workdir(vit_workdir, batch_size=4)
     images = np.random.default_rng(1).integers(0, 256, (12, 33, 44, 3), dtype=np.uint8)
     one_by_one = [classifier.probabilities(image) for image in images]
@@ -26,7 +26,7 @@ def test_threads_share_one(vit_workdir):
         np.testing.assert_allclose(probabilities, np.concatenate(one_by_one[i : i + 1 + i % 5]), atol=1e-6)
 
 
-def test_a_copy_answers_alike_and_is_no_part_of_the_first(vit, regnet):
+def test_copies_are_independent(vit, regnet):
     for first in (vit, regnet):
         for other in (copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
             assert other([CHINA, FLOWER]) == first([CHINA, FLOWER])
@@ -34,7 +34,7 @@ def test_a_copy_answers_alike_and_is_no_part_of_the_first(vit, regnet):
     assert copy.copy(vit)(CHINA) == vit(CHINA)
 
 
-def test_it_is_passed_to_a_spawned_process(vit):
+def test_spawned_process(vit):
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         found, names, pid = pool.submit(_answer, vit).result(timeout=300)
     assert pid != os.getpid() and names == [one.label for one in vit(CHINA)]
@@ -46,7 +46,7 @@ def _answer(classifier):
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning", "ignore:.*fork:DeprecationWarning")
-def test_a_forked_process_is_refused_in_one_line_and_does_not_hang(vit, vit_workdir):
+def test_forked_process_raises_instead_of_hanging(vit, vit_workdir):
     vit(CHINA)  # JAX has computed here
     kept = pickle.dumps(vit)
     kinds = {
@@ -60,11 +60,11 @@ def test_a_forked_process_is_refused_in_one_line_and_does_not_hang(vit, vit_work
         answer = _forked(call)
         assert "was forked from one that already had a Classifier" in answer, (kind, answer)
         assert "multiprocessing.get_context('spawn')" in answer and "\n" not in answer
-    assert _forked(lambda: vit.prepare(CHINA).shape) == "(28, 28, 3)"  # which needs no JAX
+    assert _forked(lambda: vit.prepare(CHINA).shape) == "(28, 28, 3)"  # does not need JAX
 
 
 def _forked(call):
-    """What a call answers, or the message of its PredictionError, in a forked copy of this process."""
+    """Returns the result of a call, or the message of its PredictionError, in a forked copy of this process."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe()
 

@@ -22,8 +22,8 @@ def expected_logits(classifier, paths):
     return np.asarray(jax.jit(classifier.model.apply)(classifier.variables, images).logits)
 
 
-# docs/inference.md's own example, and then: its answers, and whether it had this package.
-ASKED = """
+# Appended to the example of docs/inference.md: its outputs, and whether it imported this package.
+PROBE = """
 print(json.dumps({
     "logits": np.asarray(answer["logits"]).tolist(),
     "probabilities": np.asarray(answer["probabilities"]).tolist(),
@@ -35,19 +35,19 @@ print(json.dumps({
 """
 
 
-def test_the_documented_example_runs_without_this_package(vit, regnet, tmp_path):
+def test_documented_example_runs_without_this_package(vit, regnet, tmp_path):
     folders = {}
     for classifier in (vit, regnet):
         folder = folders[classifier] = tmp_path / type(classifier.model).__name__
         assert export_jax(classifier, folder) == folder / "model.jax"
-    # Both in one process: most of its time is the start.
+    # Both in one process, because starting one takes most of the time.
     programs = [
         example("load_jax")
         .replace('"exported_jax"', repr(str(folder)))
         .replace("PHOTOS", repr([str(CHINA), str(FLOWER)]))
         for folder in folders.values()
     ]
-    script = "import sys\n" + "".join(program + ASKED for program in programs)
+    script = "import sys\n" + "".join(program + PROBE for program in programs)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
@@ -65,7 +65,7 @@ def test_the_documented_example_runs_without_this_package(vit, regnet, tmp_path)
         assert answer["platforms"] == ["cpu", "cuda", "tpu"]
 
 
-def test_the_preprocessing_is_the_runs_and_dated(vit_workdir, tmp_path):
+def test_preprocessing_file(vit_workdir, tmp_path):
     before = datetime.datetime.now(datetime.UTC).date()
     export(vit_workdir, tmp_path, layout="jax", which="ema")
     after = datetime.datetime.now(datetime.UTC).date()
@@ -81,8 +81,8 @@ def test_the_preprocessing_is_the_runs_and_dated(vit_workdir, tmp_path):
     assert str(exported.in_avals[0]) == "uint8[batch_plus_1 - 1,28,28,3]"
 
 
-def test_a_path_that_is_no_folder_is_refused(vit, vit_workdir, tmp_path):
-    with pytest.raises(PortableError, match=r"into a folder: name that$"):
+def test_invalid_folders_are_rejected(vit, vit_workdir, tmp_path):
+    with pytest.raises(PortableError, match=r"preprocessing.json: give a folder$"):
         export_jax(vit, tmp_path / "model.jax")
     with pytest.raises(ValueError, match="is the --workdir of a training run: give another folder"):
         export(vit_workdir, vit_workdir, layout="jax", which="raw")

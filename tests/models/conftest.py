@@ -7,7 +7,7 @@ from .timm_names import GOLDEN, state_dict_shapes
 
 @pytest.fixture(scope="session")
 def golden():
-    """What timm's models answered: see tests/golden/record_models.py."""
+    """Recorded outputs of timm's models: see tests/golden/record_models.py."""
     with np.load(GOLDEN / "models.npz") as arrays:
         return dict(arrays)
 
@@ -19,7 +19,7 @@ def timm_shapes():
 
 @pytest.fixture(scope="session")
 def close():
-    """Asserts a relative L2 error of at most `limit`, and says what it was."""
+    """Asserts a relative L2 error of at most `limit`; failures show the error."""
 
     def check(found, expected, limit=1e-5):
         found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
@@ -33,7 +33,7 @@ def close():
 
 @pytest.fixture(scope="session")
 def filled():
-    """Variables as if trained, away from the symmetries of the initialisation, without the long compilation of that."""
+    """Random variables without the symmetries (and the long compilation) of the initialisation."""
 
     def fill(model, images):
         rng = np.random.RandomState(0)

@@ -16,7 +16,7 @@ CLASSES = (3, 0, 7)
 
 @pytest.fixture(scope="module")
 def members():
-    """[(model, variables, apply)] of a convnet and a distilled transformer of 8 classes."""
+    """[(model, variables, apply)] of a convnet and a distilled transformer with 8 classes."""
     models = [
         create_model("regnety_002", 8, 28, **TEACHER),
         create_model("deit_tiny_distilled_patch16_224", 8, 28, **STUDENT),
@@ -25,7 +25,7 @@ def members():
     found = []
     for number, model in enumerate(models):
         variables = jax.jit(model.init)(jax.random.key(number), image)
-        # Initial heads are nearly flat: make the answers differ.
+        # Initial heads give nearly equal logits: scale them.
         variables["params"]["head"] = jax.tree.map(lambda leaf: 30 * leaf, variables["params"]["head"])
         found.append((model, variables, jax.jit(model.apply)))
     return found
@@ -46,15 +46,15 @@ def answer(models, variables, images, **fields):
     return np.asarray(jax.jit(ensemble.apply)(joined_variables(variables), images).logits, np.float64)
 
 
-def test_two_members_answer_with_the_mean_of_their_probabilities(members, images):
+def test_logits_of_two_members_are_the_log_of_the_mean_probability(members, images):
     logits = [np.asarray(apply(variables, images).logits, np.float64) for _, variables, apply in members]
     found = answer([model for model, *_ in members], [variables for _, variables, _ in members], images)
     expected = (softmax(logits[0]) + softmax(logits[1])) / 2
     np.testing.assert_allclose(np.exp(found), expected, rtol=1e-5)
-    assert (softmax(logits[0]).argmax(-1) != softmax(logits[1]).argmax(-1)).any()  # a mean worth the name
+    assert (softmax(logits[0]).argmax(-1) != softmax(logits[1]).argmax(-1)).any()  # the members disagree
 
 
-def test_images_are_renormalised_and_classes_chosen_for_the_members(members, images):
+def test_members_get_renormalised_images_and_selected_classes(members, images):
     ours, theirs = ((0.5, 0.4, 0.3), (0.2, 0.3, 0.25)), ((0.1, 0.2, 0.6), (0.5, 0.5, 0.4))
     scale, shift = renormalisation(ours, theirs)
     rgb = images * np.asarray(ours[1]) + np.asarray(ours[0])
@@ -67,11 +67,11 @@ def test_images_are_renormalised_and_classes_chosen_for_the_members(members, ima
     np.testing.assert_allclose(np.exp(answer(models, variables, images, **fields)), expected, rtol=1e-4)
 
 
-def test_equal_normalisations_cost_nothing():
+def test_no_renormalisation_if_equal():
     assert renormalisation(((0.5,) * 3, (0.2,) * 3), ([0.5] * 3, [0.2] * 3)) is None
 
 
-def test_an_ensemble_is_frozen_and_as_dear_as_its_members(members, images):
+def test_ensemble_cannot_be_trained_and_has_the_flops_of_its_members(members, images):
     models = tuple(model for model, *_ in members)
     ensemble = Ensemble(models)
     with pytest.raises(ValueError, match="frozen"):

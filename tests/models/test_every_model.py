@@ -1,4 +1,4 @@
-"""Every named model against timm's answer to the same photographs, with the same weights."""
+"""Logits of every named model compared with timm's, for the same photographs and weights."""
 
 import jax
 import numpy as np
@@ -29,9 +29,9 @@ def with_long(names):
 
 
 @pytest.mark.parametrize("name", with_long(list_models()))
-def test_logits_are_those_of_timm(golden, timm_shapes, close, name):
+def test_logits_equal_timm(golden, timm_shapes, close, name):
     output = jax.device_get(jax.jit(create_model(name).apply)(our_variables(timm_shapes[name]), model_images(name)))
-    # PyTorch's own float32 answers are 2e-7 to 6e-7 from these, which are float64's.
+    # The golden logits are float64; PyTorch's float32 differs from them by 2e-7 to 6e-7.
     if "_distilled_" in name:
         for found, expected in zip(
             (output.class_logits, output.distillation_logits, output.logits), golden[name], strict=True
@@ -45,8 +45,8 @@ def test_logits_are_those_of_timm(golden, timm_shapes, close, name):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "regnety_002"])
-def test_logits_are_those_of_timm_as_installed(close, name):
-    """The same against a running timm, of whatever version, in float64: skipped where there is none."""
+def test_logits_equal_installed_timm(close, name):
+    """As above, with the installed timm of any version, in float64; skipped without timm."""
     torch = pytest.importorskip("torch")
     timm = pytest.importorskip("timm")
     model = timm.create_model(name).eval()

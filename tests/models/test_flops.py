@@ -30,18 +30,18 @@ def gmac(flops):
 
 
 @pytest.mark.parametrize("name", DEIT)
-def test_transformers_take_the_published_multiply_adds(name):
+def test_multiply_adds_of_transformers(name):
     counts = forward_flops_by_kind(create_model(f"deit_{name}"), int(name[-3:]))
     without, whole = DEIT[name]
     assert gmac(counts["convolution"] + counts["dense"]) == pytest.approx(without, abs=6e-4)
     assert gmac(sum(counts.values())) == pytest.approx(whole, abs=6e-4)
 
 
-# The shapes of all stand in test_registry.py.
+# test_registry.py checks the shapes of all models.
 @pytest.mark.parametrize(
     "name", [name if name in ("002", "016", "160") else pytest.param(name, marks=pytest.mark.long) for name in REGNETY]
 )
-def test_convnets_take_the_published_multiply_adds(name):
+def test_multiply_adds_of_convnets(name):
     assert gmac(forward_flops(create_model(f"regnety_{name}"), 224)) == pytest.approx(REGNETY[name], rel=1e-3, abs=6e-4)
 
 
@@ -50,18 +50,18 @@ def test_every_model_is_in_the_tables():
 
 
 @pytest.mark.parametrize("options", [{"scan_blocks": True}, {"remat": "full"}, {"attention": "cudnn"}])
-def test_how_a_transformer_is_computed_does_not_count(options):
+def test_flops_do_not_depend_on_transformer_options(options):
     small = {"embed_dim": 32, "depth": 3, "num_heads": 2}
     name = "deit_tiny_distilled_patch16_224"
     assert forward_flops(create_model(name, **small, **options), 224) == forward_flops(create_model(name, **small), 224)
 
 
-def test_how_groups_are_packed_does_not_count():
-    counts = [forward_flops(create_model("regnety_002", grouped_conv=how), 64) for how in ("native", "packed")]
+def test_flops_do_not_depend_on_group_packing():
+    counts = [forward_flops(create_model("regnety_002", grouped_conv=form), 64) for form in ("native", "packed")]
     assert counts[0] == counts[1]
 
 
-def test_a_step_is_three_passes_of_the_student_and_one_of_the_teacher():
+def test_train_flops_of_student_and_teacher():
     student, teacher = create_model("deit_tiny_patch16_224"), create_model("regnety_002")
     flops = train_flops(student, teacher, 224)
     assert flops == (3 * forward_flops(student, 224), forward_flops(teacher, 224))
@@ -69,7 +69,7 @@ def test_a_step_is_three_passes_of_the_student_and_one_of_the_teacher():
     assert train_flops(student, None, 224).teacher == 0
 
 
-def test_loops_branches_and_derivatives():
+def test_flops_of_loops_branches_and_custom_derivatives():
     x = jnp.ones((4, 4))
     once = count_flops(lambda x: x @ x, x)["dense"]
     assert once == 2 * 4**3
@@ -81,7 +81,7 @@ def test_loops_branches_and_derivatives():
 
 
 class Attending(nn.Module):
-    """A registered model whose methods are named as options of the package's models are."""
+    """A registered model with methods named like options of the package's models."""
 
     num_classes: int = 3
 
@@ -93,5 +93,5 @@ class Attending(nn.Module):
         return nn.Dense(self.num_classes)(self.attention(images.mean(axis=(1, 2))))
 
 
-def test_a_method_of_an_options_name_is_not_the_option():
+def test_flops_of_a_model_with_a_method_named_like_an_option():
     assert forward_flops(Attending(), 8) == 2 * 3 * 3

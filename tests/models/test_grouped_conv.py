@@ -22,7 +22,7 @@ def images():
     }
 
 
-# One group, as many as one pack, packs of which the last is narrower, and groups that go alone; three channels; odd sides.
+# One group, groups that fill one pack, packs with a narrower last one, unpacked groups; three channels; odd sizes.
 @pytest.mark.parametrize("implementation", ["native", "packed", "auto"])
 @pytest.mark.parametrize(
     ("channels", "groups", "stride", "size"),
@@ -37,9 +37,7 @@ def images():
         (48, 2, 1, 3),
     ],
 )
-def test_every_implementation_is_the_grouped_convolution_of_linen(
-    close, images, channels, groups, stride, size, implementation
-):
+def test_implementations_equal_linen(close, images, channels, groups, stride, size, implementation):
     x = images[channels]
     features = 2 * channels
     kernel = np.random.RandomState(0).normal(size=(size, size, channels // groups, features)).astype(np.float32)
@@ -80,19 +78,19 @@ def on_several_devices():
     return found
 
 
-def test_on_several_devices_each_convolves_its_own_rows(close, on_several_devices):
+def test_per_device_equals_native(close, on_several_devices):
     (_, found), (_, expected) = on_several_devices["per device"], on_several_devices["native"]
     jax.tree.map(functools.partial(close, limit=1e-6), found, expected)
 
 
 @pytest.mark.compiler
-def test_nothing_is_gathered_on_several_devices(on_several_devices):
+def test_per_device_has_no_all_gather(on_several_devices):
     gathers = {name: "all-gather" in program.as_text() for name, (program, _) in on_several_devices.items()}
     assert not gathers["per device"]
     assert gathers["native"], "XLA no longer gathers the batch (openxla/xla#47945): PerDevice can go"
 
 
-def test_what_is_left_open_suits_the_devices():
+def test_auto_depends_on_the_platform():
     mesh = make_mesh()
     assert on_mesh(RegNet(grouped_conv="native"), mesh).grouped_conv == "native"
     for platform, size, expected in (("gpu", 1, "native"), ("tpu", 8, "native"), ("cpu", 8, "packed")):
@@ -102,7 +100,7 @@ def test_what_is_left_open_suits_the_devices():
     assert on_mesh(RegNet(), gpus).grouped_conv == PerDevice(gpus)
 
 
-def test_the_kernel_is_that_of_linen():
+def test_kernel_shape_equals_linen():
     ours = GroupedConv(48, 3, 1, 6, kernel_init=nn.initializers.ones)
     variables = jax.eval_shape(ours.init, jax.random.key(0), jnp.zeros((1, 5, 5, 24)))
     assert jax.tree.map(jnp.shape, variables) == {"params": {"kernel": (3, 3, 4, 48)}}

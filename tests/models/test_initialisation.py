@@ -1,4 +1,4 @@
-"""Fresh weights against the statistics of the reference's, tensor by tensor: see record_initialisation of the recorder."""
+"""Statistics of initial weights compared with the reference, tensor by tensor: see record_initialisation in the recorder."""
 
 import re
 from collections import defaultdict
@@ -15,12 +15,12 @@ from .timm_names import INITIAL_VITS, QUANTILES, our_name
 
 
 def kind_of(name):
-    """The blocks of a transformer start alike."""
+    """All blocks of a transformer have the same initialisation."""
     return re.sub(r"^blocks\.\d+", "blocks", name)
 
 
 def pooled(rows):
-    """Size, mean, standard deviation and (about) the quantiles of several tensors together, from those of each."""
+    """Pools size, mean, standard deviation and (approximate) quantiles of several tensors."""
     size, mean, std, *tails = np.array(rows, np.float64).T
     whole = np.average(mean, weights=size)
     return (
@@ -38,7 +38,7 @@ def by_kind(rows):
     return {kind: pooled(rows) for kind, rows in kinds.items()}
 
 
-# Two of the twelve blocks of a transformer show how all start, and compile faster.
+# Two of the twelve blocks suffice, and compile faster.
 CASES = [
     *((name, {"depth": 2}, 224) for name in INITIAL_VITS),
     pytest.param("regnety_002", {}, 32, marks=pytest.mark.long),  # test_regnet.py looks at one block
@@ -46,7 +46,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "fields", "size"), CASES)
-def test_every_tensor_starts_like_the_references(golden, timm_shapes, name, fields, size):
+def test_initialisation_statistics_equal_the_reference(golden, timm_shapes, name, fields, size):
     shapes = {key: shape for key, shape in timm_shapes[name].items() if not key.endswith("num_batches_tracked")}
     theirs = by_kind(
         {
@@ -80,28 +80,26 @@ def test_every_tensor_starts_like_the_references(golden, timm_shapes, name, fiel
         error = 5 * their_std * (1 / count + 1 / their_count) ** 0.5
         assert abs(mean - their_mean) < error, kind
         assert abs(std - their_std) < error / 2**0.5, kind
-        if (
-            count > 5000
-        ):  # tails, which tell normal, truncated and uniform apart: (p (1 - p))^.5 / density = 9.4 for a normal
+        if count > 5000:  # tails distinguish normal, truncated and uniform: (p (1 - p))^.5 / density = 9.4 for a normal
             np.testing.assert_allclose(tails, their_tails, rtol=0, atol=9.4 * error, err_msg=kind)
 
 
-def test_the_recorded_transformers_are_the_released_ones(golden, timm_shapes):
-    """A guard of the recording: current timm starts the class token at 1e-6."""
+def test_recorded_transformers_are_the_released_ones(golden, timm_shapes):
+    """Checks the recording: current timm initialises the class token with 1e-6."""
     for name in INITIAL_VITS:
         keys = list(timm_shapes[name])
         for token in ("cls_token", "dist_token", "pos_embed"):
             assert golden[f"initial/{name}"][keys.index(token), 1] == pytest.approx(0.02, rel=0.2)
 
 
-def test_a_plain_normal_has_no_outliers():
-    """PyTorch's trunc_normal_ makes one weight in 2**24 exactly -2; a normal draw of float32 ends before six deviations."""
+def test_plain_normal_has_no_outliers():
+    """PyTorch's trunc_normal_ makes one weight in 2**24 exactly -2; a float32 normal stays within six deviations."""
     draws = embedding_init(jax.random.key(0), (2**21,))
     assert 4.5 * 0.02 < jnp.abs(draws).max() < 6 * 0.02
 
 
-def test_regnets_can_start_as_in_the_timm_that_the_released_code_pins():
-    """Kaiming by the fan-out of all groups, and the gates' biases as PyTorch makes those of a convolution."""
+def test_regnet_initialisation_of_timm_0_3():
+    """Kaiming with the fan-out of all groups, and PyTorch's default biases of the gates."""
     images = jnp.zeros((1, 32, 32, 3))
     fields = {"w0": 32, "wa": 32.0, "wm": 2.0, "depth": 3, "group_width": 8, "stem_width": 32, "num_classes": 3}
     usual, pinned = (

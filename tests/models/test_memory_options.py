@@ -1,4 +1,4 @@
-"""Attention implementations, recomputation and scanned blocks: other programs, the same function."""
+"""Attention implementations, rematerialisation and scanned blocks compute the same function."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deit_jax.models import create_model
-from deit_jax.models.stacking import stack_blocks, unstack_blocks
+from deit_jax.models.vit_parameters import stack_blocks, unstack_blocks
 from deit_jax.weights import load_weights, save_weights
 
 from .timm_names import photographs
@@ -25,7 +25,7 @@ def value_and_gradients(model, params, images):
 
 @pytest.fixture(scope="module")
 def plain(filled):
-    """Images, parameters, and what the model without any option makes of them."""
+    """Images, parameters, and output and gradients of the model without options."""
     model, images = create_model(NAME, **SMALL), photographs(4, 32)
     params = filled(model, images)["params"]
     return images, params, value_and_gradients(model, params, images)
@@ -41,13 +41,13 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("options", [{"attention": "dot_product"}, {"remat": "dots"}, {"remat": "full"}])
-def test_the_answer_and_the_gradients_are_the_same(plain, options):
+def test_options_keep_output_and_gradients(plain, options):
     images, params, expected = plain
     assert_same(value_and_gradients(create_model(NAME, **SMALL, **options), params, images), expected)
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_scanned_blocks_compute_the_same(plain, remat):
+def test_scanned_blocks_are_equivalent(plain, remat):
     images, params, expected = plain
     model = create_model(NAME, **SMALL, scan_blocks=True, remat=remat)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
@@ -57,7 +57,7 @@ def test_scanned_blocks_compute_the_same(plain, remat):
     assert_same((value, unstack_blocks(gradients)), expected)
 
 
-def test_stacking_loses_nothing(plain):
+def test_stacking_is_invertible(plain):
     _, params, _ = plain
     back = unstack_blocks(stack_blocks(params))
     assert jax.tree.structure(back) == jax.tree.structure(params)
@@ -66,7 +66,7 @@ def test_stacking_loses_nothing(plain):
     assert unstack_blocks(params).keys() == params.keys()
 
 
-def test_files_do_not_tell_how_the_blocks_lie(plain, tmp_path):
+def test_files_do_not_depend_on_scan_blocks(plain, tmp_path):
     _, params, _ = plain
     model = create_model(NAME, **SMALL)
     scanned = model.clone(scan_blocks=True)
@@ -77,18 +77,20 @@ def test_files_do_not_tell_how_the_blocks_lie(plain, tmp_path):
     np.testing.assert_array_equal(found["blocks"]["norm1"]["bias"][1], params["blocks_1"]["norm1"]["bias"])
 
 
-def test_stochastic_depth_rises_over_scanned_blocks_too(plain):
+def test_stochastic_depth_rates_of_scanned_blocks(plain):
     images, params, _ = plain
-    alike = np.repeat(images[:1], 64, axis=0)
+    repeated = np.repeat(images[:1], 64, axis=0)
     # Three blocks of rates 0, 0.45 and 0.9: with one block only, the first, nothing can be dropped.
     model = create_model(NAME, **SMALL, scan_blocks=True, drop_path_rate=0.9)
-    apply = jax.jit(lambda key: model.apply({"params": stack_blocks(params)}, alike, train=True, rngs={"dropout": key}))
+    apply = jax.jit(
+        lambda key: model.apply({"params": stack_blocks(params)}, repeated, train=True, rngs={"dropout": key})
+    )
     first, again, other = (apply(jax.random.key(seed)).class_logits for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
     single = create_model(NAME, **(SMALL | {"depth": 1}), scan_blocks=True, drop_path_rate=0.9)
     kept = {name: tree for name, tree in params.items() if name not in ("blocks_1", "blocks_2")}
-    output = single.apply({"params": stack_blocks(kept)}, alike, train=True, rngs={"dropout": jax.random.key(0)})
+    output = single.apply({"params": stack_blocks(kept)}, repeated, train=True, rngs={"dropout": jax.random.key(0)})
     np.testing.assert_allclose(output.class_logits, np.repeat(output.class_logits[:1], 64, axis=0), rtol=1e-5)
 
 
@@ -106,7 +108,7 @@ def test_stochastic_depth_rises_over_scanned_blocks_too(plain):
         ("dtype", int, "not a floating-point type"),
     ],
 )
-def test_unknown_choices_are_refused(field, value, message):
+def test_unknown_choices_are_rejected(field, value, message):
     with pytest.raises(ValueError, match=f"^{field}=.*{message}"):
         create_model(NAME, **{field: value})
     assert create_model(NAME, dtype="bfloat16").dtype == "bfloat16"

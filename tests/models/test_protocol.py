@@ -12,6 +12,7 @@ from deit_jax.models.protocol import (
     classify,
     feature_widths,
     fixed_image_size,
+    fuse,
     fusion_of,
     inference_form,
     initial_variables,
@@ -27,7 +28,7 @@ IMAGES = np.random.default_rng(1).normal(size=(3, 12, 12, 3)).astype(np.float32)
 
 
 class Pooling(nn.Module):
-    """The least that a model is: a number of classes and a call of images."""
+    """A minimal model: num_classes and a call with images."""
 
     num_classes: int = 4
 
@@ -37,7 +38,7 @@ class Pooling(nn.Module):
 
 
 class Drawing(nn.Module):
-    """With BatchNorm, dropout and the distillation token's output."""
+    """A model with BatchNorm, dropout and a distillation head."""
 
     num_classes: int = 4
     distilled = True
@@ -52,11 +53,11 @@ class Drawing(nn.Module):
         return ModelOutput((one + other) / 2, one, other)
 
 
-def variables_of(model, **how):
-    return model.init(jax.random.key(0), IMAGES, **how)
+def variables_of(model, **kwargs):
+    return model.init(jax.random.key(0), IMAGES, **kwargs)
 
 
-def test_logits_alone_are_the_output_of_a_model_with_one_head():
+def test_plain_logits_become_a_model_output():
     model = Pooling()
     output = classify(model, variables_of(model), jnp.asarray(IMAGES))
     assert output.distillation_logits is None and output.logits.dtype == jnp.float32
@@ -68,14 +69,14 @@ def test_logits_alone_are_the_output_of_a_model_with_one_head():
     assert not updates.get("batch_stats")
 
 
-def test_a_training_step_draws_and_moves_the_statistics():
+def test_train_outputs_apply_dropout_and_update_statistics():
     model = Drawing()
     variables = variables_of(model, train=False)
-    how = {"positions": jnp.arange(3), "rngs": {"dropout": jax.random.key(1)}}
-    output, updates = train_outputs(model, variables, jnp.asarray(IMAGES), train=True, **how)
+    kwargs = {"positions": jnp.arange(3), "rngs": {"dropout": jax.random.key(1)}}
+    output, updates = train_outputs(model, variables, jnp.asarray(IMAGES), train=True, **kwargs)
     assert not np.allclose(output.logits, classify(model, variables, jnp.asarray(IMAGES)).logits)
     assert np.abs(updates["batch_stats"]["BatchNorm_0"]["mean"]).max() > 0
-    still, unmoved = train_outputs(model, variables, jnp.asarray(IMAGES), train=False, **how)
+    still, unmoved = train_outputs(model, variables, jnp.asarray(IMAGES), train=False, **kwargs)
     np.testing.assert_array_equal(still.logits, classify(model, variables, jnp.asarray(IMAGES)).logits)
     jax.tree.map(np.testing.assert_array_equal, unmoved["batch_stats"], variables["batch_stats"])
 
@@ -90,7 +91,7 @@ def test_a_training_step_draws_and_moves_the_statistics():
         (lambda x: ModelOutput(x, x, x[:2]), r"shape \(2, 4\) as distillation_logits"),
     ],
 )
-def test_what_is_no_output_is_refused(returned, message):
+def test_invalid_outputs_are_rejected(returned, message):
     class Wrong(nn.Module):
         num_classes: int = 4
 
@@ -104,7 +105,7 @@ def test_what_is_no_output_is_refused(returned, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_model_that_says_nothing_of_itself():
+def test_defaults_of_a_model_without_optional_attributes():
     model = Pooling()
     assert (fixed_image_size(model), num_prefix_tokens(model), feature_widths(model)) == (None, 0, ())
     assert not is_distilled(model) and fusion_of(model) == "class"
@@ -115,7 +116,7 @@ def test_a_model_that_says_nothing_of_itself():
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_own_models_say_what_they_are(name):
+def test_attributes_of_own_models(name):
     model = create_model(name)
     transformer = name.startswith("deit")
     assert fixed_image_size(model) == (int(name[-3:]) if transformer else None)
@@ -126,7 +127,7 @@ def test_own_models_say_what_they_are(name):
     assert with_dtype(model, "bfloat16").dtype == jnp.bfloat16
 
 
-def test_widths_are_those_of_the_features():
+def test_feature_widths():
     model = create_model("regnety_002", w0=8, wa=8.0, wm=2.0, depth=2, group_width=8, stem_width=8)
     _, seen = model.apply(
         model.init(jax.random.key(0), IMAGES), IMAGES, capture_intermediates=True, mutable=["intermediates"]
@@ -135,7 +136,7 @@ def test_widths_are_those_of_the_features():
     assert tuple(stages) == feature_widths(model)
 
 
-def test_an_ensemble_takes_any_member():
+def test_ensemble_accepts_registered_models():
     members = (Pooling(), Drawing())
     variables = [dict(variables_of(members[0])), dict(variables_of(members[1], train=False))]
     logits = [classify(model, each, jnp.asarray(IMAGES)).logits for model, each in zip(members, variables, strict=True)]
@@ -183,13 +184,13 @@ class Faulty(nn.Module):
         ("integers", "returned int32 as logits; return floating-point logits"),
     ],
 )
-def test_a_model_that_breaks_the_protocol_is_one_line_before_anything_is_computed(fault, message):
+def test_protocol_violations_raise_one_line_while_tracing(fault, message):
     with pytest.raises(ModelError, match=message) as raised:
         check_outputs(Faulty(fault=fault), 12, train=True)
     assert "\n" not in str(raised.value)
 
 
-def test_a_model_says_whether_it_has_a_second_head():
+def test_distilled_must_match_the_outputs():
     class Silent(Drawing):
         distilled = False
 
@@ -203,7 +204,7 @@ def test_a_model_says_whether_it_has_a_second_head():
     check_outputs(Drawing(), 12, train=True)
 
 
-def test_a_call_that_requires_train_is_given_it_and_other_methods_faults_are_one_line():
+def test_required_train_argument_and_faults_of_optional_methods():
     model = Faulty(fault="none")
     check_outputs(model, 12, train=True)
     variables = initial_variables(model, jax.random.key(0), IMAGES)
@@ -213,3 +214,60 @@ def test_a_call_that_requires_train_is_given_it_and_other_methods_faults_are_one
     with pytest.raises(ModelError, match="Faulty: its call raises RuntimeError"):
         check_outputs(Faulty(fault="raises in training"), 12, train=True)
     check_outputs(Faulty(fault="raises in training"), 12, train=False)
+
+
+# --- fusion of heads ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def heads():
+    rng = np.random.default_rng(0)
+    return rng.normal(0, 3, (6, 11)), rng.normal(0, 3, (6, 11))
+
+
+def softmax(x):
+    exponentials = np.exp(x - x.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def test_logits_fusion_is_the_mean(heads):
+    class_logits, distillation_logits = heads
+    np.testing.assert_allclose(
+        fuse(*map(jnp.float32, heads), "logits"), (class_logits + distillation_logits) / 2, rtol=1e-6
+    )
+
+
+def test_softmax_fusion_is_the_log_of_the_mean_probability(heads):
+    mean = (softmax(heads[0]) + softmax(heads[1])) / 2
+    fused = fuse(*map(jnp.float32, heads), "softmax")
+    np.testing.assert_allclose(np.exp(fused), mean, rtol=1e-5)
+    np.testing.assert_allclose(jax.nn.softmax(fused), mean, rtol=1e-5)
+
+
+def test_fusions_can_disagree():
+    # The class head predicts 0; the distillation head excludes 0 more strongly, and is undecided between 1 and 2.
+    class_logits, distillation_logits = jnp.array([[8.0, 0.0, 0.0]]), jnp.array([[-20.0, 0.0, 0.0]])
+    assert fuse(class_logits, distillation_logits, "softmax").argmax() == 0
+    assert fuse(class_logits, distillation_logits, "logits").argmax() == 1
+
+
+def test_softmax_fusion_is_stable_for_extreme_logits():
+    extreme = jnp.array([[1e4, -1e4, 0.0]])
+    fused = fuse(extreme, extreme, "softmax")
+    assert jnp.all(jnp.isfinite(fused))
+    assert jnp.all(jnp.isfinite(jax.grad(lambda x: fuse(x, -x, "softmax").sum())(extreme)))
+
+
+def test_class_fusion_is_the_class_head(heads):
+    np.testing.assert_array_equal(fuse(*map(jnp.float32, heads), "class"), jnp.float32(heads[0]))
+
+
+def test_unknown_fusion_is_rejected():
+    with pytest.raises(ValueError, match=r"'sum'.*logits, softmax"):
+        fuse(jnp.zeros((1, 2)), jnp.zeros((1, 2)), "sum")
+
+
+def test_output_is_a_pytree_of_its_arrays():
+    plain = ModelOutput(jnp.zeros((2, 3)), jnp.zeros((2, 3)), None)
+    assert len(jax.tree.leaves(plain)) == 2
+    assert isinstance(jax.jit(lambda output: output)(plain), ModelOutput)

@@ -41,18 +41,18 @@ def flat_shapes(variables):
     return {tuple(key.key for key in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
 
 
-def test_the_names_are_those_of_timm():
+def test_names_equal_timm():
     assert sorted(list_models()) == sorted(PARAMETERS)
 
 
-# Those whose forward pass the short tier does not have either. 160 is the paper's teacher.
+# Their forward pass is not in the short tier either. 160 is the paper's teacher.
 LONG = {f"regnety_{size}" for size in ("006", "008", "032", "064", "080", "120")}
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in PARAMETERS]
 )
-def test_names_shapes_and_counts_of_all_variables(timm_shapes, name):
+def test_variables_equal_timm(timm_shapes, name):
     size = native_image_size(name)
     model = create_model(name)
     variables = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
@@ -74,7 +74,7 @@ def test_image_size_defaults_to_the_native_one():
     assert isinstance(create_model("regnety_002", image_size=32), RegNet)
 
 
-def test_overrides_win_over_the_named_model():
+def test_overrides_replace_fields():
     model = create_model(
         "deit_tiny_distilled_patch16_224", 10, 28, patch_size=4, depth=2, distilled=False, dtype=jnp.bfloat16
     )
@@ -93,13 +93,13 @@ def test_overrides_win_over_the_named_model():
         ("deit_tiny", "deit_tiny_patch16_224"),
     ],
 )
-def test_unknown_name_is_refused_with_the_nearest(wrong, near):
+def test_unknown_name_suggests_the_nearest(wrong, near):
     for call in (create_model, native_image_size):
         with pytest.raises(ValueError, match=f"{wrong!r}.*{near}"):
             call(wrong)
 
 
-def test_a_name_like_no_other_is_refused_with_all_names():
+def test_unrelated_name_lists_all_names():
     with pytest.raises(ValueError, match=r"deit_tiny_patch16_224.*regnety_320"):
         create_model("zzz")
 
@@ -112,19 +112,19 @@ def test_a_name_like_no_other_is_refused_with_all_names():
         ("regnety_002", "stem_strides", "stem_stride"),
     ],
 )
-def test_unknown_field_is_refused_with_the_nearest(name, wrong, near):
+def test_unknown_field_suggests_the_nearest(name, wrong, near):
     with pytest.raises(ValueError, match=rf"{wrong!r}.*\b{near}$"):
         create_model(name, **{wrong: 1})
 
 
-def test_fields_of_linen_itself_are_no_fields_of_a_model():
+def test_linen_fields_cannot_be_overridden():
     assert "parent" in {field.name for field in dataclasses.fields(VisionTransformer)}
     with pytest.raises(ValueError, match="no field 'parent'"):
         create_model("deit_tiny_patch16_224", parent=None)
 
 
 def test_stages_of_the_teacher():
-    # Of regnety_160; the widths and group widths of all others stand behind the shapes above.
+    # Of regnety_160; the shapes above cover widths and group widths of the others.
     stages = stage_plans(200, 106.23, 2.48, 18, 112)
     assert [tuple(stage) for stage in stages] == [(224, 2, 112), (448, 4, 112), (1232, 11, 112), (3024, 1, 112)]
     # A stage narrower than the group is one group.
@@ -150,7 +150,7 @@ def registered(monkeypatch):
     register_model("own_8", Own, {"layers": (2, 3)}, image_size=48)
 
 
-def test_a_registered_model_is_created_like_any_other(registered):
+def test_registered_model_is_created_by_name(registered):
     assert "own_8" in list_models() and native_image_size("own_8") == 48
     assert create_model("own_8", 5) == Own(num_classes=5, layers=(2, 3), image_size=48)
     assert create_model("own_8", 5, 64, width=4) == Own(num_classes=5, width=4, layers=(2, 3), image_size=64)
@@ -161,7 +161,7 @@ def test_a_registered_model_is_created_like_any_other(registered):
     assert identify(create_model("own_8", 5, 96)) == ("own_8", {"image_size": 96})
     with pytest.raises(ValueError, match="own_8 has no field 'widht'; nearest: width"):
         create_model("own_8", widht=4)
-    register_model("own_8", Own, {"layers": (2, 3)}, image_size=48)  # a notebook's cell runs twice
+    register_model("own_8", Own, {"layers": (2, 3)}, image_size=48)  # as when a notebook cell runs twice
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_registered_model_is_created_like_any_other(registered):
         (("other", Own, {}, 22.5), "image_size=22.5 of other"),
     ],
 )
-def test_what_cannot_be_registered_is_refused(registered, arguments, message):
+def test_invalid_registrations_are_rejected(registered, arguments, message):
     if arguments[0] == "own_8":
 
         class Other(Own):
@@ -194,7 +194,7 @@ def test_what_cannot_be_registered_is_refused(registered, arguments, message):
     assert "\n" not in str(error.value) and list_models() == before
 
 
-def test_a_field_without_default_is_asked_for():
+def test_field_without_default_is_required():
     class Open(nn.Module):
         num_classes: int
         width: int

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from deit_jax.models import create_model
-from deit_jax.models.dropping import Dropout
+from deit_jax.models.layers import Dropout
+from deit_jax.models.protocol import inference_form
 from deit_jax.models.regnet import ConvBatchNorm, RegNet
 
 from .timm_names import TRAINED_STATISTICS, model_images, our_variables, photographs
@@ -66,18 +67,18 @@ def captured_dropouts(tree):
 
 
 # The logits of every named model: test_every_model.py.
-def test_native_grouped_convolutions_give_the_same_logits(golden, regnety_002, close):
+def test_native_grouped_convolutions_equal_timm(golden, regnety_002, close):
     model = create_model("regnety_002", grouped_conv="native")  # elsewhere than on CPU the default
     close(jax.jit(model.apply)(regnety_002, model_images("regnety_002")).logits, golden["regnety_002"])
 
 
 @pytest.mark.long
-def test_stem_of_stride_1_is_that_of_timm(golden, regnety_002, close):
+def test_stem_of_stride_1_equals_timm(golden, regnety_002, close):
     output = jax.jit(create_model("regnety_002", stem_stride=1).apply)(regnety_002, photographs(2, 32))
     close(output.logits, golden["regnety_002_stride_1"])
 
 
-def test_training_pass_is_that_of_timm(golden, regnety_002, close):
+def test_training_pass_equals_timm(golden, regnety_002, close):
     """Logits and running means as PyTorch's; the running variances differ by design, and by exactly this factor.
 
     Both normalise by the biased variance of the n = B*H*W values of a channel. PyTorch stores the unbiased one,
@@ -103,7 +104,7 @@ def test_training_pass_is_that_of_timm(golden, regnety_002, close):
 # --- names and sizes ------------------------------------------------------------------------------------------------
 
 
-def test_variable_names_are_the_documented_contract(tiny):
+def test_variable_names(tiny):
     _, variables, _ = tiny
     blocks = {"s1": 1, "s2": 2, "s3": 2}
     convolutions = ["stem"]
@@ -121,7 +122,7 @@ def test_variable_names_are_the_documented_contract(tiny):
 
 
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (33, 50), (1, 1)])
-def test_any_image_size_has_the_same_variables(tiny, height, width):
+def test_variables_do_not_depend_on_image_size(tiny, height, width):
     model, variables, _ = tiny
     images = jnp.zeros((2, height, width, 3))
     output, found = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
@@ -130,8 +131,8 @@ def test_any_image_size_has_the_same_variables(tiny, height, width):
 
 
 @pytest.mark.parametrize("size", [8, 9])
-def test_a_strided_convolution_pads_both_sides(size):
-    # A kernel of one tap, at its upper left corner: the first value read is the padding, not the first pixel.
+def test_strided_convolution_pads_both_sides(size):
+    # The kernel is 1 at its upper left corner: the first value read is the padding, not the first pixel.
     images = jnp.arange(1.0, 1 + size * size).reshape(1, size, size, 1)
     kernel = jnp.zeros((3, 3, 1, 1)).at[0, 0].set(1.0)
     norm = {"scale": jnp.ones(1), "bias": jnp.zeros(1)}
@@ -145,8 +146,8 @@ def test_a_strided_convolution_pads_both_sides(size):
     np.testing.assert_allclose(found[1:, 1:], images[0, 1:-1:2, 1:-1:2, 0], rtol=1e-4)
 
 
-def test_batch_norm_has_the_epsilon_of_pytorch():
-    # At a variance of the size of epsilon, where it counts; variances near 1 hide it.
+def test_batch_norm_epsilon_equals_pytorch():
+    # With a variance near epsilon; variances near 1 would hide it.
     variables = {
         "params": {"conv": {"kernel": jnp.ones((1, 1, 1, 1))}, "bn": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}},
         "batch_stats": {"bn": {"mean": jnp.zeros(1), "var": jnp.full(1, 1e-5)}},
@@ -165,7 +166,7 @@ def fresh():
     return flat(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
 
 
-def test_convolutions_start_normal_by_the_fan_out_of_a_group(fresh):
+def test_convolution_initialisation_uses_fan_out_within_a_group(fresh):
     kernels = {name.removeprefix("params/"): np.asarray(x) for name, x in fresh.items() if x.ndim == 4}
     assert len(kernels) == 1 + 3 + 2 + 1
     assert kernels["s1/b1/conv2/conv/kernel"].shape == (3, 3, 64, 128)
@@ -181,7 +182,7 @@ def test_convolutions_start_normal_by_the_fan_out_of_a_group(fresh):
             assert abs(share - beyond) < 5 * (beyond / kernel.size) ** 0.5, name  # normal, not truncated
 
 
-def test_a_block_starts_as_its_shortcut(fresh):
+def test_block_starts_as_its_shortcut(fresh):
     for name, values in fresh.items():
         if name.endswith("bn/scale"):
             assert (np.asarray(values) == (0 if "/conv3/" in name else 1)).all(), name
@@ -199,7 +200,7 @@ def test_head_starts_small(fresh):
 # --- batch statistics -----------------------------------------------------------------------------------------------
 
 
-def test_frozen_use_changes_nothing(tiny, answer):
+def test_evaluation_does_not_update_statistics(tiny, answer):
     model, variables, images = tiny
     output, state = jax.jit(functools.partial(model.apply, mutable="batch_stats"))(variables, images)
     jax.tree.map(np.testing.assert_array_equal, state["batch_stats"], variables["batch_stats"])
@@ -207,12 +208,12 @@ def test_frozen_use_changes_nothing(tiny, answer):
     assert np.abs(answer[0] - answer[1]).max() > 0.01
 
 
-def test_frozen_use_answers_each_image_alone(tiny, answer):
+def test_evaluation_does_not_depend_on_the_batch(tiny, answer):
     model, variables, images = tiny
     np.testing.assert_allclose(jax.jit(model.apply)(variables, images[:3]).logits, answer[:3], rtol=1e-4, atol=1e-5)
 
 
-def test_training_use_moves_every_statistic_to_that_of_the_batch(tiny, answer, trained):
+def test_training_updates_every_statistic(tiny, answer, trained):
     _, variables, _ = tiny
     logits, statistics, outputs = trained
     assert np.abs(logits - answer).max() > 1e-3  # normalised by the batch
@@ -226,7 +227,7 @@ def test_training_use_moves_every_statistic_to_that_of_the_batch(tiny, answer, t
             np.testing.assert_allclose(after[f"{name}/bn/{leaf}"], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_training_use_asks_for_mutable_statistics(tiny):
+def test_training_requires_mutable_statistics(tiny):
     model, variables, images = tiny
     with pytest.raises(flax.errors.ModifyScopeVariableError):
         jax.eval_shape(functools.partial(model.apply, train=True), variables, images)
@@ -235,7 +236,7 @@ def test_training_use_asks_for_mutable_statistics(tiny):
 # --- dropping -------------------------------------------------------------------------------------------------------
 
 
-def test_stochastic_depth_rates_rise_linearly_from_0_over_all_blocks(tiny):
+def test_stochastic_depth_rates_rise_linearly(tiny):
     model, variables, images = tiny
     rates, others = [], []
 
@@ -250,7 +251,7 @@ def test_stochastic_depth_rates_rise_linearly_from_0_over_all_blocks(tiny):
     assert others == [0.3]
 
 
-def test_dropping_of_a_model_is_keyed_by_position_and_independent_in_blocks(tiny):
+def test_stochastic_depth_depends_on_position_and_block(tiny):
     model, variables, images = tiny
     model = model.clone(drop_path_rate=0.5)
     captures = {
@@ -276,7 +277,7 @@ def test_dropping_of_a_model_is_keyed_by_position_and_independent_in_blocks(tiny
 # --- outputs --------------------------------------------------------------------------------------------------------
 
 
-def test_bfloat16_computes_and_float32_answers(tiny, trained, close):
+def test_bfloat16_computation_has_float32_outputs(tiny, trained, close):
     model, variables, images = tiny
     low = model.clone(dtype=jnp.bfloat16)
     output, state = jax.jit(functools.partial(low.apply, train=True, mutable="batch_stats"))(variables, images)
@@ -297,3 +298,50 @@ def test_gradients_reach_every_parameter(tiny):
     gradients = jax.jit(jax.grad(loss))(variables["params"])
     for name, gradient in flat(gradients).items():
         assert np.isfinite(gradient).all() and np.any(gradient), name
+
+
+# --- folded BatchNorm -----------------------------------------------------------------------------------------------
+
+SMALL = {"w0": 16, "wa": 16.0, "wm": 2.0, "depth": 3, "group_width": 8, "num_classes": 7}
+
+
+@pytest.fixture(scope="module")
+def original(filled):
+    model = create_model("regnety_002", **SMALL)
+    images = photographs(2, 48)
+    variables = filled(model, images)
+    variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])  # variances are positive
+    return model, variables, images
+
+
+def test_folded_network_is_equivalent(original, close):
+    model, variables, images = original
+    folded, fewer = inference_form(model, variables)
+    assert set(fewer) == {"params"}
+    shapes = jax.eval_shape(folded.init, jax.random.key(0), images)
+    assert jax.tree.map(jnp.shape, fewer) == jax.tree.map(jnp.shape, shapes)
+    close(jax.jit(folded.apply)(fewer, images).logits, jax.jit(model.apply)(variables, images).logits)
+
+
+def test_folding_uses_every_statistic(original):
+    model, variables, _ = original
+    _, before = inference_form(model, variables)
+    for name in ("mean", "var"):
+        changed = jax.tree_util.tree_map_with_path(
+            lambda path, leaf, name=name: leaf + 0.5 if path[-1].key == name else leaf, variables["batch_stats"]
+        )
+        _, after = inference_form(model, variables | {"batch_stats": changed})
+        bias = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before["params"]["s1"], after["params"]["s1"])
+        assert bias["b1"]["conv3"]["bias"] > 0
+
+
+def test_folded_network_cannot_be_trained(original):
+    folded, fewer = inference_form(*original[:2])
+    with pytest.raises(ValueError, match="is frozen: train the original"):
+        folded.apply(fewer, original[2], train=True)
+    assert inference_form(folded, fewer) == (folded, fewer)
+
+
+def test_inference_form_of_a_transformer_is_itself():
+    model = create_model("deit_tiny_patch16_224")
+    assert inference_form(model, {"params": {}}) == (model, {"params": {}})

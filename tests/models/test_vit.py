@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from deit_jax.models import ModelOutput, create_model
-from deit_jax.models.dropping import Dropout
-from deit_jax.models.output import fuse
-from deit_jax.models.stacking import stack_blocks
+from deit_jax.models.layers import Dropout
+from deit_jax.models.protocol import fuse
 from deit_jax.models.vit import LayerNorm, Mlp, VisionTransformer
+from deit_jax.models.vit_parameters import stack_blocks
 
 from .timm_names import FULL_SIZE_TOKENS, SMALL_VIT, TOKENS, model_images, our_variables, photographs
 
@@ -29,7 +29,7 @@ def tiny(filled):
 
 @pytest.fixture(scope="module")
 def answer(tiny):
-    """What the small model says in evaluation."""
+    """The output of the small model in evaluation."""
     model, variables, images = tiny
     return jax.tree.map(np.asarray, jax.jit(model.apply)(variables, images))
 
@@ -39,7 +39,7 @@ def flat(variables):
 
 
 def drop_path_outputs(model, variables, images, **kwargs):
-    """What stochastic depth leaves of every branch: {block: (attention, mlp)} of float[B, N, D]."""
+    """Every branch after stochastic depth: {block: (attention, mlp)} of float[B, N, D]."""
     captures = {"capture_intermediates": lambda module, _: isinstance(module, Dropout), "mutable": "intermediates"}
     _, state = model.apply(variables, images, train=True, **captures, **kwargs)
     captured = state["intermediates"]
@@ -51,7 +51,7 @@ def drop_path_outputs(model, variables, images, **kwargs):
 
 
 def close_tokens(close, captured, depth, tokens, golden, **kwargs):
-    """Compare the tokens after the embedding, each block and the norm; of the last two only those of the heads are there."""
+    """Compares the tokens after embedding, each block and norm; the last two have only the heads' tokens."""
     stages = [captured["Dropout_0"], *(captured[f"blocks_{i}"] for i in range(depth)), captured["norm"]]
     for number, (stage, expected) in enumerate(zip(stages, golden, strict=True)):
         found = stage["__call__"][0]
@@ -61,7 +61,7 @@ def close_tokens(close, captured, depth, tokens, golden, **kwargs):
 
 
 # The logits of every named model: test_every_model.py.
-def test_tokens_of_a_named_model_are_those_of_timm(golden, timm_shapes, close):
+def test_tokens_equal_timm(golden, timm_shapes, close):
     name = "deit_tiny_distilled_patch16_224"
     model = create_model(name)
     run = jax.jit(functools.partial(model.apply, capture_intermediates=True, mutable="intermediates"))
@@ -69,7 +69,7 @@ def test_tokens_of_a_named_model_are_those_of_timm(golden, timm_shapes, close):
     close_tokens(close, state["intermediates"], model.depth, FULL_SIZE_TOKENS, golden[f"{name}/tokens"], limit=3e-6)
 
 
-def test_heads_and_tokens_of_a_small_model_are_those_of_timm(golden, timm_shapes, close):
+def test_heads_and_tokens_of_a_small_model_equal_timm(golden, timm_shapes, close):
     model = create_model("deit_small_distilled_patch16_224", **SMALL_VIT)
     variables, images = our_variables(timm_shapes["small_vit"]), photographs(2, SMALL_VIT["image_size"])
     output, state = jax.jit(functools.partial(model.apply, capture_intermediates=True, mutable="intermediates"))(
@@ -79,7 +79,7 @@ def test_heads_and_tokens_of_a_small_model_are_those_of_timm(golden, timm_shapes
     close_tokens(close, state["intermediates"], SMALL_VIT["depth"], TOKENS, golden["small_vit/tokens"])
 
 
-def test_gelu_is_the_exact_one():
+def test_mlp_uses_exact_gelu():
     x = np.linspace(-4, 4, 81, dtype=np.float32)[:, None]
     one = {"kernel": jnp.ones((1, 1)), "bias": jnp.zeros(1)}
     found = Mlp(1, 0.0, "float32", jnp.float32).apply(
@@ -90,8 +90,8 @@ def test_gelu_is_the_exact_one():
     assert np.abs(jax.nn.gelu(x)[:, 0] - erf).max() > 1e-4  # the tanh approximation would not pass
 
 
-def test_layer_norm_has_the_epsilon_of_the_reference():
-    # At a variance of the size of epsilon, where it counts; tokens of variance near 1 hide it.
+def test_layer_norm_epsilon_equals_the_reference():
+    # With a variance near epsilon; tokens of variance near 1 would hide it.
     x = np.random.RandomState(0).normal(size=(3, 50)) * 1e-3
     centred = x - x.mean(-1, keepdims=True)
     expected = centred / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
@@ -104,7 +104,7 @@ def test_layer_norm_has_the_epsilon_of_the_reference():
 # --- names, sizes and refusals --------------------------------------------------------------------------------------
 
 
-def test_parameter_names_are_the_documented_contract(tiny):
+def test_parameter_names(tiny):
     _, variables, _ = tiny
     block = [
         *(f"norm{i}/{leaf}" for i in (1, 2) for leaf in ("scale", "bias")),
@@ -146,26 +146,26 @@ def test_any_image_and_patch_size(image_size, patch_size, distilled):
     assert (output.distillation_logits is not None) == distilled
 
 
-def test_mnist_sized_model_runs(answer):
+def test_mnist_sized_model(answer):
     assert isinstance(answer, ModelOutput)
     assert all(part.shape == (4, 5) and np.isfinite(part).all() for part in answer)
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
         ({"image_size": 30}, "image_size=30.*patch_size=4"),
         ({"embed_dim": 25}, "embed_dim=25.*num_heads=3"),
         ({"fusion": "sum"}, "'sum'.*logits, softmax"),
     ],
 )
-def test_impossible_fields_are_refused_before_anything_runs(fields, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_fields_are_rejected(fields, message):
+    with pytest.raises(ValueError, match=message):
         VisionTransformer(**(TINY | fields))
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (28, 32), (32, 28)])
-def test_images_of_another_size_are_refused_with_both_sizes(tiny, shape):
+def test_images_of_another_size_are_rejected(tiny, shape):
     model, variables, _ = tiny
     with pytest.raises(ValueError, match=rf"{shape[0]}x{shape[1]}.*image_size=28"):
         jax.eval_shape(model.apply, variables, jnp.zeros((1, *shape, 3)))
@@ -187,12 +187,12 @@ NORMAL = ("cls_token", "dist_token", "pos_embed", "head/kernel", "head_dist/kern
 
 
 @pytest.mark.parametrize("name", NORMAL)
-def test_tokens_and_dense_kernels_start_normal_and_untruncated(fresh, name):
+def test_tokens_and_dense_kernels_start_as_plain_normals(fresh, name):
     values = np.asarray(fresh[name]).ravel() / 0.02
     error = values.size**-0.5  # of a mean; of a standard deviation it is smaller by the root of 2
     assert abs(values.mean()) < 4 * error
     assert abs(values.std() - 1) < 4 * error / 2**0.5
-    if values.size > 1000:  # a normal truncated at 2 sigma has a standard deviation of .88 and nothing beyond
+    if values.size > 1000:  # a normal truncated at 2 sigma has standard deviation .88 and no values beyond
         beyond = 0.0455
         assert abs((np.abs(values) > 2).mean() - beyond) < 4 * (beyond * (1 - beyond) / values.size) ** 0.5
 
@@ -216,7 +216,7 @@ def test_biases_start_at_0_and_scales_at_1(fresh):
 # --- dropping -------------------------------------------------------------------------------------------------------
 
 
-def test_stochastic_depth_rates_rise_linearly_from_0():
+def test_stochastic_depth_rates_rise_linearly():
     model = VisionTransformer(**(TINY | {"depth": 5}), drop_path_rate=0.4, dropout_rate=0.1)
     rates, others = [], []
 
@@ -231,7 +231,7 @@ def test_stochastic_depth_rates_rise_linearly_from_0():
     assert others == [0.1] * (1 + 5 * 3)  # after the position embedding; attn/proj, mlp/fc1 and mlp/fc2
 
 
-def test_stochastic_depth_of_a_model_drops_branches_independently(filled):
+def test_stochastic_depth_drops_branches_independently(filled):
     sizes = TINY | {"image_size": 4, "embed_dim": 6, "depth": 3}
     model = VisionTransformer(**sizes, drop_path_rate=0.5)
     images = np.random.RandomState(1).normal(size=(512, 4, 4, 3)).astype(np.float32)
@@ -259,7 +259,7 @@ def dropping():
     return model, jax.jit(apply)
 
 
-def test_a_row_of_a_model_depends_on_its_position_not_on_its_batch(tiny, dropping):
+def test_dropout_depends_on_position_not_on_batch(tiny, dropping):
     _, variables, images = tiny
     _, apply = dropping
     images, key = np.concatenate([images, images]), jax.random.key(3)
@@ -269,7 +269,7 @@ def test_a_row_of_a_model_depends_on_its_position_not_on_its_batch(tiny, droppin
     assert np.abs(whole[:4] - whole[4:]).max() > 0.01  # the same images, at other positions
 
 
-def test_dropping_is_off_in_evaluation(tiny, dropping, answer):
+def test_no_dropout_in_evaluation(tiny, dropping, answer):
     _, variables, images = tiny
     model, apply = dropping
     np.testing.assert_allclose(
@@ -279,7 +279,7 @@ def test_dropping_is_off_in_evaluation(tiny, dropping, answer):
     assert np.abs(np.asarray(dropped) - answer.logits).max() > 0.01
 
 
-def test_training_without_dropping_needs_no_key_and_is_the_same(tiny, answer):
+def test_training_without_dropout_needs_no_key(tiny, answer):
     model, variables, images = tiny
     trained = jax.jit(functools.partial(model.apply, train=True))(variables, images)
     np.testing.assert_allclose(trained.logits, answer.logits, rtol=1e-6)
@@ -288,7 +288,7 @@ def test_training_without_dropping_needs_no_key_and_is_the_same(tiny, answer):
 # --- outputs --------------------------------------------------------------------------------------------------------
 
 
-def test_logits_are_the_fusion_of_the_two_heads(tiny, answer):
+def test_logits_are_the_fusion_of_both_heads(tiny, answer):
     model, variables, images = tiny
     heads = (answer.class_logits, answer.distillation_logits)
     assert np.abs(heads[0] - heads[1]).max() > 0.1
@@ -297,7 +297,7 @@ def test_logits_are_the_fusion_of_the_two_heads(tiny, answer):
     np.testing.assert_allclose(softmax.logits, fuse(*heads, "softmax"), rtol=1e-5, atol=1e-6)
 
 
-def test_bfloat16_computes_and_float32_answers(tiny, answer, close):
+def test_bfloat16_computation_has_float32_outputs(tiny, answer, close):
     model, variables, images = tiny
     low = model.clone(dtype=jnp.bfloat16)
     parameters = jax.tree.leaves(jax.eval_shape(low.init, jax.random.key(0), images))
@@ -311,7 +311,7 @@ def test_bfloat16_computes_and_float32_answers(tiny, answer, close):
     assert state["intermediates"]["blocks_1"]["__call__"][0].dtype == jnp.bfloat16
 
 
-def test_a_float32_residual_stream_brings_bfloat16_nearer_to_float32(tiny):
+def test_float32_residual_stream_reduces_bfloat16_error(tiny):
     model, variables, images = tiny
     deep = model.clone(depth=8, scan_blocks=True)  # one block to compile
     blocks = {f"blocks_{i}": variables["params"][f"blocks_{i % 2}"] for i in range(8)}
@@ -337,7 +337,7 @@ def test_a_float32_residual_stream_brings_bfloat16_nearer_to_float32(tiny):
 @pytest.mark.parametrize(
     "options", [{}, {"scan_blocks": True}, {"remat": "full"}, {"scan_blocks": True, "remat": "dots"}]
 )
-def test_the_residual_stream_is_float32_through_all_blocks_and_the_branches_are_not(tiny, options):
+def test_residual_stream_is_float32_and_branches_are_not(tiny, options):
     model, variables, images = tiny
     wide = model.clone(dtype=jnp.bfloat16, residual_dtype="float32", **options)
     variables = {"params": stack_blocks(variables["params"]) if options.get("scan_blocks") else variables["params"]}
@@ -358,7 +358,7 @@ def test_the_residual_stream_is_float32_through_all_blocks_and_the_branches_are_
 
 
 @pytest.mark.parametrize("scan_blocks", [False, True])
-def test_in_float32_neither_type_of_the_residual_or_of_dropping_changes_the_program(tiny, scan_blocks):
+def test_residual_and_drop_dtype_have_no_effect_in_float32(tiny, scan_blocks):
     model, _, images = tiny
     model = model.clone(dropout_rate=0.1, drop_path_rate=0.2, scan_blocks=scan_blocks)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)

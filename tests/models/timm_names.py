@@ -1,4 +1,4 @@
-"""What the golden models and ours have in common: timm's names, the weights written behind them, and the photographs.
+"""Shared by the golden models and ours: timm's names, weights computed from them, and photographs.
 
 Weights are too large to be kept, so both sides compute them: every tensor of timm's state dict is filled by
 `timm_tensor`, a function of its name and shape alone. This file needs NumPy and Pillow only, because
@@ -20,9 +20,9 @@ from PIL import Image
 GOLDEN = Path(__file__).parents[1] / "golden"
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
-SMALL_PART = (slice(57, 281), slice(134, 358))  # of the photograph: 224 pixels for whoever needs no more
+SMALL_PART = (slice(57, 281), slice(134, 358))  # of the photograph: 224 pixels
 
-# The golden model beside timm's named ones: what it changes of deit_small_distilled_patch16_224.
+# An additional golden model: changes of deit_small_distilled_patch16_224.
 SMALL_VIT = {"image_size": 64, "patch_size": 8, "depth": 4, "num_classes": 10}
 TOKENS = (0, 1, 2, 33, 65)  # the recorded tokens of its blocks
 FULL_SIZE_TOKENS = (0, 1, 107)  # and of deit_tiny_distilled_patch16_224's
@@ -32,7 +32,7 @@ TRAINED_STATISTICS = ("stem.bn", "s3.b2.conv2.bn", "s4.b1.downsample.bn")  # of 
 
 
 def timm_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The float32 tensor behind a name of timm's state dict: uniform noise seeded by the name, scaled by its role.
+    """The float32 tensor for a name of timm's state dict: uniform noise seeded by the name, scaled by its role.
 
     The scales keep activations near 1 at any depth, so that softmax, GELU and gates are far from their linear ranges
     and an error in any tensor moves the logits. `RandomState.uniform` is bit-identical across NumPy versions.
@@ -43,7 +43,7 @@ def timm_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
         values = 1.0 + 0.4 * noise
     elif name.endswith(("running_mean", "bias")):
         values = 0.1 * noise
-    elif name.endswith("conv3.bn.weight"):  # the residual branch, quieter than the shortcut
+    elif name.endswith("conv3.bn.weight"):  # the residual branch, smaller than the shortcut
         values = 0.3 + 0.1 * noise
     elif len(shape) == 1:  # LayerNorm and BatchNorm scales
         values = 1.0 + 0.2 * noise
@@ -61,7 +61,7 @@ def timm_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def our_name(name: str, ndim: int) -> tuple[str, ...] | None:
-    """The path of our variable for timm's name, collection first; None for what we have not (`num_batches_tracked`)."""
+    """The path of our variable for timm's name, collection first; None if we do not have it (`num_batches_tracked`)."""
     *path, leaf = re.sub(r"\bblocks\.(\d+)", r"blocks_\1", name).split(".")
     if leaf == "num_batches_tracked":
         return None
@@ -113,7 +113,7 @@ def state_dict_shapes() -> dict[str, dict[str, tuple[int, ...]]]:
 
 
 def model_images(name: str) -> np.ndarray:
-    """The input of a named model: its native size for a transformer (one image for the base ones), small for a RegNetY."""
+    """Images for a named model: native size for a transformer (one image for base models), small for a RegNetY."""
     if name.startswith("regnety"):
         # 100 pixels give the odd sides 25, 13 and 7, where paddings differ most.
         return photographs(2, 100 if name == "regnety_002" else 64)
@@ -121,7 +121,7 @@ def model_images(name: str) -> np.ndarray:
 
 
 def photographs(count: int, size: int) -> np.ndarray:
-    """Normalised float32[count, size, size, 3]: corners of the photograph, turned by 90 degrees for each next."""
+    """Normalised float32[count, size, size, 3]: corners of the photograph, each rotated by another 90 degrees."""
     pixels = np.asarray(Image.open(GOLDEN / "models_photograph.png").convert("RGB"))
     if size <= 224:
         pixels = pixels[SMALL_PART]

@@ -90,8 +90,8 @@ def test_a_run_ends_with_the_sets_that_are_there_and_a_line_for_each_that_is_not
     results = json.loads((workdir / "results.json").read_text())
     assert set(results["extra"]) == {"again", "real"}
     assert results["extra"]["again"] == {"images": 80, "unreadable": 0, "scores": results["scores"]}
-    lines = {line.split(" is left out: ")[0].rpartition(".")[2]: line for line in said if " is left out: " in line}
-    assert len(lines) == sum(" is left out: " in line for line in said) == 4
+    lines = {line.split(" is skipped: ")[0].rpartition(".")[2]: line for line in said if " is skipped: " in line}
+    assert len(lines) == sum(" is skipped: " in line for line in said) == 4
     assert "nowhere: no such folder" in lines["nowhere"]
     assert "tfds build cifar10" in lines["unprepared"]
     assert "the classes differ from those of the model (new: 'a', 'b'; missing:" in lines["two"]
@@ -202,7 +202,7 @@ def test_what_cannot_be_evaluated_is_refused(trained, tmp_path):
         evaluate(as_trained(model__name="deit_tiny_patch16_224"), workdir)
     with pytest.raises(WeightsError, match="there is no such file"):
         evaluate(as_trained(model__weights=str(tmp_path / "gone.pth")), None)
-    with pytest.raises(CheckpointError, match="is of a --workdir"):
+    with pytest.raises(CheckpointError, match="needs a --workdir"):
         evaluate(as_trained(model__weights=str(tmp_path / "gone.pth")), None, checkpoint="best")
     with pytest.raises(ConfigError, match="have 10 classes, the model 4"):
         path = tmp_path / "four.safetensors"

@@ -6,7 +6,7 @@ import pytest
 import safetensors.numpy
 
 from deit_jax.config import ConfigError
-from deit_jax.models.position_embedding import resize_position_embedding
+from deit_jax.models.vit_parameters import resize_position_embedding
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.train import train
 from deit_jax.training.checkpointing import load_state
@@ -75,7 +75,9 @@ def test_another_size_and_other_classes_change_what_the_released_code_changes(fi
     fresh = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 42, 42, 3), np.float32))["params"]
     for head in ("head", "head_dist"):
         np.testing.assert_allclose(params[head]["kernel"], fresh[head]["kernel"], rtol=1e-6)
-    assert "head begins anew; head_dist begins anew; position embedding resized from 2x2 to 3x3" in initial.description
+    assert (
+        "head reinitialised; head_dist reinitialised; position embedding resized from 2x2 to 3x3" in initial.description
+    )
 
 
 def test_heads_that_fit_begin_anew_on_demand(files, tmp_path):
@@ -105,7 +107,7 @@ def test_weights_that_do_not_fit_are_refused(trained_student, trained_teacher, f
         load_initial(tiny_config(**PLAIN, model__weights=str(trained_student)), tmp_path)
     with pytest.raises(ConfigError, match=r"are of a model with no distillation token, .* has one"):
         load_initial(tiny_config(model__weights=files["plain"]), tmp_path)
-    with pytest.raises(ConfigError, match=r"holds regnety_002, no model like config\.model\.name=deit_tiny_dist"):
+    with pytest.raises(ConfigError, match=r"holds regnety_002, which is not of the architecture of config\.model"):
         load_initial(tiny_config(model__weights=str(trained_teacher)), tmp_path)
     foreign = tmp_path / "convnet.safetensors"
     safetensors.numpy.save_file({"s1.b1.conv1.conv.weight": np.zeros((8, 8, 1, 1), np.float32)}, foreign)

@@ -125,7 +125,7 @@ def test_finetune(execute, published, photographs, tmp_path):
     text = "".join(out["text"].split())  # the command's lines are folded
     for told in (
         "16 training images, 4 for evaluation, 2 classes (20% of every class held out)",
-        "head begins anew",
+        "head reinitialised",
         "2 images",
         "checked in onnxruntime",
         "of 4 held-out images are right",

@@ -109,11 +109,9 @@ OTHERS = {
     "reporting/standard_streams.py": "/dev/null",
     "reporting/tensorboard.py": "the folder of TensorBoard's event files",
     "reporting/weights_and_biases.py": "W&B's own files",
-    "weights/class_names.py": "the ImageNet names, of a package",
-    "weights/embedded.py": "files of the package",
+    "weights/class_names.py": "next to weights files; the ImageNet names of TFDS",
     "weights/files.py": "weights files",
     "weights/hub.py": "weights files",
-    "weights/labels.py": "beside weights files",
     "weights/saving.py": "weights files",
 }
 OWN_NAMES = {value for name, value in vars(module).items() if name.isupper() and "." in value} - {CONFIG}

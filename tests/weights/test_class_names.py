@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-from deit_jax.weights.class_names import imagenet_class_names, imagenet_wordnet_numbers, names_of_weights, readable
+from deit_jax.weights.class_names import imagenet_class_names, imagenet_wordnet_ids, names_of_weights, readable
 
-NUMBERS, WORDS = imagenet_wordnet_numbers(), imagenet_class_names()
+NUMBERS, WORDS = imagenet_wordnet_ids(), imagenet_class_names()
 
 
 def folder(path, names):
@@ -14,20 +14,20 @@ def folder(path, names):
     return str(path)
 
 
-def test_imagenets_names_belong_to_its_numbers():
+def test_imagenet_names_match_wordnet_ids():
     assert len(NUMBERS) == len(WORDS) == 1000
     assert dict(zip(NUMBERS, WORDS, strict=True))["n02123045"].startswith("tabby")
     assert readable(NUMBERS[:2]) == WORDS[:2] and readable(("cat", NUMBERS[0])) == ("cat", NUMBERS[0])
 
 
 @pytest.mark.parametrize("data", [NUMBERS, NUMBERS[5:8]])
-def test_names_in_words_are_those_of_imagenets_numbers(tmp_path, data):
+def test_imagenet_names_become_wordnet_ids(tmp_path, data):
     assert names_of_weights(folder(tmp_path / "words", WORDS), data) == NUMBERS
     assert names_of_weights(folder(tmp_path / "numbers", NUMBERS[::-1]), data) == NUMBERS[::-1]
     assert names_of_weights("pretrained", data) == NUMBERS
 
 
-def test_other_names_are_as_the_weights_have_them(tmp_path):
+def test_other_names_are_unchanged(tmp_path):
     assert names_of_weights(folder(tmp_path / "words", WORDS), ("cat", "dog")) == WORDS
     assert names_of_weights(folder(tmp_path / "own", ("cat", "dog")), NUMBERS[:2]) == ("cat", "dog")
     assert names_of_weights(folder(tmp_path / "unnamed", ("LABEL_0", "LABEL_1")), ("cat", "dog")) is None

@@ -11,15 +11,15 @@ from deit_jax.weights.files import is_weights, is_workdir, read_file, write_file
 from .tensor_files import TENSORS, RemovesAFile, assert_same, write_file
 
 
-def test_safetensors_and_npz_come_back_to_the_bit(tmp_path):
+def test_safetensors_and_npz_round_trip(tmp_path):
     write_file(tmp_path / "deep" / "a.safetensors", TENSORS)
     assert_same(read_file(tmp_path / "deep" / "a.safetensors"), TENSORS)
     np.savez(tmp_path / "a.npz", **TENSORS)
     assert_same(read_file(tmp_path / "a.npz"), TENSORS)
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.safetensors"]  # nothing unfinished left
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.safetensors"]  # no temporary file
 
 
-def test_arrays_of_any_stride_are_written_as_they_look(tmp_path):
+def test_strided_arrays_are_written(tmp_path):
     tensors = {"t": TENSORS["a.weight"].T, "flipped": TENSORS["a.weight"][:, ::-1], "scalar": np.float32(3).reshape(())}
     write_file(tmp_path / "a.safetensors", tensors)
     found = read_file(tmp_path / "a.safetensors")
@@ -28,7 +28,7 @@ def test_arrays_of_any_stride_are_written_as_they_look(tmp_path):
         assert found[name].shape == tensor.shape
 
 
-def test_a_folder_stands_for_the_weights_in_it(tmp_path):
+def test_folder_with_weights(tmp_path):
     write_file(tmp_path / "model.safetensors", TENSORS)
     assert_same(read_file(tmp_path), TENSORS)
 
@@ -47,7 +47,7 @@ def test_a_folder_stands_for_the_weights_in_it(tmp_path):
         ("a.npz", b"\xff\xd8\xff\xe0 a photograph", r"not a readable \.npz file"),
     ],
 )
-def test_what_is_no_weights_file_is_refused_in_one_line(tmp_path, name, content, complaint):
+def test_invalid_files_are_rejected_in_one_line(tmp_path, name, content, complaint):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(WeightsError, match=complaint) as refusal:
@@ -55,7 +55,7 @@ def test_what_is_no_weights_file_is_refused_in_one_line(tmp_path, name, content,
     assert "\n" not in str(refusal.value) and str(tmp_path / name) in str(refusal.value)
 
 
-def test_a_folder_without_weights_says_what_it_is(tmp_path):
+def test_folder_without_weights(tmp_path):
     with pytest.raises(WeightsError, match=r"holds neither model\.safetensors nor pytorch_model\.bin"):
         read_file(tmp_path)
     (tmp_path / "checkpoints").mkdir()
@@ -64,7 +64,7 @@ def test_a_folder_without_weights_says_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "npz"])
-def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, suffix):
+def test_truncated_files_are_rejected(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
     if suffix == "npz":
         np.savez(path, **TENSORS)
@@ -77,7 +77,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path, suffix):
             read_file(path)
 
 
-def test_an_npz_with_objects_executes_nothing(tmp_path):
+def test_npz_with_objects_executes_nothing(tmp_path):
     witness = tmp_path / "witness"
     witness.touch()
     np.savez(tmp_path / "a.npz", a=np.array([RemovesAFile(witness)], dtype=object))
@@ -86,7 +86,7 @@ def test_an_npz_with_objects_executes_nothing(tmp_path):
     assert witness.exists()
 
 
-def test_a_full_disk_or_a_file_in_the_way_is_one_line(tmp_path):
+def test_write_errors_are_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(WeightsError, match="cannot be written"):
         write_file(tmp_path / "file" / "a.safetensors", TENSORS)
@@ -94,13 +94,13 @@ def test_a_full_disk_or_a_file_in_the_way_is_one_line(tmp_path):
         write_file(tmp_path / "a.npz", TENSORS)
 
 
-def test_files_are_readable_by_whoever_may_read_new_files(tmp_path):
+def test_files_have_default_permissions(tmp_path):
     (tmp_path / "other").touch()
     write_file(tmp_path / "a.safetensors", TENSORS)
     assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
-def test_of_several_files_all_are_written_or_none(tmp_path):
+def test_all_files_are_written_or_none(tmp_path):
     (tmp_path / "b.json").mkdir()
     with pytest.raises(WeightsError, match=r"b\.json cannot be written: it is a folder"):
         write_files({tmp_path / "a.safetensors": b"x", tmp_path / "b.json": b"{}"})
@@ -108,12 +108,12 @@ def test_of_several_files_all_are_written_or_none(tmp_path):
 
 
 @pytest.mark.parametrize("source", [None, 3, b"bytes", object()])
-def test_what_is_no_path_is_refused(source):
+def test_invalid_sources_are_rejected(source):
     with pytest.raises(WeightsError, match="from a path or a mapping of names to arrays, not from a"):
         read_file(source)
 
 
-def test_odd_paths_are_told_in_one_line(tmp_path):
+def test_unusual_paths_raise_one_line(tmp_path):
     with pytest.raises(WeightsError, match="cannot be read"):
         read_file(tmp_path / ("x" * 300 + ".safetensors"))
     with pytest.raises(WeightsError, match=r"cannot be read|there is no such file"):
@@ -123,7 +123,7 @@ def test_odd_paths_are_told_in_one_line(tmp_path):
     assert_same(read_file(tmp_path / "A.SAFETENSORS"), TENSORS)
 
 
-def test_files_and_workdirs_are_told_apart(tmp_path):
+def test_files_and_workdirs_are_distinguished(tmp_path):
     assert is_weights(tmp_path / "gone.pth") and not is_weights(tmp_path / "gone") and not is_weights(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
     assert is_weights(tmp_path) and is_weights(tmp_path / "pytorch_model.bin")
@@ -131,13 +131,13 @@ def test_files_and_workdirs_are_told_apart(tmp_path):
     assert not is_weights(tmp_path)
 
 
-def test_shards_are_told_of(tmp_path):
+def test_shards_are_rejected(tmp_path):
     (tmp_path / "model.safetensors.index.json").touch()
     with pytest.raises(WeightsError, match="several shards"):
         read_file(tmp_path)
 
 
-def test_mutated_npz_files_are_refused_or_read(tmp_path):
+def test_mutated_npz_files_are_rejected_or_read(tmp_path):
     rng, path = np.random.RandomState(1), tmp_path / "a.npz"
     refused = 0
     for save in (np.savez, np.savez_compressed):
@@ -159,7 +159,7 @@ def test_mutated_npz_files_are_refused_or_read(tmp_path):
 
 
 def reference_tensors(data: bytes) -> dict[str, tuple[str, list[int], bytes]]:
-    """What a safetensors file says, read by hand: name to type, shape and bytes."""
+    """Parses a safetensors file independently: name to dtype, shape and bytes."""
     size = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8 : 8 + size])
     header.pop("__metadata__", None)
@@ -174,7 +174,7 @@ DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16"
 
 
 def mutate(data: bytes, header_end: int, rng: np.random.RandomState, in_header: bool) -> bytes:
-    """The file with a few bytes changed, removed, inserted or repeated, or digits of an offset or a shape replaced."""
+    """Changes, removes, inserts or repeats a few bytes, or replaces digits of an offset or a shape."""
     low, high = (0, header_end) if in_header else (header_end, len(data))
     changed = bytearray(data)
     for _ in range(rng.randint(1, 4)):
@@ -199,7 +199,7 @@ def mutate(data: bytes, header_end: int, rng: np.random.RandomState, in_header: 
     return bytes(changed)
 
 
-def test_a_thousand_mutated_safetensors_are_refused_or_read_as_they_are(tmp_path):
+def test_mutated_safetensors_are_rejected_or_read_exactly(tmp_path):
     rng = np.random.RandomState(0)
     tensors = {f"blocks.{i}.attn.qkv.weight": rng.normal(size=(9, 3)).astype(np.float32) for i in range(4)}
     tensors |= {"cls_token": np.ones((1, 1, 3), np.float16), "steps": np.arange(5)}
@@ -225,7 +225,7 @@ def test_a_thousand_mutated_safetensors_are_refused_or_read_as_they_are(tmp_path
     assert outcomes["refused"] > 300 and outcomes["read"] > 100, outcomes  # both kinds were tried
 
 
-def test_a_workdir_is_what_is_not_weights(tmp_path):
+def test_is_workdir(tmp_path):
     (tmp_path / "model.safetensors").touch()
     (tmp_path / "config.json").touch()
     assert not any(map(is_workdir, ("", "pretrained", "random", str(tmp_path), str(tmp_path / "gone.pth"))))
@@ -233,6 +233,6 @@ def test_a_workdir_is_what_is_not_weights(tmp_path):
     assert is_workdir(str(tmp_path)) and is_workdir(str(tmp_path / "gone"))
 
 
-def test_names_are_shown_in_one_line_and_not_too_long():
+def test_shown_names_are_one_short_line():
     assert shown("caf\u00e9\n\x1b[2J") == r"caf\u00e9\n\x1b[2J".replace(r"\u00e9", "\u00e9")
     assert shown("a" * 200) == "a" * 150 + "..."

@@ -1,4 +1,4 @@
-"""load_pretrained from a server on this machine that speaks the hub's protocol, in processes as users start them."""
+"""load_pretrained from a local server with the hub's protocol, in separate processes."""
 
 import hashlib
 import http.server
@@ -21,7 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubHandler(http.server.BaseHTTPRequestHandler):
-    """HEAD and GET of /<repository>/resolve/<revision>/<file>, with the headers by which the hub describes large files."""
+    """HEAD and GET of /<repository>/resolve/<revision>/<file>, with the hub's headers of large files."""
 
     protocol_version = "HTTP/1.1"
 
@@ -57,14 +57,14 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def weights():
-    """A file as timm's repository of NAME has it, and the bias of its class head."""
+    """A file as in timm's repository of NAME, and the bias of its class head."""
     tensors = {name: timm_tensor(name, shape) for name, shape in state_dict_shapes()[NAME].items()}
     return encode(Path("model.safetensors"), tensors), timm_tensor("head.bias", (1000,))[:3].tolist()
 
 
 @pytest.fixture
 def server(weights):
-    """The hub-like server; requests are listed in `.requests`, a false hash is declared by `.declared_hash`."""
+    """The server; `.requests` lists requests, `.declared_hash` sets a false hash."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
     server.requests, server.declared_hash = [], None
     server.files = {
@@ -78,7 +78,7 @@ def server(weights):
 
 
 def print_loaded(name, arguments):
-    """Print the class head's bias that the model got, or the one line of a refusal."""
+    """Prints the bias of the loaded class head, or the one-line error."""
     try:
         model, variables = load_pretrained(name, **arguments)
         print(type(model).__name__, model.image_size, variables["params"]["head"]["bias"][:3].tolist())
@@ -87,7 +87,7 @@ def print_loaded(name, arguments):
 
 
 def load(server, home, *, name=NAME, offline=False, environment=(), **arguments):
-    """What a process prints that loads from `server` with its cache in `home`."""
+    """Returns the output of a process that loads from `server` with its cache in `home`."""
     environment = (
         os.environ
         | dict(environment)
@@ -110,7 +110,7 @@ def assert_loaded(printed, weights, image_size=224):
     np.testing.assert_allclose(json.loads(bias), weights[1], rtol=1e-6)
 
 
-def test_weights_are_fetched_once_then_taken_from_the_cache_also_offline(server, weights, tmp_path):
+def test_weights_are_cached_and_verified_offline(server, weights, tmp_path):
     assert_loaded(load(server, tmp_path), weights)
     fetched = [path for method, path in server.requests if method == "GET" and path.endswith(".safetensors")]
     assert len(fetched) == 1
@@ -118,7 +118,7 @@ def test_weights_are_fetched_once_then_taken_from_the_cache_also_offline(server,
     server.requests.clear()
     assert_loaded(load(server, tmp_path, offline=True), weights)
     assert server.requests == []
-    # A file that was damaged in the cache is noticed, also offline.
+    # A damaged file in the cache is detected, also offline.
     (blob,) = (path for path in tmp_path.rglob("blobs/*") if path.is_file())
     content = bytearray(blob.read_bytes())
     content[-1] ^= 1
@@ -131,17 +131,17 @@ def test_weights_are_fetched_once_then_taken_from_the_cache_also_offline(server,
     )
 
 
-def test_a_file_that_is_not_what_the_hub_declares_is_refused(server, tmp_path):
+def test_wrong_hash_is_rejected(server, tmp_path):
     server.declared_hash = "0" * 64
     printed = load(server, tmp_path)
     assert printed.startswith("refused: ") and ", not 0000000000000000" in printed
-    blob = printed.split()[1]  # the file itself, not a link to it: deleting it helps
+    blob = printed.split()[1]  # the file itself, not a link to it, so that deleting it helps
     Path(blob).unlink()
     server.declared_hash = None
     assert load(server, tmp_path).startswith("VisionTransformer")
 
 
-def test_a_cache_without_links_is_checked_too_also_offline(server, weights, tmp_path):
+def test_cache_without_links_is_verified_offline(server, weights, tmp_path):
     plain = {"environment": {"HF_HUB_DISABLE_SYMLINKS": "1"}}
     assert_loaded(load(server, tmp_path, **plain), weights)
     assert_loaded(load(server, tmp_path, offline=True, **plain), weights)
@@ -151,35 +151,37 @@ def test_a_cache_without_links_is_checked_too_also_offline(server, weights, tmp_
     assert "is damaged or another file" in load(server, tmp_path, offline=True, **plain)
 
 
-def test_a_known_hash_is_checked(server, weights, tmp_path):
+def test_given_hash_is_verified(server, weights, tmp_path):
     right = hashlib.sha256(weights[0]).hexdigest()[:8]  # as many digits as the authors' file names have
     assert_loaded(load(server, tmp_path, sha256=right), weights)
     assert "is damaged or another file" in load(server, tmp_path, sha256="a1311bcf")
 
 
-def test_what_cannot_be_had_is_one_line(server, tmp_path):
+def test_unavailable_files_raise_one_line(server, tmp_path):
     printed = load(server, tmp_path, name="deit_small_patch16_224")
-    assert printed.startswith("refused: timm/deit_small_patch16_224.fb_in1k/model.safetensors can be had neither from")
+    assert printed.startswith(
+        "refused: timm/deit_small_patch16_224.fb_in1k/model.safetensors is available neither from"
+    )
     assert "\n" not in printed
     assert "refused: timm/" in load(server, tmp_path, offline=True)
 
 
-def test_a_revision_is_asked_for_and_the_file_must_fit(server, tmp_path):
+def test_revision_is_requested_and_the_file_must_fit(server, tmp_path):
     printed = load(server, tmp_path, revision="v1", num_classes=7)
     assert any("/resolve/v1/" in path for _, path in server.requests)
     assert "head.bias (1000,), not (7,)" in printed and "heads='reset_if_needed'" in printed
 
 
-def test_the_eight_models_and_the_teacher_have_published_weights():
+def test_list_pretrained():
     names = hub.list_pretrained()
     assert len(names) == 9 and "regnety_160" in names and "deit_base_distilled_patch16_384" in names
-    with pytest.raises(WeightsError, match="no weights of regnety_040 were published"):
+    with pytest.raises(WeightsError, match="no published weights of regnety_040"):
         load_pretrained("regnety_040")
     with pytest.raises(ValueError, match="unknown model 'deit_small'"):
         load_pretrained("deit_small")
 
 
-def test_without_huggingface_hub_it_says_what_it_needs(monkeypatch):
+def test_missing_huggingface_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(WeightsError, match="pip install huggingface_hub"):
         load_pretrained(NAME)

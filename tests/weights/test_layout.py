@@ -9,7 +9,7 @@ NAMES = Renaming(
 )
 
 
-def test_names_go_both_ways():
+def test_renaming_is_invertible():
     for ours, theirs in (
         ("cls_token", "embeddings.cls"),
         ("blocks.11.fc1.bias", "layer.11.ffn.0.bias"),
@@ -19,7 +19,7 @@ def test_names_go_both_ways():
         assert NAMES.ours(theirs) == ours
 
 
-def test_what_fits_no_template_has_no_name():
+def test_names_without_template():
     for name in (
         "cls_tokens",
         "layer.x.ffn.0.bias",
@@ -31,5 +31,5 @@ def test_what_fits_no_template_has_no_name():
         assert NAMES.ours(name) is None
 
 
-def test_dots_are_dots():
+def test_dots_are_literal():
     assert NAMES.ours("embeddingsxcls") is None

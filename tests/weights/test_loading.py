@@ -20,7 +20,7 @@ def small(distilled, **changes):
 
 @pytest.fixture(scope="module")
 def answers():
-    """What the peers answered: see tests/golden/record_layouts.py."""
+    """Recorded outputs of the peers: see tests/golden/record_layouts.py."""
     with np.load(GOLDEN / "layouts.npz") as arrays:
         return dict(arrays)
 
@@ -36,11 +36,11 @@ def assert_close(found, expected, limit=1e-5):
     assert error <= limit, error
 
 
-# --- every layout answers as its framework does ---------------------------------------------------------------------
+# --- logits of every layout equal its framework's -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["hf_v4", "hf_v5", "mmpretrain"])
-def test_a_plain_model_of_another_framework_answers_the_same(recorded_shapes, answers, layout):
+def test_plain_model_equals_other_frameworks(recorded_shapes, answers, layout):
     model = small(False)
     variables = load_weights(layout_state(recorded_shapes[layout]["small_plain"]), model)
     assert set(variables) == {"params"}
@@ -49,7 +49,7 @@ def test_a_plain_model_of_another_framework_answers_the_same(recorded_shapes, an
 
 
 @pytest.mark.parametrize("layout", ["hf_v4", "hf_v5", "mmpretrain"])
-def test_both_heads_of_a_distilled_model_answer_the_same(recorded_shapes, answers, layout):
+def test_both_heads_equal_other_frameworks(recorded_shapes, answers, layout):
     model = small(True)
     variables = load_weights(layout_state(recorded_shapes[layout]["small_distilled"]), model)
     output = jax.jit(model.apply)(variables, photographs(PHOTOGRAPHS, SMALL["image_size"]))
@@ -62,15 +62,15 @@ def test_both_heads_of_a_distilled_model_answer_the_same(recorded_shapes, answer
     ("layout", "theirs", "ours"),
     [("torchvision", "regnet_y_400mf", "regnety_004"), ("pycls", "regnety_002", "regnety_002")],
 )
-def test_regnets_of_other_frameworks_answer_the_same(recorded_shapes, answers, layout, theirs, ours):
-    # pycls was given BGR images; ours sees RGB.
+def test_regnets_equal_other_frameworks(recorded_shapes, answers, layout, theirs, ours):
+    # pycls uses BGR images, our models RGB.
     model = deit_jax.create_model(ours)
     variables = load_weights(layout_state(recorded_shapes[layout][theirs]), model)
     output = jax.jit(model.apply)(variables, photographs(PHOTOGRAPHS, REGNET_IMAGE_SIZE))
     assert_close(output.logits, answers[f"{layout}/{theirs}"])
 
 
-def test_timms_names_become_ours():
+def test_timm_names_become_ours():
     for name in (DISTILLED, "regnety_002"):
         shapes = state_dict_shapes()[name]
         variables = load_weights(
@@ -91,32 +91,31 @@ TORCHVISION = {
 
 
 @pytest.mark.parametrize("layout", ["hf_v4", "hf_v5", "hf_v5_disk", "mmpretrain", "torchvision", "pycls"])
-def test_every_released_models_names_and_shapes_become_timms(recorded_shapes, layout):
+def test_names_and_shapes_of_released_models_become_timms(recorded_shapes, layout):
     timms = state_dict_shapes()
     names = {
         name: TORCHVISION.get(name, name) for name in recorded_shapes[layout] if TORCHVISION.get(name, name) in timms
     }
     assert len(names) == {"torchvision": 5, "pycls": 12}.get(layout, 8)
     for theirs, ours in names.items():
-        # Stand-ins that take no memory.
         tensors = {key: np.broadcast_to(np.float32(0), shape) for key, shape in recorded_shapes[layout][theirs].items()}
-        (spoken,) = [it for it in loading.LAYOUTS if it.recognises(tensors)]
-        found, strangers = spoken.to_timm(tensors)
-        assert not strangers
+        (layout_of_names,) = [it for it in loading.LAYOUTS if "" in it.prefixes(tensors)]
+        found, unknown = layout_of_names.to_timm(tensors)
+        assert not unknown
         assert {key: t.shape for key, t in found.items()} == timms[ours], ours
 
 
-def test_torchvisions_other_nets_are_refused_with_the_reason(recorded_shapes):
+def test_torchvision_networks_with_other_widths_are_rejected(recorded_shapes):
     for theirs, ours in (("regnet_y_800mf", "regnety_008"), ("regnet_y_8gf", "regnety_080")):
         zeros = {key: np.zeros(shape, np.float32) for key, shape in recorded_shapes["torchvision"][theirs].items()}
-        with pytest.raises(WeightsError, match=f"{theirs} .* is another net than {ours}: torchvision rounds"):
+        with pytest.raises(WeightsError, match=f"{theirs} .* is a different network from {ours}: torchvision rounds"):
             load_weights(zeros, deit_jax.create_model(ours))
 
 
-# --- what does not fit is refused, whole ----------------------------------------------------------------------------
+# --- misfits are rejected completely --------------------------------------------------------------------------------
 
 
-def test_missing_unexpected_and_misshapen_names_are_all_listed(state):
+def test_misfits_are_listed_completely(state):
     tensors = state(True)
     del tensors["deit.layernorm.bias"]
     tensors["deit.encoder.layer.2.output.dense.bias"] = np.zeros(48, np.float32)
@@ -133,7 +132,7 @@ def test_missing_unexpected_and_misshapen_names_are_all_listed(state):
         assert part in message
 
 
-def test_a_missing_third_of_qkv_is_named(state):
+def test_missing_third_of_qkv_is_named(state):
     tensors = state(False)
     del tensors["vit.encoder.layer.1.attention.attention.key.bias"]
     with pytest.raises(MisfitError) as refusal:
@@ -142,21 +141,21 @@ def test_a_missing_third_of_qkv_is_named(state):
     assert refusal.value.unexpected == []
 
 
-def test_an_unknown_layout_shows_its_names():
+def test_unknown_layout_shows_its_names():
     with pytest.raises(
         WeightsError, match=r"in no known layout \(timm, .*pycls, flax\); its names are 1 \(conv1.weight\)"
     ):
         load_weights({"conv1.weight": np.zeros((2, 2), np.float32)}, small(False))
 
 
-def test_integers_are_no_weights(state):
+def test_integers_are_rejected(state):
     tensors = state(False)
     tensors["classifier.bias"] = np.zeros(10, np.int32)
     with pytest.raises(WeightsError, match=r"not floating-point numbers: 1 \(classifier.bias: int32\)"):
         load_weights(tensors, small(False))
 
 
-def test_integers_among_q_k_and_v_are_noticed_before_they_are_joined(state):
+def test_integers_in_q_k_and_v_are_rejected(state):
     tensors = state(False)
     name = "vit.encoder.layer.0.attention.attention.query.weight"
     tensors[name] = np.round(100 * tensors[name]).astype(np.int8)
@@ -165,7 +164,7 @@ def test_integers_among_q_k_and_v_are_noticed_before_they_are_joined(state):
 
 
 @pytest.mark.parametrize("shape", [(), (47,), (48, 1)])
-def test_a_misshapen_third_of_qkv_is_named(state, shape):
+def test_misshapen_third_of_qkv_is_named(state, shape):
     tensors = state(False)
     tensors["vit.encoder.layer.1.attention.attention.key.bias"] = np.zeros(shape, np.float32)
     with pytest.raises(MisfitError) as refusal:
@@ -174,7 +173,7 @@ def test_a_misshapen_third_of_qkv_is_named(state, shape):
     assert refusal.value.misshapen == [f"vit.encoder.layer.1.attention.attention.key.bias {shape}, not (48,)"]
 
 
-def test_names_are_told_in_the_files_own_spelling(recorded_shapes, state):
+def test_messages_use_the_names_of_the_file(recorded_shapes, state):
     tensors = layout_state(recorded_shapes["hf_v5"]["small_plain"])
     name = next(it for it in tensors if it.endswith("layers.1.attention.k_proj.bias"))
     del tensors[name]
@@ -183,7 +182,7 @@ def test_names_are_told_in_the_files_own_spelling(recorded_shapes, state):
     assert (refusal.value.missing, refusal.value.unexpected) == ([name], [])
 
 
-def test_what_is_beside_a_head_is_not_dropped_with_it(state):
+def test_unexpected_tensors_of_a_head_are_not_dropped(state):
     tensors = state(False) | {"classifier.norm.weight": np.zeros(3, np.float32)}
     timms = timm.from_variables(load_weights(state(False), small(False))) | {
         "head.fc.weight": np.zeros((3, 3), np.float32)
@@ -194,20 +193,20 @@ def test_what_is_beside_a_head_is_not_dropped_with_it(state):
 
 
 @pytest.mark.parametrize("prefix", ["", "deit."])
-def test_a_tensor_under_two_prefixes_is_refused(state, prefix):
+def test_tensor_with_two_prefixes_is_rejected(state, prefix):
     tensors = state(False) | {f"{prefix}layernorm.bias": np.zeros(48, np.float32)}
-    with pytest.raises(WeightsError, match="is there with two prefixes"):
+    with pytest.raises(WeightsError, match="occurs with two prefixes"):
         load_weights(tensors, small(False))
 
 
-def test_a_file_that_mixes_layouts_is_refused(state):
+def test_mixed_layouts_are_rejected(state):
     tensors = state(False)
     tensors["vit.layers.0.layernorm_before.bias"] = tensors["vit.encoder.layer.0.layernorm_before.bias"]
-    with pytest.raises(WeightsError, match=r"two tensors stand for blocks\.0\.norm1\.bias"):
+    with pytest.raises(WeightsError, match=r"two tensors map to blocks\.0\.norm1\.bias"):
         load_weights(tensors, small(False))
 
 
-def test_unknown_choices_are_refused(state):
+def test_unknown_choices_are_rejected(state):
     with pytest.raises(WeightsError, match="heads='drop' is none of keep, reset, reset_if_needed"):
         load_weights(state(False), small(False), heads="drop")
     with pytest.raises(WeightsError, match="distillation_token='new' is none of keep, adapt"):
@@ -224,7 +223,7 @@ def test_half_precision_becomes_float32(state):
 # --- heads ----------------------------------------------------------------------------------------------------------
 
 
-def test_another_number_of_classes_needs_a_choice(state):
+def test_another_number_of_classes_needs_heads(state):
     model = small(True, num_classes=7)
     with pytest.raises(MisfitError, match=r"cls_classifier\.weight \(10, 48\), not \(7, 48\).*heads='reset_if_needed'"):
         load_weights(state(True), model)
@@ -237,7 +236,7 @@ def test_another_number_of_classes_needs_a_choice(state):
     np.testing.assert_array_equal(variables["params"]["norm"]["bias"], state(True)["deit.layernorm.bias"])
 
 
-def test_heads_that_fit_are_kept_or_reset_as_told(state, equal):
+def test_fitting_heads_are_kept_or_reset(state, equal):
     model = small(True)
     kept = load_weights(state(True), model)
     equal(load_weights(state(True), model, heads="reset_if_needed"), kept)
@@ -247,7 +246,7 @@ def test_heads_that_fit_are_kept_or_reset_as_told(state, equal):
         assert not np.any(reset["params"][head]["bias"])
 
 
-def test_a_backbone_without_heads_gets_new_ones_only_if_told(state):
+def test_missing_heads_are_initialised_only_on_request(state):
     backbone = {name.removeprefix("vit."): t for name, t in state(False).items() if not name.startswith("classifier")}
     with pytest.raises(MisfitError, match=r"missing 2 \(classifier\.(bias|weight), classifier\.(bias|weight)\)"):
         load_weights(backbone, small(False))
@@ -258,7 +257,7 @@ def test_a_backbone_without_heads_gets_new_ones_only_if_told(state):
 # --- with and without the distillation token ------------------------------------------------------------------------
 
 
-def test_a_plain_file_seeds_a_distilled_model_only_if_told(state):
+def test_plain_file_for_a_distilled_model_needs_adapt(state):
     with pytest.raises(MisfitError, match="distillation_token='adapt'"):
         load_weights(state(False), small(True))
     plain = load_weights(state(False), small(False))["params"]
@@ -271,7 +270,7 @@ def test_a_plain_file_seeds_a_distilled_model_only_if_told(state):
     assert_close(output.distillation_logits, np.asarray(output.class_logits, np.float64))
 
 
-def test_a_distilled_file_serves_a_plain_model_only_if_told(state):
+def test_distilled_file_for_a_plain_model_needs_adapt(state):
     with pytest.raises(MisfitError, match="distillation_token='adapt'"):
         load_weights(state(True), small(False))
     distilled = load_weights(state(True), small(True))["params"]
@@ -292,8 +291,8 @@ def test_token_size_and_classes_change_together(state):
 # --- another image size ---------------------------------------------------------------------------------------------
 
 
-def test_position_embeddings_are_resized_as_pytorch_resizes_them():
-    """14x14 to 24x24, as from 224 to 384 pixels, beside the tokens' own."""
+def test_position_embeddings_are_resized_as_in_pytorch():
+    """14x14 to 24x24, as from 224 to 384 pixels; those of the tokens are unchanged."""
     with np.load(MODEL_GOLDEN / "models.npz") as arrays:
         expected = arrays["pos_embed/bicubic_24x24"]
     fields = {"embed_dim": 3, "num_heads": 1, "depth": 1, "num_classes": 2}
@@ -312,10 +311,10 @@ def test_position_embeddings_are_resized_as_pytorch_resizes_them():
         np.testing.assert_array_equal(same, variables["params"]["pos_embed"])
 
 
-def test_a_position_embedding_that_is_no_grid_is_refused(state):
+def test_position_embedding_without_square_grid_is_rejected(state):
     tensors = state(False)
     tensors["vit.embeddings.position_embeddings"] = np.zeros((1, 1 + 15, 48), np.float32)
-    with pytest.raises(WeightsError, match="16 tokens has no square grid behind 1 prefix"):
+    with pytest.raises(WeightsError, match="16 tokens has no square grid after 1 prefix"):
         load_weights(tensors, small(False))
     for tokens in (0, 1):
         tensors["vit.embeddings.position_embeddings"] = np.zeros((1, tokens, 48), np.float32)
@@ -323,10 +322,10 @@ def test_a_position_embedding_that_is_no_grid_is_refused(state):
             load_weights(tensors, small(False))
 
 
-# --- where weights come from ----------------------------------------------------------------------------------------
+# --- sources --------------------------------------------------------------------------------------------------------
 
 
-def test_files_folders_and_wrapped_mappings_are_the_same(state, tmp_path, equal):
+def test_files_folders_and_wrapped_mappings_are_equivalent(state, tmp_path, equal):
     model = small(True)
     expected = load_weights(state(True), model)
     path = save_weights(expected, model, tmp_path / "folder", "hf")
@@ -335,14 +334,14 @@ def test_files_folders_and_wrapped_mappings_are_the_same(state, tmp_path, equal)
         equal(load_weights(source, model), expected)
 
 
-def test_the_average_is_taken_where_it_is_asked_for(state):
+def test_which_selects_the_average(state):
     both = {"model": state(False), "model_ema": {name: 2 * tensor for name, tensor in state(False).items()}}
     raw, ema = (load_weights(both, small(False), which=which)["params"]["norm"]["bias"] for which in (None, "ema"))
     np.testing.assert_array_equal(2 * raw, ema)
 
 
 @pytest.mark.long
-def test_torch_tensors_are_taken(state):
+def test_torch_tensors_are_accepted(state):
     torch = pytest.importorskip("torch")
     tensors = {name: torch.from_numpy(tensor) for name, tensor in state(False).items()}
     found, expected = (load_weights(source, small(False)) for source in (tensors, state(False)))

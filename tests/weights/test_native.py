@@ -7,8 +7,8 @@ import pytest
 
 from deit_jax.models import create_model
 from deit_jax.weights import MisfitError, Preprocessing, WeightsError, load_weights, save_weights
+from deit_jax.weights.class_names import read_class_names
 from deit_jax.weights.files import read_file
-from deit_jax.weights.labels import read_class_names
 from deit_jax.weights.loading import count_classes, fit_variables, fit_weights
 from deit_jax.weights.native import head_names
 
@@ -16,7 +16,7 @@ VIT = dict(patch_size=8, embed_dim=8, depth=2, num_heads=2)
 
 
 class Own(nn.Module):
-    """A model that no other framework has: a layer norm, BatchNorm, and a classifier under another name than `head`."""
+    """A registered model: a layer norm, BatchNorm, and a classifier not named `head`."""
 
     num_classes: int = 5
     width: int = 6
@@ -38,7 +38,7 @@ def equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, dict(one), dict(other))
 
 
-def test_a_model_of_ones_own_is_written_and_read(tmp_path):
+def test_registered_model_round_trip(tmp_path):
     model = Own()
     variables = variables_of(model)
     path = save_weights(variables, model, tmp_path / "own.safetensors", "flax", class_names=list("abcde"))
@@ -48,7 +48,7 @@ def test_a_model_of_ones_own_is_written_and_read(tmp_path):
     assert count_classes(path, model=Own(num_classes=9)) == 5
 
 
-def test_a_folder_says_what_it_holds(tmp_path):
+def test_exported_folder_has_a_card(tmp_path):
     model = Own()
     path = save_weights(
         variables_of(model), model, tmp_path / "own", "flax", preprocessing=Preprocessing(image_size=16),
@@ -61,7 +61,7 @@ def test_a_folder_says_what_it_holds(tmp_path):
 
 
 @pytest.mark.parametrize("scan_blocks", [False, True])
-def test_a_transformer_may_have_these_names_too(tmp_path, scan_blocks):
+def test_flax_layout_of_a_transformer(tmp_path, scan_blocks):
     model = create_model("deit_tiny_distilled_patch16_224", 3, 16, scan_blocks=scan_blocks, **VIT)
     variables = variables_of(model)
     path = save_weights(variables, model, tmp_path / "vit.safetensors", "flax")
@@ -72,7 +72,7 @@ def test_a_transformer_may_have_these_names_too(tmp_path, scan_blocks):
     assert count_classes(path) == 3
 
 
-def test_heads_are_what_depends_on_the_classes():
+def test_head_names_depend_on_the_number_of_classes():
     assert head_names(Own()) == ("params/answer/",)
     given, model = variables_of(Own()), Own(num_classes=7)
     fitted = fit_variables(given, model, "the run", heads="reset_if_needed", seed=3)
@@ -87,7 +87,7 @@ def test_heads_are_what_depends_on_the_classes():
     assert not np.array_equal(fresh.variables["params"]["answer"]["kernel"], given["params"]["answer"]["kernel"])
 
 
-def test_what_does_not_fit_is_refused_whole(tmp_path):
+def test_misfits_of_registered_models_are_rejected(tmp_path):
     model, variables = Own(), variables_of(Own())
     with pytest.raises(
         MisfitError,
@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused_whole(tmp_path):
     with pytest.raises(MisfitError, match=r"missing 1 \(params/answer/bias\)"):
         left_out = {"params": {**variables["params"], "answer": {"kernel": variables["params"]["answer"]["kernel"]}}}
         load_weights({"/".join(map(str, path)): leaf for path, leaf in _flat(variables | left_out)}, model)
-    with pytest.raises(WeightsError, match="the run holds values that make every answer NaN"):
+    with pytest.raises(WeightsError, match="the run holds values that make every output NaN"):
         broken = jax.tree.map(lambda leaf: leaf * np.nan, variables)
         fit_variables(broken, model, "the run", heads="keep", seed=0)
 
@@ -108,7 +108,7 @@ def _flat(variables):
         yield [key.key for key in path], leaf
 
 
-def test_other_frameworks_do_not_have_it(tmp_path):
+def test_other_layouts_reject_registered_models(tmp_path):
     model = Own()
     for layout in ("timm", "hf", "mmpretrain"):
         with pytest.raises(WeightsError, match=f"a Own is written in the layout flax, not '{layout}'"):
@@ -117,13 +117,13 @@ def test_other_frameworks_do_not_have_it(tmp_path):
     vit = create_model("deit_tiny_patch16_224", 3, 16, **VIT)
     save_weights(variables_of(vit), vit, tmp_path / "vit.safetensors")
     with pytest.raises(
-        WeightsError, match=r"vit.safetensors \(timm\) does not fit the model: a Own is read from files that"
+        WeightsError, match=r"vit.safetensors \(timm\) does not fit the model: a Own is loaded from files that"
     ):
         load_weights(tmp_path / "vit.safetensors", model)
 
 
 class Bare(nn.Module):
-    """A classifier whose parameters are the model's own, and a submodule of the name that stacked blocks have."""
+    """A model with classifier parameters of its own, and a submodule named like stacked blocks."""
 
     num_classes: int = 5
 
@@ -134,7 +134,7 @@ class Bare(nn.Module):
         return x @ kernel + self.param("head_bias", nn.initializers.zeros, (self.num_classes,))
 
 
-def test_only_the_head_of_a_model_that_holds_its_parameters_itself_starts_from_scratch(tmp_path):
+def test_head_parameters_of_the_model_itself_are_reset(tmp_path):
     assert head_names(Bare()) == ("params/head/", "params/head_bias/")
     variables = variables_of(Bare())
     path = save_weights(variables, Bare(), tmp_path / "bare.safetensors", "flax")

@@ -1,4 +1,4 @@
-"""The real frameworks open what we write, answer what we answer, and what they write comes back: every model, every layout.
+"""Round trips through the real frameworks, with equal logits: every model, every layout.
 
 Skipped where a framework is not installed; the long tier installs PyTorch and transformers (the extras peers and torch). timm and
 torchvision need a PyTorch of several gigabytes and are tried by hand (docs/parity.md says with which versions).
@@ -12,7 +12,7 @@ import deit_jax
 from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.data.decoding import CenterCrop
 from deit_jax.models import list_models
-from deit_jax.weights.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from deit_jax.weights.cards import IMAGENET_MEAN, IMAGENET_STD
 from tests.models.timm_names import GOLDEN, photographs, state_dict_shapes, timm_tensor
 
 pytestmark = pytest.mark.long
@@ -22,13 +22,13 @@ TORCHVISION = {"regnet_y_400mf": "regnety_004", "regnet_y_1_6gf": "regnety_016",
 
 
 def images_for(model):
-    """Two photographs of the model's size; of a convnet's, which is free, 96 pixels."""
+    """Two photographs of the model's size; 96 pixels for a convnet."""
     return photographs(2, getattr(model, "image_size", 96))
 
 
 @pytest.fixture(scope="module")
 def filled():
-    """Model and variables by name, through timm's names; the last one is kept."""
+    """Model and variables by name, from timm's names; the last one is cached."""
     kept = {}
 
     def fill(name):
@@ -58,7 +58,7 @@ def assert_close(found, expected):
 
 
 @pytest.mark.parametrize("name", DEITS)
-def test_transformers_opens_our_folder_and_we_open_its(filled, equal, tmp_path, name):
+def test_transformers_round_trip(filled, equal, tmp_path, name):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     model, variables, images, ours = filled(name)
     deit_jax.save_weights(variables, model, tmp_path / "ours", "hf")
@@ -79,7 +79,7 @@ def test_transformers_opens_our_folder_and_we_open_its(filled, equal, tmp_path, 
     equal(deit_jax.load_weights(peer.state_dict(), model), variables)
 
 
-def test_transformers_prepares_an_image_as_our_evaluation_does(tmp_path):
+def test_transformers_preprocessing_equals_our_evaluation(tmp_path):
     transformers = pytest.importorskip("transformers")
     from PIL import Image
 
@@ -97,7 +97,7 @@ def test_transformers_prepares_an_image_as_our_evaluation_does(tmp_path):
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_timm_opens_our_folder_and_we_open_its_file(filled, equal, tmp_path, name):
+def test_timm_round_trip(filled, equal, tmp_path, name):
     torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
     model, variables, images, ours = filled(name)
     deit_jax.save_weights(variables, model, tmp_path / "ours")
@@ -105,7 +105,7 @@ def test_timm_opens_our_folder_and_we_open_its_file(filled, equal, tmp_path, nam
     assert peer.pretrained_cfg["crop_pct"] == 0.875 and peer.num_classes == 1000
     with torch.no_grad():
         assert_close(ours.logits, peer(as_torch(images)))
-    # As the reference's main.py and its teacher's file have it.
+    # As in files of the reference's main.py and its teacher.
     torch.save({"model": peer.state_dict()}, tmp_path / "theirs.pth")
     equal(deit_jax.load_weights(tmp_path / "theirs.pth", model), variables)
     fresh = timm.create_model(name)
@@ -115,7 +115,7 @@ def test_timm_opens_our_folder_and_we_open_its_file(filled, equal, tmp_path, nam
         assert_close(ours.logits, fresh.eval()(as_torch(images)))
 
 
-def test_timm_builds_models_of_other_shapes_from_our_folder(tmp_path):
+def test_timm_builds_other_shapes_from_our_folder(tmp_path):
     torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
     for name, fields in (
         (
@@ -135,7 +135,7 @@ def test_timm_builds_models_of_other_shapes_from_our_folder(tmp_path):
 
 
 @pytest.mark.parametrize("theirs", TORCHVISION)
-def test_torchvisions_regnets_answer_the_same_here_and_in_timm(tmp_path, theirs):
+def test_torchvision_regnets_equal_ours_and_timm(tmp_path, theirs):
     torch, torchvision = pytest.importorskip("torch"), pytest.importorskip("torchvision")
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
@@ -152,7 +152,7 @@ def test_torchvisions_regnets_answer_the_same_here_and_in_timm(tmp_path, theirs)
 
 
 @pytest.mark.parametrize("name", DEITS)
-def test_mmpretrain_opens_our_file_and_we_open_its(filled, equal, tmp_path, name):
+def test_mmpretrain_round_trip(filled, equal, tmp_path, name):
     torch = pytest.importorskip("torch")
     models = pytest.importorskip("mmpretrain.models")
     mmengine = pytest.importorskip("mmengine.runner.checkpoint")

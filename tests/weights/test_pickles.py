@@ -1,4 +1,4 @@
-"""PyTorch's files; most of it needs PyTorch, which the long tier installs."""
+"""PyTorch's files. Most tests need PyTorch, which the long tier installs."""
 
 import io
 import pickle
@@ -22,7 +22,7 @@ def torch():
 
 @pytest.mark.long
 @pytest.mark.parametrize("legacy", [False, True])
-def test_pth_files_are_read_in_both_of_pytorchs_formats(tmp_path, torch, legacy):
+def test_both_pth_formats_are_read(tmp_path, torch, legacy):
     from argparse import Namespace
 
     state = {name: torch.from_numpy(tensor.copy()) for name, tensor in TENSORS.items()}
@@ -32,7 +32,7 @@ def test_pth_files_are_read_in_both_of_pytorchs_formats(tmp_path, torch, legacy)
 
 
 @pytest.mark.long
-def test_pth_files_come_back_to_the_bit(tmp_path, torch):
+def test_pth_round_trip(tmp_path, torch):
     write_file(tmp_path / "a.pth", TENSORS, wrapper="model")
     assert set(torch.load(tmp_path / "a.pth", weights_only=True)) == {"model"}
     assert_same(unwrap(read_file(tmp_path / "a.pth"), None, "it"), TENSORS)
@@ -49,7 +49,7 @@ def test_bfloat16_and_parameters_are_read(tmp_path, torch):
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", ["sparse", "meta", "conjugate", "nested"])
-def test_tensors_that_are_no_arrays_are_told_of(torch, kind):
+def test_unsupported_torch_tensors_are_rejected(torch, kind):
     tensor = {
         "sparse": lambda: torch.eye(2).to_sparse(),
         "meta": lambda: torch.zeros(2, device="meta"),
@@ -61,16 +61,16 @@ def test_tensors_that_are_no_arrays_are_told_of(torch, kind):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("how", ["plain pickle", "torch.save", "inside a state dict", "zip by hand"])
-def test_a_hostile_pth_executes_nothing(tmp_path, torch, how):
+@pytest.mark.parametrize("form", ["plain pickle", "torch.save", "inside a state dict", "zip by hand"])
+def test_hostile_pth_executes_nothing(tmp_path, torch, form):
     witness, path = tmp_path / "witness", tmp_path / "a.pth"
     witness.touch()
     hostile = RemovesAFile(witness)
-    if how == "plain pickle":
+    if form == "plain pickle":
         path.write_bytes(pickle.dumps({"model": hostile}))
-    elif how == "torch.save":
+    elif form == "torch.save":
         torch.save(hostile, path)
-    elif how == "inside a state dict":
+    elif form == "inside a state dict":
         torch.save({"model": {"a": torch.zeros(2), "b": hostile}}, path)
     else:
         buffer = io.BytesIO()
@@ -85,12 +85,12 @@ def test_a_hostile_pth_executes_nothing(tmp_path, torch, how):
         read_file(path)
     assert witness.exists()
     assert "\n" not in str(refusal.value)
-    pickle.loads(pickle.dumps(hostile))  # the trap would have worked
+    pickle.loads(pickle.dumps(hostile))  # without protection the code runs
     assert not witness.exists()
 
 
 @pytest.mark.long
-def test_damaged_or_foreign_pth_files_are_refused(tmp_path, torch):
+def test_damaged_or_foreign_pth_files_are_rejected(tmp_path, torch):
     path = tmp_path / "a.pth"
     torch.save({"model": {"a": torch.arange(1000.0)}}, path)
     whole = path.read_bytes()
@@ -103,7 +103,7 @@ def test_damaged_or_foreign_pth_files_are_refused(tmp_path, torch):
         read_file(path)
 
 
-def test_without_pytorch_a_pth_file_says_what_it_needs(tmp_path, monkeypatch):
+def test_pth_without_pytorch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "a.pth").write_bytes(b"PK\x03\x04")
     with pytest.raises(WeightsError, match=r"\.pth files need PyTorch \(pip install torch\)"):

@@ -20,7 +20,7 @@ TEN = np.zeros((10, 48), np.float32)
 
 @pytest.fixture(scope="module")
 def states(recorded_shapes):
-    """The same small plain model in every layout, and in timm's."""
+    """The same small plain model in every layout."""
     found = {
         layout: layout_state(recorded_shapes[layout]["small_plain"]) for layout in ("hf_v4", "hf_v5", "mmpretrain")
     }
@@ -53,18 +53,18 @@ PREFIXES = [
 
 @pytest.mark.parametrize("layout", ["hf_v4", "hf_v5", "mmpretrain", "timm"])
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_a_prefix_that_all_names_have_is_removed_and_reported(states, equal, layout, prefix):
+def test_common_prefix_is_removed_and_reported(states, equal, layout, prefix):
     expected = load_weights(states[layout], SMALL_MODEL)
     fitted = fit_weights({"state_dict": under(prefix, states[layout]), "epoch": 3}, SMALL_MODEL)
     equal(fitted.variables, expected)
-    assert fitted.note == f'the prefix "{prefix}" is removed from the names'
+    assert fitted.note == f'removed the prefix "{prefix}" from the names'
 
 
-def test_names_as_they_should_be_have_no_note(states):
+def test_names_without_prefix_have_no_note(states):
     assert {fit_weights(tensors, SMALL_MODEL).note for tensors in states.values()} == {""}
 
 
-def test_regnets_of_every_framework_lose_their_prefix(recorded_shapes):
+def test_prefixes_of_regnets_are_removed(recorded_shapes):
     for layout, names in (("torchvision", ["regnet_y_400mf"]), ("pycls", ["regnety_002"])):
         for name in names:
             shapes = recorded_shapes[layout][name]
@@ -91,42 +91,42 @@ def test_a_lightning_checkpoint(states, equal, tmp_path):
     fitted = fit_weights(checkpoint, SMALL_MODEL)
     equal(fitted.variables, load_weights(states["timm"], SMALL_MODEL))
     assert fitted.note == (
-        'the prefix "net." is removed from the names, '
-        "left aside: 3 (criterion.weight, val_accuracy.confmat, head_of_another_task.weight)"
+        'removed the prefix "net." from the names, '
+        "ignored 3 (criterion.weight, val_accuracy.confmat, head_of_another_task.weight)"
     )
-    said = []
+    reports = []
     np.savez(tmp_path / "a.npz", **state)
-    load_weights(tmp_path / "a.npz", SMALL_MODEL, report=said.append)
-    assert said == [f"{tmp_path / 'a.npz'}: {fitted.note}"]
+    load_weights(tmp_path / "a.npz", SMALL_MODEL, report=reports.append)
+    assert reports == [f"{tmp_path / 'a.npz'}: {fitted.note}"]
 
 
-def test_python_hears_of_it_by_its_log(states, caplog):
+def test_removed_prefix_is_logged(states, caplog):
     with caplog.at_level(logging.INFO, "deit_jax"):
         load_weights(under("net.", states["timm"]), SMALL_MODEL)
-    assert 'the mapping: the prefix "net." is removed' in caplog.text
+    assert 'the mapping: removed the prefix "net."' in caplog.text
 
 
-def test_a_head_beside_the_backbone_is_not_lost_in_silence(states):
+def test_ignored_head_outside_the_backbone_is_reported(states):
     backbone = {name: tensor for name, tensor in states["timm"].items() if not name.startswith("head.")}
     state = under("backbone.", backbone) | {"classifier.weight": TEN}
     with pytest.raises(WeightsError, match=r"missing 2 \(head\.(weight|bias)"):
         load_weights(state, SMALL_MODEL)
     fitted = fit_weights(state, SMALL_MODEL, heads="reset_if_needed")
-    assert fitted.renewed == ("head",) and "left aside: 1 (classifier.weight)" in fitted.note
+    assert fitted.renewed == ("head",) and "ignored 1 (classifier.weight)" in fitted.note
 
 
 @pytest.mark.parametrize("names", [("student.", "teacher."), ("", "teacher."), ("a.", "a.b.")])
-def test_of_several_sets_the_one_that_fits_is_taken(states, distilled, equal, names):
+def test_fitting_set_of_several_is_used(states, distilled, equal, names):
     one, other = names
     expected = load_weights(states["timm"], SMALL_MODEL)
     for this, that in ((one, other), (other, one)):
         fitted = fit_weights(under(this, states["timm"]) | under(that, distilled), SMALL_MODEL)
         equal(fitted.variables, expected)
         sets = "; ".join(f"{name}*" if name else "names without a prefix" for name in sorted(names))
-        assert "left aside: " in fitted.note and fitted.note.endswith(f"; of several sets ({sets}) only this one fits")
+        assert "ignored " in fitted.note and fitted.note.endswith(f"; only this one of several sets ({sets}) fits")
 
 
-def test_a_student_is_told_from_a_regnet_that_taught_it(states, recorded_shapes, equal):
+def test_student_is_found_next_to_a_regnet_teacher(states, recorded_shapes, equal):
     teacher = {
         name: np.broadcast_to(np.float32(1), shape) for name, shape in recorded_shapes["pycls"]["regnety_002"].items()
     }
@@ -134,7 +134,7 @@ def test_a_student_is_told_from_a_regnet_that_taught_it(states, recorded_shapes,
     equal(fitted.variables, load_weights(states["timm"], SMALL_MODEL))
 
 
-def test_several_sets_that_fit_are_refused_by_name(states):
+def test_several_fitting_sets_are_rejected(states):
     checkpoint = {"student": under("module.", states["timm"]), "teacher": states["timm"], "epoch": 3}
     with pytest.raises(WeightsError, match=r"several sets of weights that fit: student\.module\.\*, teacher\.\*; save"):
         load_weights(checkpoint, SMALL_MODEL)
@@ -142,13 +142,13 @@ def test_several_sets_that_fit_are_refused_by_name(states):
         load_weights(states["timm"] | under("old.", states["timm"]), SMALL_MODEL)
 
 
-def test_one_that_fits_and_is_nan_is_not_passed_over(states, distilled):
+def test_fitting_set_with_nan_is_rejected(states, distilled):
     faulty = states["timm"] | {"norm.bias": np.full(48, np.nan, np.float32)}
     with pytest.raises(WeightsError, match=r"norm\.bias: 48 of 48 NaN"):
         load_weights(under("student.", faulty) | under("teacher.", distilled), SMALL_MODEL)
 
 
-def test_several_sets_of_which_none_fits(states):
+def test_several_sets_without_a_fit(states):
     both = under("student.", classes(states["timm"], 3)) | under("teacher.", classes(states["timm"], 4))
     with pytest.raises(
         WeightsError, match=r"several sets of weights, student\.\*, teacher\.\*, and none fits; the first: "
@@ -163,7 +163,7 @@ def test_weights_under_another_key(states, equal, key):
     equal(load_weights(checkpoint, SMALL_MODEL), load_weights(states["timm"], SMALL_MODEL))
 
 
-def test_averages_are_told_by_the_word_ema(states, equal):
+def test_averages_are_identified_by_the_word_ema(states, equal):
     raw, average = load_weights(states["timm"], SMALL_MODEL), load_weights(doubled(states["timm"]), SMALL_MODEL)
     for one, other in (
         ("model.", "ema_model.module."),
@@ -184,7 +184,7 @@ def test_averages_are_told_by_the_word_ema(states, equal):
         load_weights(states["timm"], SMALL_MODEL, which="ema")
 
 
-def test_timms_and_mmengines_averages_may_have_prefixes_too(states, equal):
+def test_averages_of_timm_and_mmengine_with_prefixes(states, equal):
     average = load_weights(doubled(states["timm"]), SMALL_MODEL)
     raw = under("module.", states["timm"])
     checkpoint = {"state_dict": raw, "state_dict_ema": under("module.", doubled(states["timm"])), "arch": "deit"}
@@ -194,7 +194,7 @@ def test_timms_and_mmengines_averages_may_have_prefixes_too(states, equal):
     equal(load_weights(mmengines, SMALL_MODEL), load_weights(states["timm"], SMALL_MODEL))
 
 
-def test_classes_are_counted_behind_a_prefix(states, tmp_path):
+def test_classes_are_counted_after_a_prefix(states, tmp_path):
     np.savez(tmp_path / "a.npz", **under("model.", states["timm"]))
     assert count_classes(tmp_path / "a.npz") == 10
     np.savez(tmp_path / "b.npz", **under("a.", states["timm"]), **under("b.", classes(states["timm"], 3)))
@@ -202,7 +202,7 @@ def test_classes_are_counted_behind_a_prefix(states, tmp_path):
         count_classes(tmp_path / "b.npz")
 
 
-def test_the_name_of_a_misfit_keeps_its_prefix_in_sight(states):
+def test_misfit_shows_the_prefix(states):
     tensors = {name: tensor for name, tensor in states["timm"].items() if name != "blocks.1.norm1.bias"}
     with pytest.raises(WeightsError, match=r"the mapping \(net\.\*\) \(timm\) does not fit .*blocks\.1\.norm1\.bias"):
         load_weights(under("net.", tensors), SMALL_MODEL)
@@ -213,6 +213,6 @@ def test_a_prefix_with_control_characters_is_shown_escaped(states):
     assert "\x1b" not in note and "\\x1b[31m." in note
 
 
-def test_jax_arrays_are_taken(states, equal):
+def test_jax_arrays_are_accepted(states, equal):
     tensors = jax.tree.map(jax.numpy.asarray, under("model.", states["timm"]))
     equal(load_weights(tensors, SMALL_MODEL), load_weights(states["timm"], SMALL_MODEL))

@@ -1,4 +1,4 @@
-"""Weights of models that this package does not have are called by their name, and DeiT of another size by its size.
+"""Weights of unsupported models are identified by name, and DeiT of another size by its size.
 
 Names are those of the models' state dicts; tensors are small, and of blocks and stages there are one or two.
 """
@@ -24,7 +24,7 @@ def both(*names):
 
 
 def shaped(names, patch=8, positions=PATCHES + 1):
-    """Tensors under these names, of shapes that tell what shapes tell."""
+    """Tensors under these names, with the shapes that matter."""
     shapes = {
         "patch_embed.proj.weight": (WIDTH, 3, patch, patch),
         "pos_embed": (1, positions, WIDTH),
@@ -37,7 +37,7 @@ def shaped(names, patch=8, positions=PATCHES + 1):
 
 
 def vit(*more, block=(), blocks="blocks.0.", positions=PATCHES + 1, patch=8, leave_out=()):
-    """A ViT in timm's names with further tensors, and further ones in each block."""
+    """A ViT in timm's names with additional tensors, also in each block."""
     own = both("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
     names = ["cls_token", "pos_embed", *both("patch_embed.proj", "norm", "head")]
     names += [blocks + name for name in [*own, *block]]
@@ -222,17 +222,19 @@ RELATIVES = {
 @pytest.mark.parametrize(
     ("title", "number"), [(title, i) for title, them in RELATIVES.items() for i in range(len(them))]
 )
-def test_a_relative_is_called_by_its_name(title, number):
+def test_other_models_are_identified(title, number):
     for prefix in ("", "model.", "student._orig_mod."):
-        said = relative({prefix + name: tensor for name, tensor in RELATIVES[title][number].items()})
-        assert title in said and "deit_jax " in said and "\n" not in said and len(said) < 200
-        assert not [other for other in RELATIVES if other in said and other not in title], said
+        description = relative({prefix + name: tensor for name, tensor in RELATIVES[title][number].items()})
+        assert (
+            title in description and "deit_jax " in description and "\n" not in description and len(description) < 200
+        )
+        assert not [other for other in RELATIVES if other in description and other not in title], description
 
 
 @pytest.mark.parametrize(
     "title", ["DeiT III", "DINOv2", "MAE weights", "BEiT", "CaiT", "pre-logits", "Swin weights", "ResNet", "CLIP"]
 )
-def test_the_refusal_is_one_line_with_the_name(tmp_path, title):
+def test_error_is_one_line_with_the_model(tmp_path, title):
     np.savez(tmp_path / "a.npz", **RELATIVES[title][0])
     for source in (
         tmp_path / "a.npz",
@@ -243,20 +245,20 @@ def test_the_refusal_is_one_line_with_the_name(tmp_path, title):
         assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
-def test_a_convnet_of_another_kind_is_named_too():
+def test_other_convnets_are_identified():
     with pytest.raises(
-        WeightsError, match=r"holds RegNetX weights \(no squeeze and excitation\): deit_jax has RegNetY"
+        WeightsError, match=r"holds RegNetX weights \(no squeeze and excitation\): deit_jax supports RegNetY"
     ):
         load_weights(RELATIVES["RegNetX"][0], REGNET)
 
 
-def test_the_integers_of_a_relative_do_not_hide_its_name():
+def test_integers_do_not_hide_the_model():
     tensors = RELATIVES["BEiT"][0] | {"blocks.0.attn.relative_position_index": np.zeros((17, 17), np.int64)}
     with pytest.raises(WeightsError, match="holds BEiT weights"):
         load_weights(tensors, MODEL)
 
 
-def test_a_convnet_beside_the_weights_does_not_name_them():
+def test_convnet_outside_the_weights_is_ignored():
     tensors = {f"net.{name}": it for name, it in vit().items()}
     tensors |= {f"perceptual_loss.{name}": it for name, it in RELATIVES["ResNet"][0].items()}
     with pytest.raises(
@@ -266,13 +268,13 @@ def test_a_convnet_beside_the_weights_does_not_name_them():
         load_weights(tensors, MODEL)
 
 
-def test_what_is_missing_can_still_be_asked_for():
+def test_attributes_list_missing_names():
     with pytest.raises(MisfitError) as error:
         load_weights(RELATIVES["ViT with layer scale"][0], MODEL)
     assert set(error.value.unexpected) == {"blocks.0.ls1.gamma", "blocks.0.ls2.gamma"}
 
 
-def test_every_model_of_ours_is_called_none_of_them(recorded_shapes):
+def test_own_models_are_not_misidentified(recorded_shapes):
     for models in (state_dict_shapes(), *recorded_shapes.values()):
         for name, shapes in models.items():
             tensors = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
@@ -310,14 +312,14 @@ def stand_in(name):
         ),
     ],
 )
-def test_another_size_is_named(given, wanted, message):
+def test_another_size_is_identified(given, wanted, message):
     with pytest.raises(MisfitError, match=message) as error:
         load_weights(stand_in(given), deit_jax.create_model(wanted), heads="reset_if_needed")
     assert "\n" not in str(error.value) and len(str(error.value)) < 900
 
 
 @pytest.mark.parametrize("layout", ["hf_v4", "hf_v5", "mmpretrain"])
-def test_another_size_is_named_in_every_layout(recorded_shapes, layout):
+def test_another_size_is_identified_in_every_layout(recorded_shapes, layout):
     tensors = {
         key: np.broadcast_to(np.float32(0), shape)
         for key, shape in recorded_shapes[layout]["deit_small_patch16_224"].items()
@@ -338,12 +340,12 @@ def test_another_size_is_named_in_every_layout(recorded_shapes, layout):
         ),
     ],
 )
-def test_other_fields_are_named(fields, words):
+def test_other_fields_are_described(fields, words):
     given = timm.expected_tensors(deit_jax.create_model("deit_tiny_patch16_224", **fields))
     with pytest.raises(MisfitError, match=rf"holds {words}; the model is deit_base_patch16_224 "):
         load_weights(given, deit_jax.create_model("deit_base_patch16_224"))
 
 
-def test_an_image_size_alone_is_no_other_model(recorded_shapes):
+def test_image_size_alone_is_the_same_model(recorded_shapes):
     fitted = fit_weights(layout_state(recorded_shapes["hf_v4"]["small_plain"]), MODEL.clone(image_size=48))
     assert fitted.resized == "4x4 to 6x6"

@@ -39,50 +39,50 @@ def random_model(name, fields, size):
 
 @pytest.mark.parametrize("layout", ["timm", "hf", "mmpretrain"])
 @pytest.mark.parametrize("name", ["deit_tiny_patch16_224", DISTILLED])
-def test_what_is_written_comes_back_to_the_bit(tmp_path, equal, layout, name):
+def test_round_trip_is_bit_exact(tmp_path, equal, layout, name):
     model, variables = random_model(name, SMALL, 32)
     for path in (tmp_path / "folder", tmp_path / "a.safetensors")[layout == "mmpretrain" :]:
         written = save_weights(variables, model, path, layout)
         equal(load_weights(written, model), variables)
 
 
-def test_a_regnet_comes_back_to_the_bit(tmp_path, equal, regnet):
+def test_round_trip_of_a_regnet_is_bit_exact(tmp_path, equal, regnet):
     model, variables = regnet
     equal(load_weights(save_weights(variables, model, tmp_path / "a.safetensors"), model), variables)
 
 
 @pytest.mark.parametrize("layout", ["timm", "hf", "mmpretrain"])
-def test_every_models_file_has_the_frameworks_names_and_shapes(recorded_shapes, layout):
-    """A strict load takes it: the names and shapes are those of the framework's own state dict, no more and no less."""
+def test_written_names_and_shapes_equal_the_framework(recorded_shapes, layout):
+    """Names and shapes equal the framework's state dict exactly, so that a strict load works."""
     timms = state_dict_shapes()
     recorded = {"timm": timms, "hf": recorded_shapes["hf_v4"], "mmpretrain": recorded_shapes["mmpretrain"]}[layout]
     names = [name for name in list_models() if layout == "timm" or name.startswith("deit")]
     assert len(names) == (20 if layout == "timm" else 8)
     for name in names:
-        # Stand-ins that take no memory, and without the counters, which variables do not have.
+        # Placeholders without memory, and without counters, which variables do not have.
         tensors = {key: np.broadcast_to(np.float32(0), shape) for key, shape in timms[name].items()}
         tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith("num_batches_tracked")}
         found = saving.LAYOUTS[layout].from_timm(tensors)
         assert {key: tensor.shape for key, tensor in found.items()} == recorded[name], name
 
 
-def test_version_5_of_transformers_writes_the_names_that_we_write(recorded_shapes):
+def test_written_names_equal_transformers_5(recorded_shapes):
     assert recorded_shapes["hf_v5_disk"] == recorded_shapes["hf_v4"]
 
 
-def test_variables_with_an_empty_collection_are_taken(tmp_path, distilled):
+def test_empty_collections_are_accepted(tmp_path, distilled):
     model, variables = distilled
     save_weights({**variables, "batch_stats": {}}, model, tmp_path / "a.safetensors")
 
 
-# --- the files beside the weights -----------------------------------------------------------------------------------
+# --- cards ----------------------------------------------------------------------------------------------------------
 
 
 def card(folder, name="config.json"):
     return json.loads((folder / name).read_text())
 
 
-def test_transformers_is_told_what_its_defaults_would_get_wrong(tmp_path, distilled):
+def test_huggingface_card_overrides_wrong_defaults(tmp_path, distilled):
     model, variables = distilled
     save_weights(variables, model, tmp_path, "hf", class_names=[f"class {i}" for i in range(10)])
     config, processor = card(tmp_path), card(tmp_path, "preprocessor_config.json")
@@ -94,12 +94,12 @@ def test_transformers_is_told_what_its_defaults_would_get_wrong(tmp_path, distil
 
 
 @pytest.mark.parametrize(("image_size", "resized"), [(224, 256), (384, 438), (160, 182), (320, 365)])
-def test_the_crop_is_the_references(image_size, resized):
+def test_crop_equals_the_reference(image_size, resized):
     model = create_model("deit_tiny_patch16_224", image_size=image_size)
     assert Preprocessing().sides(model) == (resized, image_size)
 
 
-def test_timms_card_rebuilds_the_model(tmp_path, distilled, regnet):
+def test_timm_card_rebuilds_the_model(tmp_path, distilled, regnet):
     model, variables = distilled
     save_weights(variables, model, tmp_path / "a", preprocessing=Preprocessing(crop_ratio=1.0, mean=(0.5, 0.5, 0.5)))
     config = card(tmp_path / "a")
@@ -117,11 +117,11 @@ def test_timms_card_rebuilds_the_model(tmp_path, distilled, regnet):
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_a_registered_model_is_known_by_its_name(name):
+def test_identify_named_models(name):
     assert identify(create_model(name, num_classes=7, drop_path_rate=0.1)) == (name, {})
 
 
-def test_a_changed_model_is_known_by_what_differs():
+def test_identify_changed_models():
     name, fields = identify(create_model("deit_base_distilled_patch16_384", image_size=320, depth=11))
     assert name.startswith("deit_base_distilled") and fields == {"image_size": 320, "depth": 11}
     with pytest.raises(ValueError, match="a Dense is not a registered model"):
@@ -131,7 +131,7 @@ def test_a_changed_model_is_known_by_what_differs():
 # --- refusals -------------------------------------------------------------------------------------------------------
 
 
-def test_what_a_layout_cannot_say_is_refused(tmp_path, distilled, regnet):
+def test_unsupported_layouts_are_rejected(tmp_path, distilled, regnet):
     model, variables = regnet
     for layout in ("hf", "mmpretrain"):
         with pytest.raises(WeightsError, match=f"in the layout timm or flax, not '{layout}'"):
@@ -149,7 +149,7 @@ def test_what_a_layout_cannot_say_is_refused(tmp_path, distilled, regnet):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_variables_must_be_the_models(tmp_path, distilled):
+def test_misfitting_variables_are_rejected(tmp_path, distilled):
     model, variables = distilled
     with pytest.raises(WeightsError, match=r": of another shape 4 \(head\."):
         save_weights(variables, model.clone(num_classes=3), tmp_path)
@@ -162,10 +162,10 @@ def test_the_variables_must_be_the_models(tmp_path, distilled):
     assert not list(tmp_path.iterdir())
 
 
-def test_variables_of_another_kind_are_refused(tmp_path, distilled):
+def test_invalid_variables_are_rejected(tmp_path, distilled):
     model, variables = distilled
     for wrong in (variables["params"], None, [1], {"params": None}):
-        with pytest.raises(WeightsError, match=r"variables are \{\"params\""):
+        with pytest.raises(WeightsError, match=r"variables must be \{\"params\""):
             save_weights(wrong, model, tmp_path)
     complex_ones = jax.tree.map(lambda leaf: leaf.astype(np.complex64), variables)
     with pytest.raises(WeightsError, match="not floating-point arrays"):
@@ -173,7 +173,7 @@ def test_variables_of_another_kind_are_refused(tmp_path, distilled):
 
 
 @pytest.mark.parametrize("name", ["model.npz", "model.safetensor", "model.h5", "model.CKPT"])
-def test_a_file_of_another_kind_does_not_become_a_folder(tmp_path, distilled, name):
+def test_other_suffixes_do_not_become_folders(tmp_path, distilled, name):
     model, variables = distilled
     with pytest.raises(WeightsError, match=r"weights are written as \.safetensors or \.pth"):
         save_weights(variables, model, tmp_path / name)
@@ -189,7 +189,7 @@ def test_a_workdir_is_not_overwritten(tmp_path, distilled):
     assert (tmp_path / "config.json").read_text() == "{}"
 
 
-def test_preprocessing_that_cannot_be_is_refused(tmp_path, distilled):
+def test_invalid_preprocessing_is_rejected(tmp_path, distilled):
     model, variables = distilled
     with pytest.raises(WeightsError, match="preprocessing to 300 pixels for a model of 32"):
         save_weights(variables, model, tmp_path, preprocessing=Preprocessing(image_size=300))
@@ -199,7 +199,7 @@ def test_preprocessing_that_cannot_be_is_refused(tmp_path, distilled):
         Preprocessing(mean=(0.5,))
 
 
-def test_arrays_of_numbers_and_names_are_written_as_plain_ones(tmp_path, distilled):
+def test_numpy_values_are_written_as_json(tmp_path, distilled):
     model, variables = distilled
     preprocessing = Preprocessing(mean=np.full(3, 0.5, np.float32), std=np.float32([1, 1, 1]))
     for layout in ("timm", "hf"):

@@ -1,4 +1,4 @@
-"""Values that make every answer NaN are found wherever weights are read or written."""
+"""Unusable values (NaN and the like) are detected when weights are read or written."""
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from deit_jax.training.checkpointing import Checkpoints
 from deit_jax.training.state import TrainState
 from deit_jax.training.trained_weights import load_variables, load_weights_of_run
 from deit_jax.weights import WeightsError, load_weights, save_weights
+from deit_jax.weights.errors import unusable_values
 from deit_jax.weights.loading import fit_variables
-from deit_jax.weights.values import unusable_values
 
 from .layout_golden import SMALL, layout_state
 
@@ -27,7 +27,7 @@ def regnet():
     return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
-def test_each_kind_is_counted_by_tensor():
+def test_unusable_values_are_counted_by_tensor():
     tensors = {
         "a": np.array([1, np.nan, np.nan], np.float32),
         "b": np.array([np.inf, -np.inf, 0, np.nan], np.float16),
@@ -49,7 +49,7 @@ def test_each_kind_is_counted_by_tensor():
 
 @pytest.mark.parametrize("layout", ["hf_v4", "hf_v5", "mmpretrain"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_files_of_every_layout_are_refused_by_the_tensors_own_name(recorded_shapes, tmp_path, layout, value):
+def test_files_with_unusable_values_are_rejected(recorded_shapes, tmp_path, layout, value):
     tensors = layout_state(recorded_shapes[layout]["small_plain"])
     name = next(it for it in tensors if it.endswith(("key.bias", "k_proj.bias", "layers.1.attn.qkv.bias")))
     tensors[name][3] = value
@@ -57,14 +57,14 @@ def test_files_of_every_layout_are_refused_by_the_tensors_own_name(recorded_shap
     safetensors.numpy.save_file(tensors, tmp_path / "a.safetensors")
     model = deit_jax.create_model(PLAIN, **SMALL)
     for source in (tensors, {"state_dict": tensors}, tmp_path / "a.npz", tmp_path / "a.safetensors"):
-        with pytest.raises(WeightsError, match=r"make every answer NaN: 1 \(" + name + r": 1 of \d+ ") as error:
+        with pytest.raises(WeightsError, match=r"make every output NaN: 1 \(" + name + r": 1 of \d+ ") as error:
             load_weights(source, model)
         assert "\n" not in str(error.value)
     with pytest.raises(WeightsError, match=name):
         deit_jax.Classifier.from_weights(tmp_path / "a.npz", PLAIN, **SMALL)
 
 
-def test_what_a_model_does_not_take_may_be_nan(recorded_shapes, regnet):
+def test_unused_tensors_may_be_nan(recorded_shapes, regnet):
     tensors = layout_state(recorded_shapes["hf_v4"]["small_plain"])
     tensors["classifier.bias"][0] = np.nan
     model = deit_jax.create_model(PLAIN, **SMALL)
@@ -86,7 +86,7 @@ def test_what_a_model_does_not_take_may_be_nan(recorded_shapes, regnet):
         fit_variables(faulty, convnet, "the run", heads="keep", seed=0)
 
 
-def test_statistics_of_batch_norm_are_looked_at(tmp_path, regnet):
+def test_batch_norm_statistics_are_checked(tmp_path, regnet):
     model, variables = regnet
     path = save_weights(variables, model, tmp_path / "a.safetensors")
     tensors = safetensors.numpy.load_file(path)
@@ -96,7 +96,7 @@ def test_statistics_of_batch_norm_are_looked_at(tmp_path, regnet):
             load_weights(faulty, model)
 
 
-def test_nothing_is_written_or_handed_on(tmp_path, regnet):
+def test_unusable_values_are_not_written(tmp_path, regnet):
     model, variables = regnet
     faulty = jax.tree.map(np.array, variables)
     faulty["batch_stats"]["stem"]["bn"]["var"][2] = np.nan
@@ -107,7 +107,7 @@ def test_nothing_is_written_or_handed_on(tmp_path, regnet):
         fit_variables(faulty, model, "the run", heads="keep", seed=0)
 
 
-def test_checkpoints_are_refused_by_the_weights_that_are_asked_for(tmp_path):
+def test_checkpoints_with_unusable_values_are_rejected(tmp_path):
     params = {"norm": {"bias": jnp.array([0.0, jnp.nan])}}
     fine = {"norm": {"bias": jnp.zeros(2)}}
     state = TrainState(

@@ -3,14 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from deit_jax.models.position_embedding import resize_position_embedding
+from deit_jax.models.vit_parameters import resize_position_embedding
 
 from .timm_names import timm_tensor
 
 
 @pytest.fixture(scope="module")
 def patches():
-    """A 14x14 grid of white noise, the hardest case: smooth embeddings hide what kernels do."""
+    """A 14x14 grid of white noise; smooth embeddings would hide differences between kernels."""
     return timm_tensor("pos_embed", (1, 14 * 14, 3))
 
 
@@ -22,7 +22,7 @@ def prefix():
 @pytest.mark.parametrize(
     ("method", "grid"), [("bicubic", (24, 24)), ("bicubic", (10, 10)), ("bicubic", (9, 20)), ("bilinear", (24, 24))]
 )
-def test_resizing_is_that_of_pytorch(golden, close, patches, prefix, method, grid):
+def test_resizing_equals_pytorch(golden, close, patches, prefix, method, grid):
     embedding = jnp.concatenate([prefix, patches], axis=1)
     resized = resize_position_embedding(embedding, grid, num_prefix_tokens=2, method=method)
     assert resized.dtype == jnp.float32
@@ -32,8 +32,8 @@ def test_resizing_is_that_of_pytorch(golden, close, patches, prefix, method, gri
     np.testing.assert_allclose(resized[:, 2:], expected, rtol=0, atol=2e-6)
 
 
-def test_jax_bicubic_is_another_kernel(golden, patches):
-    # Why the method is named in full: JAX's "bicubic" has a = -0.5, PyTorch's a = -0.75.
+def test_jax_bicubic_is_a_different_kernel(golden, patches):
+    # JAX's "bicubic" has a = -0.5, PyTorch's a = -0.75.
     other = jax.image.resize(patches.reshape(14, 14, 3), (24, 24, 3), "bicubic", antialias=False).reshape(1, -1, 3)
     assert np.abs(other - golden["pos_embed/bicubic_24x24"]).max() > 0.05
 
@@ -46,18 +46,18 @@ def test_equal_size_is_an_exact_identity(patches, num_prefix_tokens, method):
     np.testing.assert_array_equal(resized, embedding)
 
 
-def test_a_constant_grid_stays_constant():
+def test_constant_grid_stays_constant():
     for grid in ((24, 24), (5, 9)):
         resized = resize_position_embedding(jnp.full((1, 197, 2), 0.7), grid, num_prefix_tokens=1)
         np.testing.assert_allclose(resized, 0.7, rtol=1e-6)
 
 
-def test_a_grid_that_is_not_square_is_refused():
-    # A plain checkpoint given as a distilled one: 197 tokens, two of them prefix.
+def test_non_square_grid_is_rejected():
+    # A plain checkpoint loaded as distilled: 197 tokens, two of them prefix.
     with pytest.raises(ValueError, match=r"197 tokens.*2 prefix"):
         resize_position_embedding(jnp.zeros((1, 197, 3)), (24, 24), num_prefix_tokens=2)
 
 
-def test_unknown_method_is_refused_with_the_valid_ones():
+def test_unknown_method_is_rejected():
     with pytest.raises(ValueError, match=r"'nearest'.*bicubic, bilinear"):
         resize_position_embedding(jnp.zeros((1, 197, 3)), (24, 24), num_prefix_tokens=1, method="nearest")
