@@ -23,9 +23,9 @@ training each. Not yet run on ImageNet.
 from ml_collections import ConfigDict
 
 from deit_jax.paper.rows import publish
+from deit_jax.recipes.files import pick
 from deit_jax.recipes.imagenet import deit, fine_tune
 from deit_jax.recipes.small import run_locally
-from deit_jax.recipes.words import pick
 
 # The words, in the order of Table 8's rows, and the fields that each changes. SGD changes one of the two trainings, see below.
 # The second reading of a row has no row of its own.

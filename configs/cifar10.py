@@ -17,7 +17,7 @@ with `no_token` after soft or hard, where the class token learns from both. benc
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, default_config
-from deit_jax.recipes.words import pick
+from deit_jax.recipes.files import pick
 
 STUDENT = dict(patch_size=4, embed_dim=96, depth=4, num_heads=3)
 # Stages of 48, 96 and 192 channels, in groups of 48: narrow grouped convolutions are slow on a CPU.

@@ -20,9 +20,9 @@ the authors took 20 hours on 8 GPUs for 25 epochs; their README, and with it thi
 from ml_collections import ConfigDict
 
 from deit_jax.paper.rows import publish
+from deit_jax.recipes.files import pick
 from deit_jax.recipes.imagenet import SIZES, TRAIN_SIZES, deit, distil, fine_tune, pixels
 from deit_jax.recipes.small import run_locally
-from deit_jax.recipes.words import pick
 
 
 def get_config(argument: str = "384px") -> ConfigDict:

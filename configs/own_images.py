@@ -21,8 +21,8 @@ whose 1000 epochs are configs/transfer.py. Not yet run from the published weight
 from ml_collections import ConfigDict
 
 from deit_jax.config import default_config
+from deit_jax.recipes.files import pick
 from deit_jax.recipes.imagenet import SIZES
-from deit_jax.recipes.words import pick
 
 
 def get_config(argument: str = "tiny") -> ConfigDict:

@@ -16,8 +16,8 @@ and strengths differ. Arguments, several as in configs/quickstart.py:no_teacher,
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError
+from deit_jax.recipes.files import pick
 from deit_jax.recipes.small import fashion_mnist
-from deit_jax.recipes.words import pick
 
 STUDENT = dict(patch_size=7, embed_dim=128, depth=4, num_heads=4)
 # 28-pixel images leave no room for a stem that halves them.

@@ -40,9 +40,9 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import MUST_BE_GIVEN, ConfigError
 from deit_jax.paper.rows import publish
+from deit_jax.recipes.files import pick
 from deit_jax.recipes.imagenet import SIZES, deit, distil
 from deit_jax.recipes.small import run_locally
-from deit_jax.recipes.words import pick
 
 # Number of classes (Table 6); where TFDS (or a folder) has them, and with which splits.
 DATA_SETS = {

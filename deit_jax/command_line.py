@@ -23,7 +23,7 @@ from deit_jax.help import page, requested
 from deit_jax.modes import FLAGS, GENERAL, MODES, Flag, Given, Mode, UsageError
 from deit_jax.paths import expand_paths, folder, typed_path
 from deit_jax.plugins import say_plugins
-from deit_jax.recipes.location import find_config, own_configs
+from deit_jax.recipes.files import find_config, own_configs
 
 
 def _define(flag: Flag) -> None:

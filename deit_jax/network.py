@@ -20,12 +20,12 @@ from deit_jax.data.decoding import EvaluationCrop, evaluation_crop
 from deit_jax.models import native_image_size
 from deit_jax.models.protocol import fixed_image_size, initial_variables
 from deit_jax.training.checkpoint_folder import CheckpointError
+from deit_jax.training.checkpointing import load_variables, load_weights_of_run
 from deit_jax.training.network_identity import NetworkIdentity, weights_digest
 from deit_jax.training.plan import compute_dtype
 from deit_jax.training.program import build_model, build_recorded_model
 from deit_jax.training.record import read_config, scheduled_steps
 from deit_jax.training.state import Variables
-from deit_jax.training.trained_weights import load_variables, load_weights_of_run
 from deit_jax.weights import hub
 from deit_jax.weights.cards import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deit_jax.weights.class_names import imagenet_class_names, names_of_weights

@@ -37,7 +37,7 @@ def test_file_line_and_what_are_told(tmp_path, source, said):
 
 
 def test_what_the_file_itself_refuses_stands_alone():
-    with pytest.raises(UserError, match=r"^configs/deit.py:huge: 'huge' is not known"):
+    with pytest.raises(UserError, match=r"^configs/deit.py:huge: 'huge' is unknown"):
         load_config("configs/deit.py:huge")
 
 

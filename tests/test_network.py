@@ -271,7 +271,7 @@ def test_teacher_is_the_specified_network(tmp_path):
 
 
 def test_missing_sources(tmp_path):
-    with pytest.raises(ConfigError, match="nowhere: there is no such file or folder"):
+    with pytest.raises(ConfigError, match="nowhere: no such file or folder"):
         load_network(tmp_path / "nowhere", wanted_by(config_of("nowhere")))
     with pytest.raises(WeightsError, match=r"gone\.pth: there is no such file"):
         load_network(str(tmp_path / "gone.pth"), wanted_by(config_of("gone.pth")))

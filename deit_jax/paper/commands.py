@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from deit_jax.errors import UserError
 from deit_jax.paper.rows import Row, rows_of
-from deit_jax.recipes.location import find_config
+from deit_jax.recipes.files import find_config
 
 # In the order in which they are listed; the quick start is none of the paper's.
 FILES = ("deit", "teacher", "distillation", "finetune", "transfer", "ablation", "search")

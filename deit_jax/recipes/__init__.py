@@ -1,1 +1,1 @@
-"""What the files under configs/ share: the recipes they vary, the words they understand, and the table rows they reproduce."""
+"""Code shared by the files under configs/: recipes, and the parsing of their arguments."""

@@ -1,4 +1,4 @@
-"""The recipes on ImageNet that several files under configs/ vary: training, distilling, and fine-tuning at another resolution.
+"""ImageNet recipes shared by files under configs/: training, distillation, and fine-tuning at another resolution.
 
 The numbers of Table 9 are in configs/deit.py.
 """
@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 
 from deit_jax.config import MUST_BE_GIVEN
 from deit_jax.data.known_sets import imagenet_extra_sets
-from deit_jax.recipes.location import load_own
+from deit_jax.recipes.files import load_own
 
 SIZES = ("tiny", "small", "base")
 EPOCHS = ("300", "500", "800", "1000")  # Figure 3
 TRAIN_SIZES = ("160px", "224px", "320px", "384px")  # Table 10
-# Table 2's teachers, by the words of configs/distillation.py.
+# Table 2's teachers, by the names in configs/distillation.py.
 TEACHERS = {
     "regnety_040": "regnety_040",
     "regnety_080": "regnety_080",
@@ -25,13 +25,13 @@ TEACHERS = {
 
 
 def deit(size: str, *, distilled: bool = False) -> ConfigDict:
-    """configs/deit.py's recipe; `distilled`: with a distillation token, which nothing teaches yet (see `distil`)."""
+    """Returns the recipe of configs/deit.py. distilled: add a distillation token, still without a teacher (see `distil`)."""
     config: ConfigDict = load_own("deit").recipe(size, distilled=distilled)
     return config
 
 
 def distil(config: ConfigDict, kind: str, teacher: str = "regnety_160") -> None:
-    """Let one of TEACHERS teach, kind "soft" or "hard"; soft rows of the paper have alpha 0.1 and tau 3 (section 4)."""
+    """Adds one of TEACHERS, with kind "soft" or "hard"; the paper's soft rows have alpha 0.1 and tau 3 (section 4)."""
     config.distillation.kind = kind
     if kind == "soft":
         config.distillation.alpha, config.distillation.tau = 0.1, 3.0
@@ -39,15 +39,15 @@ def distil(config: ConfigDict, kind: str, teacher: str = "regnety_160") -> None:
 
 
 def fine_tune(config: ConfigDict, image_size: int, optimizer: str = "adamw") -> None:
-    """Turn a configuration for 224 pixels into its fine-tuning at another size, from weights that are given.
+    """Changes a configuration for 224 pixels to fine-tuning at another size, from given weights.
 
-    The rates, batch and length are those of the released README (`--lr 5e-6 --min-lr 5e-6 --weight-decay 1e-8 --epochs 30`, 32
-    images on each of 16 GPUs; the paper says 25 epochs), and the student runs in evaluation mode, as the released weights were
-    fine-tuned. All else stays: augmentation, repeats and smoothing are those of pre-training, and a teacher goes on teaching, at
-    the new size. With "sgd", whose settings are unknown, rate and decay are those that the authors named for transfer.
+    Rates, batch and length are those of the released README (`--lr 5e-6 --min-lr 5e-6 --weight-decay 1e-8 --epochs 30`, 32 images
+    on each of 16 GPUs; the paper says 25 epochs). The student runs in evaluation mode, as in the fine-tuning of the released
+    weights. Augmentation, repeats, smoothing and the teacher stay as in pre-training, at the new size. "sgd", whose settings are
+    unknown, uses the rate and decay that the authors gave for transfer.
 
-    The model keeps its name, which says 224: `model.weights=pretrained` then means the weights to start from, not those of the
-    published 384-pixel model.
+    The model keeps its name with 224: `model.weights=pretrained` means the weights to start from, not those of the published
+    384-pixel model.
     """
     config.image_size = image_size
     config.model.weights = MUST_BE_GIVEN
@@ -66,11 +66,11 @@ def fine_tune(config: ConfigDict, image_size: int, optimizer: str = "adamw") -> 
 
 
 def score_real_and_v2(config: ConfigDict) -> None:
-    """Add Table 5's further evaluation sets, ImageNet ReaL and V2 (matched frequency), from TFDS."""
+    """Adds Table 5's extra evaluation sets, ImageNet ReaL and V2 (matched frequency), from TFDS."""
     with config.unlocked():
         config.evaluation.extra = imagenet_extra_sets()
 
 
 def pixels(word: str) -> int:
-    """384 of "384px"."""
+    """Returns 384 for "384px"."""
     return int(word.removesuffix("px"))

@@ -1,7 +1,4 @@
-"""Configurations that run anywhere.
-
-Any recipe shrunk to two steps, and the settings for the 28-pixel images that come with the package.
-"""
+"""Small configurations: any recipe shrunk to two steps, and the settings for the embedded 28-pixel images."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from deit_jax.config import default_config, listed_names, needs_teacher
 
 
 def run_locally(config: ConfigDict) -> None:
-    """Shrink data and steps, never modules or recipe: two steps on embedded images, to see whether a configuration runs here."""
+    """Shrinks a configuration to two steps on embedded images, with unchanged modules and recipe, to test it locally."""
     config.data.source = "fashion_mnist_10k"
     config.data.train_split, config.data.eval_split = "train", "test"
     config.data.max_eval_images = 100
@@ -31,9 +28,9 @@ def run_locally(config: ConfigDict) -> None:
 
 
 def fashion_mnist() -> ConfigDict:
-    """Embedded images of 28 pixels, on a CPU: what configs/quickstart.py and configs/study.py share.
+    """Returns the settings for embedded 28-pixel images on a CPU that configs/quickstart.py and configs/study.py share.
 
-    Crops, flips, label smoothing and stochastic depth. Stronger augmentation, which a few epochs are too short for, is theirs.
+    Crops, flips, label smoothing and stochastic depth; without stronger augmentation, which needs more epochs.
     """
     config = default_config()
     config.image_size = 28

@@ -1,1 +1,1 @@
-"""What a run writes for people: console, logs, pictures, pages."""
+"""Logs, pictures and HTML pages of a run."""

@@ -1,8 +1,9 @@
-"""Where a run was computed: versions, devices, date and command."""
+"""Versions, devices, date and command of a process."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -24,10 +25,9 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 
 def environment() -> dict[str, str]:
-    """Of this process and now, by names for people. No names of users or machines but what the command says."""
+    """Describes this process, by display name. Has no user or host names except those in the command."""
     devices = jax.devices()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    versions = {name: _version(name) for name in _PACKAGES}
     return {
         "date": datetime.datetime.now().astimezone().isoformat(" ", "seconds"),
         "command": shlex.join([os.path.basename(sys.executable), *sys.argv]),
@@ -35,20 +35,18 @@ def environment() -> dict[str, str]:
         "host": f"{platform.system()} {platform.machine()}, {cores} CPU cores for the main process",
         "deit_jax": __version__,
         "python": platform.python_version(),
-        **{name: version for name, version in versions.items() if version},
+        **_versions(),
     }
 
 
 def version_page() -> str:
-    """What `--version` prints: a few lines that say which software runs on which devices, to paste into an issue."""
-    chosen = {
-        name: os.environ[name] for name in ("JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS") if name in os.environ
-    }
+    """Returns the output of `--version`: software and devices, to paste into an issue."""
+    variables = ("JAX_PLATFORMS", "XLA_FLAGS", "LIBTPU_INIT_ARGS")
     lines = [
         f"deit_jax {__version__}",
         f"Python {platform.python_version()}, {platform.system()} {platform.machine()}",
-        ", ".join(f"{name} {version}" for name in _PACKAGES if (version := _version(name))),
-        *(f"{name}={value}" for name, value in chosen.items()),
+        ", ".join(f"{name} {version}" for name, version in _versions().items()),
+        *(f"{name}={os.environ[name]}" for name in variables if name in os.environ),
     ]
     default_to_cpu()
     try:
@@ -62,8 +60,9 @@ def version_page() -> str:
     return "\n".join(lines)
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

@@ -1,4 +1,4 @@
-"""Pictures by matplotlib. Their texts are drawn with installed fonts that have the characters, or in other words (`drawn`)."""
+"""Draws pictures with matplotlib, using installed fonts that have the characters; `drawn` replaces other characters."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -21,22 +22,22 @@ from matplotlib.text import Text
 from deit_jax.printable import printable
 
 TOKEN_NAMES = ("class", "distillation")
-_SHAPES_TEXT = matplotlib.__version_info__ >= (3, 11)  # joins letters, and writes from right to left
+_SHAPES_TEXT = matplotlib.__version_info__ >= (3, 11)  # joins letters, and draws right-to-left text
 _DPI = 110
 
-# Characters of a line, and lines, so that a long class name takes no more room than its picture has.
+# Characters per line, and lines, so that a long class name fits below its picture.
 _CAPTION, _LABEL = {"width": 40, "lines": 6}, {"width": 32}
 
 
 def new_figure(width: float, height: float, *, dpi: int = 100) -> Figure:
-    """An empty figure of so many inches, which no window system needs to know of."""
+    """Returns an empty figure (size in inches) that needs no window system."""
     figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Figure, path: Path, *, dpi: int = 130) -> None:
-    """Write a figure in the format of the path's suffix, and its folder if there is none."""
+    """Writes a figure in the format of the path's suffix; creates its folder if needed."""
     use_fonts(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=dpi)
@@ -49,60 +50,52 @@ def image_grid(
     captions: Sequence[Sequence[str]],
     *,
     class_names: Sequence[str] = (),
-    inches: float = 1.9,
 ) -> None:
-    """Write a grid of images as PNG (or the format that the suffix of `path` names).
+    """Writes a grid of images in the format of the path's suffix.
 
-    columns: a title for each. images: uint8[rows, columns, H, W, 3]. captions: a text under each image, "" for none.
-    class_names: those that the captions mention; see `drawn`. inches: the side of an image.
+    columns: the column titles. images: uint8[rows, columns, H, W, 3]. captions: the text below each image, "" for none.
+    class_names: those used in the captions; see `drawn`.
     """
     rows, count = images.shape[:2]
-    figure = new_figure(inches * count, (inches + 0.45) * rows + 0.3)
+    figure = new_figure(1.9 * count, 2.35 * rows + 0.3)
     axes = figure.subplots(rows, count, squeeze=False)
-    for row in range(rows):
-        for column in range(count):
-            axis = axes[row, column]
-            axis.imshow(images[row, column])
-            axis.set_xticks([])
-            axis.set_yticks([])
-            axis.set_xlabel(drawn(captions[row][column], class_names, **_CAPTION), fontsize=7)
-            if row == 0:
-                axis.set_title(columns[column], fontsize=9)
+    for (row, column), axis in np.ndenumerate(axes):
+        _show(axis, images[row, column], captions[row][column], class_names)
+        if row == 0:
+            axis.set_title(columns[column], fontsize=9)
     save(figure, path, dpi=_DPI)
 
 
 def captioned_grid(
-    file: BytesIO,
-    images: Sequence[np.ndarray],
-    captions: Sequence[str],
-    *,
-    class_names: Sequence[str] = (),
-    columns: int = 4,
+    file: BytesIO, images: Sequence[np.ndarray], captions: Sequence[str], *, class_names: Sequence[str] = ()
 ) -> tuple[int, int]:
-    """Write images, each uint8[H, W, 3], with a text below each, as a PNG into `file`; returns its (height, width) in pixels.
+    """Writes images, each uint8[H, W, 3], in rows of four with captions as a PNG to `file`.
 
-    class_names: those that the captions mention; see `drawn`.
+    class_names: those used in the captions; see `drawn`. Returns (height, width) in pixels.
     """
-    columns = min(columns, len(images))
+    columns = min(4, len(images))
     rows = -(-len(images) // columns)
     side = max(2.4, *(max(image.shape[:2]) / _DPI for image in images))  # inches
     size = (side * columns, (side + 0.3) * rows)
     figure = new_figure(*size, dpi=_DPI)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, image, caption in zip(axes, images, captions, strict=False):
-        axis.imshow(image)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_xlabel(drawn(caption, class_names, **_CAPTION), fontsize=7)
-    for axis in list(figure.axes)[len(images) :]:
+        _show(axis, image, caption, class_names)
+    for axis in axes[len(images) :]:
         axis.set_axis_off()
     use_fonts(figure)
     figure.savefig(file, format="png", dpi=_DPI)
     return round(size[1] * _DPI), round(size[0] * _DPI)
 
 
+def _show(axis: Any, image: np.ndarray, caption: str, class_names: Sequence[str]) -> None:
+    axis.imshow(image)
+    axis.set(xticks=[], yticks=[])
+    axis.set_xlabel(drawn(caption, class_names, **_CAPTION), fontsize=7)
+
+
 def confusion_picture(matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """The matrix int64[K, K] (row: class, column: what it was taken for), shaded by its share of the row: uint8[H, W, 3]."""
+    """Draws the confusion matrix int64[K, K] (row: class, column: prediction), shaded by share of the row: uint8[H, W, 3]."""
     figure = new_figure(2 + 0.3 * len(names), 1.5 + 0.3 * len(names), dpi=_DPI)
     axis = figure.subplots()
     labels = [drawn(name, names, **_LABEL) for name in names]
@@ -110,11 +103,11 @@ def confusion_picture(matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix):
         if count:
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axis.text(column, row, str(count), ha="center", va="center", fontsize=6, color=colour)
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, str(count), ha="center", va="center", fontsize=6, color=color)
     axis.set_xticks(range(len(names)), labels, rotation=90, fontsize=7)
     axis.set_yticks(range(len(names)), labels, fontsize=7)
-    axis.set_xlabel("taken for", fontsize=8)
+    axis.set_xlabel("prediction", fontsize=8)
     axis.set_ylabel("class", fontsize=8)
     use_fonts(figure)
     canvas = FigureCanvasAgg(figure)
@@ -123,30 +116,29 @@ def confusion_picture(matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
 
 
 def heat_map(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weights float[h, w] in red, from least to greatest, over a paled image uint8[H, W, 3]; uint8, 112 pixels at least."""
+    """Draws weights float[h, w] in red over a pale image uint8[H, W, 3]; returns uint8, at least 112 pixels high."""
     scale = max(1, math.ceil(112 / image.shape[0]))
     image = image.repeat(scale, axis=0).repeat(scale, axis=1).astype(np.float32) / 255
-    # Pale and grey: the image's own light and dark would be taken for the map's.
-    grey = 0.55 + 0.45 * np.broadcast_to(image.mean(axis=-1, keepdims=True), image.shape)
+    # Pale and gray, so that the image's brightness is not mistaken for the map's.
+    gray = 0.55 + 0.45 * np.broadcast_to(image.mean(axis=-1, keepdims=True), image.shape)
     rows, columns = (np.arange(size) * of // size for size, of in zip(image.shape, weights.shape, strict=False))
     low, high = float(weights.min()), float(weights.max())
     share = ((weights - low) / max(high - low, 1e-12))[rows][:, columns]
     opacity = (0.05 + 0.75 * share)[..., None]
-    mixed = (1 - opacity) * grey + opacity * colormaps["Reds"](0.25 + 0.75 * share)[..., :3]
+    mixed = (1 - opacity) * gray + opacity * colormaps["Reds"](0.25 + 0.75 * share)[..., :3]
     return (np.clip(mixed, 0, 1) * 255).round().astype(np.uint8)
 
 
 def drawn(text: str, class_names: Sequence[str] = (), *, width: int = 0, lines: int = 1) -> str:
-    r"""`text` as matplotlib is to get it, so that every character is drawn as itself.
+    r"""Returns `text` for matplotlib, so that every character is drawn literally, without math mode.
 
-    A class name that no installed font can write becomes "class 3", other such characters escapes (`\u82b1`). No part is taken
-    for mathematics.
+    A class name that no installed font can draw becomes "class 3"; other such characters become escapes (`\u82b1`).
 
     Args:
-      text: in one line.
-      class_names: the names that may occur in it, in the order of the classes.
-      width: characters of a line, if it is to be folded; 0: it is not.
-      lines: of a folded text; what is longer ends in an ellipsis.
+      text: a single line.
+      class_names: the names that may occur in it, in class order.
+      width: characters per line; 0: do not wrap.
+      lines: the maximum number of lines; longer text ends in an ellipsis.
     """
     text = printable(text)
     for number, name in undrawable(tuple(class_names)).items():
@@ -159,25 +151,24 @@ def drawn(text: str, class_names: Sequence[str] = (), *, width: int = 0, lines: 
 
 @functools.lru_cache(maxsize=16)
 def undrawable(class_names: tuple[str, ...]) -> dict[int, str]:
-    """The names that no installed font can write, printable and by their classes' numbers; the longest first."""
+    """Returns the names that no installed font can draw, printable, by class number; the longest first."""
     names = {number: printable(name) for number, name in enumerate(class_names)}
-    found = [(number, name) for number, name in names.items() if any(_family_with(it) is None for it in name)]
-    return dict(sorted(found, key=lambda pair: -len(pair[1])))
+    pairs = [(number, name) for number, name in names.items() if any(_family_with(it) is None for it in name)]
+    return dict(sorted(pairs, key=lambda pair: -len(pair[1])))
 
 
 def use_fonts(figure: Figure) -> None:
-    """Let the figure's texts have the fonts that their characters need besides the default one. Call this before drawing."""
+    """Adds the fonts that the figure's texts need to the default one. Call this before drawing."""
     texts = figure.findobj(Text)
     families = {_family_with(character) for text in texts for character in text.get_text()}
-    further = sorted(family for family in families if family)
-    if further:
+    if added := sorted(family for family in families if family):
         for text in texts:
-            text.set_fontfamily([*text.get_fontfamily(), *further])
+            text.set_fontfamily([*text.get_fontfamily(), *added])
 
 
 @functools.cache
 def _family_with(character: str) -> str | None:
-    """The family of an installed font that has a character; "" for the default font, None where no font has it."""
+    """Returns the family of an installed font that has a character; "" for the default font, None if no font has it."""
     if character == "\n":
         return ""
     if not _SHAPES_TEXT and unicodedata.bidirectional(character) in ("R", "AL"):
@@ -187,8 +178,8 @@ def _family_with(character: str) -> str | None:
 
 @functools.cache
 def _files() -> dict[str, str]:
-    """The file of each family that is installed, the default one ("") first, then those that are made for many languages."""
-    own = matplotlib.get_data_path()  # for mathematics, other than the default one
+    """Returns the file of each installed family: first the default one (""), then those for many languages."""
+    own = matplotlib.get_data_path()  # the default one, and math fonts
     plain = {
         font.name: font.fname
         for font in fontManager.ttflist
@@ -202,5 +193,5 @@ def _files() -> dict[str, str]:
 def _characters(file: str) -> frozenset[int]:
     try:
         return frozenset(get_font(file).get_charmap())
-    except (OSError, RuntimeError):  # e.g. of pictures in colour, which matplotlib cannot draw
+    except (OSError, RuntimeError):  # e.g. color fonts, which matplotlib cannot draw
         return frozenset()

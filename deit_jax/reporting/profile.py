@@ -1,4 +1,4 @@
-"""A profiler's trace of a few steps of a run."""
+"""Profiles a few steps of a run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from deit_jax import console
 
 
 class Profile:
-    """Traces `steps` steps after step `start` into `folder`/plugins/profile, for TensorBoard's profiler; nothing if `steps` is 0.
+    """Traces `steps` steps after step `start` into `folder`/plugins/profile, for TensorBoard's profiler; none if `steps` is 0.
 
-    A context manager: what was traced is written, also if the run ends before. Where JAX's profiler would end the process
-    (`profiler_fault`) a warning is all there is.
+    A context manager, which also writes the trace if the run ends earlier. Only warns where JAX's profiler would crash (see
+    `profiler_fault`).
     """
 
     def __init__(self, folder: Path, start: int, steps: int) -> None:
@@ -27,21 +27,20 @@ class Profile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._running:  # the run ended within the steps asked for
+        if self._running:
             self._stop(self._newest)
 
     def before(self, step: int) -> None:
-        """To be called before a step is given to the device."""
+        """Call this before dispatching a step."""
         if step == self._first <= self._last:
-            fault = profiler_fault()
-            if fault is not None:
+            if (fault := profiler_fault()) is not None:
                 console.warn(f"no profile is taken: {fault}")
                 return
             jax.profiler.start_trace(self._folder)
             self._running = True
 
     def after(self, step: int, results: Any) -> None:
-        """To be called with what the step returned; waits for it after the last traced step only."""
+        """Call this with the results of the step; waits for them only after the last traced step."""
         if self._running and step == self._last:
             jax.block_until_ready(results)
             self._stop(step)
@@ -54,23 +53,24 @@ class Profile:
 
 
 def profiler_fault(loaded: Path = Path("/proc/self/maps")) -> str | None:
-    """Why JAX's profiler must not be started in this process; None if nothing is known against it.
+    """Returns why JAX's profiler would crash this process; None if no reason is known.
 
-    A process that has loaded a libtpu that jaxlib was not built with dies of a segmentation fault when the profiler starts (seen
-    with libtpu 0.0.52 and jaxlib 0.10.2: the two disagree about the size of the profiler's table). Which one belongs to it is
-    what jax asks for in its extra `tpu`. loaded: Linux's list of the files that the process has mapped.
+    With a libtpu that does not match jaxlib, starting the profiler causes a segmentation fault (libtpu 0.0.52 with jaxlib 0.10.2,
+    which disagree about the size of the profiler's table). The matching version is that of jax's extra `tpu`.
+
+    loaded: Linux's list of the files mapped by the process.
     """
     try:
         if "libtpu.so" not in loaded.read_text(encoding="utf-8", errors="replace"):
             return None
-        found = importlib.metadata.version("libtpu")
-        asked = [Requirement(text) for text in importlib.metadata.requires("jax") or ()]
+        version = importlib.metadata.version("libtpu")
+        requirements = [Requirement(text) for text in importlib.metadata.requires("jax") or ()]
     except (OSError, importlib.metadata.PackageNotFoundError):
         return None
-    for requirement in asked:
-        if requirement.name == "libtpu" and not requirement.specifier.contains(found, prereleases=True):
+    for requirement in requirements:
+        if requirement.name == "libtpu" and not requirement.specifier.contains(version, prereleases=True):
             return (
-                f"this process has loaded libtpu {found}, and jax {jax.__version__} asks for libtpu{requirement.specifier}: its "
-                f"profiler would end the process. pip install 'libtpu{requirement.specifier}'"
+                f"this process has loaded libtpu {version}, but jax {jax.__version__} requires libtpu{requirement.specifier}: "
+                f"the profiler would crash. Run pip install 'libtpu{requirement.specifier}'"
             )
     return None

@@ -1,8 +1,7 @@
-"""The sections of a run's report.html, from plain values: nothing is opened or computed here."""
+"""Builds the sections of report.html from given values; opens and computes nothing."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,10 +18,10 @@ _WORST_CLASSES = 20
 Rows = Sequence[Mapping[str, float]]  # of metrics.jsonl
 
 
-def results(rows: Sequence[Row], further: Mapping[str, Sequence[Row]], *, title: str, notes: Sequence[str]) -> Section:
-    """The closing table; rows and notes as `console.summary` takes them."""
+def results(rows: Sequence[Row], extra: Mapping[str, Sequence[Row]], *, title: str, notes: Sequence[str]) -> Section:
+    """Returns the table of results; rows, extra groups of rows and notes as for `console.summary`."""
     lines: list[Sequence[str]] = [_result_line(row) for row in rows]
-    for heading, group in further.items():
+    for heading, group in extra.items():
         lines += [(heading,), *(_result_line(row) for row in group)]
     shown = html.table(("model", "top-1 %", "top-5 %", "loss"), lines, caption=title, kind="numbers")
     return Section("results", "Results", shown + "".join(html.paragraph(note, "muted") for note in notes))
@@ -33,24 +32,17 @@ def _result_line(row: Row) -> list[str]:
     return [name, *("" if v is None else f"{v:.{d}f}" for v, d in zip(values, (2, 2, 4), strict=True))]
 
 
-@dataclasses.dataclass(frozen=True)
 class _Axis:
-    """The run along x: its epochs, or of a run of less than one its steps."""
+    """The x axis of a run: epochs, or steps for a run of less than one epoch."""
 
-    rows: Rows
-    steps_per_epoch: int
-
-    @property
-    def end(self) -> float:
-        return max((row["step"] for row in self.rows), default=0)
-
-    @property
-    def unit(self) -> int:
-        return self.steps_per_epoch if self.end >= self.steps_per_epoch else 1
+    def __init__(self, rows: Rows, steps_per_epoch: int) -> None:
+        self.rows = rows
+        self.end = max((row["step"] for row in rows), default=0)
+        self.unit = steps_per_epoch if self.end >= steps_per_epoch else 1
 
     def series(self, name: str, label: str, *, scale: float = 1.0, **style: Any) -> Series:
-        found = [(row["step"] / self.unit, scale * row[name]) for row in self.rows if row.get(name) is not None]
-        return Series(label, [x for x, _ in found], [y for _, y in found], **style)
+        rows = [row for row in self.rows if row.get(name) is not None]
+        return Series(label, [row["step"] / self.unit for row in rows], [scale * row[name] for row in rows], **style)
 
     def chart(self, title: str, series: Sequence[Series], y_label: str) -> str:
         x_label = "step" if self.unit == 1 else "epoch"
@@ -58,24 +50,24 @@ class _Axis:
 
 
 def curves(rows: Rows, *, steps_per_epoch: int, teacher_top1: float | None) -> Section:
-    """Loss, accuracy by head, learning rate and gradient norm over the epochs, or over the steps of a run of less than one."""
+    """Returns curves of loss, accuracy by head, learning rate and gradient norm."""
     axis = _Axis(rows, steps_per_epoch)
 
     def by_head(value: str) -> list[Series]:
         return [
-            axis.series(f"eval/{weights}/{head}/{value}", f"{weights}, {label}", colour=colour, dashed=weights == "ema")
+            axis.series(f"eval/{weights}/{head}/{value}", f"{weights}, {label}", color=color, dashed=weights == "ema")
             for weights in ("raw", "ema")
-            for colour, (head, label) in enumerate(HEAD_NAMES.items())
+            for color, (head, label) in enumerate(HEAD_NAMES.items())
         ]
 
     accuracy = by_head("top1")
     if teacher_top1 is not None:
-        accuracy.append(Series("teacher", [0.0], [teacher_top1], colour=4, level=True))
-    training = [axis.series("train/loss", "all", colour=4)]
+        accuracy.append(Series("teacher", [0.0], [teacher_top1], color=4, level=True))
+    training = [axis.series("train/loss", "all", color=4)]
     if any("train/distillation_loss" in row for row in rows):
         training += [
-            axis.series("train/class_loss", "class head", colour=0),
-            axis.series("train/distillation_loss", "distillation", colour=1),
+            axis.series("train/class_loss", "class head", color=0),
+            axis.series("train/distillation_loss", "distillation", color=1),
         ]
     charts = [
         ("Training loss", training, "nats"),
@@ -90,42 +82,38 @@ def curves(rows: Rows, *, steps_per_epoch: int, teacher_top1: float | None) -> S
 
 
 def configuration(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> Section:
-    """What differs from the defaults, and all fields; both nested, of JSON's types."""
+    """Returns the fields that differ from the defaults, and all fields; both nested, of JSON types."""
     rows = [(name, text(value), text(default)) for name, value, default in changed(fields, defaults)]
     own = [row for row in rows if not row[0].startswith("teacher.recipe.")]
     teachers = [row for row in rows if row[0].startswith("teacher.recipe.")]
-    columns = ("field", "value", "default")
-    caption = f"What differs from the defaults, {len(own)} fields"
-    content = html.table(columns, own, caption=caption, kind="fields")
+    columns, caption = ("field", "value", "default"), "Fields that differ from the defaults"
+    content = html.table(columns, own, caption=f"{caption} ({len(own)} fields)", kind="fields")
     if teachers:
-        content += html.details(
-            f"{len(teachers)} fields of the teacher's own recipe",
-            html.table(columns, teachers, caption="What differs from the defaults", kind="fields"),
-        )
+        table = html.table(columns, teachers, caption=caption, kind="fields")
+        content += html.details(f"{len(teachers)} fields of the teacher's recipe", table)
     every = [(name, text(value)) for name, value in flat(fields)]
-    content += html.details(
-        f"All {len(every)} fields", html.table(("field", "value"), every, caption="Configuration", kind="fields")
-    )
+    table = html.table(("field", "value"), every, caption="Configuration", kind="fields")
+    content += html.details(f"All {len(every)} fields", table)
     return Section("configuration", "Configuration", content)
 
 
 def training_images(images: np.ndarray, targets: Sequence[str]) -> Section:
-    """Images uint8[B, H, W, 3] after the whole recipe, and what each one's target is made of."""
+    """Returns images uint8[B, H, W, 3] after augmentation, and the classes and shares of their targets."""
     pictures = [
         html.picture(image, f"training image of {target}, augmented", [target])
         for image, target in zip(images, targets, strict=True)
     ]
     lead = html.paragraph(
-        "The first images of the first step, cropped, augmented and mixed, as the model saw them; below each the shares of its "
-        "classes in the target, label smoothing left out."
+        "The first images of the first step, cropped, augmented and mixed, as the model saw them, with the shares of the classes "
+        "in their targets, without label smoothing."
     )
     return Section("training-images", "Training images", lead + html.grid(pictures))
 
 
 def confusion(matrix: np.ndarray, names: Sequence[str], sample: str, *, numbered_in_the_log: bool = False) -> Section:
-    """The matrix int64[K, K] (row: class, column: what it was taken for) as it is, or of many classes the worst.
+    """Returns the confusion matrix int64[K, K] (row: class, column: prediction), or the worst of many classes.
 
-    numbered_in_the_log: whether the run's log has pictures that number some classes, for want of a font with their names.
+    numbered_in_the_log: whether pictures in the run's log show numbers of classes whose names no font can draw.
     """
     title = "Confusion matrix"
     totals, right = matrix.sum(axis=1), np.diagonal(matrix)
@@ -134,8 +122,8 @@ def confusion(matrix: np.ndarray, names: Sequence[str], sample: str, *, numbered
     )
     if numbered_in_the_log:
         lead += html.paragraph(
-            "No installed font has the characters of some classes' names: the pictures in the run's log call these by their "
-            "number, which counts from 0 in the order of the classes.",
+            "No installed font has the characters of some class names: the pictures in the run's log call these by their number "
+            "(from 0, in class order).",
             "muted",
         )
     if len(names) <= MOST_CLASSES_OF_A_MATRIX:
@@ -148,23 +136,23 @@ def confusion(matrix: np.ndarray, names: Sequence[str], sample: str, *, numbered
                 share = count / max(totals[row], 1)
                 cells.append(f'<td class="{kind.strip()}" style="--share:{share:.3f}">{count}</td>')
             lines.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
-        caption = "A row is a class, a column what its images were taken for"
-        shown = html.scrolling(
+        caption = "Rows: classes, columns: predictions"
+        content = html.scrolling(
             f'<table class="confusion"><caption>{caption}</caption><thead><tr><td></td>{head}</tr></thead>\n<tbody>'
             + "\n".join(lines) + "</tbody></table>",
             title,
         )  # fmt: skip
-        return Section("confusion", title, lead + shown)
-    shares = np.where(totals > 0, right / np.maximum(totals, 1), 2.0)  # classes without an image come last
+        return Section("confusion", title, lead + content)
+    shares = np.where(totals > 0, right / np.maximum(totals, 1), 2.0)  # classes without images come last
     worst = [k for k in np.argsort(shares, kind="stable")[:_WORST_CLASSES] if totals[k]]
     rows = []
     for k in worst:
         others = matrix[k].copy()
         others[k] = 0
-        taken = int(np.argmax(others))
-        mistake = f"{names[taken]} ({others[taken]})" if others[taken] else ""
+        other = int(np.argmax(others))
+        mistake = f"{names[other]} ({others[other]})" if others[other] else ""
         rows.append((names[k], str(totals[k]), _percent(right[k], totals[k]), mistake))
-    columns = ("class", "images", "right %", "most often taken for")
+    columns = ("class", "images", "right %", "most often predicted instead")
     table = html.table(columns, rows, caption=f"The {len(rows)} worst of {len(names):,} classes", kind="numbers")
     return Section("confusion", "Worst classes", lead + table)
 
@@ -176,30 +164,30 @@ def _percent(part: float, whole: float) -> str:
 def predictions(
     samples: Mapping[str, Sequence[tuple[np.ndarray, str, Sequence[tuple[str, float]]]]], note: str
 ) -> Section:
-    """Samples by heading ("Wrong ..." or "Right ..."): image uint8[H, W, 3], its class, and the answers with probabilities."""
+    """Returns samples by heading ("Wrong ..." or "Right ..."): image uint8[H, W, 3], class, and answers with probabilities."""
     parts = [html.paragraph(note)]
     for heading, pictures in samples.items():
         parts.append(f"<h3>{escape(heading)}</h3>\n")
         kind = "right" if heading.startswith("Right") else "wrong"
         shown = []
         for image, label, answers in pictures:
-            said = [f"{100 * probability:.1f} % {name}" for name, probability in answers]
-            alternative = f"evaluation image of {label}, answered {answers[0][0]} with {100 * answers[0][1]:.1f} %"
-            shown.append(html.picture(image, alternative, [f"is {label}", *said], kind))
+            lines = [f"{100 * probability:.1f} % {name}" for name, probability in answers]
+            alternative = f"evaluation image of {label}, predicted as {answers[0][0]} with {100 * answers[0][1]:.1f} %"
+            shown.append(html.picture(image, alternative, [f"is {label}", *lines], kind))
         parts.append(html.grid(shown) if shown else html.paragraph("None."))
     return Section("predictions", "Sample predictions", "".join(parts))
 
 
 def attention(names: Sequence[str], images: np.ndarray, maps: np.ndarray, rollout: np.ndarray) -> Section:
-    """Where the tokens look. images: uint8[B, H, W, 3]; maps: float32[B, L, heads, P, h, w]; rollout: float32[B, P, h, w]."""
+    """Returns attention maps. images: uint8[B, H, W, 3]; maps: float32[B, L, heads, P, h, w]; rollout: float32[B, P, h, w]."""
     parts = [
         html.paragraph(
-            f"Last block: the weights that a token gives the patches, mean of {maps.shape[2]} heads. Rollout: through all "
-            f"{maps.shape[1]} blocks (Abnar and Zuidema, 2020). A map is pale where its weights are least, red where greatest."
+            f"Last block: the attention of a token to the patches, mean of {maps.shape[2]} heads. Rollout: through all "
+            f"{maps.shape[1]} blocks (Abnar and Zuidema, 2020). Red marks the largest weights of a map."
         )
     ]
     for name, image, overlays in zip(names, images, _overlays(images, maps, rollout), strict=True):
-        pictures = [html.picture(image, f"evaluation image of {name}", [name, "as the network sees it"])]
+        pictures = [html.picture(image, f"evaluation image of {name}", [name, "input of the network"])]
         for token, kind, overlay in overlays:
             alternative = f"attention of the {token} token, {kind}, over the image of {name}"
             pictures.append(html.picture(overlay, alternative, [f"{token} token", kind]))
@@ -210,17 +198,16 @@ def attention(names: Sequence[str], images: np.ndarray, maps: np.ndarray, rollou
 def attention_pictures(
     names: Sequence[str], images: np.ndarray, maps: np.ndarray, rollout: np.ndarray
 ) -> tuple[list[np.ndarray], list[str]]:
-    """The maps of `attention` over their images, each uint8[H, W, 3], and a caption for each."""
-    found = [
-        (overlay, f"{name}: {token} token, {kind}")
-        for name, overlays in zip(names, _overlays(images, maps, rollout), strict=True)
-        for token, kind, overlay in overlays
-    ]
-    return [overlay for overlay, _ in found], [caption for _, caption in found]
+    """Returns the maps of `attention` over their images, each uint8[H, W, 3], and their captions."""
+    pictures, captions = [], []
+    for name, overlays in zip(names, _overlays(images, maps, rollout), strict=True):
+        pictures += [overlay for _, _, overlay in overlays]
+        captions += [f"{name}: {token} token, {kind}" for token, kind, _ in overlays]
+    return pictures, captions
 
 
 def _overlays(images: np.ndarray, maps: np.ndarray, rollout: np.ndarray) -> Iterator[list[tuple[str, str, np.ndarray]]]:
-    """For each image the maps over it: (token, kind of map, uint8[H, W, 3])."""
+    """Yields the maps over each image: (token, kind of map, uint8[H, W, 3])."""
     for image, by_block, rolled in zip(images, maps, rollout, strict=True):
         kinds = (("last block", by_block[-1].mean(axis=0)), ("rollout", rolled))
         yield [
@@ -231,7 +218,7 @@ def _overlays(images: np.ndarray, maps: np.ndarray, rollout: np.ndarray) -> Iter
 
 
 def throughput(rows: Rows, *, steps_per_epoch: int) -> Section:
-    """Speed of training, from the rows that have a pace."""
+    """Returns the speed of training, from the rows that have one."""
     timed = [row for row in rows if row.get("images_per_second")]
     if not timed:
         return left_out("throughput", "Throughput", "the run was too short to be timed")
@@ -241,11 +228,11 @@ def throughput(rows: Rows, *, steps_per_epoch: int) -> Section:
         return float(np.median(values)) if values else None
 
     shown = {
-        "images a second": ("images_per_second", "{:,.0f}", 1),
-        "of these a device": ("images_per_second_per_device", "{:,.0f}", 1),
-        "model TFLOP/s of a device": ("model_tflops_per_second", "{:.4g}", 1),
-        "MFU, model FLOPs utilisation": ("mfu", "{:.1f} %", 100),
-        "of it the teacher's": ("mfu_teacher", "{:.1f} %", 100),
+        "images per second": ("images_per_second", "{:,.0f}", 1),
+        "images per second and device": ("images_per_second_per_device", "{:,.0f}", 1),
+        "model TFLOP/s per device": ("model_tflops_per_second", "{:.4g}", 1),
+        "MFU (model FLOPs utilization)": ("mfu", "{:.1f} %", 100),
+        "MFU of the teacher": ("mfu_teacher", "{:.1f} %", 100),
         "waiting for data": ("data_wait", "{:.1f} % of the time", 100),
     }
     rates = {
@@ -254,28 +241,25 @@ def throughput(rows: Rows, *, steps_per_epoch: int) -> Section:
         if (value := median(name)) is not None
     }
     if "mfu" not in timed[-1]:
-        rates["MFU, model FLOPs utilisation"] = "not known: the device's peak is not listed (config.log.peak_tflops)"
+        rates["MFU (model FLOPs utilization)"] = "unknown: the device's peak is not listed (config.log.peak_tflops)"
     axis = _Axis(rows, steps_per_epoch)
     charts = axis.chart("Training speed", [axis.series("images_per_second", "images/s")], "images/s")
-    charts += axis.chart(
-        "Waiting for data", [axis.series("data_wait", "waiting", scale=100, colour=1)], "% of the time"
-    )
-    lead = html.paragraph(f"Of training alone; medians of the {len(timed):,} logged intervals.")
+    charts += axis.chart("Waiting for data", [axis.series("data_wait", "waiting", scale=100, color=1)], "% of the time")
+    lead = html.paragraph(f"Training only; medians of {len(timed):,} logged intervals.")
     return Section("throughput", "Throughput", lead + html.facts(rates) + f'<div class="charts">\n{charts}</div>\n')
 
 
 def environment(ran: Mapping[str, str] | None, written: Mapping[str, str]) -> Section:
-    """Where the run ended, if that is recorded, and where the report was written; by `environment.environment`."""
-    content = ""
+    """Returns where the run ended, if recorded, and where the report was written; from `environment.environment`."""
     if ran is None:
-        content += html.paragraph("Where the run was computed is not recorded in its folder.", "note")
+        content = html.paragraph("The environment of the run is not recorded in its folder.", "note")
     else:
-        content += "<h3>The run, when it ended</h3>\n" + html.facts(ran)
+        content = "<h3>End of the run</h3>\n" + html.facts(ran)
     if ran != written:
-        content += "<h3>This page, when it was written</h3>\n" + html.facts(written)
+        content += "<h3>This page</h3>\n" + html.facts(written)
     return Section("environment", "Environment", content)
 
 
 def left_out(anchor: str, title: str, reason: str) -> Section:
-    """A section that says why it is empty."""
+    """Returns a section that only says why it is empty."""
     return Section(anchor, title, html.paragraph(f"Left out: {reason}", "note"))

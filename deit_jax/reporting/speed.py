@@ -1,4 +1,4 @@
-"""How fast a run goes: seconds a step as they are measured, and what they are in images and in arithmetic."""
+"""Measures the speed of a run, and converts it to images and FLOPs per second."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ Item = TypeVar("Item")
 
 
 class Pace:
-    """Seconds a step, over the steps since the last `restart`, so that compiling, evaluating and saving do not count.
+    """Measures seconds per step between `restart` and `pause`, which exclude compiling, evaluating and saving.
 
-    Waiting for data is measured apart: a batch is late if the device has done all its work when the batch arrives.
+    Also measures the wait for data: a batch is late if the device is idle when the batch arrives.
     """
 
     def __init__(self) -> None:
         self._waited = 0.0
         self._steps = 0
         self._seconds = 0.0
-        self._started: float | None = None
-        self._window = 0
+        self._started: float | None = None  # None: paused
+        self._window = 0  # steps since then
 
     def restart(self) -> None:
-        """Begin a new stretch of steps from now; what was measured before stays in the average."""
+        """Starts measuring; earlier measurements stay in the average."""
         self._started = time.monotonic()
         self._window = 0
 
     def waiting(self, batches: Iterable[Item], device_is_idle: Callable[[], bool]) -> Iterator[Item]:
-        """The same items; while the pace runs, the time is counted that each late one took to come.
+        """Yields `batches`, and counts the wait for late ones while measuring.
 
-        It may be more than the device was idle, by at most the length of a step.
+        The wait may exceed the device's idle time by at most one step.
         """
         iterator = iter(batches)
         while True:
@@ -47,11 +47,11 @@ class Pace:
             yield item
 
     def step(self) -> None:
-        """Count a step."""
+        """Counts a step."""
         self._window += 1
 
     def pause(self) -> None:
-        """End the stretch."""
+        """Stops measuring."""
         if self._started is not None:
             self._seconds += time.monotonic() - self._started
             self._steps += self._window
@@ -59,19 +59,19 @@ class Pace:
 
     @property
     def steps(self) -> int:
-        """How many steps have been counted."""
+        """The number of steps counted."""
         return self._steps + (self._window if self._started is not None else 0)
 
     def seconds_per_step(self, steps: int | None = None) -> float | None:
-        """The mean so far; None before the first measured step.
+        """Returns the mean so far; None before the first measured step.
 
-        steps: how many are known to be done by now, where others have been counted that the device is still at; None: all.
+        steps: the number of finished steps, if the device is still running later ones; None: all that were counted.
         """
         steps = self.steps if steps is None else steps
         return self._elapsed() / steps if steps else None
 
     def data_wait(self) -> float | None:
-        """The share of the time so far, 0 to 1, that late batches took to come; None before the first measured step."""
+        """Returns the share of the time, 0 to 1, spent waiting for batches; None before the first measured step."""
         return min(self._waited / self._elapsed(), 1.0) if self.steps and self._elapsed() else None
 
     def _elapsed(self) -> float:
@@ -80,21 +80,21 @@ class Pace:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What turns the time of a step into figures that compare across batches, devices and models."""
+    """Converts seconds per step to figures that compare across batches, devices and models."""
 
     batch_size: int  # global
     num_devices: int
     flops: TrainFlops  # of one training image
-    peak_flops: float | None  # FLOP/s of one device at best; None where it is not known
+    peak_flops: float | None  # FLOP/s of one device; None if unknown
 
     def metrics(self, seconds_per_step: float) -> dict[str, float]:
-        """Named as in metrics.jsonl.
+        """Returns the speeds as in metrics.jsonl.
 
-        images_per_second            of the global batch
+        images_per_second             of the global batch
         images_per_second_per_device
-        model_tflops_per_second      10^12 model FLOP/s of one device, of student and teacher together
-        mfu, mfu_teacher             model FLOPs utilisation, 0 to 1: that, and the teacher's part in it, of the peak rate; left
-                                     out where the peak is not known. What is computed twice (remat) does not count.
+        model_tflops_per_second       10^12 model FLOP/s per device, student and teacher together
+        mfu, mfu_teacher              model FLOPs utilization, 0 to 1: that rate, and the teacher's part in it, divided by the
+                                      peak; left out if the peak is unknown. Recomputation (remat) does not count.
         """
         images = self.batch_size / seconds_per_step / self.num_devices
         values = {

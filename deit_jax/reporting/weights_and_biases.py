@@ -1,4 +1,4 @@
-"""A run's numbers, configuration and pictures to Weights & Biases (package wandb), if config.log.wandb asks for it."""
+"""Logs a run to Weights & Biases (package wandb), if config.log.wandb is set."""
 
 from __future__ import annotations
 
@@ -13,26 +13,21 @@ from ml_collections import ConfigDict
 
 from deit_jax import console
 from deit_jax.errors import first_line
-from deit_jax.reporting.run_log import LogError, Pictures, Row, numbers
+from deit_jax.reporting.run_log import Destination, LogError, Pictures, Row, numbers
 from deit_jax.storage.workdir import WANDB_NOTE, Workdir
 
 
-class WeightsAndBiases:
-    """One W&B run for the run in `workdir`, however often that is interrupted. A `Destination` of `run_log`.
+class WeightsAndBiases(Destination):
+    """Uses one W&B run for all starts of the run in `workdir`; its id is in `workdir`/wandb.json.
 
-    The W&B run's id is kept in `workdir`/wandb.json. Rows that W&B has cannot be rewritten, so they are not sent again; those
-    that it lacks, because a process was killed or W&B failed, are sent from metrics.jsonl at the next start. A resumed run
-    repeats its steps to the bit, only the speed differs. After a rollback (config.on_nonfinite) the abandoned steps stay as they
-    were.
+    Rows in W&B cannot be rewritten, so they are not sent again. Rows that it lacks, because a process was killed or W&B failed,
+    are sent from metrics.jsonl at the next start: a resumed run repeats its steps bit for bit, except for the speed. After a
+    rollback (config.on_nonfinite) the abandoned steps remain.
 
-    A failure in mid-run is a warning, and ends what is sent until the next start; so is one at the start of a run that goes on.
+    A failure during the run, or at the start of a resumed one, is a warning and disables W&B until the next start. `begin` raises
+    LogError if W&B does not start for a new run.
 
-    Args:
-      settings: config.log.
-      workdir: the files of W&B are in `workdir`/wandb.
-      config: all fields, nested, of JSON's types.
-
-    `begin` raises LogError if W&B does not start for a new run.
+    settings: config.log. config: all fields, nested, of JSON types.
     """
 
     def __init__(self, settings: ConfigDict, workdir: Workdir, config: Mapping[str, Any]) -> None:
@@ -40,11 +35,10 @@ class WeightsAndBiases:
         self._run: Any = None
         self._failed = False
         self._sent = -1  # the last step that W&B has
-        # A step's rows are sent together when they are complete: half of them would pass for the step.
+        # The rows of a step are sent together, once complete: a part of them would count as the step.
         self._step, self._values = 0, dict[str, Any]()
 
     def begin(self, start_step: int, kept: Sequence[Row]) -> None:
-        """Start or continue the W&B run, and send what it lacks of `kept`."""
         self._values = {}
         if self._failed or self._run is not None:  # after a rollback
             return
@@ -53,8 +47,8 @@ class WeightsAndBiases:
         except Exception as error:
             if start_step == 0:
                 raise LogError(
-                    f"config.log.wandb: Weights & Biases does not start ({first_line(error)}); log in by `wandb login`, or set "
-                    "WANDB_MODE=offline, or the field to False"
+                    f"config.log.wandb: Weights & Biases does not start ({first_line(error)}); run `wandb login`, set "
+                    "WANDB_MODE=offline, or set the field to False"
                 ) from error
             self._give_up(error)
         for row in kept:
@@ -75,7 +69,7 @@ class WeightsAndBiases:
             dir=str(self._workdir),
             config=dict(self._config),
             allow_val_change=True,
-            settings=wandb.Settings(silent=True),  # the one line below tells
+            settings=wandb.Settings(silent=True),  # the line below is enough
         )
         self._workdir.write_json(WANDB_NOTE, {"id": name})
         where = f"run {name}"
@@ -91,7 +85,7 @@ class WeightsAndBiases:
         self._run = run
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """A row, unless W&B has that step; its values are numbers or W&B's own."""
+        """Writes a row, unless W&B has that step; values are numbers or W&B objects."""
         if step > self._step:
             self._send()
         if step > self._sent:
@@ -99,8 +93,6 @@ class WeightsAndBiases:
             self._values |= values
 
     def pictures(self, step: int, pictures: Pictures) -> None:
-        """Each picture with its caption."""
-
         def images() -> None:
             import wandb
 
@@ -111,16 +103,13 @@ class WeightsAndBiases:
             self._attempt(images)
 
     def sync(self) -> None:
-        """The rows so far are complete; what W&B has not received when the process dies, the next start sends."""
-        self._send()
+        self._send()  # if the process dies before W&B has received it, the next start sends it again
 
     def finish(self, step: int, results: Mapping[str, float]) -> None:
-        """The results, into the W&B run's summary."""
         self._send()
         self._attempt(lambda: self._run.summary.update(dict(results)))
 
     def close(self, status: int) -> None:
-        """Wait until everything is sent, and end the W&B run."""
         if status == 0:
             self._send()
         self._attempt(lambda: self._run.finish(exit_code=status))
@@ -129,7 +118,7 @@ class WeightsAndBiases:
     def _send(self) -> None:
         if self._values:
             values, self._values = self._values, {}
-            # Without commit: what else comes of this step joins it.
+            # Without commit, so that later values of this step are added to it.
             self._attempt(lambda: self._run.log(values, step=self._step))
             self._sent = max(self._sent, self._step - 1)
 
@@ -138,30 +127,30 @@ class WeightsAndBiases:
             return
         try:
             action()
-        except Exception as error:  # whatever it is, it must not end the training
+        except Exception as error:  # no error of W&B may end the training
             self._give_up(error)
 
     def _give_up(self, error: Exception) -> None:
         self._run, self._failed = None, True
         console.warn(
-            f"Weights & Biases fails ({first_line(error)}): this run goes on without it; what is missing there is sent when the "
-            "run is resumed"
+            f"Weights & Biases failed ({first_line(error)}): the run continues without it; missing rows are sent when the run is "
+            "resumed"
         )
 
 
-# --- What an offline run has on the disk ---
+# --- Files of offline runs ---
 
-# wandb 0.31 reads these files in its Go core only, and an offline run does not know what an earlier one of its id has logged.
-# Without this reader a resumed run would log rows twice, or lose those that a killed process had not written.
+# wandb 0.31 reads these files only in its Go core, and an offline run does not know what an earlier one of its id has logged.
+# Without this reader a resumed run would duplicate rows, or lose those that a killed process had not written.
 _MAGIC = b":W&B"
-# Bytes: the file's header; a block of LevelDB's log format, whose records do not cross its end.
+# In bytes: the file's header; a block of LevelDB's log format, which no piece of a record crosses.
 _FIRST, _BLOCK = 7, 32768
 _HEADER = struct.Struct("<IHB")  # of a piece: checksum, length, kind
 _WHOLE, _FIRST_PIECE, _LAST_PIECE = 1, 2, 4
 
 
 def read_records(path: Path) -> Iterator[Any]:
-    """The records (wandb's protocol buffers) of a `.wandb` file, which is LevelDB's log; ends where a killed process ended it."""
+    """Yields the records (wandb's protocol buffers) of a `.wandb` file, a LevelDB log that may be cut off."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content = path.read_bytes()
@@ -187,7 +176,7 @@ def read_records(path: Path) -> Iterator[Any]:
 
 
 def last_logged_step(path: Path) -> int:
-    """The step of the last row that a `.wandb` file holds; -1 if it holds none or is not there."""
+    """Returns the step of the last row in a `.wandb` file; -1 if it has none or does not exist."""
     if not path.exists():
         return -1
     steps = [record.history.step.num for record in read_records(path) if record.WhichOneof("record_type") == "history"]

@@ -1,25 +1,35 @@
-"""The places of a workdir's checkpoints. What is kept, and which one is used, is decided in training/."""
+"""The checkpoint folders of a workdir. `deit_jax.training` decides which ones to keep and use.
+
+Each has a manifest with the size and digest of every file, so that damage is found before the checkpoint is used. The manifest is
+written last: a folder without one is unfinished.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from deit_jax.storage import manifest
-from deit_jax.storage.files import write_json
+from deit_jax.errors import UserError
+from deit_jax.storage.files import replace_file, write_json
 
-_FORMAT = "format.json"  # is there since checkpoints have manifests
-_STATE = "default"  # of a step's folder: where Orbax writes
-_DISCARDED = ".discarded"  # renamed so before it is deleted, so that half of it is never taken for a checkpoint
-_DAMAGED = ".damaged"  # renamed so and left: what to do with it is for the owner to say
+MANIFEST = "manifest.json"
+_FORMAT = "format.json"  # exists if checkpoints have manifests
+_STATE = "default"  # the folder that Orbax writes, within a step's folder
+_UNFINISHED = MANIFEST + ".partial"
+_DISCARDED = ".discarded"  # suffix before deletion, so that half a folder is never taken for a checkpoint
+_DAMAGED = ".damaged"  # suffix of a damaged checkpoint, which is left to the user
+
+
+class DamageError(UserError):
+    """A checkpoint that does not match its manifest. The message names the file."""
 
 
 class CheckpointPlaces:
-    """A folder a step, of the state's files and a manifest of them, written last.
-
-    So a place is finished or it is not, and what is finished can be checked. Raises OSError where the disk refuses something.
-    """
+    """One folder per step, with the files of the state and the manifest. The methods raise OSError on disk errors."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -28,87 +38,114 @@ class CheckpointPlaces:
         return str(self._folder)
 
     def address(self, step: int) -> str:
-        """Of a step's place, for messages."""
+        """Returns the path of a step's folder, for messages."""
         return str(self._place(step))
 
     def state(self, step: int) -> Path:
-        """Where the state of a step is written to and read from by Orbax."""
+        """Returns where Orbax writes and reads the state of a step."""
         return self._place(step) / _STATE
 
     def exist(self) -> bool:
-        """Whether the workdir has any place for checkpoints, though it may be empty."""
+        """Returns whether the workdir has a checkpoint folder, which may be empty."""
         return self._folder.is_dir()
 
     def have_manifests(self) -> bool:
-        """Whether a run has opened them that writes manifests: a place without one is then not finished."""
+        """Returns whether the run writes manifests, so that a step without one is unfinished."""
         return (self._folder / _FORMAT).exists()
 
     def steps(self) -> list[int]:
-        """The steps that have a place, finished or not, in order."""
+        """Returns the steps that have a folder, finished or not, in order."""
         if not self.exist():
             return []
         return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit() and path.is_dir())
 
     def has(self, step: int) -> bool:
-        """Whether the step has a place, finished or not."""
+        """Returns whether the step has a folder, finished or not."""
         return self._place(step).is_dir()
 
-    # --- What a reader asks of a place ----------------------------------------------------------------------------------------
+    # --- Readers --------------------------------------------------------------------------------------------------------------
 
     def is_sealed(self, step: int) -> bool:
-        """Whether the place was finished once."""
-        return manifest.is_sealed(self._place(step))
+        """Returns whether the step has a manifest."""
+        return (self._place(step) / MANIFEST).is_file()
 
     def is_unfinished(self, step: int) -> bool:
-        """Whether the place was begun and not sealed; a run may be writing there now.
+        """Returns whether the step was begun and not sealed; a run may be writing it now.
 
-        One that has a state and neither mark has lost its manifest, or was made without.
+        A step that has a state, but neither mark, has lost its manifest or was written without one.
         """
-        return manifest.is_unfinished(self._place(step)) or not (self.state(step).exists() or self.is_sealed(step))
+        if self.is_sealed(step):
+            return False
+        return (self._place(step) / _UNFINISHED).exists() or not self.state(step).exists()
 
     def facts(self, step: int) -> dict[str, Any]:
-        """What `seal` was given. Raises DamageError if the manifest cannot be read."""
-        return manifest.facts(self._place(step))
+        """Returns the `facts` given to `seal`. Raises DamageError if the manifest cannot be read."""
+        return {name: value for name, value in _read_manifest(self._place(step)).items() if name != "files"}
 
     def check(self, step: int) -> None:
-        """Compare all files with the manifest. Raises DamageError for one that is not there or not what it was."""
-        manifest.check(self._place(step))
+        """Compares all files with the manifest. Raises DamageError if one is missing, unreadable or different."""
+        folder = self._place(step)
+        for name, written in _read_manifest(folder)["files"].items():
+            path = folder / name
+            try:
+                size = path.stat().st_size
+                if size != written["bytes"]:
+                    raise DamageError(f"{path} has {size:,} bytes and was written with {written['bytes']:,}")
+                if _file_digest(path) != written["blake2b"]:
+                    raise DamageError(f"{path} is not what was written (its checksum differs)")
+            except OSError as error:
+                raise DamageError(f"{path} cannot be read ({error.strerror})") from error
 
-    # --- What the run that owns the workdir does ------------------------------------------------------------------------------
+    # --- The run that owns the workdir ----------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Make the folder, and finish what a killed run has left of `discard`."""
+        """Creates the folder, and deletes what a killed run has discarded."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.iterdir():
             if path.name.endswith(_DISCARDED):
                 shutil.rmtree(path)
 
-    def say_that_they_have_manifests(self) -> None:
-        """From now on `have_manifests`."""
+    def mark_manifests(self) -> None:
+        """Makes `have_manifests` true."""
         write_json(self._folder / _FORMAT, {"format": 2})
 
     def begin(self, step: int) -> None:
-        """Make a place, which is unfinished until it is sealed."""
-        manifest.begin(self._place(step))
+        """Creates the folder of a step, unfinished until it is sealed."""
+        folder = self._place(step)
+        folder.mkdir(parents=True)
+        (folder / _UNFINISHED).touch()
 
     def seal(self, step: int, facts: dict[str, Any]) -> None:
-        """Finish a place whose state is written; `facts` are of JSON's types. All of it is on the disk when this returns."""
-        manifest.seal(self._place(step), facts)
+        """Writes the manifest of a complete state, with `facts` of JSON types. Everything is synced when this returns."""
+        folder = self._place(step)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(MANIFEST))
+        files = {}
+        for path in paths:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "blake2b": _file_digest(path)}
+        for inner in {path.parent for path in paths}:
+            _sync_folder(inner)
+        content = {**facts, "files": files}
+        # The manifest has its own digest: a flipped byte in it must not accuse a sound file, or change a fact.
+        replace_file(folder / MANIFEST, json.dumps({"content": content, "blake2b": _digest(content)}))
+        _sync_folder(folder)
+        _sync_folder(folder.parent)
 
     def abandon(self, step: int) -> None:
-        """Remove a place that could not be written, as far as the disk allows it."""
+        """Removes a folder that could not be written completely, as far as the disk allows."""
         shutil.rmtree(self._place(step), ignore_errors=True)
 
     def discard(self, step: int) -> None:
-        """Remove a place; a process that is killed meanwhile leaves nothing that looks like one."""
+        """Removes a checkpoint; if the process is killed meanwhile, what remains does not look like one."""
         path = self._place(step)
-        gone = path.with_name(path.name + _DISCARDED)
-        shutil.rmtree(gone, ignore_errors=True)
-        path.rename(gone)
-        shutil.rmtree(gone)
+        discarded = path.with_name(path.name + _DISCARDED)
+        shutil.rmtree(discarded, ignore_errors=True)
+        path.rename(discarded)
+        shutil.rmtree(discarded)
 
     def set_aside(self, step: int) -> str:
-        """Keep a place out of the way of those that are used; returns the name that it has from now on."""
+        """Renames a damaged checkpoint so that it is not used; returns its new name."""
         path = self._place(step)
         aside = path.with_name(path.name + _DAMAGED)
         while aside.exists():
@@ -118,3 +155,35 @@ class CheckpointPlaces:
 
     def _place(self, step: int) -> Path:
         return self._folder / str(step)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        whole = json.loads(path.read_bytes())
+        content, digest = whole["content"], whole["blake2b"]
+        content["files"].items()
+    except OSError as error:
+        raise DamageError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamageError(f"{path} is damaged ({type(error).__name__})") from error
+    if digest != _digest(content):
+        raise DamageError(f"{path} is not what was written (its checksum differs)")
+    return content
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

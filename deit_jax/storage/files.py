@@ -1,4 +1,4 @@
-"""Files that are replaced whole, files that grow by lines, and a disk's refusals in one line."""
+"""Writes files atomically, appends to files, and reports disk errors in one line."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from typing import Any
 
 from deit_jax.errors import UserError, machine_fault
 
-NONFINITE = (
-    "nonfinite_values"  # of a JSON object: how many numbers in it are null because JSON has no NaN and no infinity
-)
+NONFINITE = "nonfinite_values"  # in a JSON object: how many of its numbers are null because JSON has no NaN or infinity
 
 
 def strict_json(content: Any, indent: int | None = None) -> str:
-    """JSON that every reader takes: null for NaN and infinite numbers. An object that has any says how many, as NONFINITE."""
+    """Returns standard JSON, with null for non-finite numbers. An object with such numbers has their count as NONFINITE."""
     replaced = 0
 
     def finite(value: Any) -> Any:
@@ -41,17 +39,17 @@ def strict_json(content: Any, indent: int | None = None) -> str:
 
 
 def as_file(content: Any) -> str:
-    """The text of a JSON file for people and programs: `strict_json`, indented."""
+    """Returns the text of a JSON file: `strict_json`, indented."""
     return strict_json(content, indent=2) + "\n"
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as `strict_json`; a reader sees the old file or the new one, never half, also after a power failure."""
+    """Writes `content` as `strict_json`, atomically."""
     replace_file(path, as_file(content))
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a file whole or not at all; it is on the disk when this returns. Raises OSError."""
+    """Writes a file atomically, even across a power failure; it is synced when this returns. Raises OSError."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
@@ -61,10 +59,7 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def write_file(path: Path, text: str, error: Callable[[str], UserError], then: str = "fix that") -> None:
-    """`replace_file`, in a folder that is made if it is not there.
-
-    Raises `error` of the line "PATH cannot be written (REASON); THEN".
-    """
+    """Calls `replace_file` after creating the folder. Raises `error("PATH cannot be written (REASON); THEN")`."""
     with disk_faults(lambda reason: error(f"{path} cannot be written ({reason}); {then}")):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text)
@@ -72,7 +67,7 @@ def write_file(path: Path, text: str, error: Callable[[str], UserError], then: s
 
 @contextlib.contextmanager
 def disk_faults(error: Callable[[str], UserError]) -> Iterator[None]:
-    """Raise `error` of the reason for an OSError of the block. The reason is in the system's words: "No space left on device"."""
+    """Converts an OSError of the block into `error(reason)`, with the system's reason, e.g. "No space left on device"."""
     try:
         yield
     except OSError as fault:
@@ -80,33 +75,33 @@ def disk_faults(error: Callable[[str], UserError]) -> Iterator[None]:
 
 
 class GrowingFile:
-    """A file that lines are appended to. OSError of any method is the disk's."""
+    """A file to which lines are appended. The methods raise OSError on disk errors."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file: FileIO | None = None
 
     def begin(self, text: str) -> None:
-        """Start with `text`, which replaces what is there whole or not at all; once more if it is open."""
+        """Replaces the content by `text`, atomically, and opens the file; may be called again."""
         self.close()
         replace_file(self._path, text)
-        # Unbuffered: what a full disk has refused is not tried again when the file is closed.
+        # Unbuffered: otherwise closing the file would retry what a full disk has refused.
         self._file = self._path.open("ab", buffering=0)
 
     def append(self, line: str) -> None:
-        """A line, in the file when this returns."""
+        """Appends a line, unbuffered."""
         assert self._file is not None
         content = (line + "\n").encode()
         if self._file.write(content) != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def sync(self) -> None:
-        """Return when all lines are on the disk, where a power failure leaves them."""
+        """Syncs all lines to the disk."""
         assert self._file is not None
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file, if it is open."""
+        """Closes the file, if it is open."""
         if self._file is not None:
             self._file.close()
             self._file = None

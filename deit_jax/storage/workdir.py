@@ -1,9 +1,13 @@
-"""The files of a run: their names, and the one way to them."""
+"""The workdir of a run: the names of its files, and all access to them."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import json
+import os
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,50 +15,47 @@ from typing import Any
 from deit_jax.errors import UserError
 from deit_jax.storage.checkpoints import CheckpointPlaces
 from deit_jax.storage.files import GrowingFile, as_file, disk_faults, write_file
-from deit_jax.storage.lock import InUseError, locked
 
-# What a run leaves in its workdir.
-CONFIG = "config.json"  # from its start
-ENVIRONMENT = "environment.json"  # from its end: machine and versions
+# Files of a run.
+CONFIG = "config.json"  # written at its start
+ENVIRONMENT = "environment.json"  # written at its end: machine and versions
 METRICS = "metrics.jsonl"
-RESULTS = "results.json"  # from its end: the run is finished
+RESULTS = "results.json"  # written at its end; marks the run as finished
 REPORT = "report.html"
 TEACHER_SCORES = "teacher_scores.json"
 ROLLBACKS = "rollbacks.json"
 WANDB_NOTE = "wandb.json"
 LOCK = "lock"
-# What modes leave there.
+# Files of modes.
 EVALUATION = "evaluation.json"
 THROUGHPUT = "throughput.json"
-# Folders that other libraries write into, or several files of a mode.
+# Folders.
 TENSORBOARD = "tensorboard"
 ANALYSIS = "analysis"
 
 
 class WorkdirError(UserError):
-    """A workdir that cannot be used now. The message is one line."""
+    """A workdir that cannot be used now."""
 
 
 class UnreadableError(UserError):
-    """A file of a workdir that is there and cannot be read, or is not what its name says. The message is one line."""
+    """A file of a workdir that exists but cannot be read or parsed."""
 
 
 class Workdir:
-    """The folder of one run. Every file in it is read and written here, `checkpoints` by `CheckpointPlaces`.
+    """The folder of one run. All its files are read and written here, and the checkpoints through `checkpoints`.
 
-    A reader of a file sees the old one or the new one, never half of one, also after a power failure.
-
-    One process of a run writes, and it holds the lock while it does. The methods take names from the top of this module. str()
-    is what the user calls the folder.
+    Writes are atomic: a reader sees the old file or the new one, even after a power failure. Only one process of a run writes,
+    and holds the lock. File names are the constants of this module. str() is the path as the user typed it.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path  # on this machine
+        self.path = path
         self.checkpoints = CheckpointPlaces(path.absolute() / "checkpoints")
 
     @classmethod
     def at(cls, place: WorkdirLike) -> Workdir:
-        """The workdir that a user's --workdir means; nothing is touched."""
+        """Returns the workdir of a path, without accessing the disk."""
         return place if isinstance(place, Workdir) else cls(Path(place))
 
     def __str__(self) -> str:
@@ -62,29 +63,29 @@ class Workdir:
 
     @property
     def teacher(self) -> Workdir:
-        """Of the teacher that the run trains first (config.teacher.recipe)."""
+        """The workdir of the teacher that the run trains first (config.teacher.recipe)."""
         return Workdir(self.path / "teacher")
 
     def address(self, name: str) -> str:
-        """Of a file, for messages."""
+        """Returns the path of a file, for messages."""
         return str(self.path / name)
 
     def folder(self, name: str) -> Path:
-        """A folder on this machine, which need not be there yet, for libraries that write their files themselves."""
+        """Returns a folder, which may not exist yet, for libraries that write their own files."""
         return self.path / name
 
     def is_there(self) -> bool:
-        """Whether there is anything of that name."""
+        """Returns whether the path exists."""
         return self.path.exists()
 
     def has(self, name: str) -> bool:
-        """Whether the file is there."""
+        """Returns whether the file exists."""
         return (self.path / name).exists()
 
     def read(self, name: str, errors: str = "strict") -> str | None:
-        """A file's content, None if it is not there. Raises UnreadableError.
+        """Returns the content of a file, None if it does not exist. Raises UnreadableError.
 
-        errors: what becomes of bytes that are not UTF-8, as of `bytes.decode`.
+        errors: how to handle bytes that are not UTF-8, as in `bytes.decode`.
         """
         try:
             return (self.path / name).read_text(encoding="utf-8", errors=errors)
@@ -94,7 +95,7 @@ class Workdir:
             raise UnreadableError(f"{self.address(name)} cannot be read ({error})") from error
 
     def read_json(self, name: str) -> Any:
-        """A JSON file's content, None if it is not there. Raises UnreadableError, also for what is not JSON."""
+        """Returns the content of a JSON file, None if it does not exist. Raises UnreadableError, also for invalid JSON."""
         text = self.read(name)
         try:
             return None if text is None else json.loads(text)
@@ -104,43 +105,52 @@ class Workdir:
     def write(
         self, name: str, text: str, *, error: Callable[[str], UserError] = WorkdirError, then: str = "fix that"
     ) -> None:
-        """Write a file whole or not at all; it is on the disk when this returns. The folder is made if it is not there.
-
-        Raises `error` of the line "FILE cannot be written (REASON); THEN".
-        """
+        """Writes a file as `write_file` does."""
         write_file(self.path / name, text, error, then)
 
     def write_json(
         self, name: str, content: Any, *, error: Callable[[str], UserError] = WorkdirError, then: str = "fix that"
     ) -> None:
-        """The same of `content` as `strict_json`."""
+        """Writes `content` as `strict_json`, as `write_file` does."""
         self.write(name, as_file(content), error=error, then=then)
 
     def growing(self, name: str) -> GrowingFile:
-        """A file that lines are appended to."""
+        """Returns a file to which lines are appended."""
         return GrowingFile(self.path / name)
 
     @contextlib.contextmanager
     def locked(self, warn: Callable[[str], None]) -> Iterator[None]:
-        """Keep other runs out until the block ends or the process does; a folder that is not there is made.
+        """Holds the lock of the workdir, which is created if needed, until the block or the process ends.
 
-        LOCK says who holds it. Where locks do not work, `warn` is called with a line and the lock is not held.
+        LOCK names the holder. If the file system does not support locks, calls `warn` with a line and continues.
 
-        Raises WorkdirError if another run holds it, or the folder cannot be written.
+        Raises WorkdirError if another run holds the lock, or if the folder cannot be written.
         """
-        with contextlib.ExitStack() as held:
+        with contextlib.ExitStack() as stack:
             with disk_faults(self._unwritable):
                 self.path.mkdir(parents=True, exist_ok=True)
-                try:
-                    held.enter_context(locked(self.path / LOCK, warn))
-                except InUseError as holder:
-                    raise WorkdirError(
-                        f"--workdir={self} is in use by another run ({holder}); wait for it, stop it or use another"
-                    ) from None
+                handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+                stack.callback(os.close, handle)  # releases the lock; so does the system when the process ends
+                self._lock(handle, warn)
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+                os.fsync(handle)  # for the run's other processes, which may be on other machines
             yield
+
+    def _lock(self, handle: int, warn: Callable[[str], None]) -> None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
+                raise WorkdirError(
+                    f"--workdir={self} is in use by another run ({holder}); wait for it, stop it or use another"
+                ) from None
+            path = self.address(LOCK)
+            warn(f"{path} cannot be locked ({error.strerror}): make sure that no other run uses this workdir")
 
     def _unwritable(self, reason: str) -> WorkdirError:
         return WorkdirError(f"--workdir={self} cannot be written ({reason}); fix that or use another")
 
 
-WorkdirLike = str | Path | Workdir  # what functions for users take
+WorkdirLike = str | Path | Workdir  # accepted by functions that users call

@@ -1,1 +1,1 @@
-"""The trainer: loop.py reads from top to bottom, step.py is one training step."""
+"""Training: loop.py is the training loop, step.py one training step."""

@@ -1,4 +1,4 @@
-"""The facts of a run, gathered for the console before it starts."""
+"""The summary of a run that the console shows before it starts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def describe(
     teacher: Teacher | None,
     initial: Initial | None = None,
 ) -> dict[str, str | list[str]]:
-    """What is about to run: model, what it starts from, teacher, devices, data, recipe, length."""
+    """Describes a run: model, initial weights, teacher, devices, data, recipe and length, by name."""
     facts: dict[str, str | list[str]] = {
         "model": f"{config.model.name}{_fields(config.model.overrides)}: "
         f"{count_parameters(program.abstract_state.variables):,} parameters, {plan.image_size} px, "
@@ -37,7 +37,7 @@ def describe(
     if initial is not None:
         facts["start"] = initial.description
     elif config.model.weights:
-        facts["start"] = f"began from {config.model.weights}, goes on from its checkpoint"
+        facts["start"] = f"started from {config.model.weights}, resumes from its checkpoint"
     facts |= _trained_part(config, program)
     if teacher is not None:
         facts["teacher"] = f"{teacher.description}: {teacher.num_parameters:,} parameters, frozen"
@@ -57,17 +57,19 @@ def describe(
         facts["data notes"] = notes
     facts |= _recipe(config, plan)
     facts["length"] = (
-        f"{plan.total_steps:,} steps of {config.train.batch_size} images, {plan.steps_per_epoch:,} an epoch "
+        f"{plan.total_steps:,} steps of {config.train.batch_size} images, {plan.steps_per_epoch:,} per epoch "
         f"({plan.total_steps / plan.steps_per_epoch:.4g} of {config.train.epochs} epochs)" + _left_out(plan)
     )
     return facts
 
 
 def _left_out(plan: Plan) -> str:
-    """The positions of an epoch that make no whole batch, where they are many; the order is another one in each epoch."""
+    """Reports the images of an epoch that do not fill a batch, if there are many."""
     order = plan.order
     left = selected_positions(order.num_examples) - plan.steps_per_epoch * order.batch_size
-    return f"; {left} images of each, others every time, make no whole batch" if left * 20 > order.num_examples else ""
+    if left * 20 <= order.num_examples:
+        return ""
+    return f"; {left} images per epoch (different ones each time) do not fill a batch and are skipped"
 
 
 def _recipe(config: ConfigDict, plan: Plan) -> dict[str, str]:
@@ -76,14 +78,13 @@ def _recipe(config: ConfigDict, plan: Plan) -> dict[str, str]:
         "input": f"{data.train_crop} crop, {data.repeats} repeat(s), flip {augment.flip_probability:g}, "
         f"{_operations(augment)}, erasing {augment.erase_probability:g} ({augment.erase_mode})",
         "mixing": f"mixup {augment.mixup_alpha:g}, cutmix {augment.cutmix_alpha:g} in groups of {plan.order.group_size}, "
-        f"{plan.order.groups_per_block} a block, "
-        f"label smoothing {augment.label_smoothing:g}",
+        f"{plan.order.groups_per_block} per block, label smoothing {augment.label_smoothing:g}",
         "optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, peak rate {plan.peak_learning_rate:.3g}, "
         f"{schedule.warmup_epochs:g} warm-up epochs, {schedule.kind} cosine schedule",
-        "regularisation": (
+        "regularization": (
             f"stochastic depth {config.model.drop_path_rate:g}, dropout {config.model.dropout_rate:g}, "
             if config.train.train_mode
-            else "modules as in evaluation: nothing dropped, BatchNorm by its running statistics; "
+            else "modules in evaluation mode: no dropout, BatchNorm uses its running statistics; "
         )
         + f"EMA {config.ema.decay:g}"
         + ("" if config.train.clip_norm is None else f", clip norm {config.train.clip_norm:g}"),
@@ -91,24 +92,21 @@ def _recipe(config: ConfigDict, plan: Plan) -> dict[str, str]:
 
 
 def _trained_part(config: ConfigDict, program: Program) -> dict[str, str]:
-    """How much of the model is trained, if not all of it."""
-    params = program.abstract_state.params
-    moving = jax.tree.leaves(trained(params, config.optimizer.trainable))
-    if all(moving):
+    """Describes the trained part of the model, if it is not all of it."""
+    leaves = jax.tree.leaves(program.abstract_state.params)
+    mask = jax.tree.leaves(trained(program.abstract_state.params, config.optimizer.trainable))
+    if all(mask):
         return {}
-    leaves = jax.tree.leaves(params)
-    count = sum(leaf.size for leaf, moves in zip(leaves, moving, strict=True) if moves)
+    count = sum(leaf.size for leaf, train in zip(leaves, mask, strict=True) if train)
     patterns = ", ".join(config.optimizer.trainable)
-    return {
-        "trained": f"{count:,} parameters in {sum(moving)} of {len(leaves)} tensors ({patterns}); the rest is frozen"
-    }
+    return {"trained": f"{count:,} parameters in {sum(mask)} of {len(leaves)} tensors ({patterns}); the rest is frozen"}
 
 
 def _operations(augment: ConfigDict) -> str:
     if augment.auto_augment:
         return f"AutoAugment {augment.auto_augment}"
     if augment.color_jitter:
-        return f"colour jitter {augment.color_jitter:g}"
+        return f"color jitter {augment.color_jitter:g}"
     return f"RandAugment {augment.rand_augment or 'off'}"
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints a workdir has, which are sound, and which is the best: by names and manifests, without Orbax."""
+"""Selects checkpoints of a workdir by name, manifest and score, without Orbax."""
 
 from __future__ import annotations
 
@@ -7,55 +7,51 @@ from typing import Any
 
 from deit_jax import console
 from deit_jax.errors import UserError
-from deit_jax.storage.checkpoints import CheckpointPlaces
-from deit_jax.storage.manifest import DamageError
+from deit_jax.storage.checkpoints import CheckpointPlaces, DamageError
 from deit_jax.storage.workdir import Workdir, WorkdirLike
 
-MOST_TRIES = 20  # of a reader whose checkpoints a run deletes, one after the other
+MAX_READ_ATTEMPTS = 20  # of a reader while a run deletes the checkpoints that it selects
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is not there, does not fit or cannot be written. The message is one line."""
+    """A checkpoint that does not exist, does not fit or cannot be written."""
 
 
-def newest_sound(places: CheckpointPlaces, clear_away: Callable[[int, str], None]) -> int | None:
-    """The newest step whose files are what was written; `clear_away` is told of the later ones and why they are not it."""
+def newest_sound(places: CheckpointPlaces, on_damage: Callable[[int, str], None]) -> int | None:
+    """Returns the newest step whose files match its manifest. Calls `on_damage` with each later step and its fault."""
     for step in reversed(places.steps()):
         try:
             places.check(step)
             return step
         except DamageError as error:
-            clear_away(step, str(error))
+            on_damage(step, str(error))
     return None
 
 
 def newest_step(workdir: WorkdirLike) -> int | None:
-    """The step of the newest sound checkpoint of a workdir, which opening `Checkpoints` there would find; None if there is none.
-
-    Nothing is changed; a run may be writing there.
-    """
+    """Returns the step of the newest sound checkpoint of a workdir, or None. Changes nothing; a run may be writing there."""
     places = Workdir.at(workdir).checkpoints
     if not places.have_manifests():
         return max(places.steps(), default=None)
 
-    def pass_over(step: int, reason: str) -> None:
-        if places.has(step) and not places.is_unfinished(step):  # a run may be writing it now, or have deleted it
-            console.warn(f"checkpoint {step} is DAMAGED: {reason}; the one before it is used")
+    def warn(step: int, reason: str) -> None:
+        if places.has(step) and not places.is_unfinished(step):  # otherwise a run is writing it, or has deleted it
+            console.warn(f"checkpoint {step} is DAMAGED: {reason}; using the one before it")
 
-    for _ in range(MOST_TRIES):
+    for _ in range(MAX_READ_ATTEMPTS):
         before = places.steps()
-        if (step := newest_sound(places, pass_over)) is not None or places.steps() == before:
+        if (step := newest_sound(places, warn)) is not None or places.steps() == before:
             return step
     return None
 
 
 def is_opened(workdir: WorkdirLike) -> bool:
-    """Whether a run has opened its checkpoints in a workdir, though it may have saved none yet."""
+    """Returns whether a run has opened its checkpoints in a workdir, even if it has not saved any."""
     return Workdir.at(workdir).checkpoints.have_manifests() or has_checkpoints(workdir)
 
 
 def last_step(workdir: WorkdirLike) -> int | None:
-    """The step of the newest finished checkpoint of a workdir, whose files are not compared; None if there is none."""
+    """Returns the step of the newest finished checkpoint of a workdir, without checking its files; None if there is none."""
     return max(_finished_steps(Workdir.at(workdir).checkpoints), default=None)
 
 
@@ -65,12 +61,12 @@ def _finished_steps(places: CheckpointPlaces) -> list[int]:
 
 
 def has_checkpoints(workdir: WorkdirLike) -> bool:
-    """Whether a training run has saved anything in a workdir."""
+    """Returns whether a run has saved anything in a workdir."""
     return bool(Workdir.at(workdir).checkpoints.steps())
 
 
 def _facts_of(places: CheckpointPlaces, step: int) -> dict[str, Any]:
-    """What a checkpoint's manifest says of it; {} if it cannot be read, which whoever needs the checkpoint finds out."""
+    """Returns the facts in a checkpoint's manifest; {} if it cannot be read, which using the checkpoint reports."""
     try:
         return places.facts(step)
     except DamageError:
@@ -80,9 +76,9 @@ def _facts_of(places: CheckpointPlaces, step: int) -> dict[str, Any]:
 def scored_steps(
     places: CheckpointPlaces, steps: Iterable[int], scored_by: Mapping[str, Any] | None
 ) -> tuple[list[tuple[float, int]], list[int]]:
-    """[(top-1, step), ...] of the checkpoints that were scored by this evaluation, and the steps of those scored by another.
+    """Returns [(top-1, step), ...] of the checkpoints scored by this evaluation, and the steps of those scored by another.
 
-    What is not known, of earlier versions or here, is taken for the same.
+    Unknown evaluations (of earlier versions, or `scored_by` None) count as the same.
     """
     scored, others = [], []
     for step in steps:
@@ -96,8 +92,8 @@ def scored_steps(
     return scored, others
 
 
-def say_what_is_not_compared(steps: list[int]) -> None:
-    """Print which checkpoints' scores are not compared, if there are any."""
+def report_not_compared(steps: list[int]) -> None:
+    """Prints which checkpoints' scores are not compared, if any."""
     if steps:
         console.say(
             f"checkpoint {', '.join(map(str, steps))}: scored on other evaluation images or crops, not compared with later ones"
@@ -105,33 +101,35 @@ def say_what_is_not_compared(steps: list[int]) -> None:
 
 
 def find_step(workdir: WorkdirLike, which: str) -> int:
-    """The step that "newest", "best" or a number means in a workdir; its files have been checked."""
+    """Returns the step that "newest", "best" or a number selects in a workdir, after checking its files."""
     places = Workdir.at(workdir).checkpoints
     if which == "newest":
         step = newest_step(workdir)
         if step is None:
             raise CheckpointError(f"{places}: no complete checkpoint here; let the training run save one")
         return step
-    there = _finished_steps(places)
+    finished = _finished_steps(places)
     if which == "best":
-        latest = [facts for step in there if (facts := _facts_of(places, step)).get("top1") is not None]
-        if not latest:
-            raise CheckpointError(f"{places}: no checkpoint here was evaluated, so none is the best; take the newest")
-        scored, others = scored_steps(places, there, latest[-1].get("scored_by"))
-        say_what_is_not_compared(others)
+        evaluated = [facts for step in finished if (facts := _facts_of(places, step)).get("top1") is not None]
+        if not evaluated:
+            raise CheckpointError(
+                f"{places}: no checkpoint here was evaluated, so there is no best one; use the newest"
+            )
+        scored, others = scored_steps(places, finished, evaluated[-1].get("scored_by"))
+        report_not_compared(others)
         step = max(scored)[1]
     elif which.isascii() and which.isdigit():
         step = int(which)
     else:
-        raise CheckpointError(f"checkpoint {which!r} is none of newest, best and a step's number")
-    if step not in there:
-        steps = ", ".join(map(str, there)) or "none"
+        raise CheckpointError(f"checkpoint {which!r} is not newest, best or a step number")
+    if step not in finished:
+        steps = ", ".join(map(str, finished)) or "none"
         raise CheckpointError(f"{places}: no complete checkpoint of step {step} here (there are: {steps})")
     if places.have_manifests():
         try:
             places.check(step)
         except DamageError as error:
             if not places.has(step):
-                raise FileNotFoundError(step) from error  # deleted meanwhile by the run that is writing here
-            raise CheckpointError(f"checkpoint {step} is DAMAGED: {error}; take another") from error
+                raise FileNotFoundError(step) from error  # a run has deleted it meanwhile
+            raise CheckpointError(f"checkpoint {step} is DAMAGED: {error}; use another") from error
     return step

@@ -1,4 +1,4 @@
-"""The first training images as the model sees them: what the first step computes from its batch."""
+"""The first training images as the model sees them, after augmentation and mixing."""
 
 from __future__ import annotations
 
@@ -24,32 +24,32 @@ from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import build_augmentation
 from deit_jax.training.step import step_keys
 
-TRAINING_IMAGES = 16  # that are shown of a run
+TRAINING_IMAGES = 16  # shown per run
 
 
 @dataclasses.dataclass(frozen=True)
 class FirstImages:
-    """The first rows of a configuration's first step as they come from the host: whole mixing groups where the recipe mixes."""
+    """The first rows of the first step's batch, as read by the host: whole mixing groups if the recipe mixes."""
 
     augment: TrainAugmentation
-    key: jax.Array  # of the step
+    key: jax.Array  # of the step's augmentation
     images: np.ndarray  # uint8[B, H, W, 3]
     labels: np.ndarray  # int32[B]
     class_names: tuple[str, ...]
 
     def mixture(self, target: np.ndarray) -> str:
-        """What a target float32[K] is made of."""
+        """Returns the classes and shares of a target float32[K], without label smoothing: "0.63 Coat + 0.37 Bag"."""
         return mixture(target, self.class_names, self.augment.label_smoothing)
 
     def as_trained_on(self, rows: int) -> tuple[np.ndarray, list[str]]:
-        """The first images after the whole recipe, uint8[rows, H, W, 3], and what their targets are made of."""
+        """Returns the first images after augmentation, uint8[rows, H, W, 3], and the classes and shares of their targets."""
         seen, targets = jax.jit(self.augment)(self.key, self.images, self.labels)
         pixels = as_pixels(np.asarray(seen[:rows]), self.augment)
         return pixels, [self.mixture(target) for target in np.asarray(targets[:rows])]
 
 
 def first_images(config: ConfigDict, rows: int, mixing: tuple[int, int] | None = None) -> FirstImages:
-    """At least `rows` of the first step's images, or as many as it has.
+    """Returns at least `rows` of the first step's images, or the whole batch.
 
     mixing: group size and groups per block that a run recorded; None: see `resolve`. Raises ConfigError or DataError.
     """
@@ -61,11 +61,11 @@ def first_images(config: ConfigDict, rows: int, mixing: tuple[int, int] | None =
 def read_first_rows(
     config: ConfigDict, plan: Plan, source: ImageSource, rows: int, bad_images: BadImages | None = None
 ) -> dict[str, np.ndarray]:
-    """The first rows of the first step's batch, wherever they are read in the run; no image of other rows is read.
+    """Reads only the first rows of the first step's batch, whichever process reads them in the run.
 
-    Whole mixing groups, at least `rows` or as many as the batch has: `image` uint8[B, H, W, 3] and `label` int32[B].
+    Returns whole mixing groups, at least `rows` or the whole batch: `image` uint8[B, H, W, 3] and `label` int32[B].
 
-    bad_images: counts images that are replaced; None: one that warns. Raises DataError.
+    bad_images: counts replaced images; None: a counter that warns. Raises DataError.
     """
     row = plan.order.positions(0).row
     (positions,) = np.nonzero(row < _whole_groups(build_augmentation(config, plan), rows))
@@ -87,7 +87,7 @@ def read_first_rows(
 
 
 def _whole_groups(augment: TrainAugmentation, rows: int) -> int:
-    """At least so many rows: partners are at both ends of a group."""
+    """Rounds up to whole groups, since partners are at both ends of a group."""
     group = augment.group_size if augment.mixes else 1
     return -(-rows // group) * group
 
@@ -95,7 +95,7 @@ def _whole_groups(augment: TrainAugmentation, rows: int) -> int:
 def first_of_batch(
     config: ConfigDict, plan: Plan, class_names: tuple[str, ...], batch: Mapping[str, np.ndarray], rows: int
 ) -> FirstImages:
-    """The same of the first step's batch, or of the main process's part of it, that is there already."""
+    """Returns the first images of `batch`: the first step's, or the main process's part of it."""
     augment = build_augmentation(config, plan)
     count = _whole_groups(augment, rows)
     key, _ = step_keys(config.seed, 0)
@@ -105,28 +105,28 @@ def first_of_batch(
 def log_first_images(
     log: RunLog, config: ConfigDict, plan: Plan, source: ImageSource, rows: HostRows, batch: Mapping[str, np.ndarray]
 ) -> None:
-    """Log the first images of the first step as the model will see them. Too little memory for that is a warning.
+    """Logs the first images of the first step as the model sees them. Only warns if memory is insufficient.
 
-    rows: what this process reads of a batch. batch: that of the first step.
+    rows: the rows that this process reads. batch: the first step's.
     """
-    if not rows.dealt or rows.stretches[0][0] > 0:  # the first rows come from several hosts: read them here
+    if not rows.dealt or rows.stretches[0][0] > 0:  # several hosts read the first rows: read them here
         batch = read_first_rows(config, plan, source, TRAINING_IMAGES, BadImages(lambda line: None))
     try:
-        found = first_of_batch(config, plan, source.class_names, batch, TRAINING_IMAGES)
-        seen, targets = found.as_trained_on(TRAINING_IMAGES)
+        first = first_of_batch(config, plan, source.class_names, batch, TRAINING_IMAGES)
+        seen, targets = first.as_trained_on(TRAINING_IMAGES)
         log.pictures(0, Pictures("images/training", list(seen), targets, source.class_names))
-    except jax.errors.JaxRuntimeError as error:  # a picture is not worth the run
+    except jax.errors.JaxRuntimeError as error:  # pictures must not end the run
         console.warn(f"the training images are not logged ({first_line(error)})")
 
 
 def as_pixels(images: np.ndarray, augment: TrainAugmentation) -> np.ndarray:
-    """Normalised float32[B, H, W, 3] as uint8 for the eye; erased noise is cut off at black and white."""
+    """Converts normalized float32[B, H, W, 3] to uint8 for display; clips the noise of erased regions."""
     pixels = images * np.asarray(augment.std) + np.asarray(augment.mean)
     return (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8)
 
 
 def mixture(target: np.ndarray, names: tuple[str, ...], label_smoothing: float) -> str:
-    """The classes of a target and their shares, without the smoothing: "0.63 Coat + 0.37 Bag"."""
+    """Returns the classes and shares of a target float32[K], without label smoothing: "0.63 Coat + 0.37 Bag"."""
     shares = (target - label_smoothing / len(target)) / (1 - label_smoothing)
     largest = [k for k in np.argsort(-shares, kind="stable")[:2] if shares[k] > 5e-3]
     return " + ".join(

@@ -1,4 +1,4 @@
-"""The metrics of the steps: read late, so that the device never waits for the host, then judged and logged."""
+"""Reads the metrics of the steps late, so that the device never waits for the host, then judges and logs them."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from deit_jax.training.step import Batch
 
 @dataclasses.dataclass(frozen=True)
 class _Due:
-    """A step whose metrics are to be read."""
+    """A step whose metrics are due."""
 
     step: int
-    metrics: Metrics | None  # to be logged; None: the step is only judged
-    measured: int  # how many steps the clock had counted with this one
+    metrics: Metrics | None  # to log; None: the step is only judged
+    measured: int  # number of steps that the clock has counted, including this one
 
 
 class LateMetrics:
-    """Judges every step and logs some of them, each after the next step has been given to the device; keeps the clock.
+    """Judges every step and logs some, each after the next step has been dispatched; also times the steps.
 
-    `note` takes a step that was just given to the device, and reads the one before if it is due. `settled` reads all that is
-    left. The rules are those of `deit_jax/training/loop.py`, by their numbers there.
+    `note` takes a step that was just dispatched, and reads an earlier one if it is due. `settled` reads all that remain. Rule
+    numbers refer to `deit_jax/training/loop.py`.
     """
 
     def __init__(self, plan: Plan, watch: Watch, log: RunLog, speed: Speed, *, log_every: int) -> None:
@@ -43,11 +43,11 @@ class LateMetrics:
         self._due: _Due | None = None
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; the time is counted that the device waits for each."""
+        """Yields the batches, and counts the time that the device waits for each."""
         return self._pace.waiting(batches, lambda: self._newest_loss is None or self._newest_loss.is_ready())
 
     def note(self, step: int, metrics: Metrics) -> None:
-        """Take a step that was given to the device, then read the one before it if it is due (rule 6)."""
+        """Takes a step that was dispatched, then reads the one before it if it is due (rule 6)."""
         self._pace.step()
         metrics = self._watch.note(step, metrics)
         self._newest_loss = metrics["loss"]
@@ -58,17 +58,15 @@ class LateMetrics:
             self._due = _Due(step, None, self._pace.steps)
 
     def start_clock(self, state: TrainState) -> None:
-        """Wait for the first step, which includes compiling; the clock counts from here (rule 7)."""
+        """Waits for the first step, which includes compiling, and starts the clock (rule 7)."""
         jax.block_until_ready(state)
         self._pace.restart()
 
     @contextlib.contextmanager
     def settled(self, step: int, state: TrainState) -> Iterator[None]:
-        """Inside, `state` is computed, every step up to `step` is judged, and logged if it is due, and the clock is stopped.
+        """Inside, `state` is computed, all steps up to `step` are judged and logged if due, and the clock is stopped.
 
-        That is what rules 1, 2 and 7 ask for before an evaluation or a save.
-
-        Raises what Watch raises.
+        Rules 1, 2 and 7 require this before an evaluation or a save. Raises DivergenceError or Rollback.
         """
         jax.block_until_ready(state)
         self._pace.pause()
@@ -78,7 +76,7 @@ class LateMetrics:
         self._pace.restart()
 
     def seconds_per_step(self) -> float | None:
-        """The mean so far; None before the first measured step."""
+        """Returns the mean so far; None before the first timed step."""
         return self._pace.seconds_per_step()
 
     def _read_due(self) -> None:
@@ -87,11 +85,11 @@ class LateMetrics:
             return
         self._watch.read(through=due.step)
         if due.metrics is not None:
-            jax.block_until_ready(due.metrics)  # the time until now is that of steps which are done
+            jax.block_until_ready(due.metrics)  # so that the time covers only finished steps
             self._write(due.step, due.metrics, self._pace.seconds_per_step(due.measured))
 
     def _write(self, step: int, metrics: Metrics, seconds_per_step: float | None) -> None:
-        """A row, and a line on the console; without a pace (the first step) they have no speed."""
+        """Writes a row and prints a line, without a speed for the first step."""
         values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
         values["epoch"] = step / self._plan.steps_per_epoch
         rates = data_wait = eta = None

@@ -1,11 +1,10 @@
-"""One run a workdir at a time."""
+"""Locks a workdir for one run."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import jax
 
@@ -14,35 +13,33 @@ from deit_jax.parallel.distributed import from_main_process, sum_over_processes
 from deit_jax.storage.workdir import LOCK, UnreadableError, Workdir, WorkdirError, WorkdirLike
 
 
-@contextmanager
+@contextlib.contextmanager
 def hold(workdir: WorkdirLike) -> Iterator[None]:
-    """Keep other runs out of `workdir`, which is made if it is not there, until the block ends or the process does.
+    """Locks `workdir`, which is created if needed, until the block or the process ends; a killed run leaves no lock.
 
-    The system lets go of the lock when the process ends, however it ends: a killed run leaves none behind. Raises WorkdirError
-    if another run holds it, if the folder cannot be written, or if it is not one folder for all processes of this run.
+    Raises WorkdirError if another run holds the lock, or if the folder is not writable or not shared by all processes.
     """
     workdir = Workdir.at(workdir)
-    with contextlib.ExitStack() as held:
-        from_main_process(lambda: held.enter_context(workdir.locked(console.warn)))
-        _refuse_private(workdir)
+    with contextlib.ExitStack() as stack:
+        from_main_process(lambda: stack.enter_context(workdir.locked(console.warn)))
+        _check_shared(workdir)
         yield
 
 
-def _refuse_private(workdir: Workdir) -> None:
-    """Checkpoints are written by all processes into one folder: what the first has written there, all must see."""
+def _check_shared(workdir: Workdir) -> None:
+    """Raises WorkdirError unless all processes see what the first one writes, as checkpoints require."""
     if jax.process_count() == 1:
         return
     holder = from_main_process(lambda: workdir.read(LOCK))
-    blind = sum_over_processes(0 if _shows(workdir, holder) else 1)
-    if blind:
+    if failed := sum_over_processes(int(not _is_content(workdir, holder))):
         raise WorkdirError(
-            f"{blind} of {jax.process_count()} processes do not see what the first one writes in --workdir={workdir}: "
-            "it has to be a folder that all of them share"
+            f"{failed} of {jax.process_count()} processes do not see what the first one writes in --workdir={workdir}: "
+            "it must be a folder that all of them share"
         )
 
 
-def _shows(workdir: Workdir, text: str) -> bool:
-    for _ in range(20):  # a network disk may take a moment
+def _is_content(workdir: Workdir, text: str) -> bool:
+    for _ in range(20):  # a network disk may be slow
         with contextlib.suppress(UnreadableError):
             if workdir.read(LOCK) == text:
                 return True

@@ -1,4 +1,4 @@
-"""The one trainer, read from top to bottom: `train`, then its steps and the order that they keep."""
+"""The training loop: `train`, then the rules for the order of its steps, then the steps."""
 
 from __future__ import annotations
 
@@ -53,8 +53,7 @@ from deit_jax.training.record import (
 )
 from deit_jax.training.state import TrainState
 from deit_jax.training.step import Batch
-from deit_jax.training.teacher import FrozenTeacher, Teacher
-from deit_jax.training.teacher_scores import score_teacher
+from deit_jax.training.teacher import FrozenTeacher, Teacher, score_teacher
 
 Results = dict[str, Any]
 
@@ -67,16 +66,16 @@ def train(
     log: RunLog | None = None,
     opened: Opened | None = None,
 ) -> Results:
-    """Train the configured model in `workdir`, or go on where an earlier call stopped; returns what `results.json` holds.
+    """Trains the configured model in `workdir`, or resumes an earlier run; returns the content of `results.json`.
 
-    config: validated. teacher: the frozen network for distillation, with as many classes as the student; None without one.
-    initial: the weights of config.model.weights, from which a run starts that has no checkpoint yet; None: random ones.
-    log: where the numbers go, for a caller who has more to log when this returns; None: one of its own. opened: what `open_run`
-    returned for the same arguments; None: it is opened here.
-    Raises ConfigError, DataError, WorkdirError or CheckpointError, each with one clear line, before anything is compiled; later
-    also DivergenceError, LogError and, when a signal asks for it, Stopped.
+    config: validated. teacher: the frozen teacher, with as many classes as the student; None: no teacher.
+    initial: the weights of config.model.weights, for a run without a checkpoint; None: random weights.
+    log: for a caller that logs more afterwards; None: a new log. opened: the result of `open_run` for the same arguments.
+
+    Raises ConfigError, DataError, WorkdirError or CheckpointError before anything is compiled; later also DivergenceError,
+    LogError and, after a signal, Stopped.
     """
-    # --- Prepare: check all that can be refused; nothing is written --------------------------------------------------------
+    # --- Prepare: check everything that can fail; write nothing ------------------------------------------------------------
     workdir = Workdir.at(workdir)
     opened = opened or open_run(config, workdir)
     config = opened.config
@@ -89,7 +88,7 @@ def train(
     networks, on_change = () if teacher is None else teacher.networks, config.teacher.on_change
     teachers = check_teacher(workdir, opened.record, networks, on_change=on_change, step=last_step(workdir) or 0)
 
-    # --- Claim: the workdir is this run's from here on ---------------------------------------------------------------------
+    # --- Claim the workdir -------------------------------------------------------------------------------------------------
     with hold(workdir):
         claim(workdir, opened, teachers, initial)
         facts = describe(config, opened.plan, built.program, opened.train_source, opened.eval_source, teacher, initial)
@@ -98,7 +97,7 @@ def train(
             frozen = None if teacher is None else jax.device_put(teacher.for_step(built.mesh), replicated(built.mesh))
             teacher_scores = scores_of_teacher(workdir, opened, built, teacher, frozen)
 
-            # --- Steps: from the newest checkpoint on --------------------------------------------------------------------------
+            # --- Run the steps, from the newest checkpoint ---------------------------------------------------------------------
             run = Run(
                 workdir=workdir,
                 opened=opened,
@@ -111,7 +110,7 @@ def train(
             )
             done = run_to_the_end(run)
 
-            # --- Results: once the last checkpoint is complete (rule 4) --------------------------------------------------------
+            # --- Write the results, once the last checkpoint is complete (rule 4) ----------------------------------------------
             checkpoints.wait()
         results = results_of(run, done, teacher_scores)
         if is_main_process():
@@ -124,7 +123,7 @@ def train(
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the steps need, made by `train`."""
+    """The inputs of the steps, built by `train`."""
 
     workdir: Workdir
     opened: Opened
@@ -154,47 +153,41 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Done:
-    """What came of the steps."""
+    """The results of the steps."""
 
     state: TrainState
-    scores: dict[str, Scores] | None  # of the last state, by weights and head; None if there was no step left to do
+    scores: dict[str, Scores] | None  # of the last state, by weights and head; None if no step remained
     seconds_per_step: float | None  # None if no step was timed
-    replaced: int  # images that could not be read, over all starts of the run and all processes
+    replaced: int  # unreadable images, over all starts of the run and all processes
     rollbacks: int
 
 
-# The order that the steps keep. `late_metrics.py` and the tests refer to these rules by number. In brackets: what
-# docs/reliability.md promises because of them.
+# Rules for the order of the steps. docs/reliability.md promises what follows from them; `late_metrics.py` and the tests
+# refer to them by number.
 #
-#  1. Judged before used. A state is evaluated or saved only when every step up to it has been judged (`Watch.read`).
-#     Otherwise a checkpoint could hold numbers that are not finite, and a rollback would return to them. ("So nothing
-#     bad is saved.")
-#  2. Logged before saved. All rows of the steps up to a checkpoint are written and synced to the disk before its save
-#     begins: the row of the step itself, which is written late, those of skipped steps, and the evaluation's. A
-#     resumed run drops the rows of later steps and writes only those. ("... and `metrics.jsonl` are the same to the bit.")
-#  3. Evaluated before saved, saved before stopped. A resumed run begins after the checkpoint's step, and never
-#     evaluates that step. ("If that step is one that is evaluated, it is evaluated first, so that no row is
-#     missing.")
-#  4. Complete before relied on. Only after `Checkpoints.wait` does a run report that it has stopped, go back to its
-#     last checkpoint, or write `results.json`. ("Saves, waits for the save, says so"; a finished run has its last
-#     checkpoint.)
-#  5. Recorded before taken. A rollback is in `rollbacks.json` before the first step that takes other data. ("So that
-#     a resumed run takes the same data.")
-#  6. Read one step late. The metrics of a step are read when the next step has been given to the device, or when an
-#     evaluation or a save waits for the device anyway. ("The device never waits.")
-#  7. Only steps are timed. The clock starts when the first step, which compiles, is done. It stops when a state is
-#     computed that will be evaluated or saved, before anything of it is read, and starts again after that. (Speeds
-#     are not promised to the bit.)
-#  8. All processes do the same. Each asks `Interruption` once a step, and what is due depends only on what all of
-#     them know: the step, that answer, and the scores. Evaluating, saving and counting replaced images wait for every
-#     process. ("... all of them stop after the same step.")
-#  9. Copied before passed on. The next step takes over the buffers of the state (they are donated). So
-#     `Checkpoints.save` has copied them when it returns, and nothing else keeps a state. ("Orbax writes in the
-#     background.")
+#  1. Judged before used. A state is evaluated or saved only after every step up to it has been judged (`Watch.read`).
+#     Otherwise a checkpoint could contain non-finite values, and a rollback would return to them.
+#  2. Logged before saved. All rows up to a checkpoint's step are written and synced before its save begins: the row of
+#     the step itself, which is written late, those of skipped steps, and the evaluation's. A resumed run drops the rows
+#     of later steps and rewrites only those.
+#  3. Evaluated before saved, saved before stopped. A resumed run starts after the checkpoint's step, and never
+#     evaluates that step.
+#  4. Complete before relied on. Only after `Checkpoints.wait` does a run report that it has stopped, return to its last
+#     checkpoint, or write `results.json`.
+#  5. Recorded before used. A rollback is in `rollbacks.json` before the first step that uses other data.
+#  6. Read one step late. The metrics of a step are read after the next step has been dispatched, or when an evaluation
+#     or a save waits for the device anyway. So the device never waits.
+#  7. Only steps are timed. The clock starts when the first step, which compiles, is done. It stops when a state that
+#     will be evaluated or saved is computed, before anything of it is read, and restarts after that.
+#  8. All processes do the same. Each asks `Interruption` once per step, and what is due depends only on values that all
+#     processes share: the step, that answer, and the scores. Evaluating, saving and counting replaced images wait for
+#     every process.
+#  9. Copied before donated. The next step reuses the buffers of the state. So `Checkpoints.save` has copied them when it
+#     returns, and nothing else keeps a state.
 
 
 def run_to_the_end(run: Run) -> Done:
-    """All steps; at a bad one, if config.on_nonfinite is "rollback", once more from the last checkpoint on other data."""
+    """Runs all steps. At a `Rollback`, returns to the last checkpoint and continues with other data."""
     detours = Detours(run.workdir)
     console.say("compiling the train step, which the first step waits for")
     while True:
@@ -205,13 +198,13 @@ def run_to_the_end(run: Run) -> Done:
             run.checkpoints.wait()  # rule 4
             after = run.checkpoints.latest_step() or 0
             detours.add(rollback, after, write=is_main_process())  # rule 5
-            console.warn(f"{rollback}; back to step {after}, and on with the batches after the bad one")
+            console.warn(f"{rollback}; returning to step {after} and continuing with the batches after the bad one")
 
 
 def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
-    """All steps from the newest checkpoint on, or from the first.
+    """Runs the steps after the newest checkpoint, or all.
 
-    Raises Rollback or DivergenceError at a bad step, Stopped when a signal has asked for it and the state is saved.
+    Raises Rollback or DivergenceError at a bad step, and Stopped after a signal, once the state is saved.
     """
     config, plan, program, log = run.config, run.plan, run.program, run.log
     state, start = first_state(run)
@@ -226,7 +219,7 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
     watch = Watch(config.on_nonfinite, parameter_names(program.abstract_state.params), log.write)
     late = LateMetrics(plan, watch, log, run.speed, log_every=config.log.every_steps)
     batches = late.timed(batches_on_mesh(run, detours, start, bad_images))
-    # TensorBoard looks for traces where its events are.
+    # TensorBoard looks for traces next to its events.
     traces, trace_after = run.workdir.folder(TENSORBOARD), start + config.log.profile_after
     with Profile(traces, trace_after, config.log.profile_steps) as profile:
         for step, batch in enumerate(batches, start + 1):
@@ -244,12 +237,12 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
 
 
 def first_state(run: Run) -> tuple[TrainState, int]:
-    """The state to go on from, and its step: the newest checkpoint, or the beginning."""
+    """Returns the state to start from and its step: the newest checkpoint's, or the initial one."""
     program, checkpoints = run.program, run.checkpoints
     if checkpoints.latest_step() is None:
         if run.config.model.weights and run.initial is None:
             raise CheckpointError(
-                f"{run.workdir} has no checkpoint to go on from any more: run the command again, to start from "
+                f"{run.workdir} no longer has a checkpoint to resume from: rerun the command to start from "
                 f"config.model.weights={run.config.model.weights}"
             )
         return program.init(None if run.initial is None else run.initial.variables), 0
@@ -260,7 +253,7 @@ def first_state(run: Run) -> tuple[TrainState, int]:
 
 
 def batches_on_mesh(run: Run, detours: Detours, start: int, bad_images: BadImages) -> Iterator[Batch]:
-    """The batches of the steps from `start` (counted from 0) on, each sent while the step before it computes."""
+    """Yields the batches of the steps from `start` (counted from 0), each sent while the step before it computes."""
     rows, ahead = run.program.host_rows, None
     pictures_due = start == 0 and run.log.shows_pictures
     for first, end in detours.stretches(start, run.plan.total_steps):
@@ -279,7 +272,7 @@ def batches_on_mesh(run: Run, detours: Detours, start: int, bad_images: BadImage
 
 @dataclasses.dataclass(frozen=True)
 class Due:
-    """What is to be done after a step."""
+    """What to do after a step."""
 
     evaluation: bool
     save: bool
@@ -287,7 +280,7 @@ class Due:
 
 
 def due_after(step: int, plan: Plan, interruption: Interruption) -> Due:
-    """The same in all processes, each of which calls it after every step (rule 8)."""
+    """Returns the same in all processes, each of which calls it after every step (rule 8)."""
     last = step == plan.total_steps
     return Due(
         evaluation=last or (plan.evaluate_every > 0 and step % plan.evaluate_every == 0),
@@ -299,9 +292,9 @@ def due_after(step: int, plan: Plan, interruption: Interruption) -> Due:
 def evaluate_and_save(
     run: Run, step: int, state: TrainState, due: Due, replaced: Callable[[int], int]
 ) -> dict[str, Scores] | None:
-    """Do what is due after a step, whose metrics are settled; returns the scores of an evaluation. Raises Stopped after the save.
+    """Does what is due after a step whose metrics are settled; returns the scores of an evaluation, if any.
 
-    A state with the best top-1 so far is saved, too. replaced: the number of replaced images up to a step.
+    Also saves a state with the best top-1 so far. replaced: the number of replaced images up to a step. Raises Stopped.
     """
     scores, top1 = None, None
     if due.evaluation:
@@ -314,34 +307,33 @@ def evaluate_and_save(
         run.checkpoints.save(state, top1, {"replaced": replaced(step)})
     if due.stop:
         run.checkpoints.wait()  # rule 4
-        raise Stopped(f"stopped after step {step}, which is saved; the same command goes on from there")
+        raise Stopped(f"stopped after step {step}, which is saved; rerun the same command to resume")
     return scores
 
 
 def weights_of(state: TrainState) -> dict[str, Any]:
-    """The weights that are evaluated: raw, and their moving average or None."""
+    """Returns the weights to evaluate: raw, and their moving average or None."""
     return {"raw": state.variables, "ema": state.ema}
 
 
 def finished_run(config: ConfigDict, workdir: WorkdirLike, opened: Opened) -> Results | None:
-    """Print and return the results of a run that has done all its steps; None if there are steps to do."""
+    """Prints and returns the results of a finished run; None if steps remain."""
     results = None if opened.record is None else finished_results(workdir, opened.plan)
     if opened.record is None or results is None:
         return None
     done, schedule = opened.plan.total_steps, scheduled_steps(opened.record)
     if done < schedule:
         console.say(
-            f"{workdir} has done the {done:,} steps that config.train.max_steps asks for, of {schedule:,} of its schedule: raise "
-            "it to go on"
+            f"{workdir} has finished config.train.max_steps={done} of the {schedule:,} steps of its schedule; raise it to resume"
         )
     else:
-        console.say(f"{workdir} is finished: {done:,} steps are done. Another --workdir starts from scratch.")
+        console.say(f"{workdir} is finished after {done:,} steps. Use another --workdir to start from scratch.")
     show_results(config, results)
     return results
 
 
 def claim(workdir: Workdir, opened: Opened, teachers: Sequence[Mapping[str, Any]], initial: Initial | None) -> None:
-    """Write `config.json`, and keep compiled programs from here on. All processes call it, with the workdir held."""
+    """Writes `config.json` and enables the compilation cache. All processes call it, with the workdir locked."""
     write = functools.partial(claim_workdir, workdir, opened.config, opened.plan, opened.identity)
     began_with = "" if initial is None else initial.digest
     from_main_process(lambda: write(checked=opened.record, teachers=teachers, initial=began_with))
@@ -350,7 +342,7 @@ def claim(workdir: Workdir, opened: Opened, teachers: Sequence[Mapping[str, Any]
 
 
 def scored_by(opened: Opened) -> dict[str, Any]:
-    """How the run scores its weights, see `Checkpoints`."""
+    """Returns how the run scores its weights, see `Checkpoints`."""
     config = opened.config
     return dataclasses.asdict(opened.identity.evaluation) | {
         "protocol": protocol_of(config, opened.plan.image_size),
@@ -362,7 +354,7 @@ def scored_by(opened: Opened) -> dict[str, Any]:
 def scores_of_teacher(
     workdir: Workdir, opened: Opened, built: Built, teacher: Teacher | None, frozen: FrozenTeacher | None
 ) -> Scores | None:
-    """The teacher's scores on the evaluation images by head; None without a teacher, or where they are not asked for."""
+    """Returns the teacher's scores by head on the evaluation images; None without a teacher or config.evaluation.teacher."""
     if teacher is None or frozen is None or not opened.config.evaluation.teacher:
         return None
     images, protocol = opened.identity.evaluation, protocol_of(opened.config, opened.plan.image_size)
@@ -370,7 +362,7 @@ def scores_of_teacher(
 
 
 def speed_of(opened: Opened, built: Built, teacher: Teacher | None) -> Speed:
-    """What the run computes for an image, and on what."""
+    """Returns the batch size, devices and FLOPs per image of the run."""
     config, model = opened.config, None if teacher is None else teacher.model
     return Speed(
         batch_size=config.train.batch_size,
@@ -381,7 +373,7 @@ def speed_of(opened: Opened, built: Built, teacher: Teacher | None) -> Speed:
 
 
 def results_of(run: Run, done: Done, teacher_scores: Scores | None) -> Results:
-    """What `results.json` holds. Scores the extra evaluation sets; all processes call it."""
+    """Returns the content of `results.json`. Scores the extra evaluation sets; all processes call it."""
     config, evaluator, weights = run.config, run.evaluator, weights_of(done.state)
     scores = done.scores
     if scores is None:  # an earlier start was stopped between the last save and the results

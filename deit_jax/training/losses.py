@@ -1,4 +1,4 @@
-"""DeiT's losses (arXiv 2012.12877, section 4): pure functions of logits. And the loss that a configuration picks."""
+"""DeiT's losses (arXiv 2012.12877, section 4) as pure functions of logits, and the loss that a configuration selects."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from deit_jax.loss_kinds import loss_kind, loss_kinds
 from deit_jax.models.protocol import ModelOutput, fuse
 
 Metrics = dict[str, jax.Array]
-# (outputs, targets float32[B, K], teacher_logits float32[B, K] or None) -> (loss, metrics): float32 scalars, "loss" among them
+# (outputs, targets float32[B, K], teacher_logits float32[B, K] or None) -> (loss, metrics): float32 scalars, including "loss"
 Loss = Callable[[ModelOutput, jax.Array, jax.Array | None], tuple[jax.Array, Metrics]]
 
-# Of the step's metrics, besides those of the loss.
+# Metrics that the step adds to those of the loss.
 _OF_THE_STEP = ("grad_norm", "learning_rate", "worst_gradient", "nonfinite_gradients")
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Mean over the batch of -sum(targets * log softmax(logits)), a float32 scalar.
+    """Returns the mean over the batch of -sum(targets * log softmax(logits)), a float32 scalar.
 
-    logits, targets: float32[B, K]. Smoothed and mixed labels are such targets, so label smoothing needs no loss of its own.
+    logits, targets: float32[B, K]. Targets may be smoothed or mixed labels, so label smoothing needs no separate loss.
     """
     return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1))
 
 
 def hard_distillation(logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
-    """Cross-entropy against the teacher's decision (equation 3): unsmoothed, for the same mixed image. Both float32[B, K]."""
+    """Returns the cross-entropy with the teacher's unsmoothed argmax on the same mixed image (equation 3). Both float32[B, K]."""
     decision = jnp.argmax(teacher_logits, axis=-1)
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), decision[:, None], axis=-1))
 
 
 def soft_distillation(logits: jax.Array, teacher_logits: jax.Array, *, tau: float, kl: str, kl_mean: str) -> jax.Array:
-    """tau^2 times the Kullback-Leibler divergence at temperature tau (equation 2), a float32 scalar. Both float32[B, K].
+    """Returns tau^2 times the KL divergence at temperature tau (equation 2), a float32 scalar. Both float32[B, K].
 
-    kl, the direction: "released" is the published code's KL(teacher || student), "paper" the printed equation's
-    KL(student || teacher). kl_mean, what the sum is divided by: "elements" is B * K (the published code; K times weaker), "batch"
-    is B (the usual reading, and timm's). The paper is read as kl="paper", kl_mean="batch".
+    kl, the direction: "released" is KL(teacher || student) as in the published code, "paper" is KL(student || teacher) as in the
+    equation. kl_mean, the divisor of the sum: "elements" is B * K (the published code; K times weaker), "batch" is B (the usual
+    reading, and timm's). kl="paper" with kl_mean="batch" is the paper's loss.
     """
     student = jax.nn.log_softmax(logits / tau)
     teacher = jax.nn.log_softmax(teacher_logits / tau)
@@ -63,12 +63,12 @@ def soft_distillation(logits: jax.Array, teacher_logits: jax.Array, *, tau: floa
 
 @dataclasses.dataclass(frozen=True)
 class DistillationLoss:
-    """(1 - alpha) * cross-entropy of the class head + alpha * the teacher's term; the labels alone when kind is "none".
+    """(1 - alpha) * cross-entropy of the class head + alpha * the teacher's term; cross-entropy alone if kind is "none".
 
-    With a distillation token the teacher's term reads that token's head (Table 3, last rows); without one it reads the class
-    head (rows "usual" and "hard distillation"). Three kinds are for a distillation token without a teacher: "labels" is section
-    4's control, the token's head learns the targets that the class head learns; "labels_mean" is the cross-entropy of the mean of
-    the two heads' logits, and "labels_class" that of the class head alone, both without alpha.
+    With a distillation token the teacher's term applies to that token's head (Table 3, last rows); without one, to the class
+    head (rows "usual" and "hard distillation"). Three kinds train a distillation token without a teacher: "labels" is section
+    4's control, where the token's head learns the class head's targets; "labels_mean" is the cross-entropy of the mean of the
+    two heads' logits, and "labels_class" that of the class head alone, both without alpha.
     """
 
     kind: str = OPTIONS["distillation.kind"].default
@@ -80,10 +80,10 @@ class DistillationLoss:
     def __call__(
         self, outputs: ModelOutput, targets: jax.Array, teacher_logits: jax.Array | None
     ) -> tuple[jax.Array, Metrics]:
-        """The loss, a float32 scalar, and its parts. targets: float32[B, K]; teacher_logits: float32[B, K] or None."""
+        """Returns the loss, a float32 scalar, and its parts. targets, teacher_logits (or None): float32[B, K]."""
         kind = loss_kind(self.kind)
         if kind is None or kind.build is not None:
-            raise ValueError(f"distillation kind {self.kind!r} is none of {', '.join(loss_kinds())}")
+            raise ValueError(f"distillation kind {self.kind!r} is not one of {', '.join(loss_kinds())}")
         class_loss = cross_entropy(outputs.class_logits, targets)
         if kind.needs_token and outputs.distillation_logits is None:
             raise ValueError(f"distillation kind {self.kind!r} needs a model with a distillation token")
@@ -117,9 +117,9 @@ class DistillationLoss:
 
 
 def build_loss(config: ConfigDict, *, num_classes: int) -> Loss:
-    """The loss that config.distillation.kind picks. One that a plugin has registered is traced for a batch, in shapes alone.
+    """Builds the loss that config.distillation.kind selects. Checks a plugin's loss by tracing it with abstract values.
 
-    Raises ConfigError if the registered loss cannot be built or does not give what `deit_jax.register_loss` asks for.
+    Raises ConfigError if the registered loss cannot be built or does not return what `deit_jax.register_loss` requires.
     """
     kind, values = loss_kind(config.distillation.kind), loss_section(config)
     if kind is None or kind.build is None:
@@ -130,23 +130,23 @@ def build_loss(config: ConfigDict, *, num_classes: int) -> Loss:
     except Exception as error:
         raise ConfigError(f"config.{kind.name} ({_given(values)}): {raised_outside(error)}") from error
     if not callable(function):
-        raise ConfigError(f"{where}: it is built to a {type(function).__name__}, not to a function")
+        raise ConfigError(f"{where}: its `build` returns a {type(function).__name__}, not a function")
     loss, rows = _RegisteredLoss(where, function), config.train.batch_size // config.train.accumulation_steps
     logits: Any = jax.ShapeDtypeStruct((rows, num_classes), jnp.float32)
     outputs = ModelOutput(logits, logits, logits if has_distillation_token(config) else None)
-    of_outputs = jax.value_and_grad(loss, has_aux=True)
+    gradient = jax.value_and_grad(loss, has_aux=True)
     try:
-        jax.eval_shape(of_outputs, outputs, logits, logits if kind.needs_teacher else None)
+        jax.eval_shape(gradient, outputs, logits, logits if kind.needs_teacher else None)
     except ConfigError:
         raise
-    except Exception as error:  # what cannot be differentiated
+    except Exception as error:  # not differentiable
         raise ConfigError(f"{where}: {first_line(error)}") from error
     return loss
 
 
 @dataclasses.dataclass(frozen=True)
 class _RegisteredLoss:
-    """A plugin's loss with its result checked while it is traced, and "loss" among its metrics."""
+    """A plugin's loss whose result is checked during tracing; adds "loss" to its metrics."""
 
     where: str
     function: Callable[..., Any]
@@ -162,14 +162,14 @@ class _RegisteredLoss:
             raise ConfigError(f"{self.where}: it returns {_shown(result)}; give (loss, metrics), metrics a dictionary")
         loss, metrics = result
         loss = self._scalar("the loss", loss)
-        found = {}
+        checked = {}
         for name, value in metrics.items():
             if not isinstance(name, str) or not name.isprintable() or not name:
-                raise ConfigError(f"{self.where}: its metrics have the name {name!r}; give texts")
+                raise ConfigError(f"{self.where}: {name!r} is not a metric name; use a printable string")
             if name in _OF_THE_STEP:
-                raise ConfigError(f"{self.where}: its metric {name!r} is one of the step's: take another name")
-            found[name] = self._scalar(f"the metric {name!r}", value, integers=True)
-        return loss, found | {"loss": loss}
+                raise ConfigError(f"{self.where}: the step has a metric {name!r} itself; use another name")
+            checked[name] = self._scalar(f"the metric {name!r}", value, integers=True)
+        return loss, checked | {"loss": loss}
 
     def _scalar(self, what: str, value: Any, *, integers: bool = False) -> jax.Array:
         try:

@@ -1,4 +1,4 @@
-"""Which network a run was taught by or began with. A run records it, so that a later start notices another one."""
+"""Identifies the teacher and the initial weights of a run, so that a later start can detect other ones."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from deit_jax.storage.workdir import WorkdirLike
 
 @dataclasses.dataclass(frozen=True)
 class NetworkIdentity:
-    """A trained network, wherever it is. Fields that nothing tells are None."""
+    """A trained network, independent of its path. Unknown fields are None."""
 
     model: str  # its name
     weights: str  # `weights_digest`
     variables: str | None = None  # "raw" or "ema"
     step: int | None = None  # after which it was saved
-    finished: bool | None = None  # whether its training was
+    finished: bool | None = None  # whether its training was finished
     class_names: tuple[str, ...] | None = None  # in the order of its outputs
     image_size: int | None = None  # pixels
 
     def __str__(self) -> str:
-        parts = [self.model, *([f"{self.variables} weights"] if self.variables else [])]
-        parts += [] if self.step is None else [f"after step {self.step:,}"]
-        return " ".join([*parts, f"(digest {self.weights[:8]})"])
+        variables = f" {self.variables} weights" if self.variables else ""
+        step = "" if self.step is None else f" after step {self.step:,}"
+        return f"{self.model}{variables}{step} (digest {self.weights[:8]})"
 
     @classmethod
     def read(cls, recorded: Mapping[str, Any]) -> NetworkIdentity:
-        """Of what `dataclasses.asdict` gave, after its way through JSON."""
-        names = recorded.get("class_names")
-        known = {field.name: recorded.get(field.name) for field in dataclasses.fields(cls)}
-        return cls(**known | {"class_names": None if names is None else tuple(names)})
+        """Returns the identity whose `dataclasses.asdict` was stored as JSON."""
+        known: dict[str, Any] = {field.name: recorded.get(field.name) for field in dataclasses.fields(cls)}
+        names = known.pop("class_names")
+        return cls(**known, class_names=None if names is None else tuple(names))
 
 
 def weights_digest(variables: Mapping[str, Any], without: Collection[str] = ()) -> str:
-    """A digest of all arrays of `variables` and their names: 32 hexadecimal digits.
+    """Returns a digest of the arrays of `variables` and their names: 32 hexadecimal digits.
 
-    without: names of parameters or modules in "params", "/"-joined, that do not count.
+    without: "/"-joined names of parameters or modules in "params" to leave out.
     """
     parts: list[bytes | np.ndarray] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(dict(variables)):
@@ -61,10 +61,10 @@ def check_teacher(
     on_change: str,
     step: int,
 ) -> list[dict[str, Any]]:
-    """The teachers of a run so far, for its record: [{"from_step": 0, "networks": [...]}, ...], the present one last.
+    """Returns the teachers of a run for its record: [{"from_step": 0, "networks": [...]}, ...], the present one last.
 
-    record: of an earlier start, or None. on_change: "stop", or "continue" to go on with another teacher from `step` on. Raises
-    ConfigError for another teacher than before.
+    record: of an earlier start, or None. on_change: "stop" raises ConfigError for another teacher than before; "continue" uses
+    it from `step`.
     """
     unfinished = [network for network in networks if network.finished is False]
     for network in unfinished:
@@ -79,18 +79,18 @@ def check_teacher(
     one, other = (" and ".join(map(str, several)) for several in (before, networks))
     if on_change == "stop":
         raise ConfigError(
-            f"{workdir} was taught by {one}, the teacher is now {other}: give the same teacher by config.teacher.weights, or go "
-            "on with the new one by --config.teacher.on_change=continue"
+            f"{workdir} was taught by {one}, the teacher is now {other}: set config.teacher.weights to the same teacher, or "
+            "continue with the new one by --config.teacher.on_change=continue"
         )
-    console.warn(f"another teacher from step {step:,} on: {one} before, {other} now")
+    console.warn(f"another teacher from step {step:,}: {one} before, {other} now")
     return [*history, now | {"from_step": step}]
 
 
 def check_initial(workdir: WorkdirLike, record: Mapping[str, Any] | None, weights: str) -> None:
-    """Refuse initial weights, by their digest, that are not those that the run in `workdir` began with. Raises ConfigError."""
+    """Raises ConfigError if the digest `weights` differs from that of the initial weights of the run in `workdir`."""
     recorded = (record or {}).get("resolved", {}).get("initial")
     if recorded and recorded["weights"] != weights:
         raise ConfigError(
-            f"{workdir} began with other weights than config.model.weights names now (digest {recorded['weights'][:8]} then, "
-            f"{weights[:8]} now): give the same ones, or use another --workdir"
+            f"{workdir} started from other weights than the present config.model.weights (digest {recorded['weights'][:8]} then, "
+            f"{weights[:8]} now): use the same ones, or another --workdir"
         )

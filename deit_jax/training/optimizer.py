@@ -13,28 +13,19 @@ from deit_jax.training.schedules import Schedule
 
 
 def parameter_name(path: tuple[Any, ...]) -> str:
-    """The "/"-joined name of a leaf, from its tree path."""
+    """Returns the "/"-joined name of a leaf, from its tree path."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def parameter_names(params: Any) -> list[str]:
-    """The names of all leaves, in the order of the tree."""
+    """Returns the names of all leaves, in tree order."""
     return [parameter_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
-def decayed(params: Any, no_decay: Sequence[str]) -> Any:
-    """A tree of bools like `params`: True where no regular expression of `no_decay` is found in the leaf's name."""
-    patterns = [re.compile(pattern) for pattern in no_decay]
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not any(pattern.search(parameter_name(path)) for pattern in patterns), params
-    )
-
-
 def trained(params: Any, trainable: Sequence[str]) -> Any:
-    """A tree of bools like `params`: True where a regular expression of `trainable` is found in the leaf's name."""
-    patterns = [re.compile(pattern) for pattern in trainable]
+    """Returns a tree of bools like `params`: True if any regular expression of `trainable` is found in the leaf's name."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(pattern.search(parameter_name(path)) for pattern in patterns), params
+        lambda path, _: any(re.search(pattern, parameter_name(path)) for pattern in trainable), params
     )
 
 
@@ -50,17 +41,18 @@ def make_optimizer(
     trainable: Sequence[str],
     clip_norm: float | None,
 ) -> optax.GradientTransformation:
-    """The optimizer of a configuration's `optimizer` section. Its state is as large as two ("adamw") or one ("sgd") copies of the
-    parameters.
+    """Builds the optimizer of a configuration's `optimizer` section.
 
-    "adamw" is PyTorch's: decay times the learning rate, decoupled from the moments, epsilon outside the root. "sgd" is PyTorch's
-    with Nesterov momentum: decay is added to the gradient. Gradients are first scaled to a global norm of at most `clip_norm`.
-    A parameter in whose name no regular expression of `trainable` is found gets no update, no decay and no memory. Raises
-    ValueError for another name.
+    "adamw" is PyTorch's AdamW: decay times the learning rate, decoupled from the moments, epsilon outside the root. "sgd" is
+    PyTorch's SGD with Nesterov momentum: decay is added to the gradient. The state has the size of two ("adamw") or one ("sgd")
+    copies of the parameters. Gradients are first clipped to a global norm of `clip_norm`. Parameters whose name matches a regular
+    expression of `no_decay` are not decayed; those that match none of `trainable` get no update, decay or state.
+
+    Raises ValueError for another name.
     """
 
     def mask(params: Any) -> Any:
-        return decayed(params, no_decay)
+        return jax.tree.map(lambda matches: not matches, trained(params, no_decay))
 
     clip = [] if clip_norm is None else [optax.clip_by_global_norm(clip_norm)]
     decay = optax.add_decayed_weights(weight_decay, mask)
@@ -72,7 +64,7 @@ def make_optimizer(
         raise ValueError(f"optimizer {name!r} is neither 'adamw' nor 'sgd'")
     optimizer = optax.chain(*clip, *rules, optax.scale_by_learning_rate(schedule))
     if tuple(trainable) == (".*",):
-        return optimizer  # its state without a further level, as it always was: checkpoints are made of it
+        return optimizer  # not partitioned: existing checkpoints have this structure
 
     def groups(params: Any) -> Any:
         return jax.tree.map(lambda train: "trained" if train else "frozen", trained(params, trainable))

@@ -1,4 +1,4 @@
-"""The values that follow from a configuration and its data set."""
+"""The values derived from a configuration and its dataset."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from deit_jax.models import native_image_size
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run will do, in steps, pixels and rates. Made by `resolve`."""
+    """The derived values of a run; built by `resolve`."""
 
     num_classes: int
     image_size: int  # pixels
     compute_dtype: str  # "float32" or "bfloat16"
-    order: TrainOrder  # which image is where in which batch
+    order: TrainOrder  # the order and batch position of the images
     steps_per_epoch: int
     total_steps: int
     peak_learning_rate: float
-    evaluate_every: int  # steps; 0: only after the last
+    evaluate_every: int  # steps; 0: only after the last step
     checkpoint_every: int  # steps
 
 
@@ -36,13 +36,13 @@ def resolve(
     epoch_steps: int | None = None,
     mixing: tuple[int, int] | None = None,
 ) -> Plan:
-    """The plan of a validated configuration for a training set of `num_images` images in `data_classes` classes.
+    """Returns the plan of a validated configuration for a training set of `num_images` images in `data_classes` classes.
 
-    platform: what the devices are, "cpu", "gpu" or "tpu"; None: those here. epoch_steps: steps of an epoch, of a run that goes on
-    with other images than it started with; None: what follows from the images. mixing: group size and groups per block of a run
-    that goes on; None: those of the configuration, or what follows from the batch.
+    platform: "cpu", "gpu" or "tpu"; None: that of the local devices. epoch_steps: steps per epoch of a resumed run whose images
+    have changed; None: derived from the images. mixing: group size and groups per block of a resumed run; None: configured, or
+    derived from the batch.
 
-    Raises ConfigError when the two do not fit: too few images for a batch, more classes than the model has.
+    Raises ConfigError if there are too few images for a batch, or more classes than the model has.
     """
     group_size, groups_per_block = mixing or sizes_of_mixing(config)
     try:
@@ -61,8 +61,8 @@ def resolve(
     num_classes = config.num_classes or data_classes
     if num_classes < data_classes:
         raise ConfigError(
-            f"config.num_classes={num_classes}, but the data set has {data_classes} classes; "
-            "leave it out to take the data set's number"
+            f"config.num_classes={num_classes}, but the dataset has {data_classes} classes; "
+            "leave it unset to use the dataset's number"
         )
     steps_per_epoch = order.steps_per_epoch
     total_steps = config.train.epochs * steps_per_epoch
@@ -83,10 +83,7 @@ def resolve(
 
 
 def sizes_of_mixing(config: ConfigDict) -> tuple[int, int]:
-    """Group size and groups per block: the configured ones, or what follows from the batch.
-
-    Raises ConfigError if nothing does.
-    """
+    """Returns group size and groups per block, configured or derived from the batch. Raises ConfigError if there are none."""
     augment = config.augment
     try:
         return mixing_sizes(
@@ -102,7 +99,7 @@ def sizes_of_mixing(config: ConfigDict) -> tuple[int, int]:
 
 
 def compute_dtype(config: ConfigDict, platform: str | None = None) -> str:
-    """The type to compute in, "float32" or "bfloat16": the configured one, or what suits the platform (None: the one here)."""
+    """Returns the configured compute dtype, "float32" or "bfloat16"; "auto" depends on the platform (None: the local one)."""
     if config.compute_dtype == "auto":
         return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
     return config.compute_dtype

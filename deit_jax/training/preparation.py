@@ -1,4 +1,4 @@
-"""Everything about a run that can be refused, before a byte of its workdir is written."""
+"""Checks and builds everything that a run needs before it writes to its workdir."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ from deit_jax.training.record import as_begun, check_workdir, recorded_mixing
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """The data and the plan of a run, and what its workdir says of an earlier start."""
+    """The data and the plan of a run, and the record of its workdir."""
 
     train_source: ImageSource
-    eval_source: ImageSource  # labels count in the training images' class names
+    eval_source: ImageSource  # labels index the training images' class names
     identity: Identity
-    record: dict[str, Any] | None  # of the workdir; None if it is new
+    record: dict[str, Any] | None  # of an earlier start; None if the workdir is new
     plan: Plan
-    config: ConfigDict  # what the run goes on with, see `as_begun`
-    shared: Path  # the folder of what its processes keep for the next start, see `shared_cache_folder`
+    config: ConfigDict  # with the values of the first start, see `as_begun`
+    shared: Path  # the folder of the caches that its processes share, see `shared_cache_folder`
 
 
 @dataclasses.dataclass(frozen=True)
 class Built:
-    """What is compiled and evaluated in a run."""
+    """The compiled program and the evaluation of a run."""
 
     mesh: Mesh
     program: Program
@@ -63,12 +63,12 @@ class Built:
 
 
 def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = None) -> Opened:
-    """Open the data of a validated configuration and compare it, and the configuration, with what `workdir` was started with.
+    """Opens the data of a validated configuration, and compares both with the record of `workdir`.
 
-    shared: as in `Opened`; None: beside the workdir.
+    shared: as in `Opened`; None: next to the workdir.
 
-    Raises ConfigError or DataError: the data cannot be opened or does not fit, the workdir holds another run, or it holds a
-    plugin, which could not be imported from there again.
+    Raises ConfigError or DataError if the data cannot be opened or does not fit, or if the workdir holds another run or a
+    plugin (which could not be imported from there again).
     """
     workdir = Workdir.at(workdir)
     import_plugins(config.plugins, "config.plugins", workdir=workdir.path)
@@ -76,8 +76,8 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
     data = with_shared_index(config.data, shared)
     train_source, eval_source = open_source(data, "train"), open_source(data, "eval")
     names = train_source.class_names
-    if len(names) > (there := len(eval_source.class_names)):
-        console.warn(f"there are evaluation images of {there} of the {len(names)} classes only")
+    if len(names) > (num_eval := len(eval_source.class_names)):
+        console.warn(f"there are evaluation images of only {num_eval} of the {len(names)} classes")
     eval_source = with_classes(eval_source, names, what="the evaluation images", of="the training images")
     identity = Identity.of(train_source, eval_source)
     record = check_workdir(workdir, config, identity)
@@ -90,22 +90,22 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
         config,
         num_images=len(train_source),
         data_classes=len(names),
-        # A run that went on with other images keeps the epochs it began with.
+        # A run whose images have changed keeps the epoch length of its first start.
         epoch_steps=None if record is None else record["resolved"]["steps_per_epoch"],
         mixing=None if record is None else recorded_mixing(record),
     )
     if (done := last_step(workdir)) is not None and done > plan.total_steps:
         raise ConfigError(
-            f"{workdir} has done {done:,} steps already, config.train.max_steps={config.train.max_steps} asks for fewer: raise "
-            "it to go on; nothing was trained"
+            f"{workdir} is already at step {done:,}, after config.train.max_steps={config.train.max_steps}; raise it to resume; "
+            "nothing was trained"
         )
     return Opened(train_source, eval_source, identity, record, plan, config, shared)
 
 
 def with_shared_index(data: ConfigDict, shared: Path) -> ConfigDict:
-    """A `data` section whose folder indices lie where all processes of a run find what the first one has listed.
+    """Returns a `data` section whose folder indices are in `shared`, where all processes read the first one's listing.
 
-    Unchanged for a single process, where data.index is not "auto", and where other users could put an index into `shared`.
+    Unchanged for a single process, if data.index is not "auto", and if other users could write to `shared`.
     """
     if data.index != AUTO or jax.process_count() == 1 or why_unsafe(shared):
         return data
@@ -115,18 +115,18 @@ def with_shared_index(data: ConfigDict, shared: Path) -> ConfigDict:
 
 
 def _refuse_inside_the_data(workdir: Workdir, sources: Sequence[ImageSource]) -> None:
-    """A workdir among the class folders would be a class at the next start."""
+    """A workdir among the class folders would become a class at the next start."""
     for folder in {folder for source in sources for folder in searched_folders(source)}:
         if workdir.path.resolve().is_relative_to(Path(folder).resolve()):
             raise ConfigError(
-                f"--workdir={workdir} is inside {folder}, whose folders are classes: give a folder outside the data"
+                f"--workdir={workdir} is inside {folder}, whose folders are classes: use a folder outside the data"
             )
 
 
 def _refuse_lost_checkpoints(workdir: Workdir) -> None:
     if not is_opened(workdir) and read_metrics(workdir):
         raise ConfigError(
-            f"{workdir}/checkpoints is gone, although metrics.jsonl shows that the run has trained: restore it, or start from "
+            f"{workdir}/checkpoints is missing, although metrics.jsonl shows that the run has trained: restore it, or start from "
             "scratch in another --workdir"
         )
 
@@ -140,7 +140,7 @@ def step_batches(
     end: int,
     bad_images: BadImages | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The rows of the training batches of the steps from `start` (counted from 0) to `end` - 1; see `train_batches`."""
+    """Yields this process's rows of the training batches of steps `start` (counted from 0) to `end` - 1; see `train_batches`."""
     data = config.data
     return train_batches(
         source,
@@ -158,7 +158,7 @@ def step_batches(
     )
 
 
-# What may differ between the processes of a run: where things are on each machine, and how fast it reads.
+# Fields that may differ between the processes of a run: paths on each machine, and settings of reading.
 _PLACES = (
     "data.path",
     "data.index",
@@ -171,7 +171,7 @@ _PLACES_OF_SETS = re.compile(r"(teacher\.recipe\.)?evaluation\.extra\.[^.]+\.(pa
 
 
 def common_facts(config: ConfigDict) -> dict[str, Any]:
-    """What has to be the same in all processes whatever they do, by the names that messages have: versions and configuration."""
+    """Returns what must be the same in all processes in every mode, by the name used in messages: versions and configuration."""
     return versions() | {
         f"config.{name}": value
         for name, value in flat(json.loads(config.to_json_best_effort()))
@@ -180,7 +180,7 @@ def common_facts(config: ConfigDict) -> dict[str, Any]:
 
 
 def facts(config: ConfigDict, opened: Opened) -> dict[str, Any]:
-    """What has to be the same in all processes that train together; see `agree`."""
+    """Returns what must be the same in all processes that train together; see `agree`."""
     identity = opened.identity
     return common_facts(config) | {
         "class names": list(identity.class_names),
@@ -193,15 +193,15 @@ def facts(config: ConfigDict, opened: Opened) -> dict[str, Any]:
 
 
 def build_run(config: ConfigDict, opened: Opened) -> Built:
-    """Build program and evaluator, and open the further evaluation sets. Nothing is computed on a device yet.
+    """Builds program and evaluator, and opens the extra evaluation sets. Computes nothing on a device.
 
-    Raises ConfigError for what cannot be built.
+    Raises ConfigError for a configuration that cannot be built.
     """
     plan = opened.plan
     mesh = make_mesh(fsdp=config.parallel.fsdp)
     program = build_program(config, plan, mesh, resumed=opened.record is not None)
     evaluator = Evaluator(config, opened.eval_source, mesh, image_size=plan.image_size, keep_images=True)
-    # Opened and left: what cannot read so, e.g. workers without shared memory, is refused before anything is written.
+    # Opened but not read: raises, e.g. for workers without shared memory, before anything is written.
     step_batches(config, opened.train_source, plan, program.host_rows, 0, plan.total_steps)
     index = with_shared_index(config.data, opened.shared).index
     extra_sources = open_extra_sets(config, opened.train_source.class_names, strict=False, index=index)

@@ -1,4 +1,4 @@
-"""The compiled half of a run: model, optimizer, initial state and steps, built from configuration and plan on a mesh."""
+"""The compiled part of a run: model, optimizer, initial state and train step for a configuration, a plan and a mesh."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ from deit_jax.training.step import Batch, Training, TrainStep, make_train_step
 class Initial:
     """Weights that a new run starts from."""
 
-    variables: Variables  # of the student's very shapes
-    description: str  # where they come from and what was changed about them, for people
-    digest: str = ""  # of what of them comes from elsewhere, for the record of a run
+    variables: Variables  # with the student's shapes
+    description: str  # for users: where they come from and what was changed
+    digest: str = ""  # of the loaded part, recorded in the workdir
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What `build_program` makes; `abstract_state` carries shapes, types and shardings, enough to restore or to compile."""
+    """The result of `build_program`. `abstract_state` has the shapes, dtypes and shardings that restoring or compiling needs."""
 
     model: nn.Module
     abstract_state: TrainState
     train_step: TrainStep  # jitted, the state donated
-    host_rows: HostRows  # what this process reads of a training batch
+    host_rows: HostRows  # the rows of a training batch that this process reads
     mesh: Mesh
     seed: int
     _init: Any
     _start: Any
 
     def init(self, variables: Variables | None = None) -> TrainState:
-        """The state before the first step, every leaf born on the mesh: random, or of the given weights, which are only read.
+        """Returns the state before the first step, created on the mesh: random, or from `variables`, which are not modified.
 
-        variables: arrays of the student's shapes in this host's memory, the same in all processes.
+        variables: arrays with the student's shapes in host memory, the same in all processes.
         """
         if variables is None:
             return self._init(self.seed)
@@ -70,13 +70,13 @@ class Program:
 
 
 def build_model(config: ConfigDict, *, num_classes: int, image_size: int, compute_dtype: str) -> nn.Module:
-    """The model that the configuration names. Raises ConfigError for an unknown name or field, or an option it does not have."""
+    """Builds the configured model. Raises ConfigError for an unknown name or field, or an option that the model lacks."""
     check_model(config)
     return _build_model(config, num_classes, image_size, compute_dtype)
 
 
 def build_recorded_model(record: dict[str, Any], image_size: int | None = None) -> nn.Module:
-    """The model of a workdir, from what `read_config` found there. Options that it does not have were without effect.
+    """Builds the model of a workdir from the result of `read_config`. Ignores options that the model does not have.
 
     image_size: pixels; None: as trained.
     """
@@ -97,7 +97,7 @@ def _build_model(config: ConfigDict, num_classes: int, image_size: int, compute_
 
 
 def build_augmentation(config: ConfigDict, plan: Plan) -> TrainAugmentation:
-    """The device side of the recipe. Raises ConfigError for values that it refuses."""
+    """Builds the augmentation that runs on the devices. Raises ConfigError for invalid values."""
     try:
         return TrainAugmentation.from_section(
             config.augment, num_classes=plan.num_classes, group_size=plan.order.group_size
@@ -107,9 +107,9 @@ def build_augmentation(config: ConfigDict, plan: Plan) -> TrainAugmentation:
 
 
 def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool = False) -> Program:
-    """Everything that is compiled for a run. Nothing is computed on a device yet.
+    """Builds everything that a run compiles. Computes nothing on a device.
 
-    resumed: a run that an earlier version began with a head that nothing teaches goes on, with a warning.
+    resumed: only warn of a distillation head without a target, which earlier versions accepted.
 
     Raises ConfigError for a configuration that cannot be built.
     """
@@ -175,13 +175,13 @@ def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
 
 def _trained(config: ConfigDict, params: Any) -> Any | None:
     """Which parameters are trained, as a tree of bools; None: all."""
-    moving = trained(params, config.optimizer.trainable)
-    if not any(jax.tree.leaves(moving)):
+    mask = trained(params, config.optimizer.trainable)
+    if not any(jax.tree.leaves(mask)):
         raise ConfigError(
-            f"config.optimizer.trainable={tuple(config.optimizer.trainable)} is found in no parameter's name; "
-            f"there are {', '.join(parameter_names(params)[:5])} and others"
+            f"config.optimizer.trainable={tuple(config.optimizer.trainable)} matches no parameter name; "
+            f"the names include {', '.join(parameter_names(params)[:5])}"
         )
-    return None if all(jax.tree.leaves(moving)) else moving
+    return None if all(jax.tree.leaves(mask)) else mask
 
 
 def _check_heads(config: ConfigDict, *, resumed: bool) -> None:
@@ -190,7 +190,7 @@ def _check_heads(config: ConfigDict, *, resumed: bool) -> None:
     except ConfigError as error:
         if not resumed:
             raise
-        console.warn(f"{error}; the run goes on as an earlier version began it")
+        console.warn(f"{error}; the run continues as an earlier version started it")
 
 
 def _build_model_on_mesh(config: ConfigDict, plan: Plan, mesh: Mesh) -> nn.Module:
@@ -220,7 +220,7 @@ def _build_schedule(config: ConfigDict, plan: Plan) -> Schedule:
 
 
 def _rows_of_process(plan: Plan, mesh: Mesh) -> tuple[HostRows, Callable[[Batch], Batch] | None]:
-    """What this process reads of a batch, and what deals the rows on the devices where the processes cannot."""
+    """Returns the rows that this process reads, and the function that groups them on the devices if the host cannot."""
     order = plan.order
     rows = host_rows(mesh, order.batch_size, order.block_size)[jax.process_index()]
     if rows.dealt:
@@ -229,7 +229,7 @@ def _rows_of_process(plan: Plan, mesh: Mesh) -> tuple[HostRows, Callable[[Batch]
     if gathers_rows(mesh, deal, order.batch_size):
         console.warn(
             f"every device gathers all {order.batch_size} rows of each batch, because blocks of {order.block_size} rows do "
-            f"not lie evenly on {mesh.size} devices; on 2, 4, 8, ... devices they do where config.train.batch_size, "
+            f"not divide evenly among {mesh.size} devices; they do on 2, 4, 8, ... devices if config.train.batch_size, "
             f"config.augment.group_size ({order.group_size}) and config.augment.groups_per_block ({order.groups_per_block}) "
             "are powers of two"
         )
@@ -242,8 +242,8 @@ def _warn_of_groups(config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool
     rows, group_size = plan.order.batch_size // mesh.size, plan.order.group_size
     if rows % group_size:
         console.warn(
-            f"a device holds {rows} rows, not a multiple of the {group_size} of a "
-            "mixing group: rows move between devices to be mixed"
+            f"a device holds {rows} rows, which is not a multiple of the mixing group size {group_size}: "
+            "rows move between devices to be mixed"
         )
 
 
@@ -253,5 +253,5 @@ def _warn_of_tiny_groups(config: ConfigDict, plan: Plan) -> None:
     if better is not None:
         console.warn(
             f"config.train.batch_size={order.batch_size} has few divisors: its mixing groups have {order.group_size} rows, where "
-            f"config.augment.max_group_size={largest} allows more; {better} rows do better"
+            f"config.augment.max_group_size={largest} allows more; a batch of {better} rows has larger groups"
         )

@@ -1,4 +1,4 @@
-"""What a workdir says of itself: `config.json` from the start of a run, `results.json` at its end."""
+"""The record of a run in its workdir: `config.json`, written at its start, and `results.json`, written at its end."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from deit_jax.training.plan import Plan
 from deit_jax.version import __version__
 from deit_jax.weights.files import EMBEDDED, embedded_card
 
-FORMAT = 2  # of a workdir; 1 had no manifests. What can still be read by an earlier version does not count up
+FORMAT = 2  # of a workdir; 1 had no manifests. Changes that earlier versions can still read do not increase it
 
-# Fields that may change when a run is resumed: they do not touch what is computed up to a step.
+# Fields that may change when a run is resumed: they do not affect what is computed up to a step.
 _FREE_TO_CHANGE = (
     "log.", "checkpoint.", "evaluation.", "parallel.", "published.", "train.max_steps", "teacher.recipe.",
     "data.path", "data.eval_split", "data.max_eval_images", "data.num_threads", "data.num_workers", "data.prefetch_batches",
     "data.index", "data.on_bad_image", "data.on_change", "teacher.on_change", "on_nonfinite",
-    "plugins",  # what the names that they register mean is theirs to keep; the names themselves may not change
-    "augment.max_group_size",  # the group size that followed from it is recorded and kept
+    "plugins",  # the fields with the names that they register may not change
+    "augment.max_group_size",  # the resulting group size is recorded and kept
 )  # fmt: skip
-# Fields that may be left open; what followed from them is recorded.
+# Fields that may be unset; the resulting values are recorded.
 _MIXING = ("augment.group_size", "augment.groups_per_block")
 
 
 def check_workdir(workdir: WorkdirLike, config: ConfigDict, identity: Identity) -> dict[str, Any] | None:
-    """Refuse a workdir that holds another run than this one; nothing is written. Returns its record, None for a new workdir.
+    """Checks that a workdir does not hold another run; writes nothing. Returns its record, None for a new workdir.
 
-    A field that the record does not have may be at its default, or at what the run began with: see `as_begun`.
+    A field that the record lacks may have its default, or the value that the run started with: see `as_begun`.
 
-    Raises ConfigError that names the differing fields, the differing classes, or the images that were added or removed since the
-    run began (unless config.data.on_change is "continue"), or the later version of deit_jax that made the workdir.
+    Raises ConfigError that names the differing fields, the differing classes, the images added or removed since the first start
+    (unless config.data.on_change is "continue"), or the later version of deit_jax that made the workdir.
     """
     workdir = Workdir.at(workdir)
     if not workdir.has(CONFIG):
         return None
-    record = read_config(workdir, plugins=False)  # those of the configuration are imported
+    record = read_config(workdir, plugins=False)  # the configuration's plugins have been imported
     if record.get("format", 1) > FORMAT:
         raise ConfigError(
-            f"{workdir} was made by deit_jax {record.get('version', 'of a later version')}, which this one "
-            f"({__version__}) does not understand: use that version, or another --workdir"
+            f"{workdir} was made by deit_jax {record.get('version', 'of a later version')}, whose format this version "
+            f"({__version__}) does not know: use that version, or another --workdir"
         )
     recorded, fields = record["config"], json.loads(config.to_json_best_effort())
     defaults = json.loads(default_config().to_json_best_effort())
@@ -83,34 +83,34 @@ def check_workdir(workdir: WorkdirLike, config: ConfigDict, identity: Identity) 
     resolved = record["resolved"]
     if (other := identity.other_classes(resolved)) is not None:
         raise ConfigError(
-            f"{workdir} was trained on other classes ({other}): give the class names that it began with, or use another --workdir"
+            f"{workdir} was trained on other classes ({other}): use the original class names, or another --workdir"
         )
-    # Another evaluation split or limit may be asked for on purpose; of the same one the images must be the same.
+    # The evaluation split or limit may be changed on purpose; if it is the same, its images must be the same.
     same_split = all(
         _value(recorded, name) == _value(fields, name) for name in ("data.eval_split", "data.max_eval_images")
     )
     changes = identity.other_images(resolved, evaluation=same_split)
     natural = selected_positions(identity.train.images) // config.train.batch_size
-    if "data" not in resolved and natural != resolved["steps_per_epoch"]:  # of a version that did not record the images
+    if "data" not in resolved and natural != resolved["steps_per_epoch"]:  # of a version without recorded images
         changes.append(f"{resolved['steps_per_epoch']:,} steps per epoch then, {natural:,} now")
     if not changes:
         return record
     if config.data.on_change == "stop":
         raise ConfigError(
-            f"the data of {workdir} has changed since its first start ({'; '.join(changes)}): restore it, or go on with what is "
-            "there now by --config.data.on_change=continue, which keeps the steps per epoch and the schedule"
+            f"the data of {workdir} has changed since its first start ({'; '.join(changes)}): restore it, or continue with the "
+            "present data by --config.data.on_change=continue, which keeps the steps per epoch and the schedule"
         )
     console.warn(
-        f"the data has changed since the first start ({'; '.join(changes)}): the run goes on with what is there now"
+        f"the data has changed since the first start ({'; '.join(changes)}): the run continues with the present data"
     )
     return record
 
 
 def as_begun(config: ConfigDict, record: Mapping[str, Any] | None) -> ConfigDict:
-    """`config`, which `check_workdir` has accepted, with what the run began with where its record does not have a field.
+    """Returns `config`, accepted by `check_workdir`, with the values that the run started with for fields not in its record.
 
-    So a run of an earlier version goes on with its own numerics where a later field has another default. Says which fields that
-    changes. Fields that may change in a run stay as they are.
+    So a run of an earlier version keeps its numerics where a later field has another default. Prints the fields that this
+    changes. Fields that may change during a run keep their values.
     """
     if record is None:
         return config
@@ -120,14 +120,14 @@ def as_begun(config: ConfigDict, record: Mapping[str, Any] | None) -> ConfigDict
     if not changed:
         return config
     values = ", ".join(f"config.{name}={before[name]}" for name in changed)
-    console.say(f"the run began with an earlier version of deit_jax and goes on as it computed: {values}")
+    console.say(f"the run was started by an earlier version of deit_jax and keeps its settings: {values}")
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({name: before[name] for name in changed})
     return config
 
 
 def _is_added_to_loss(name: str, recorded: Mapping[str, Any], config: ConfigDict) -> bool:
-    """Whether a field is one that a registered loss has got since the run began, at its default."""
+    """Returns whether a registered loss got this field after the run started, and the field has its default."""
     section, _, field = name.partition(".")
     loss = loss_kind(section)
     if loss is None or field not in loss.fields or not isinstance(recorded.get(section), Mapping):
@@ -136,7 +136,7 @@ def _is_added_to_loss(name: str, recorded: Mapping[str, Any], config: ConfigDict
 
 
 def _not_recorded(recorded: Mapping[str, Any], config: ConfigDict) -> list[str]:
-    """The fields of a run that its record does not have, without those that may change."""
+    """Returns the fields that the record of a run lacks, except those that may change."""
     return [name for name in BEFORE_IT_EXISTED if not _has(recorded, name) and not _free_to_change(name, config)]
 
 
@@ -145,13 +145,13 @@ def _as_json(value: Any) -> Any:
 
 
 def recorded_mixing(record: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Group size and groups per block of a run; versions that did not derive them recorded the configured ones only."""
+    """Returns group size and groups per block of a run; versions that did not derive them recorded only the configured ones."""
     resolved, configured = record["resolved"], record["config"].get("augment", {})
     sizes = [resolved.get(name, configured.get(name)) for name in ("group_size", "groups_per_block")]
     return None if None in sizes else (sizes[0], sizes[1])
 
 
-# Where a network is may change; which one it is may not, and is recorded.
+# The path of a network may change; its identity may not, and is recorded.
 _PLACES = ("teacher.weights", "model.weights")
 
 
@@ -169,19 +169,18 @@ def claim_workdir(
     teachers: Sequence[Mapping[str, Any]] = (),
     initial: str = "",
 ) -> None:
-    """Write `config.json`. Everything that can be refused has been checked by then, and the workdir is locked.
+    """Writes `config.json`, after all checks and with the workdir locked.
 
-    A field that the record of an earlier version does not have stays out of it: it keeps its meaning of then.
+    Leaves out fields that the record of an earlier version lacks, so that they keep the meaning that they had then.
 
-    checked: what `check_workdir` returned. teachers: as of `check_teacher`. initial: the digest of the weights that the run
-    begins with; "" for those that `checked` has, or none. Raises ConfigError if another run has begun here since, or the disk
-    does not take it.
+    checked: the result of `check_workdir`. teachers: the result of `check_teacher`. initial: the digest of the initial weights;
+    "": those of `checked`, or none. Raises ConfigError if another run has started here since, or if the file cannot be written.
     """
     if not is_main_process():
         return
     workdir = Workdir.at(workdir)
     if checked != (read_config(workdir, plugins=False) if workdir.has(CONFIG) else None):
-        raise ConfigError(f"another run began in {workdir} at the same time: use another --workdir, or start again")
+        raise ConfigError(f"another run was started in {workdir} at the same time: use another --workdir, or try again")
     resolved = {
         "num_classes": plan.num_classes,
         "image_size": plan.image_size,
@@ -208,7 +207,7 @@ def _free_to_change(name: str, config: ConfigDict) -> bool:
     if name in absent_options(config):  # which earlier versions ignored
         return True
     if config.data.train_crop == "center" and name in ("evaluation.protocol", "evaluation.crop_ratio"):
-        return False  # the training images are cropped so
+        return False  # they also determine the training crop
     return any(name == free or (free.endswith(".") and name.startswith(free)) for free in _FREE_TO_CHANGE)
 
 
@@ -218,7 +217,7 @@ def _has(fields: Mapping[str, Any], name: str) -> bool:
 
 
 def _value(fields: Mapping[str, Any], name: str) -> Any:
-    """The value behind a dotted name; None where there is none."""
+    """Returns the value of a dotted name; None if there is none."""
     value: Any = fields
     for part in name.rstrip(".").split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -226,11 +225,11 @@ def _value(fields: Mapping[str, Any], name: str) -> Any:
 
 
 def read_config(workdir: WorkdirLike, *, plugins: bool = True) -> dict[str, Any]:
-    """{"config": the configuration, "resolved": what followed from it and the data} of a run.
+    """Returns the record of a run: {"config": the configuration, "resolved": the values derived from it and the data, ...}.
 
     plugins: import config.plugins as the run did, so that the names in its configuration are known.
 
-    Raises ConfigError: there is no such file, it is damaged, or a plugin cannot be imported.
+    Raises ConfigError if the file does not exist or is damaged, or if a plugin cannot be imported.
     """
     workdir = Workdir.at(workdir)
     path = workdir.address(CONFIG)
@@ -239,13 +238,13 @@ def read_config(workdir: WorkdirLike, *, plugins: bool = True) -> dict[str, Any]
     except UnreadableError as error:
         raise ConfigError(f"{error}; {_RESTORE}") from error
     if record is None and not workdir.is_there():
-        raise ConfigError(f"{workdir}: there is no such file or folder")
+        raise ConfigError(f"{workdir}: no such file or folder")
     if record is None and not workdir.has(CONFIG):
         raise ConfigError(f"{path} does not exist: {workdir} is not the --workdir of a training run")
     if not isinstance(record, dict) or not {"config", "resolved"} <= set(record):
-        raise ConfigError(f"{path} is not that of a training run: {workdir} is not its --workdir")
+        raise ConfigError(f"{path} is not the record of a training run: {workdir} is not the --workdir of one")
     if (wrong := _wrong_part(record)) is not None:
-        raise ConfigError(f"{path} is damaged (its {wrong} is not what a run writes); {_RESTORE}")
+        raise ConfigError(f"{path} is damaged (invalid {wrong}); {_RESTORE}")
     if plugins:
         import_recorded(record, workdir.path)
     return record
@@ -255,7 +254,7 @@ _RESTORE = "restore it, or start from scratch in another --workdir"
 
 
 def _wrong_part(record: Mapping[str, Any]) -> str | None:
-    """The first part of a record that is not of the type that a run writes; None if all are."""
+    """Returns the first part of a record that does not have the type that a run writes; None if all do."""
     resolved = record["resolved"] if isinstance(record["resolved"], Mapping) else {}
     data = resolved.get("data", {})
     parts = {
@@ -271,12 +270,12 @@ def _wrong_part(record: Mapping[str, Any]) -> str | None:
 
 
 def scheduled_steps(record: Mapping[str, Any]) -> int:
-    """The steps of the whole schedule of a run, from its record."""
+    """Returns the number of steps in the schedule of a run."""
     return record["config"]["train"]["epochs"] * record["resolved"]["steps_per_epoch"]
 
 
 def finished_results(workdir: WorkdirLike, plan: Plan) -> dict[str, Any] | None:
-    """The results of a run that has done all its steps, else None."""
+    """Returns the results of a finished run, else None."""
     workdir = Workdir.at(workdir)
     if not workdir.has(RESULTS):
         return None
@@ -284,27 +283,27 @@ def finished_results(workdir: WorkdirLike, plan: Plan) -> dict[str, Any] | None:
         results = workdir.read_json(RESULTS)
         return results if results["step"] >= plan.total_steps else None
     except (UnreadableError, KeyError, TypeError):
-        console.warn(f"{workdir.address(RESULTS)} is damaged and is written again")
+        console.warn(f"{workdir.address(RESULTS)} is damaged and will be rewritten")
         return None
 
 
 def write_results(workdir: WorkdirLike, results: dict[str, Any]) -> None:
-    """Write `results.json`, which says that the run is finished. Raises LogError when the disk does not take it."""
-    then = "the last checkpoint is there, fix that and run the command again"
+    """Writes `results.json`, which marks the run as finished. Raises LogError if it cannot be written."""
+    then = "the last checkpoint is intact, fix that and rerun the command"
     Workdir.at(workdir).write_json(RESULTS, results, error=LogError, then=then)
 
 
 def skipped_steps(workdir: WorkdirLike) -> int:
-    """How many steps of the run were left out because their loss or gradient was not finite."""
+    """Returns how many steps of the run were skipped because their loss or gradient was not finite."""
     return sum("nonfinite/loss" in row for row in read_metrics(workdir))
 
 
-# Of results.json: what a run got over, told when there was any.
+# Counters of results.json, printed if they are not 0.
 _INCIDENTS = {
-    "unreadable_images": "evaluation image(s) could not be used and are left out of the scores (config.data.on_bad_image)",
-    "replaced_images": "times an image was replaced by the next one (config.data.on_bad_image)",
+    "unreadable_images": "evaluation image(s) could not be used and are not scored (config.data.on_bad_image)",
+    "replaced_images": "time(s) an image was replaced by the next one (config.data.on_bad_image)",
     "skipped_steps": "step(s) were skipped because loss or gradient was not finite (config.on_nonfinite)",
-    "rollbacks": "time(s) the run went back to a checkpoint because loss or gradient was not finite (config.on_nonfinite)",
+    "rollbacks": "time(s) the run returned to a checkpoint because loss or gradient was not finite (config.on_nonfinite)",
 }
 
 
@@ -317,8 +316,8 @@ def _teacher_row(config: ConfigDict) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ClosingTable:
-    """The scores of a run for people: teacher, every head of raw and EMA weights, the configuration's published figures, and so
-    for each further evaluation set; the protocol, which an accuracy belongs to; and what the run got over."""
+    """The scores of a run, formatted: teacher, each head of raw and EMA weights, the configuration's published figures, the same
+    for each extra evaluation set; the evaluation protocol; and the counters of faults."""
 
     title: str
     rows: list[console.Row]
@@ -328,7 +327,7 @@ class ClosingTable:
 
 
 def closing_table(config: ConfigDict, results: dict[str, Any]) -> ClosingTable:
-    """The table of what `results.json`, or `--mode=eval`, holds."""
+    """Returns the table for the content of `results.json`, or for the results of `--mode=eval`."""
     rows: list[console.Row] = []
     if results["teacher"] is not None:
         teacher = answer_of(results["teacher"], config.model.fusion)
@@ -353,7 +352,7 @@ def _left_out(extra: Mapping[str, Any]) -> str:
 
 
 def show_results(config: ConfigDict, results: dict[str, Any]) -> None:
-    """Print the closing table."""
+    """Prints the closing table."""
     table = closing_table(config, results)
     for incident in table.incidents:
         console.say(incident)

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and nothing else."""
+"""The state of a training run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import optax
 
 from deit_jax.models.protocol import initial_variables
 
-Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, what model.apply takes
+Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...} for model.apply
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Plain pytrees only. No random key (the step gives it), no data position (the step gives it), no teacher."""
+    """Plain pytrees. Random keys and the data position derive from the step; the teacher is not part of the state."""
 
     step: jax.Array  # int32 scalar: steps done
     params: Any
@@ -27,20 +27,20 @@ class TrainState:
 
     @property
     def variables(self) -> Variables:
-        """The raw weights, as model.apply takes them."""
+        """The raw weights, for model.apply."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def init_state(
     model: nn.Module, optimizer: optax.GradientTransformation, seed: jax.Array | int, image_size: int, ema: bool
 ) -> TrainState:
-    """The state before the first step. Jit it with out_shardings, so that every leaf is born where it belongs."""
+    """Returns the state before the first step. Jit it with out_shardings to create every leaf on its devices."""
     image = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
     return state_of(initial_variables(model, jax.random.key(seed), image), optimizer, ema)
 
 
 def state_of(variables: Variables, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
-    """The state before the first step of these weights: a fresh optimizer, and a moving average that starts as their copy."""
+    """Returns the state before the first step from these weights: a new optimizer state, and a copy as moving average."""
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -53,5 +53,5 @@ def state_of(variables: Variables, optimizer: optax.GradientTransformation, ema:
 
 
 def count_parameters(variables: Variables) -> int:
-    """Number of trained values: `params` without BatchNorm's statistics."""
+    """Returns the number of parameters, without BatchNorm's statistics."""
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

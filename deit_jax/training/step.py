@@ -1,4 +1,4 @@
-"""One training step: augment, ask the teacher, differentiate, update."""
+"""One training step: augment, run the teacher, differentiate, update."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from deit_jax.training.state import TrainState, Variables
 from deit_jax.training.teacher import FrozenTeacher
 
 Batch = dict[str, jax.Array]  # "image": uint8[B, H, W, 3], "label": int32[B]
-# images float[B, H, W, 3], targets float32[B, K], and int32[B]: where in the global batch each is
+# images float[B, H, W, 3], targets float32[B, K], positions in the global batch int32[B]
 Rows = tuple[jax.Array, jax.Array, jax.Array]
 TrainStep = Callable[[TrainState, FrozenTeacher | None, Batch], tuple[TrainState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What is trained, and how: all that a step computes with, apart from where it computes.
+    """Everything that a training step depends on, except the devices.
 
-    Without `train_mode` the student computes as in evaluation: nothing is dropped, BatchNorm normalises by its running
-    statistics, which stay as they are. With `skip_nonfinite` a step whose loss or gradient norm is not finite leaves all but the
-    step's number, and the schedule's, as it was.
+    Without `train_mode` the student runs as in evaluation: nothing is dropped, and BatchNorm uses its running statistics, which
+    do not change. With `skip_nonfinite`, a step whose loss or gradient norm is not finite advances only the step counters of
+    the state and the schedule.
     """
 
     model: nn.Module
@@ -45,21 +45,21 @@ class Training:
     schedule: Schedule  # the one in the optimizer; the step only logs it
     seed: int
     ema_decay: float = 0.0
-    accumulation_steps: int = 1  # microbatches that a batch is computed in, one after the other
+    accumulation_steps: int = 1  # number of microbatches that a batch is split into
     skip_nonfinite: bool = False
     train_mode: bool = True
-    trained: Any | None = None  # a tree of bools like the parameters: which are differentiated; None: all
+    trained: Any | None = None  # a tree of bools like the parameters: True where differentiated; None: all
 
 
 def make_train_step(training: Training, mesh: Mesh, *, deal: Callable[[Batch], Batch] | None = None) -> TrainStep:
-    """The pure function (state, teacher, batch) -> (state, metrics), to be jitted with the state donated.
+    """Returns the pure function (state, teacher, batch) -> (state, metrics), to be jitted with the state donated.
 
-    `teacher` is the frozen teacher, or None without one; it sees the very images the student sees. All randomness comes from
-    the seed, the step, and an image's position in the global batch. Metrics are float32 scalars: those of the loss, the
-    gradient's global norm before clipping, the learning rate, and for divergence.py the number of the parameter with the largest
-    gradient (in the order of the tree) and of those whose gradients are not finite.
+    `teacher` is the frozen teacher or None; it sees the same augmented images as the student. All randomness derives from the
+    seed, the step, and an image's position in the global batch. Metrics are float32 scalars: those of the loss, the gradient's
+    global norm before clipping, the learning rate, and for divergence.py the index of the parameter with the largest gradient
+    (in tree order) and the number of parameters whose gradients are not finite.
 
-    mesh: what the step is compiled for. deal: puts the rows of a batch into their mixing groups; None: they lie there.
+    mesh: the mesh to compile for. deal: moves the rows of a batch into their mixing groups; None: they are there already.
     """
 
     def train_step(state: TrainState, teacher: FrozenTeacher | None, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -71,7 +71,7 @@ def make_train_step(training: Training, mesh: Mesh, *, deal: Callable[[Batch], B
 
         def gradients(batch_stats: Any, rows: Rows) -> tuple[Any, Any, Metrics]:
             images, targets, positions = rows
-            # Outside the differentiated function, so nothing of the teacher is kept for the backward pass.
+            # Outside the differentiated function, so that the backward pass keeps no activations of the teacher.
             teacher_logits = None if teacher is None else teacher.logits(images)
 
             def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
@@ -83,7 +83,7 @@ def make_train_step(training: Training, mesh: Mesh, *, deal: Callable[[Batch], B
                     positions=positions,
                     rngs={RNG_NAME: dropout_key},
                 )
-                # Said, because XLA would rather split a split head's classes, and exchange logits in many small steps.
+                # Otherwise XLA shards the logits by class, like a sharded head, and adds many small collectives.
                 outputs = jax.lax.with_sharding_constraint(outputs, split_rows(mesh))
                 value, metrics = training.loss(outputs, targets, teacher_logits)
                 return value, (updates.get("batch_stats", {}), metrics)
@@ -116,26 +116,26 @@ def make_train_step(training: Training, mesh: Mesh, *, deal: Callable[[Batch], B
 
 
 def differentiated(params: Any, trained: Any | None) -> Any:
-    """The parameters, those that are not `trained` as constants: no gradient of them is computed."""
+    """Returns `params`, with those that are not `trained` as constants: XLA computes no gradient for them."""
     if trained is None:
         return params
-    return jax.tree.map(lambda moves, leaf: leaf if moves else jax.lax.stop_gradient(leaf), trained, params)
+    return jax.tree.map(lambda train, leaf: leaf if train else jax.lax.stop_gradient(leaf), trained, params)
 
 
 def moving_average(training: Training, ema: Variables, now: Variables) -> Variables:
-    """The moving average after a step that ends with the variables `now`. What never moves is copied, without a rounding."""
+    """Returns the moving average after a step that ends with the variables `now`. Copies frozen leaves without rounding."""
     average = optax.incremental_update(now, ema, 1.0 - training.ema_decay)
     if training.trained is not None:
         average["params"] = jax.tree.map(
-            lambda moves, new, old: new if moves else old, training.trained, average["params"], ema["params"]
+            lambda train, new, old: new if train else old, training.trained, average["params"], ema["params"]
         )
-    if not training.train_mode:  # BatchNorm's statistics do not move either
+    if not training.train_mode:  # BatchNorm's statistics do not change either
         average["batch_stats"] = ema["batch_stats"]
     return average
 
 
 def gradient_health(grads: Any) -> Metrics:
-    """Which leaf has the largest gradient, one that is not finite above all, and how many are not finite: float32 scalars."""
+    """Returns the index of the leaf with the largest gradient (a non-finite one first) and the number of non-finite leaves."""
     squares = jnp.stack([jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(grads)])
     finite = jnp.isfinite(squares)
     return {
@@ -145,7 +145,7 @@ def gradient_health(grads: Any) -> Metrics:
 
 
 def only_if(condition: jax.Array, new: TrainState, old: TrainState) -> TrainState:
-    """`new` where a bool scalar holds, else `old`, but for the step and the schedule's clock, which always advance."""
+    """Returns `new` if `condition`, a bool scalar, else `old`. The step and the schedule's count always come from `new`."""
 
     def choose(new: Any, old: Any) -> Any:
         if isinstance(new, optax.ScaleByScheduleState):
@@ -157,13 +157,13 @@ def only_if(condition: jax.Array, new: TrainState, old: TrainState) -> TrainStat
 
 
 def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
-    """The keys of a step, counted from 0: of the augmentation, and of dropout and stochastic depth."""
+    """Returns the keys of a step (counted from 0): one for augmentation, one for dropout and stochastic depth."""
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
     return augment_key, dropout_key
 
 
 def split_microbatches(batch: tuple[jax.Array, ...], count: int, mesh: Mesh) -> tuple[jax.Array, ...]:
-    """Arrays [B, ...] to [count, B / count, ...] such that every device's rows stay on it."""
+    """Splits arrays [B, ...] into [count, B / count, ...] without moving rows between devices."""
 
     def split(x: jax.Array) -> jax.Array:
         x = rearrange(x, "(device micro row) ... -> micro (device row) ...", device=mesh.size, micro=count)
@@ -175,7 +175,7 @@ def split_microbatches(batch: tuple[jax.Array, ...], count: int, mesh: Mesh) -> 
 def mean_over_microbatches(
     gradients: Callable[[Any, Any], tuple[Any, Any, Metrics]], batch_stats: Any, microbatches: tuple[jax.Array, ...]
 ) -> tuple[Any, Any, Metrics]:
-    """`gradients` over the microbatches in turn: the last BatchNorm statistics, the mean gradients and the mean metrics."""
+    """Scans `gradients` over the microbatches; returns the last BatchNorm statistics, the mean gradients and the mean metrics."""
     count = microbatches[0].shape[0]
     _, grads, metrics = jax.eval_shape(gradients, batch_stats, jax.tree.map(lambda x: x[0], microbatches))
     totals = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics))

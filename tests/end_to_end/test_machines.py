@@ -57,8 +57,7 @@ def test_a_page_that_cannot_be_printed_is_an_error_and_a_reader_that_ends_is_non
     done = run(onto_a_full_disk, "--list=table8")
     assert done.returncode == 2
     assert (
-        done.stderr
-        == "error: standard output cannot be written (No space left on device): the result is not complete there\n"
+        done.stderr == "error: standard output cannot be written (No space left on device): the result is incomplete\n"
     )
     done = run(into_a_closed_pipe, "--list=table8")
     assert (done.returncode, done.stderr) == (0, "")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deit_jax.training.trained_weights import load_variables
+from deit_jax.training.checkpointing import load_variables
 
 from .commands import ROOT, TINY, command, environment, free_port, refused, run_together, succeed, train_rows
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import deit_jax
-from deit_jax.training.trained_weights import load_variables
+from deit_jax.training.checkpointing import load_variables
 from tests.tiny import STUDENT
 
 from .commands import ROOT, TINY, command, environment, refused, run_together, succeed, train_rows
@@ -79,7 +79,7 @@ def test_a_finished_run_says_so_and_shows_its_table(one_device):
     before = (one_device[0] / "metrics.jsonl").read_bytes()
     done = succeed(TINY, f"--workdir={one_device[0]}")
     assert (
-        "has done the 4 steps that config.train.max_steps asks for, of" in " ".join(done.stdout.split())
+        "has finished config.train.max_steps=4 of the" in " ".join(done.stdout.split())
         and "distillation head" in done.stdout
     )
     assert (one_device[0] / "metrics.jsonl").read_bytes() == before

@@ -13,7 +13,7 @@ from deit_jax.modes.analyze import analyze
 from deit_jax.modes.compared import compared_networks
 from deit_jax.modes.export import export
 from deit_jax.network import load_network
-from deit_jax.training.trained_weights import load_variables
+from deit_jax.training.checkpointing import load_variables
 from deit_jax.weights import WeightsError
 from tests.evaluation.conftest import GOLDEN
 from tests.tiny import tiny_config, tiny_teacher_config
@@ -128,7 +128,7 @@ def test_what_cannot_be_analyzed_is_told(workdirs, tmp_path):
         analyze(distilled, image_size=30)
     with pytest.raises(DataError, match=r"--images: .*gone\.jpg cannot be read"):
         analyze(distilled, image_files=[str(tmp_path / "gone.jpg")])
-    with pytest.raises(ConfigError, match="nothing: there is no such file or folder"):
+    with pytest.raises(ConfigError, match="nothing: no such file or folder"):
         analyze(distilled, others=[str(tmp_path / "nothing")])
     with pytest.raises(WeightsError, match=r"gone\.npz: there is no such file"):
         analyze(distilled, others=[f"regnety_002:{tmp_path}/gone.npz"])

@@ -16,9 +16,9 @@ from deit_jax.modes.evaluate import evaluate
 from deit_jax.modes.export import export
 from deit_jax.modes.train import train
 from deit_jax.training.checkpoint_folder import CheckpointError
+from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
-from deit_jax.training.trained_weights import load_variables
 from deit_jax.weights import WeightsError
 from tests.tiny import tiny_config
 

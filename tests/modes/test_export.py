@@ -8,9 +8,9 @@ from deit_jax.config import ConfigError
 from deit_jax.modes.export import export
 from deit_jax.modes.teacher import load_teacher
 from deit_jax.training.checkpoint_folder import CheckpointError
+from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config
-from deit_jax.training.trained_weights import load_variables
 from deit_jax.weights import WeightsError, load_weights
 from tests.tiny import tiny_config
 

@@ -9,9 +9,8 @@ from deit_jax.config import ConfigError
 from deit_jax.models.vit_parameters import resize_position_embedding
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.train import train
-from deit_jax.training.checkpointing import load_state
+from deit_jax.training.checkpointing import load_state, load_variables
 from deit_jax.training.program import build_model
-from deit_jax.training.trained_weights import load_variables
 from deit_jax.weights import MisfitError, save_weights, timm
 from tests.tiny import tiny_config, tiny_teacher_config
 
@@ -118,7 +117,7 @@ def test_weights_that_do_not_fit_are_refused(trained_student, trained_teacher, f
         load_initial(deeper, tmp_path)
     with pytest.raises(ConfigError, match="own --workdir"):
         load_initial(tiny_config(model__weights=str(tmp_path)), tmp_path)
-    with pytest.raises(ConfigError, match="nothing: there is no such file or folder"):
+    with pytest.raises(ConfigError, match="nothing: no such file or folder"):
         load_initial(tiny_config(model__weights=str(tmp_path / "nothing")), tmp_path)
 
 
@@ -179,4 +178,4 @@ def test_fine_tuning_at_a_larger_size_with_a_teacher_at_that_size(trained_studen
     config.train.max_steps = 2
     assert train(config, workdir)["step"] == 2
     said = capsys.readouterr().out
-    assert "resuming after step 1" in said and "began from" in said
+    assert "resuming after step 1" in said and "started from" in said

@@ -51,7 +51,7 @@ def test_initial_weights_may_move_and_may_not_change(trained_student, tmp_path):
     assert train(config(weights, 2), run)["step"] == 2  # a resumed run reads its checkpoint
     assert train(config(moved, 3), run)["step"] == 3
     other = export(trained_student, tmp_path / "ema.safetensors", layout="timm", which="ema")
-    with pytest.raises(ConfigError, match=r"began with other weights than config\.model\.weights names now"):
+    with pytest.raises(ConfigError, match=r"started from other weights than the present config\.model\.weights"):
         train(config(other, 4), run)
     with pytest.raises(ConfigError, match=r"differs in model\.weights"):
         train(student("random", 4), run)
@@ -65,7 +65,9 @@ def test_a_run_beyond_what_is_asked_for_is_left_as_it_is(trained_teacher, tmp_pa
         for name in gone:
             (run / name).unlink()
             before.pop(run / name)
-        with pytest.raises(ConfigError, match=r"has done 2 steps already, config\.train\.max_steps=1 asks for fewer"):
+        with pytest.raises(
+            ConfigError, match=r"is already at step 2, after config\.train\.max_steps=1; raise it to resume"
+        ):
             train(student("random", 1), run)
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
@@ -75,7 +77,7 @@ def test_lost_checkpoints_are_refused(tmp_path):
     train(student("random", 1), run)
     shutil.move(run / "checkpoints", tmp_path / "checkpoints")
     (run / "results.json").unlink()
-    with pytest.raises(ConfigError, match=r"run/checkpoints is gone, although metrics\.jsonl shows that"):
+    with pytest.raises(ConfigError, match=r"run/checkpoints is missing, although metrics\.jsonl shows that"):
         train(student("random", 2), run)
     shutil.move(tmp_path / "checkpoints", run / "checkpoints")
     assert train(student("random", 2), run)["step"] == 2

@@ -61,10 +61,10 @@ def contents(folder):
         ({"augment__mixup_alpha": -1.0}, "mixup_alpha"),
         ({"model__attention": "cudnn"}, "cudnn"),
         ({"train__accumulation_steps": 3}, "accumulation_steps=3"),
-        ({"optimizer__trainable": ("nothing",)}, "is found in no parameter"),
+        ({"optimizer__trainable": ("nothing",)}, "matches no parameter name"),
         ({"teacher__weights": "/nowhere"}, "no such file"),
         ({"data__source": "npz", "data__path": "/nowhere.npz"}, "no such file"),
-        ({"num_classes": 4}, "the data set has 10 classes"),
+        ({"num_classes": 4}, "the dataset has 10 classes"),
     ],
 )
 def test_nothing_is_written_where_a_start_is_refused(tmp_path, changes, message):
@@ -124,14 +124,14 @@ def test_images_that_were_added_are_refused_and_the_run_may_go_on_with_them(trai
         Image.new("L", (28, 28)).save(folder / "train/b" / f"new{i}.png")
     config = plain(folder, train__max_steps=3)
     with pytest.raises(
-        ConfigError, match=r"60 training images then, 68 now\): restore it, or go on .*on_change=continue"
+        ConfigError, match=r"60 training images then, 68 now\): restore it, or continue .*on_change=continue"
     ):
         train(config, workdir)
     assert contents(workdir) == before
     config.data.on_change = "continue"
     assert train(config, workdir)["step"] == 3
     told = " ".join(capsys.readouterr().out.split())
-    assert "resuming after step 2" in told and re.search(r"3 steps of 8 images, 7 an epoch", told)
+    assert "resuming after step 2" in told and re.search(r"3 steps of 8 images, 7 per epoch", told)
 
 
 class Faulty(nn.Module):

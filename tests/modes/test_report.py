@@ -60,7 +60,7 @@ def test_a_finished_run_has_a_whole_report(finished):
     for fact in (
         "deit_tiny_distilled_patch16_224", "distillation head", "a published figure", "12.34", "teacher regnety_002",
         "augment.max_group_size", "log.report", "of 45 right", "all 45 evaluation images", "distillation token",
-        "images a second", "jax",
+        "images per second", "jax",
     ):  # fmt: skip
         assert fact in page.text, fact
     assert all(name in page.text for name in NAMES)

@@ -8,8 +8,8 @@ from deit_jax.modes.initial import load_initial
 from deit_jax.modes.train import load_teacher, train
 from deit_jax.training import preparation
 from deit_jax.training.checkpoint_folder import CheckpointError
+from deit_jax.training.checkpointing import load_variables
 from deit_jax.training.state import count_parameters
-from deit_jax.training.trained_weights import load_variables
 from tests.tiny import STUDENT, tiny_config, tiny_teacher_config
 
 from .workdirs import untrained

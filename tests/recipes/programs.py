@@ -1,4 +1,4 @@
-"""Every argument of the paper's configurations, and which of them make one program."""
+"""All arguments of the paper's configurations, grouped by program."""
 
 import copy
 import importlib
@@ -23,7 +23,7 @@ from tests.tiny import STUDENT, TEACHER
 
 CONFIGS = {file: importlib.import_module(f"configs.{file}") for file in FILES}
 
-# What the files understand beyond the paper's rows.
+# Arguments in addition to the paper's rows.
 BEYOND_THE_PAPER = {
     "deit": [
         "tiny,soft",
@@ -58,13 +58,13 @@ CONVNET = dict(w0=8, wa=16.0, wm=1.5, depth=4, group_width=8, stem_width=8, stem
 
 
 def get_config(name: str) -> ConfigDict:
-    """The configuration of "file:argument"."""
+    """Returns the configuration of "file:argument"."""
     file, argument = name.split(":")
     return CONFIGS[file].get_config(argument)
 
 
 def without_user(config: ConfigDict) -> ConfigDict:
-    """A copy with the weights that a user would give."""
+    """Returns a copy with the weights that a user would set."""
     config = copy.deepcopy(config)
     if config.model.weights == MUST_BE_GIVEN:
         config.model.weights = "runs/trained"
@@ -74,7 +74,7 @@ def without_user(config: ConfigDict) -> ConfigDict:
 
 
 def quick_to_trace(config: ConfigDict) -> ConfigDict:
-    """A copy of equal networks, written so that a trace takes less: one block for twelve, and groups not packed as for a CPU."""
+    """Returns a copy with equivalent networks that trace faster: one block for twelve, and convolution groups not packed."""
     config = without_user(config)
     config.model.scan_blocks = config.model.name.startswith("deit")
     with config.unlocked():
@@ -85,9 +85,9 @@ def quick_to_trace(config: ConfigDict) -> ConfigDict:
 
 
 def shrink(config: ConfigDict) -> ConfigDict:
-    """A copy that takes seconds: the same recipe and kinds of modules, narrow and shallow, on 28 pixels.
+    """Returns a copy that runs in seconds: the same recipe and kinds of modules, narrow and shallow, on 28 pixels.
 
-    But for RandAugment, whose fifteen operations take longest to compile: tests/augment runs them.
+    Without RandAugment, whose fifteen operations take longest to compile and are tested in tests/augment.
     """
     config = copy.deepcopy(config)
     run_locally(config)
@@ -100,7 +100,7 @@ def shrink(config: ConfigDict) -> ConfigDict:
     config.schedule.warmup_epochs, config.schedule.warmup_learning_rate = (
         0.0,
         1e-3,
-    )  # so that the first steps do something
+    )  # so that the first steps have an effect
     for network, small in ((config.model, CONVNET), (config.teacher, TEACHER)):
         convnet = network.name.startswith("regnety")
         distilled = "_distilled" if "_distilled_" in network.name else ""
@@ -136,12 +136,12 @@ def program_key(config: ConfigDict, *, sizes: bool = True) -> str:
 
 
 def kind_of_model(name: str) -> str:
-    """A model's name without its size."""
+    """Returns a model's name without its size."""
     return re.sub(r"_(tiny|small|base)|_?\d+", "", name)
 
 
 class Tracer:
-    """Traces train steps in shapes alone, each distinct program once."""
+    """Traces train steps with abstract values, each distinct program once."""
 
     def __init__(self):
         self.mesh = make_mesh(jax.devices()[:1])
@@ -149,7 +149,7 @@ class Tracer:
         self._teachers: dict[str, Any] = {}
 
     def trace(self, config: ConfigDict) -> tuple[Program, Any, dict[str, Any]]:
-        """The program of a configuration, and the shapes of its step's new state and metrics."""
+        """Returns the program of a configuration, and the shapes of its step's new state and metrics."""
         key = program_key(config)
         if key not in self._steps:
             self._steps[key] = self._trace(config)

@@ -26,7 +26,7 @@ def tracer():
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
-def test_every_argument_is_valid_with_the_weights_that_its_command_gives(name, tmp_path):
+def test_every_argument_is_valid_with_the_weights_of_its_command(name, tmp_path):
     config = get_config(name)
     needs_teacher = config.distillation.kind in ("soft", "hard")
     file, words = name.split(":")
@@ -45,15 +45,15 @@ def test_every_argument_is_valid_with_the_weights_that_its_command_gives(name, t
         assert not (tmp_path / "run").exists()
     assert config.num_classes == TABLE_6_CLASSES[config.data.name]
     validate(get_config(f"{name},runlocal"))
-    # its own data set is large enough for its batches
+    # the dataset is large enough for its batches
     order = [config.train.batch_size, config.data.repeats, *sizes_of_mixing(config)]
     assert config.train.batch_size % 16 == 0  # the devices of launch/tpu_vm.sh's slice
-    assert order[2] == config.augment.max_group_size and order[3] == 4  # as the authors' runs had it
+    assert order[2] == config.augment.max_group_size and order[3] == 4  # as in the authors' runs
     assert TrainOrder(KNOWN_SETS[config.data.name].train_images, *order, 0).steps_per_epoch > 0
 
 
 def first_of_each_form():
-    """One argument of each form of program, the one of the smallest networks."""
+    """Returns the argument with the smallest networks for each form of program."""
     first = {}
     for name in sorted(ARGUMENTS, key=lambda name: ("tiny" not in name and "_002" not in name, "small" not in name)):
         first.setdefault(program_key(quick_to_trace(get_config(name)), sizes=False), name)
@@ -74,7 +74,7 @@ def test_every_argument_traces_its_full_size_step(tracer, name):
         lambda leaf: (leaf.shape, leaf.dtype), program.abstract_state
     )
     assert metrics["loss"].shape == () and metrics["loss"].dtype == np.float32
-    # Without a teacher it is that of the second head, if that learns.
+    # Without a teacher it is the loss of the second head, if that is trained.
     assert ("distillation_loss" in metrics) == (config.distillation.kind not in ("none", "labels_class"))
     heads = [leaf for name, leaf in zip(parameter_names(state.params), jax.tree.leaves(state.params), strict=True)
              if name.startswith("head") and name.endswith("bias")]  # fmt: skip
@@ -83,17 +83,17 @@ def test_every_argument_traces_its_full_size_step(tracer, name):
 
 
 @pytest.mark.parametrize("name", ["deit:tiny", pytest.param("finetune:384px,distilled", marks=pytest.mark.long)])
-def test_it_traces_as_it_is_written_too(tracer, name):
+def test_it_also_traces_as_written(tracer, name):
     program, state, _ = tracer.trace(without_user(get_config(name)))
     assert jax.tree.structure(state) == jax.tree.structure(program.abstract_state)
 
 
 @pytest.mark.parametrize("file", CONFIGS)
-def test_the_default_argument_is_valid_and_a_wrong_one_is_named(file):
+def test_the_default_argument_is_valid_and_a_wrong_one_raises(file):
     module = CONFIGS[file]
     validate(without_user(module.get_config()))
     with pytest.raises(
-        ConfigError, match=rf"configs/{file}\.py:runlokal: 'runlokal' is not known, the nearest is 'runlocal'"
+        ConfigError, match=rf"configs/{file}\.py:runlokal: 'runlokal' is unknown, the nearest is 'runlocal'"
     ):
         module.get_config("runlokal")
 
@@ -114,7 +114,7 @@ def test_the_default_argument_is_valid_and_a_wrong_one_is_named(file):
         ("transfer:cifar10,base,distilled,scratch,class_head", "class_head is a way to fine-tune a distilled model"),
     ],
 )
-def test_words_that_do_not_go_together_are_refused(name, message):
+def test_words_that_exclude_each_other_raise(name, message):
     with pytest.raises(ConfigError, match=message):
         get_config(name)
 
@@ -129,7 +129,7 @@ def test_table_9s_other_column():
     assert not any(config.augment[name] for name in off)
 
 
-def test_fine_tuning_is_the_released_readmes():
+def test_fine_tuning_matches_the_released_readme():
     config = get_config("finetune:384px,distilled")
     assert (config.image_size, config.train.batch_size, config.train.epochs, config.train.train_mode) == (
         384,
@@ -143,7 +143,7 @@ def test_fine_tuning_is_the_released_readmes():
     assert get_config("finetune:384px,distilled,train_mode").train.train_mode
 
 
-def test_what_a_row_of_table_8_changes():
+def test_changes_of_the_rows_of_table_8():
     default = get_config("ablation:default").to_dict()
     changed = {name: get_config(f"ablation:{name}").to_dict() for name in CONFIGS["ablation"].CHANGES}
     assert changed["no_mixup"]["augment"] == default["augment"] | {"mixup_alpha": 0.0}
@@ -161,7 +161,7 @@ def test_what_a_row_of_table_8_changes():
     assert list(both[0].published.values()) == list(both[1].published.values()) == [79.6]
 
 
-def test_a_distilled_model_learns_other_data_in_the_released_way_or_in_one_of_the_authors_two():
+def test_transfer_of_a_distilled_model_in_the_released_way_or_the_authors_two():
     released = get_config("transfer:inat18,base,distilled")
     assert (released.distillation.kind, released.model.fusion) == ("labels_mean", "logits")
     alone = get_config("transfer:inat18,base,distilled,class_head")
@@ -171,11 +171,11 @@ def test_a_distilled_model_learns_other_data_in_the_released_way_or_in_one_of_th
     assert (taught.distillation.kind, taught.distillation.alpha, taught.teacher.name) == ("hard", 0.5, "regnety_160")
     teacher = get_config("transfer:inat18,regnety_160")
     assert (teacher.model.name, teacher.num_classes, teacher.distillation.kind) == ("regnety_160", 8142, "none")
-    for config in (alone, taught):  # the table does not say which way its figures are of
+    for config in (alone, taught):  # the table does not specify which
         assert config.published.to_dict() == released.published.to_dict() != {}
 
 
-def test_the_rates_of_transfer_and_the_mode_it_runs_in():
+def test_learning_rates_and_train_mode_of_transfer():
     def peak(config):
         return config.schedule.base_learning_rate * config.train.batch_size / config.schedule.base_batch_size
 

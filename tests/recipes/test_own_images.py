@@ -25,10 +25,10 @@ def test_three_classes_of_a_few_images_are_enough(tmp_path):
     assert (plan.image_size, config.model.name) == (384, "deit_base_distilled_patch16_384")
 
 
-def test_published_weights_are_what_it_starts_from():
+def test_it_starts_from_published_weights():
     assert get_config().model.weights == get_config("small").model.weights == "pretrained"
 
 
-def test_a_wrong_word_is_named():
-    with pytest.raises(ConfigError, match=r"configs/own_images\.py:smal: 'smal' is not known, the nearest is 'small'"):
+def test_an_unknown_word_raises():
+    with pytest.raises(ConfigError, match=r"configs/own_images\.py:smal: 'smal' is unknown, the nearest is 'small'"):
         get_config("smal")

@@ -1,4 +1,4 @@
-"""The programs of the paper's configurations, made small, run."""
+"""Runs small versions of the programs of the paper's configurations."""
 
 import json
 import re
@@ -21,14 +21,14 @@ from .programs import ARGUMENTS, get_config, program_key, shrink
 
 
 def distinct(names):
-    """One argument of each program, and the arguments that share it."""
+    """Returns one argument of each program, and the arguments that share it."""
     programs = {}
     for name in names:
         programs.setdefault(program_key(shrink(get_config(name))), []).append(name)
     return {members[0]: members for members in programs.values()}
 
 
-# By the trainer itself: data, evaluation and checkpoints, too.
+# With the whole trainer: data, evaluation and checkpoints too.
 @pytest.mark.parametrize(
     "name",
     [

@@ -5,6 +5,6 @@ from tests.fewer_devices import fewer_devices
 
 @pytest.fixture(scope="module", autouse=True)
 def devices():
-    """Runs in the test's own process have one device."""
+    """Runs in the test's process have one device."""
     with fewer_devices():
         yield

@@ -1,4 +1,4 @@
-"""One process of a run that writes down what its steps are really given: test_elastic.py starts several.
+"""One process of a run that records the inputs of its steps; test_elastic.py starts several.
 
     python -m tests.reliability.observed_run WORKDIR RECORD MAX_STEPS [COORDINATOR PROCESSES PROCESS]
 
@@ -27,7 +27,7 @@ def config_for(max_steps):
     config = tiny_config(
         distillation__kind="none", teacher__weights="", model__name="deit_tiny_patch16_224", data__max_eval_images=16,
         evaluation__batch_size=8, augment__rand_augment="rand-m9-mstd0.5-inc1", data__repeats=2,
-        # Two blocks of 16: of four processes two share one, whose rows the step deals.
+        # Two blocks of 16: of four processes, two share a block, whose rows are grouped in the step.
         augment__group_size=8, augment__groups_per_block=2, evaluation__every_epochs=0, train__max_steps=max_steps,
     )  # fmt: skip
     with config.unlocked():
@@ -36,8 +36,8 @@ def config_for(max_steps):
 
 
 def main(workdir, record, max_steps, coordinator=None, processes=None, process=None):
-    told = (coordinator, int(processes), int(process)) if coordinator else ()
-    distributed.start(*told)
+    cluster = (coordinator, int(processes), int(process)) if coordinator else ()
+    distributed.start(*cluster)
     config, seen = config_for(int(max_steps)), {}
 
     def observed(build):
@@ -66,7 +66,7 @@ def main(workdir, record, max_steps, coordinator=None, processes=None, process=N
         return build_program
 
     preparation.build_program = observed(preparation.build_program)
-    loop.compiled_together = lambda function: function  # what is observed is no jitted function; what it calls is
+    loop.compiled_together = lambda function: function  # the recorder is not a jitted function, but it calls one
     train(config, Path(workdir))
     np.savez(record, **seen)
 

@@ -1,4 +1,4 @@
-"""A disk that is really full: a small file system in memory, for those who may mount one."""
+"""A full disk: a small file system in memory, if the user may mount one."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ import pytest
 
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: float = 8):
-    """`folder` as a file system of its own; the test is skipped where it cannot be mounted."""
+    """Mounts a small file system at `folder`; skips the test if that fails."""
     folder.mkdir()
     size = f"size={int(megabytes * 1024)}k"
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "none", folder], capture_output=True, text=True)
@@ -23,7 +23,7 @@ def small_disk(folder: Path, megabytes: float = 8):
 
 
 def fill(folder: Path, leave: int = 0) -> Path:
-    """A file that takes all of a small disk but `leave` bytes."""
+    """Writes a file that fills a small disk except `leave` bytes."""
     disk = os.statvfs(folder)
     path = folder / "filler"
     with path.open("wb", buffering=0) as file:

@@ -1,4 +1,4 @@
-"""A short run of benchmarks/chaos.py, whose long one is in docs/results.md."""
+"""A short run of benchmarks/chaos.py; results of a long one are in docs/results.md."""
 
 import random
 
@@ -12,7 +12,7 @@ def test_mutated_images_are_read_or_replaced_and_counted():
     assert tally["lost"] == [] and tally["counted"] == tally["replacements"] > tally["faulty"] > 50
 
 
-def test_mutated_weights_load_whole_or_are_refused_in_a_line(tmp_path):
+def test_mutated_weights_load_completely_or_raise_one_line(tmp_path):
     tally = chaos.weights(60, tmp_path, random.Random(1))
     assert tally["lost"] == [] and tally["refused"] + tally["loaded"] == tally["tried"] == 60
     assert min(tally["refused"], tally["loaded"]) > 0
@@ -20,7 +20,7 @@ def test_mutated_weights_load_whole_or_are_refused_in_a_line(tmp_path):
 
 @pytest.mark.long
 def test_killed_runs_and_damaged_checkpoints_lose_nothing(tmp_path):
-    """Rules 2, 3 and 4 of deit_jax/training/loop.py, wherever the kill falls."""
+    """Rules 2, 3 and 4 of deit_jax/training/loop.py, for a kill at any time."""
     rng = random.Random(1)
     tally = chaos.kills(4, tmp_path, 2, rng)
     assert tally["lost"] == [] and tally["identical"] == tally["tried"] == 4

@@ -1,4 +1,4 @@
-"""A checkpoint that is not what was written is found, named and not used."""
+"""Damaged checkpoints are detected, named and not used."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from deit_jax.storage import manifest
+from deit_jax.storage.checkpoints import MANIFEST, CheckpointPlaces
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.checkpointing import Checkpoints, load_state
 from tests.training.test_checkpointing import assert_equal, make_state
@@ -45,7 +45,7 @@ def like():
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damage_to_any_file_is_found_and_the_one_before_is_used(two, tmp_path, damage, capsys):
+def test_damage_to_any_file_is_detected_and_the_one_before_is_used(two, tmp_path, damage, capsys):
     names = sorted(
         path.relative_to(two / "checkpoints/2") for path in (two / "checkpoints/2").rglob("*") if path.is_file()
     )
@@ -54,18 +54,18 @@ def test_damage_to_any_file_is_found_and_the_one_before_is_used(two, tmp_path, d
         workdir = tmp_path / str(number)
         shutil.copytree(two, workdir)
         damage(workdir / "checkpoints/2" / name)
-        assert load_state(workdir)[1] == 1  # a reader passes over it and moves nothing
-        told = capsys.readouterr().out.replace("\n", "")
-        assert "checkpoint 2 is DAMAGED" in told and name.name in told
+        assert load_state(workdir)[1] == 1  # a reader skips it and renames nothing
+        output = capsys.readouterr().out.replace("\n", "")
+        assert "checkpoint 2 is DAMAGED" in output and name.name in output
         with Checkpoints(workdir) as checkpoints:
             assert checkpoints.latest_step() == 1
             assert_equal(checkpoints.restore(like()), make_state(1))
-        told = capsys.readouterr().out.replace("\n", "")
-        assert "checkpoint 2 is DAMAGED" in told and name.name in told and "2.damaged" in told
-        assert (workdir / "checkpoints/2.damaged").is_dir()  # left to its owner
+        output = capsys.readouterr().out.replace("\n", "")
+        assert "checkpoint 2 is DAMAGED" in output and name.name in output and "2.damaged" in output
+        assert (workdir / "checkpoints/2.damaged").is_dir()  # kept
 
 
-def test_all_damaged_is_none(two, tmp_path):
+def test_if_all_are_damaged_there_is_none(two, tmp_path):
     shutil.copytree(two, tmp_path / "run")
     for step in (1, 2):
         truncate(tmp_path / f"run/checkpoints/{step}/default/_METADATA")
@@ -77,33 +77,33 @@ def test_all_damaged_is_none(two, tmp_path):
     assert load_state(tmp_path / "run")[1] == 1
 
 
-def test_a_half_written_one_is_removed(two, tmp_path, capsys):
+def test_an_unfinished_checkpoint_is_removed(two, tmp_path, capsys):
     shutil.copytree(two, tmp_path / "run")
-    folder = tmp_path / "run/checkpoints/3"
-    manifest.begin(folder)
-    shutil.copytree(two / "checkpoints/2/default", folder / "default")  # all is there but the last mark
+    places = CheckpointPlaces(tmp_path / "run/checkpoints")
+    places.begin(3)
+    shutil.copytree(two / "checkpoints/2/default", places.state(3))  # everything except the manifest
     assert load_state(tmp_path / "run")[1] == 2 and capsys.readouterr().out == ""  # a run may be writing it
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.latest_step() == 2
     assert "checkpoint 3 was being written when the run ended" in capsys.readouterr().out
-    assert not folder.exists()
+    assert not places.has(3)
 
 
-def test_checkpoints_of_an_earlier_version_get_their_manifests(two, tmp_path, capsys):
+def test_checkpoints_of_an_earlier_version_get_manifests(two, tmp_path, capsys):
     shutil.copytree(two, tmp_path / "run")
     folder = tmp_path / "run/checkpoints"
     (folder / "format.json").unlink()
     for step in (1, 2):
-        (folder / str(step) / manifest.NAME).unlink()
+        (folder / str(step) / MANIFEST).unlink()
     assert load_state(tmp_path / "run")[1] == 2
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.latest_step() == 2
-    assert "of an earlier version" in capsys.readouterr().out
+    assert "from an earlier version" in capsys.readouterr().out
     flip_a_byte(folder / "2/default/_METADATA")
     assert load_state(tmp_path / "run")[1] == 1
 
 
-def test_the_best_is_kept_beside_the_newest(tmp_path):
+def test_the_best_is_kept_with_the_newest(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step, top1 in enumerate((10.0, None, 30.0, 20.0, None, 30.0 - 1e-3, None, None), 1):
             assert checkpoints.would_be_best(top1 or 0.0) == (top1 in (10.0, 30.0))
@@ -113,7 +113,7 @@ def test_the_best_is_kept_beside_the_newest(tmp_path):
     assert {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()} == {"3", "7", "8"}
 
 
-def test_another_models_checkpoint_is_told_by_the_names_of_what_differs(two):
+def test_a_checkpoint_of_another_model_raises_with_the_names_that_differ(two):
     with Checkpoints(two) as checkpoints, pytest.raises(CheckpointError) as error:
         checkpoints.restore(jax.eval_shape(lambda: make_state(0, width=5, ema=False)))
     line = str(error.value)

@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written, and workdirs that another run is using."""
+"""Full and unwritable disks, and workdirs in use by another run."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ from tests.training.test_checkpointing import assert_equal, make_state
 from .small_disk import fill, remount, small_disk
 
 
-def test_a_full_disk_ends_a_save_and_leaves_the_one_before(tmp_path):
+def test_a_full_disk_fails_a_save_and_keeps_the_one_before(tmp_path):
     with small_disk(tmp_path / "disk") as disk:
         with pytest.raises(CheckpointError) as error, Checkpoints(disk) as checkpoints:
             checkpoints.save(make_state(1))
@@ -39,7 +39,7 @@ def test_a_full_disk_ends_a_save_and_leaves_the_one_before(tmp_path):
         assert load_state(disk)[1] == 2
 
 
-def test_a_full_disk_ends_the_log_with_whole_rows(tmp_path):
+def test_on_a_full_disk_the_log_ends_with_a_complete_row(tmp_path):
     with small_disk(tmp_path / "disk", megabytes=1) as disk:
         with (
             pytest.raises(LogError, match=r"metrics cannot be written \(No space left on device\)"),
@@ -58,7 +58,7 @@ def test_a_full_disk_ends_the_log_with_whole_rows(tmp_path):
         assert [row["step"] for row in read_metrics(disk)] == [1, 2, 3]
 
 
-def test_a_disk_that_cannot_be_written_is_told(tmp_path):
+def test_an_unwritable_disk_is_reported(tmp_path):
     with small_disk(tmp_path / "disk") as disk:
         with Checkpoints(disk) as checkpoints:
             checkpoints.save(make_state(1))
@@ -71,7 +71,7 @@ def test_a_disk_that_cannot_be_written_is_told(tmp_path):
             pass
         with pytest.raises(LogError, match="Read-only file system"):
             RunLog(tiny_config(), disk).begin(0)
-        assert load_state(disk)[1] == 1  # reading needs no more
+        assert load_state(disk)[1] == 1  # reading still works
 
 
 def test_a_workdir_has_one_run_at_a_time(tmp_path):
@@ -104,7 +104,7 @@ def test_a_killed_run_leaves_no_lock(tmp_path):
         pass
 
 
-def test_results_that_were_damaged_are_written_anew(tmp_path):
+def test_damaged_results_are_rewritten(tmp_path):
     from deit_jax.training.plan import resolve
     from deit_jax.training.record import finished_results
 
@@ -116,7 +116,7 @@ def test_results_that_were_damaged_are_written_anew(tmp_path):
 
 
 @pytest.mark.long
-def test_a_run_on_a_disk_that_fills_up_ends_with_a_line_and_goes_on_when_there_is_room(tmp_path):
+def test_a_run_ends_with_one_line_on_a_full_disk_and_resumes_later(tmp_path):
     """Rules 2 and 4 of deit_jax/training/loop.py."""
     arguments = [
         TINY,
@@ -133,9 +133,9 @@ def test_a_run_on_a_disk_that_fills_up_ends_with_a_line_and_goes_on_when_there_i
             assert process.poll() is None
             time.sleep(0.05)
         filler = fill(disk)
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 2, told
-        lines = [line for line in told.splitlines() if line.startswith("error: ")]
+        _, output = process.communicate(timeout=300)
+        assert process.returncode == 2, output
+        lines = [line for line in output.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and "cannot be written (No space left on device)" in lines[0] and "intact" in lines[0]
         saved = load_state(disk / "run")[1]
         filler.unlink()
@@ -146,5 +146,5 @@ def test_a_run_on_a_disk_that_fills_up_ends_with_a_line_and_goes_on_when_there_i
 def test_a_command_on_a_full_disk_ends_with_one_line(tmp_path):
     flags = ["--config.checkpoint.every_steps=1", "--config.evaluation.every_epochs=0", "--config.train.max_steps=99"]
     with small_disk(tmp_path / "disk", megabytes=0.74) as disk:
-        line = refused(TINY + ":teacher", f"--workdir={disk}/run", *flags)  # nothing of the libraries underneath
-        assert "(No space left on device)" in line and "run the command again" in line
+        line = refused(TINY + ":teacher", f"--workdir={disk}/run", *flags)  # without output of libraries
+        assert "(No space left on device)" in line and "rerun the command" in line

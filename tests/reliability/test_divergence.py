@@ -1,4 +1,4 @@
-"""Losses that are not finite, from a teacher that answers so for one image of the data set."""
+"""Non-finite losses, from a teacher with non-finite logits for one image."""
 
 import json
 import math
@@ -18,11 +18,11 @@ from deit_jax.training.record import read_config
 from deit_jax.training.teacher import Teacher
 from tests.tiny import STUDENT, tiny_config
 
-IMAGES, BATCH = 64, 8  # eight steps an epoch, one of which holds the white image
+IMAGES, BATCH = 64, 8  # eight steps per epoch; one has the white image
 
 
 class AllergicToWhite(nn.Module):
-    """Uniform logits [B, 10], and not numbers if one of the images is white."""
+    """Returns uniform logits [B, 10], or NaN if one of the images is white."""
 
     @nn.compact
     def __call__(self, images, train=False):
@@ -73,7 +73,7 @@ def losses(workdir):
 
 @pytest.fixture(scope="module")
 def stopped(data, tmp_path_factory):
-    """(workdir, the line) of a run that stops at the white image, which the first epoch meets in some step."""
+    """(workdir, the error) of a run that stops at the white image, in some step of the first epoch."""
     workdir = tmp_path_factory.mktemp("stopped")
     with pytest.raises(DivergenceError) as error:
         run(data, workdir, "stop")
@@ -84,7 +84,7 @@ def bad_step(line):
     return int(line.removeprefix("step ").partition(":")[0])
 
 
-def test_a_run_stops_by_name_and_saves_nothing_bad(stopped):
+def test_stop_names_the_step_and_saves_nothing_bad(stopped):
     """Rule 1 of deit_jax/training/loop.py."""
     workdir, line = stopped
     step = bad_step(line)
@@ -94,13 +94,13 @@ def test_a_run_stops_by_name_and_saves_nothing_bad(stopped):
     assert DivergenceError.exit_status == 3
     saved = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     assert all(number < step for number in saved)
-    # Of this configuration only the remedy has changed: the run goes on in the same workdir.
+    # Only on_nonfinite has changed: the run resumes in the same workdir.
     assert read_config(workdir)["config"]["on_nonfinite"] == "stop"
 
 
-def test_skipped_steps_leave_everything_as_it_was(data, stopped, tmp_path):
+def test_skipped_steps_change_nothing(data, stopped, tmp_path):
     results = run(data, tmp_path / "whole", "skip")
-    assert results["skipped_steps"] == 3 and results["rollbacks"] == 0  # once an epoch
+    assert results["skipped_steps"] == 3 and results["rollbacks"] == 0  # once per epoch
     step, leaves = bits(tmp_path / "whole")
     assert step == 24 and all(np.isfinite(np.frombuffer(leaf, np.float32)).all() for leaf in leaves[:-1])
     rows = [row for row in read_metrics(tmp_path / "whole") if "nonfinite/loss" in row]
@@ -118,13 +118,13 @@ def test_skipped_steps_are_skipped_again_by_a_resumed_run(data, tmp_path):
 
 @pytest.fixture(scope="module")
 def rolled_back(data, tmp_path_factory):
-    """(workdir, results) of a run that goes back to its last checkpoint at the white image."""
+    """(workdir, results) of a run that returns to its last checkpoint at the white image."""
     workdir = tmp_path_factory.mktemp("rolled_back")
     return workdir, run(data, workdir, "rollback")
 
 
-def test_a_rollback_takes_other_data(stopped, rolled_back):
-    """Rules 1 and 4 of deit_jax/training/loop.py: it goes back to a sound and complete checkpoint."""
+def test_a_rollback_uses_other_data(stopped, rolled_back):
+    """Rules 1 and 4 of deit_jax/training/loop.py: it returns to a sound and complete checkpoint."""
     workdir, results = rolled_back
     assert results["rollbacks"] >= 2 and results["skipped_steps"] == 0
     detours = json.loads((workdir / "rollbacks.json").read_text())
@@ -142,24 +142,24 @@ def test_a_rollback_is_repeated_by_a_resumed_run(data, rolled_back, tmp_path):
     assert set(losses(rolled_back[0])) <= set(losses(tmp_path))
 
 
-def test_the_data_of_a_rollback_is_passed_over_once(tmp_path):
+def test_the_data_of_a_rollback_is_skipped_once(tmp_path):
     """Rule 5 of deit_jax/training/loop.py."""
     detours = Detours(tmp_path)
     assert detours.stretches(0, 10) == [(0, 10)]
     detours.add(Rollback(8, ""), 6, write=True)
     detours.add(Rollback(13, ""), 12, write=True)
-    again = Detours(tmp_path)  # batches 6, 7 and 14, counted from 0, are left out
+    again = Detours(tmp_path)  # batches 6, 7 and 14, counted from 0, are skipped
     assert again.stretches(0, 20) == [(0, 6), (8, 14), (15, 23)]
     assert again.stretches(12, 20) == [(15, 23)] and again.stretches(6, 7) == [(8, 9)] and again.stretches(20, 20) == []
     (tmp_path / "rollbacks.json").write_text('[{"after": 6')
     with pytest.raises(UserError, match=r"rollbacks\.json is damaged"):
         Detours(tmp_path)
-    with pytest.raises(DivergenceError, match="does not pass by itself"):
+    with pytest.raises(DivergenceError, match="giving up"):
         for _ in range(100):
             detours.add(Rollback(30, "step 30"), 29, write=False)
 
 
-def test_steps_are_judged_in_order_and_only_as_far_as_asked():
+def test_steps_are_judged_in_order_up_to_the_given_one():
     """Rules 1 and 6 of deit_jax/training/loop.py."""
 
     def metrics(loss):

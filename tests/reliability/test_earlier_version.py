@@ -1,4 +1,4 @@
-"""A workdir that version 0.1.0 left after five steps (tests/golden/record_workdir.py) goes on in this version, on this JAX."""
+"""A workdir of version 0.1.0 after five steps (tests/golden/record_workdir.py) resumes in this version, with this JAX."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ METRICS = (
     "train/grad_norm",
     "train/learning_rate",
 )
-# Recorded and repeated as one device, with the compiler's quick options: bits depend on both.
+# Recorded and repeated on one device with the compiler's quick options, on which the bits depend.
 RUN_FLAGS = {
     "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
     "JAX_PLATFORMS": "cpu",
@@ -33,7 +33,7 @@ RUN_FLAGS = {
 
 
 def digests(workdir, step):
-    """The SHA-256 of every leaf of a checkpoint, by name, its type and shape in front."""
+    """Returns the dtype, shape and SHA-256 of every leaf of a checkpoint, by name."""
     state, _ = load_state(workdir, step)
     leaves = {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
@@ -46,7 +46,7 @@ def digests(workdir, step):
 
 
 def processor():
-    """The processor's name and what it computes with, on which the last bit of a sum depends."""
+    """Returns the processor's name and instruction sets, on which the last bit of a sum depends."""
     if not Path("/proc/cpuinfo").exists():
         return platform.processor()
     lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -55,18 +55,18 @@ def processor():
 
 
 def make_bfloat16(workdir):
-    """Let the run that a workdir records compute in bfloat16."""
+    """Changes the record of a run to compute in bfloat16."""
     record = json.loads((workdir / "config.json").read_text())
     record["config"]["compute_dtype"] = record["resolved"]["compute_dtype"] = "bfloat16"
     (workdir / "config.json").write_text(json.dumps(record))
 
 
 def resumed_rows(workdir):
-    """What metrics.jsonl has of the steps after the fifth, when the run has gone on."""
+    """Returns the rows of the steps after the fifth, once the run has resumed."""
     done = run(f"--config=tests/golden/workdir_config.py:{workdir}", f"--workdir={workdir}", **RUN_FLAGS)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "resuming after step 5" in done.stdout
-    assert "goes on as it computed: config.model.drop_dtype=compute" in done.stdout
+    assert "keeps its settings: config.model.drop_dtype=compute" in done.stdout
     rows = [row for row in read_metrics(workdir) if "train/loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 11))
     return [{name: row[name] for name in METRICS} for row in rows[5:]]
@@ -80,13 +80,13 @@ def close(rows, expected, rtol):
 
 @pytest.fixture
 def recorded(tmp_path):
-    """(the workdir, what its run went on to)"""
+    """(the workdir, the rows of its resumed run)"""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path / "workdir", json.loads((tmp_path / "expected.json").read_text())
 
 
-def test_a_workdir_of_version_0_1_0_is_restored_to_the_bit_and_goes_on(recorded):
+def test_a_workdir_of_version_0_1_0_is_restored_bit_identically_and_resumes(recorded):
     workdir, expected = recorded
     assert json.loads((workdir / "config.json").read_text())["version"] == "0.1.0"
     found = digests(workdir, "5")
@@ -103,8 +103,8 @@ def test_a_workdir_of_version_0_1_0_is_restored_to_the_bit_and_goes_on(recorded)
         close(after, expected["rows"], 2e-4)
 
 
-def test_in_bfloat16_it_goes_on_as_before_stochastic_depth_divided_in_float32(recorded):
-    """To the bit where that was recorded; elsewhere roundings hide what a division changes (tests/training/test_record.py)."""
+def test_in_bfloat16_it_keeps_the_division_of_stochastic_depth_in_bfloat16(recorded):
+    """Bit-identical on the recording machine; on others rounding hides the effect (tests/training/test_record.py)."""
     workdir, _ = recorded
     make_bfloat16(workdir)
     expected, after = json.loads(IN_BFLOAT16.read_text()), resumed_rows(workdir)

@@ -1,4 +1,4 @@
-"""A run that goes on with another number of processes is given the same data, crops and augmentations."""
+"""A run that resumes with another number of processes uses the same data, crops and augmentations."""
 
 import subprocess
 import sys
@@ -18,13 +18,13 @@ from .observed_run import config_for
 
 
 def stretch(workdir, records, steps, processes):
-    """Runs to `steps` with so many real processes; adds what they were given to `records`."""
+    """Runs to `steps` with real processes; adds their inputs to `records`."""
     address = f"127.0.0.1:{free_port()}"
     paths = [workdir.parent / f"{workdir.name}_{steps}_{number}.npz" for number in range(processes)]
     started = []
     for number, path in enumerate(paths):
-        told = [address, processes, number] if processes > 1 else []
-        arguments = [sys.executable, "-m", "tests.reliability.observed_run", workdir, path, steps, *told]
+        cluster = [address, processes, number] if processes > 1 else []
+        arguments = [sys.executable, "-m", "tests.reliability.observed_run", workdir, path, steps, *cluster]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         started.append(subprocess.Popen(list(map(str, arguments)), cwd=ROOT, env=environment(), **pipes))
     for process in started:
@@ -38,7 +38,7 @@ def stretch(workdir, records, steps, processes):
 
 
 @pytest.mark.long
-def test_four_processes_then_one_then_two_see_what_one_sees(tmp_path):
+def test_four_processes_then_one_then_two_read_what_one_reads(tmp_path):
     """Rule 8 of deit_jax/training/loop.py."""
     elastic, whole = {}, {}
     for steps, processes in ((2, 4), (4, 1), (6, 2)):
@@ -56,7 +56,7 @@ def test_four_processes_then_one_then_two_see_what_one_sees(tmp_path):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
-def test_a_resumed_reader_on_other_hosts_gives_the_same_rows():
+def test_a_resumed_reader_on_other_hosts_reads_the_same_rows():
     config = config_for(6)
     source = open_source(config.data, "train")
     plan = resolve(config, num_images=len(source), data_classes=10)
@@ -66,7 +66,7 @@ def test_a_resumed_reader_on_other_hosts_gives_the_same_rows():
 
     def rows(start, stop, hosts):
         share = order.batch_size // hosts
-        dealt = share % order.block_size == 0  # four hosts have half a block each, whose rows the step deals
+        dealt = share % order.block_size == 0  # four hosts have half a block each, whose rows are grouped in the step
         assert dealt == (hosts < 4)
         options = {"start_step": start, "stop_step": stop, "num_threads": 0, "dealt": dealt}
         shares = [((share * host, share * (host + 1)),) for host in range(hosts)]

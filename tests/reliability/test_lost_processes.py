@@ -1,4 +1,4 @@
-"""What becomes of a run when one of its parts is gone: of several processes, or of those that read images."""
+"""A run that loses one of its processes, or a process that reads images."""
 
 import os
 import signal
@@ -20,7 +20,6 @@ from tests.tiny import tiny_config
     ("number", "words"),
     [
         (signal.SIGKILL, r"a loader process has ended \(exit code -9;"),
-        # What the system sends a process that writes to shared memory when there is none left.
         (signal.SIGBUS, r"exit code -7: shared memory is full; .* free in /dev/shm\): .*--shm-size"),
     ],
 )
@@ -69,12 +68,12 @@ def test_the_others_stop_when_one_is_killed(tmp_path, victim):
     processes = start_two(tmp_path / "run")
     wait_for_checkpoint(tmp_path / "run", processes)
     processes[victim].send_signal(signal.SIGKILL)
-    _, told = processes[1 - victim].communicate(timeout=120)  # the bound: a heartbeat of 10 s and a busy machine
+    _, output = processes[1 - victim].communicate(timeout=120)  # the bound: a heartbeat of 10 s and a busy machine
     processes[victim].communicate()
     if processes[1 - victim].returncode != -signal.SIGABRT or victim != 0:
-        assert processes[1 - victim].returncode == 75, told[-2000:]
-        assert "error: another process of this run has ended" in told
-    # else JAX noticed first that its coordinator, process 0, is gone, and aborted: 134 in a shell, to be started again as 75 is
+        assert processes[1 - victim].returncode == 75, output[-2000:]
+        assert "error: another process of this run has ended" in output
+    # Otherwise JAX noticed first that process 0, its coordinator, is gone, and aborted: 134 in a shell, to be rerun like 75.
     assert load_state(tmp_path / "run")[1] >= 3
 
 
@@ -84,10 +83,10 @@ def test_a_signal_to_one_stops_all_after_the_same_step(tmp_path):
     processes = start_two(tmp_path / "run")
     wait_for_checkpoint(tmp_path / "run", processes)
     processes[1].send_signal(signal.SIGTERM)
-    told = [process.communicate(timeout=180)[1] for process in processes]
+    output = [process.communicate(timeout=180)[1] for process in processes]
     assert [process.returncode for process in processes] == [75, 75]
     step = load_state(tmp_path / "run")[1]
-    assert all(f"stopped after step {step}, which is saved" in text for text in told)
+    assert all(f"stopped after step {step}, which is saved" in text for text in output)
 
 
 @pytest.mark.long
@@ -96,6 +95,6 @@ def test_a_workdir_in_use_is_refused_by_all_processes(tmp_path):
 
     with hold(tmp_path / "run"):
         processes = start_two(tmp_path / "run")
-        told = [process.communicate(timeout=180)[1] for process in processes]
+        output = [process.communicate(timeout=180)[1] for process in processes]
     assert [process.returncode for process in processes] == [2, 2]
-    assert all("is in use by another run" in text for text in told)
+    assert all("is in use by another run" in text for text in output)

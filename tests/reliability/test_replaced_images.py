@@ -1,4 +1,4 @@
-"""Images that are replaced are counted over the whole run, however often it was interrupted."""
+"""Replaced images are counted over the whole run, including interruptions."""
 
 import json
 
@@ -43,10 +43,10 @@ def run(folder, workdir, steps):
 def test_the_count_does_not_depend_on_interruptions(folder, tmp_path, capsys):
     """Rule 8 of deit_jax/training/loop.py counts them; each checkpoint has the count up to its step."""
     whole = run(folder, tmp_path / "whole", STEPS)
-    told = capsys.readouterr().out.replace("\n", "")
-    assert told.count("warning: replaced: ") == 3 and "04.png" in told
-    # Every epoch of five steps meets each faulty file once, and the second of the neighbours also on the way from the first.
-    assert whole == STEPS // 5 * 4 and f"{whole} times an image was replaced" in told
+    output = capsys.readouterr().out.replace("\n", "")
+    assert output.count("warning: replaced: ") == 3 and "04.png" in output
+    # Every epoch of five steps reads each faulty file once, and the second neighbor also as the replacement of the first.
+    assert whole == STEPS // 5 * 4 and f"{whole} time(s) an image was replaced" in output
     for steps in (2, 7, STEPS):
         parts = run(folder, tmp_path / "parts", steps)
     assert parts == whole

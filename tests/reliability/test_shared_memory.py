@@ -16,7 +16,7 @@ def batches(**options):
     return eval_batches(open_source(config.data, "eval"), CenterCrop(28, 1.0), 128, **options)
 
 
-def test_workers_are_refused_where_their_batches_do_not_fit(tmp_path, monkeypatch):
+def test_workers_raise_if_their_batches_do_not_fit(tmp_path, monkeypatch):
     # 64 images of 28 pixels are 150 kB; a worker that reads two batches of two such chunks ahead keeps ten chunks at most, and
     # there are eight.
     with small_disk(tmp_path / "shm", megabytes=1.2) as shm:
@@ -34,6 +34,6 @@ def test_workers_are_refused_where_their_batches_do_not_fit(tmp_path, monkeypatc
         batches(num_workers=1)
 
 
-def test_a_system_that_does_not_show_its_shared_memory_is_not_asked(tmp_path, monkeypatch):
+def test_a_system_without_visible_shared_memory_is_not_checked(tmp_path, monkeypatch):
     monkeypatch.setattr(shared_memory, "FOLDER", str(tmp_path / "nothing"))
     batches(num_workers=1)

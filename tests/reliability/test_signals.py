@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the run saves, says so and ends with the documented status; the next command goes on to the same end."""
+"""After SIGTERM or Ctrl-C the run saves, reports it and exits with the documented status; rerunning the command resumes it."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def run(workdir):
 
 
 def signal_when(condition, number):
-    """Sends this process a signal as soon as a condition holds."""
+    """Sends this process a signal once a condition holds."""
 
     def wait():
         while not condition():
@@ -52,7 +52,7 @@ def history(workdir):
 
 @pytest.fixture
 def heard():
-    """The signals are not ignored, as they are where the tests run under nohup."""
+    """Handles signals as in a terminal; under nohup they are ignored."""
     before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
@@ -60,18 +60,18 @@ def heard():
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
-def test_a_lost_terminal_or_a_batch_system_asks_to_stop_and_may_ask_again(heard, number, capfd):
+def test_sighup_and_sigusr1_stop_the_run_and_may_be_repeated(heard, number, capfd):
     with Interruption() as interruption:
         assert not interruption.asked(1)
         os.kill(os.getpid(), number)
         assert interruption.asked(2)
-        os.kill(os.getpid(), number)  # as a closed terminal does: it must not end the process before it has saved
+        os.kill(os.getpid(), number)  # like a closed terminal; it must not end the process before it has saved
         assert interruption.asked(3)
     assert signal.getsignal(number) == signal.SIG_DFL
     assert capfd.readouterr().err.count(f"{number.name}: saving after this step") == 1
 
 
-def test_what_nohup_ignores_stays_ignored():
+def test_signals_ignored_by_nohup_stay_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with Interruption() as interruption:
@@ -83,7 +83,7 @@ def test_what_nohup_ignores_stays_ignored():
 
 
 @pytest.mark.long
-def test_a_run_that_was_asked_to_stop_twice_ends_as_one_that_was_not(heard, tmp_path, capfd):
+def test_a_run_that_was_stopped_twice_ends_like_an_uninterrupted_one(heard, tmp_path, capfd):
     """Rules 2, 3 and 4 of deit_jax/training/loop.py."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     saved = []
@@ -108,13 +108,13 @@ def test_a_run_that_was_asked_to_stop_twice_ends_as_one_that_was_not(heard, tmp_
 
 @pytest.fixture
 def as_in_a_terminal():
-    """Ctrl-C raises KeyboardInterrupt: in the background of a script it is ignored from the start."""
+    """Makes Ctrl-C raise KeyboardInterrupt; in the background of a script it is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_nothing_is_asked_outside_and_elsewhere(as_in_a_terminal):
+def test_handlers_exist_only_inside_the_block_and_on_the_main_thread(as_in_a_terminal):
     with Interruption() as interruption:
         assert not interruption.asked(1)
         signal.raise_signal(signal.SIGINT)  # no KeyboardInterrupt
@@ -124,7 +124,7 @@ def test_nothing_is_asked_outside_and_elsewhere(as_in_a_terminal):
 
 
 @pytest.mark.long
-def test_the_command_ends_with_the_documented_statuses(tmp_path):
+def test_the_command_exits_with_the_documented_statuses(tmp_path):
     """Rule 4 of deit_jax/training/loop.py."""
     arguments = [
         TINY,
@@ -147,16 +147,16 @@ def test_the_command_ends_with_the_documented_statuses(tmp_path):
     process = start()
     wait_for(20)
     process.send_signal(signal.SIGTERM)
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 75 and "is saved; the same command goes on" in told
+    _, output = process.communicate(timeout=120)
+    assert process.returncode == 75 and "is saved; rerun the same command" in output
     first = load_state(tmp_path / "run")[1]
 
     process = start()
     wait_for(first + 20)
-    process.send_signal(signal.SIGSTOP)  # so that both are there before it does anything
+    process.send_signal(signal.SIGSTOP)  # so that both signals are pending before it runs
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
-    _, told = process.communicate(timeout=120)
-    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM) and "again: ending at once" in told
+    _, output = process.communicate(timeout=120)
+    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM) and "again: exiting at once" in output
     assert load_state(tmp_path / "run")[1] >= first

@@ -19,7 +19,7 @@ def test_the_version_page_names_software_and_devices():
     assert "backend cpu: 2 x cpu" in lines
 
 
-def test_it_prints_the_versions_where_devices_are_missing(monkeypatch):
+def test_versions_are_printed_if_devices_are_missing(monkeypatch):
     def refuse():
         raise DeviceError("JAX_PLATFORMS=tpu: there are no such devices")
 

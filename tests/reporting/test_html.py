@@ -4,7 +4,7 @@ from deit_jax.reporting.html import Series, line_chart
 from tests.html_pages import Page
 
 
-def test_long_curves_are_thinned_and_keep_inside_the_picture():
+def test_long_curves_are_thinned_and_stay_inside_the_picture():
     x = np.arange(100_000)
     drawn = line_chart("a", [Series("b", x, np.sin(x / 9000))], x_end=100_000, x_label="step", y_label="y")
     points = np.array([p.split(",") for p in next(a["points"] for a in Page(drawn).all("polyline")).split()], float)

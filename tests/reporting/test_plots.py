@@ -12,13 +12,13 @@ from deit_jax.modes.analysis_output import plot_disagreement
 from deit_jax.reporting import plots
 from deit_jax.reporting.plots import captioned_grid, confusion_picture, heat_map, image_grid
 
-NOWHERE = "\U0003fffd"  # a character that is not assigned, so that no font has it
+NOWHERE = "\U0003fffd"  # an unassigned character, which no font has
 TTF = Path(matplotlib.get_data_path()) / "fonts/ttf"
 
 
 @pytest.fixture
-def further_font(tmp_path):
-    """An installed font, and a character that it has and the default one does not have."""
+def added_font(tmp_path):
+    """Installs a font; returns a character that it has and the default font lacks."""
     path = shutil.copy(TTF / "STIXGeneral.ttf", tmp_path)
     default = get_font(TTF / "DejaVuSans.ttf").get_charmap()
     character = next(chr(code) for code in get_font(path).get_charmap() if code not in default and chr(code).isalpha())
@@ -32,29 +32,29 @@ def further_font(tmp_path):
         cache.cache_clear()
 
 
-def test_texts_are_no_mathematics():
+def test_texts_are_not_drawn_in_math_mode():
     assert plots.drawn("$100 and a_b^c$") == r"\$100 and a_b^c\$"
     nasty = ["$100", "a_b^c$", "$\\frac{", "%s {0} \\$"]
     assert confusion_picture(np.eye(4, dtype=int), nasty).std() > 0
 
 
-def test_a_class_that_no_font_can_write_is_called_by_its_number():
+def test_a_class_name_without_a_font_becomes_its_number():
     names = ("cat", f"a{NOWHERE}", f"a{NOWHERE}b", "\x1b")
     assert plots.undrawable(names) == {2: f"a{NOWHERE}b", 1: f"a{NOWHERE}"}
     assert plots.drawn(f"0.60 a{NOWHERE}b + 0.40 a{NOWHERE}", names) == "0.60 class 2 + 0.40 class 1"
     assert plots.drawn(f"file {NOWHERE}\x1b") == r"file \U0003fffd\x1b"
 
 
-def test_long_names_are_folded_and_end():
+def test_long_names_are_wrapped_and_truncated():
     assert plots.drawn("a b " * 50, width=10, lines=2).count("\n") == 1
     assert plots.drawn("x" * 500, width=40).endswith("…")
 
 
-def test_a_font_that_has_the_characters_is_used(further_font):
-    assert plots.drawn(further_font) == further_font and plots.undrawable((further_font,)) == {}
+def test_a_font_that_has_the_characters_is_used(added_font):
+    assert plots.drawn(added_font) == added_font and plots.undrawable((added_font,)) == {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with_font = confusion_picture(np.eye(2, dtype=int), [further_font, "b"])
+        with_font = confusion_picture(np.eye(2, dtype=int), [added_font, "b"])
     assert with_font.std() > 0
 
 
@@ -70,7 +70,7 @@ def test_pictures_of_any_names_are_drawn_without_warnings(tmp_path):
 
 
 @pytest.mark.parametrize("side", [28, 224])
-def test_a_heat_map_is_reddest_where_the_weight_is(side):
+def test_a_heat_map_is_reddest_at_the_largest_weight(side):
     weights = np.zeros((2, 2), np.float32)
     weights[0, 1] = 0.3
     found = heat_map(np.full((side, side, 3), 90, np.uint8), weights).astype(int)

@@ -9,8 +9,8 @@ from packaging.requirements import Requirement
 from deit_jax.reporting import profile as module
 from deit_jax.reporting.profile import profiler_fault
 
-# In a process of its own: one that has loaded libtpu to compile for TPUs, as other tests do, cannot start JAX's profiler where
-# libtpu is not the one of jaxlib (their profilers' tables differ in size, and the process dies of a segmentation fault).
+# In a separate process: one that has loaded libtpu to compile for TPUs, as other tests do, cannot start JAX's profiler if the
+# libtpu does not match jaxlib (their profilers' tables differ in size, which causes a segmentation fault).
 PROGRAM = """
 import sys
 from pathlib import Path
@@ -45,22 +45,22 @@ def profiled(tmp_path_factory):
     folder = tmp_path_factory.mktemp("profiles")
     done = subprocess.run([sys.executable, "-c", PROGRAM, folder], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return folder, " ".join(done.stdout.split())  # a console folds long lines
+    return folder, " ".join(done.stdout.split())  # the console wraps long lines
 
 
-def test_the_steps_asked_for_are_traced(profiled):
-    folder, told = profiled
+def test_the_configured_steps_are_traced(profiled):
+    folder, output = profiled
     assert list((folder / "two").rglob("*.xplane.pb"))
-    assert "a profile of steps 11 to 12 is in" in told
+    assert "a profile of steps 11 to 12 is in" in output
 
 
-def test_a_run_that_ends_within_the_steps_keeps_what_was_traced(profiled):
-    folder, told = profiled
+def test_a_run_that_ends_early_keeps_its_trace(profiled):
+    folder, output = profiled
     assert list((folder / "ended").rglob("*.xplane.pb"))
-    assert "a profile of steps 1 to 3 is in" in told
+    assert "a profile of steps 1 to 3 is in" in output
 
 
-def test_no_steps_leave_nothing(profiled):
+def test_without_steps_nothing_is_written(profiled):
     assert not (profiled[0] / "none").exists()
 
 
@@ -82,7 +82,7 @@ print("still here")
 """
 
 
-def test_a_libtpu_that_does_not_fit_costs_the_profile_and_not_the_process(tmp_path):
+def test_with_a_mismatched_libtpu_only_the_profile_is_lost(tmp_path):
     pytest.importorskip("libtpu", reason="libtpu, the compiler for TPUs, is not installed")
     done = subprocess.run([sys.executable, "-c", LOADS_LIBTPU, tmp_path], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "still here" in done.stdout, done.stderr
@@ -97,7 +97,7 @@ def test_a_libtpu_that_does_not_fit_costs_the_profile_and_not_the_process(tmp_pa
     ("mapped", "version", "fault"),
     [("libtpu.so", "0.0.52", True), ("libtpu.so", "0.0.42.1", False), ("libc.so", "0.0.52", False)],
 )
-def test_which_libtpu_fits_is_what_jax_asks_for(tmp_path, monkeypatch, mapped, version, fault):
+def test_the_matching_libtpu_is_the_one_that_jax_requires(tmp_path, monkeypatch, mapped, version, fault):
     maps = tmp_path / "maps"
     maps.write_text(f"7f00-7f01 r-xp 00000000 08:01 1 /env/{mapped}\n")
     monkeypatch.setattr(module.importlib.metadata, "version", lambda name: version)
@@ -107,4 +107,4 @@ def test_which_libtpu_fits_is_what_jax_asks_for(tmp_path, monkeypatch, mapped, v
     found = profiler_fault(maps)
     assert (found is not None) == fault
     if fault:
-        assert f"libtpu 0.0.52, and jax {jax.__version__} asks for libtpu==0.0.42.*" in found and "\n" not in found
+        assert f"libtpu 0.0.52, but jax {jax.__version__} requires libtpu==0.0.42.*" in found and "\n" not in found

@@ -11,7 +11,7 @@ def of(*sections):
     return Page(html.page(NASTY, html.facts({NASTY: NASTY}), sections))
 
 
-def test_texts_are_escaped_wherever_they_stand():
+def test_all_texts_are_escaped():
     image = np.zeros((8, 8, 3), np.uint8)
     names = [NASTY, "plain"]
     attention = np.full((1, 2, 3, 2, 2, 2), 0.1, np.float32), np.full((1, 2, 2, 2), 0.1, np.float32)
@@ -39,7 +39,7 @@ def test_control_characters_are_shown_and_the_page_is_utf8():
     assert "call these by their number" in Page(section.html).text and "花" in section.html
 
 
-def test_the_configuration_shows_what_differs_and_folds_the_rest():
+def test_the_configuration_shows_changed_fields_and_collapses_the_rest():
     defaults = {"seed": 0, "model": {"name": "a", "overrides": {}}, "teacher": {"recipe": None}, "new": 1}
     fields = {
         "seed": 0,
@@ -55,7 +55,7 @@ def test_the_configuration_shows_what_differs_and_folds_the_rest():
     assert "teacher.recipe.seed" in Page("<details>" + every).text
 
 
-def test_a_confusion_matrix_has_every_count_and_of_many_classes_the_worst():
+def test_confusion_shows_every_count_or_the_worst_classes():
     matrix = np.array([[5, 1], [0, 7]])
     section = report.confusion(matrix, ["cat", "dog"], "all 13")
     assert "12 of 13 right (92.3 %)" in Page(section.html).text
@@ -75,7 +75,7 @@ def test_a_confusion_matrix_has_every_count_and_of_many_classes_the_worst():
     assert section.title == "Worst classes" and ">class9<" not in section.html
 
 
-def test_curves_leave_out_what_is_not_finite_and_tell_their_ends_in_words():
+def test_curves_skip_non_finite_values_and_describe_their_ends():
     rows = [{"step": step, "train/loss": 3.0 - step / 100, "train/learning_rate": 1e-3} for step in range(1, 101)]
     rows[50]["train/loss"] = float("nan")
     rows[-1] |= {"eval/raw/class/top1": 55.0, "eval/ema/class/top1": 44.0}
@@ -91,12 +91,12 @@ def test_curves_leave_out_what_is_not_finite_and_tell_their_ends_in_words():
     assert "metrics.jsonl is empty" in report.curves([], steps_per_epoch=10, teacher_top1=None).html
 
 
-def test_speed_is_told_as_far_as_it_was_measured():
+def test_throughput_shows_the_measured_speeds():
     rows = [{"step": 1, "train/loss": 1.0}]
     assert "too short to be timed" in report.throughput(rows, steps_per_epoch=10).html
     rows += [{"step": s, "images_per_second": 100.0 * s, "mfu": 0.25, "data_wait": 0.5} for s in (2, 3, 4)]
     text = Page(report.throughput(rows, steps_per_epoch=10).html).text
-    for fact in ("images a second300", "25.0 %", "50.0 % of the time"):
+    for fact in ("images per second300", "25.0 %", "50.0 % of the time"):
         assert fact in text, fact
     del rows[-1]["mfu"]
     assert "peak is not listed" in report.throughput(rows, steps_per_epoch=10).html

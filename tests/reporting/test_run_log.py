@@ -22,7 +22,7 @@ PICTURES = Pictures(
 
 
 def events(folder):
-    """All events in TensorBoard's order; files are records of length (8 bytes), checksum (4), content, checksum (4)."""
+    """Returns all events in TensorBoard's order; a record is length (8 bytes), checksum (4), content, checksum (4)."""
     found = []
     for path in sorted(folder.glob("*tfevents*")):
         content, start = path.read_bytes(), 0
@@ -34,7 +34,7 @@ def events(folder):
 
 
 def shown(folder):
-    """(tag, step, value or kind) as TensorBoard shows them: a session's start takes back what is of its step and later."""
+    """Returns (tag, step, value or kind) as TensorBoard shows them: a session start removes points of its step and later."""
     points = []
     for event in events(folder):
         if event.session_log.status == SessionLog.START:
@@ -59,7 +59,7 @@ def write(workdir, start, steps, *, pictures=False, **changes):
             log.write(step, {"train/loss": step / 10})
 
 
-def test_only_numbers_of_a_row_are_numbers():
+def test_numbers_keeps_only_numbers():
     assert numbers({"step": 3, "a": 1, "b": 0.5, "c": "text", "d": None, "e": True}) == {"a": 1.0, "b": 0.5}
 
 
@@ -67,7 +67,7 @@ def refuse(name):
     raise ValueError(f"{name} is not JSON")
 
 
-def test_rows_with_null_are_read_as_nan_and_written_again(tmp_path):
+def test_null_is_read_as_nan_and_written_as_null(tmp_path):
     file = MetricsFile(tmp_path)
     file.begin(0, [])
     file.write(1, {"train/loss": math.nan, "train/grad_norm": 2.0})
@@ -102,7 +102,7 @@ def test_a_resumed_run_replaces_the_rows_after_its_checkpoint(tmp_path):
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_a_row_is_on_disk_when_write_returns(tmp_path):
+def test_a_row_is_in_the_files_when_write_returns(tmp_path):
     with RunLog(tiny_config(log__tensorboard=True), tmp_path) as log:
         log.begin(0)
         log.write(1, {"train/loss": 0.5})
@@ -110,7 +110,7 @@ def test_a_row_is_on_disk_when_write_returns(tmp_path):
         assert losses(tmp_path / "tensorboard") == [(1, 0.5)]
 
 
-def test_texts_that_are_not_utf8_are_logged_printable(tmp_path):
+def test_texts_that_are_not_utf8_are_logged_escaped(tmp_path):
     config = tiny_config(log__tensorboard=True, data__path="caf\udce9\x1b")
     with RunLog(config, tmp_path) as log:
         log.begin(0)
@@ -121,9 +121,9 @@ def test_texts_that_are_not_utf8_are_logged_printable(tmp_path):
     assert any(rb"caf\xe9\x1b" in text for found in texts for text in found)
 
 
-def test_before_a_run_begins_and_in_other_processes_nothing_is_touched(tmp_path):
+def test_nothing_is_written_before_begin_or_by_other_processes(tmp_path):
     with RunLog(tiny_config(log__tensorboard=True), tmp_path / "a") as log:
-        log.pictures(0, PICTURES)  # of the report of a run that was finished before
+        log.pictures(0, PICTURES)  # from the report of a run that was already finished
     with RunLog(tiny_config(log__tensorboard=True), tmp_path / "b", silent=True) as log:
         log.begin(0)
         log.write(1, {"train/loss": 1.0})
@@ -131,7 +131,7 @@ def test_before_a_run_begins_and_in_other_processes_nothing_is_touched(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensorboard_neither_doubles_nor_loses_a_point(tmp_path):
+def test_tensorboard_neither_duplicates_nor_loses_a_point(tmp_path):
     folder, expected = tmp_path / "tensorboard", [(step, step / 10) for step in range(1, 7)]
     write(tmp_path, 0, [1, 2], pictures=True, log__tensorboard=True)  # killed before its first checkpoint
     write(tmp_path, 0, [1, 2, 3, 4, 5], pictures=True, log__tensorboard=True)
@@ -143,7 +143,7 @@ def test_tensorboard_neither_doubles_nor_loses_a_point(tmp_path):
     assert len(list(folder.iterdir())) == 4
 
 
-def test_a_rollback_begins_again_in_the_same_log(tmp_path):
+def test_a_rollback_restarts_in_the_same_log(tmp_path):
     with RunLog(tiny_config(log__tensorboard=True), tmp_path) as log:
         log.begin(0)
         for step in (1, 2, 3):
@@ -154,13 +154,13 @@ def test_a_rollback_begins_again_in_the_same_log(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
 
 
-def test_tensorboard_that_is_turned_on_later_gets_the_rows_from_before(tmp_path):
+def test_tensorboard_enabled_later_gets_the_earlier_rows(tmp_path):
     write(tmp_path, 0, [1, 2, 3])
     write(tmp_path, 2, [3, 4], log__tensorboard=True)
     assert losses(tmp_path / "tensorboard") == [(step, step / 10) for step in (1, 2, 3, 4)]
 
 
-def test_hyper_parameters_configuration_pictures_and_results(tmp_path):
+def test_hyperparameters_configuration_pictures_and_results(tmp_path):
     with RunLog(tiny_config(log__tensorboard=True), tmp_path) as log:
         log.begin(0)
         log.pictures(0, PICTURES)
@@ -186,20 +186,20 @@ def test_hyper_parameters_configuration_pictures_and_results(tmp_path):
     }  # fmt: skip
 
 
-def test_pictures_can_be_left_out(tmp_path):
+def test_pictures_can_be_disabled(tmp_path):
     assert not RunLog(tiny_config(log__tensorboard=True, log__images=False), tmp_path).shows_pictures
     write(tmp_path, 0, [1], pictures=True, log__tensorboard=True, log__images=False)
     assert not any(tag.startswith("images") for tag, _, _ in shown(tmp_path / "tensorboard"))
 
 
-def test_without_the_package_wandb_is_refused_in_one_line(tmp_path, monkeypatch):
+def test_a_missing_wandb_package_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(LogError, match=r"config\.log\.wandb needs the package wandb: pip install wandb"):
         RunLog(tiny_config(log__wandb=True), tmp_path)
 
 
 @pytest.mark.long
-def test_tensorboard_itself_reads_what_is_written(tmp_path):
+def test_tensorboard_reads_the_event_files(tmp_path):
     from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
@@ -239,5 +239,5 @@ def test_tensorboard_itself_reads_what_is_written(tmp_path):
     assert sorted(group.sessions[0].name for group in groups) == [
         "a/tensorboard",
         "b/tensorboard",
-    ]  # no runs of their own
+    ]  # not separate runs
     assert all(group.metric_values[0].value == pytest.approx(0.4) for group in groups)

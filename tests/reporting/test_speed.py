@@ -15,7 +15,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_only_steps_between_restart_and_pause_count(clock):
+def test_only_steps_between_restart_and_pause_are_timed(clock):
     timer = Pace()
     assert timer.seconds_per_step() is None
     timer.step()  # compiling: not measured
@@ -35,10 +35,10 @@ def test_only_steps_between_restart_and_pause_count(clock):
     assert timer.seconds_per_step() == pytest.approx((8 + 12) / 5)
 
 
-def test_steps_that_the_device_is_still_at_do_not_make_it_faster(clock):
+def test_unfinished_steps_do_not_increase_the_speed(clock):
     timer = Pace()
     timer.restart()
-    for _ in range(3):  # handed over at once
+    for _ in range(3):  # dispatched immediately
         timer.step()
     done_by_then = timer.steps - 2
     clock[0] += 5  # one of them is done
@@ -55,7 +55,7 @@ def test_late_batches_count_as_waiting_and_early_ones_do_not(clock):
             yield item
 
     batches = timer.waiting(slow(), lambda: idle[0])
-    next(batches)  # before the pace runs
+    next(batches)  # before measuring
     timer.restart()
     assert timer.data_wait() is None
     for late in (True, False, True):
@@ -68,7 +68,7 @@ def test_late_batches_count_as_waiting_and_early_ones_do_not(clock):
     assert next(batches, "end") == "end"
 
 
-def test_figures_are_of_one_device_but_for_the_total():
+def test_metrics_are_per_device_except_the_total():
     speed = Speed(batch_size=256, num_devices=4, flops=FLOPS, peak_flops=64e12).metrics(0.5)
     assert speed["images_per_second"] == pytest.approx(512)
     assert speed["images_per_second_per_device"] == pytest.approx(128)
@@ -77,16 +77,17 @@ def test_figures_are_of_one_device_but_for_the_total():
     assert speed["mfu_teacher"] == pytest.approx(128 * 2e9 / 64e12)
 
 
-def test_without_a_known_peak_there_is_no_mfu():
+def test_without_a_known_peak_mfu_is_left_out():
     assert not any("mfu" in name for name in Speed(8, 1, FLOPS, None).metrics(1.0))
 
 
 @pytest.mark.parametrize(
-    ("devices", "peak", "told"), [(4, 64e12, "512 images/s, 128 a device, MFU 1.6 %"), (1, None, "512 images/s  ETA")]
+    ("devices", "peak", "expected"),
+    [(4, 64e12, "512 images/s, 128 a device, MFU 1.6 %"), (1, None, "512 images/s  ETA")],
 )
-def test_the_progress_line_tells_them(capsys, devices, peak, told):
+def test_the_progress_line_shows_the_speed(capsys, devices, peak, expected):
     rates = Speed(256, devices, FLOPS, peak).metrics(0.5)
     console.progress(
         step=1, total_steps=2, epoch=0.5, loss=1.0, learning_rate=1e-3, speed=rates, data_wait=0.0, eta=0.5
     )
-    assert told in capsys.readouterr().out
+    assert expected in capsys.readouterr().out

@@ -10,23 +10,23 @@ pytestmark = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this sy
 
 @pytest.fixture
 def full():
-    """A stream of a full disk; its descriptor is the test's own."""
+    """A stream to a full disk."""
     stream = open("/dev/full", "w", buffering=1)  # noqa: SIM115
     yield stream
     with pytest.raises(OSError):
         stream.close()
 
 
-def test_what_a_full_disk_refuses_is_dropped_and_told_once(full):
-    told = []
-    stream = LenientStream(full, full.fileno(), told.append)
+def test_text_refused_by_a_full_disk_is_dropped_and_reported_once(full):
+    faults = []
+    stream = LenientStream(full, full.fileno(), faults.append)
     for _ in range(3):
         print("line", file=stream, flush=True)
-    assert [error.strerror for error in told] == ["No space left on device"]
-    assert stream.fault is told[0] and not reader_has_ended(stream.fault)
+    assert [error.strerror for error in faults] == ["No space left on device"]
+    assert stream.fault is faults[0] and not reader_has_ended(stream.fault)
 
 
-def test_what_there_is_room_for_later_is_written(tmp_path):
+def test_later_text_is_written_once_there_is_room(tmp_path):
     class Disk:
         def __init__(self, file):
             self.file, self.full = file, True
@@ -48,7 +48,7 @@ def test_what_there_is_room_for_later_is_written(tmp_path):
     assert (tmp_path / "log").read_text() == "kept"
 
 
-def test_a_closed_pipe_is_known_and_python_ends_in_silence():
+def test_a_closed_pipe_is_detected_and_python_exits_silently():
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as pipe:
@@ -57,10 +57,10 @@ def test_a_closed_pipe_is_known_and_python_ends_in_silence():
         assert reader_has_ended(stream.fault)
         print("kept back", file=stream)
         stream.let_go()
-        # Closed here without an error: what was kept back went to /dev/null.
+        # Closes without an error: the buffered text went to /dev/null.
 
 
-def test_a_result_that_was_not_printed_is_an_error(full, monkeypatch):
+def test_unprinted_output_raises(full, monkeypatch):
     monkeypatch.setattr(sys, "stdout", LenientStream(full, full.fileno()))
     print("result")
     with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\)"):
@@ -70,7 +70,7 @@ def test_a_result_that_was_not_printed_is_an_error(full, monkeypatch):
         require_printed(to_the_end=False)
 
 
-def test_a_reader_may_stop_where_not_all_is_wanted(monkeypatch):
+def test_a_closed_pipe_raises_only_if_all_output_is_required(monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as pipe:

@@ -1,4 +1,4 @@
-"""The real wandb, offline: what it has written is read from its files."""
+"""Tests the real wandb in offline mode, by reading the files that it writes."""
 
 import json
 import signal
@@ -23,7 +23,7 @@ def offline(monkeypatch):
     for name in ("WANDB_PROJECT", "WANDB_NAME", "WANDB_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     yield
-    # wandb remembers the environment of its first run, and its process, which children would share, every run.
+    # wandb keeps the environment of its first run, and a process that child processes would share.
     import wandb
 
     wandb.teardown()
@@ -34,7 +34,7 @@ def files(workdir):
 
 
 def history(path):
-    """{step: {name: value}} of a file."""
+    """Returns {step: {name: value}} of a file."""
     found = {}
     for record in read_records(path):
         if record.WhichOneof("record_type") == "history":
@@ -48,7 +48,7 @@ def items(found):
 
 
 def logged(workdir):
-    """(step, loss) of all files of a run, in their order."""
+    """Returns (step, loss) of all files of a run, in order."""
     rows = [row for path in files(workdir) for row in history(path).items()]
     return [(step, row["train/loss"]) for step, row in rows if "train/loss" in row]
 
@@ -62,7 +62,7 @@ def write(workdir, start, steps, **changes):
 
 
 def settle(workdir):
-    """Wait for wandb, which in offline mode returns from `finish` before its own process has written the file."""
+    """Waits for wandb, whose `finish` returns in offline mode before its process has written the file."""
     deadline = time.monotonic() + 30
     while True:
         newest = files(workdir)[-1:]
@@ -100,14 +100,14 @@ def test_a_run_has_its_rows_configuration_pictures_and_results(tmp_path):
     assert end.exit_code == 0
 
 
-def test_a_resumed_run_continues_the_same_one_and_neither_doubles_nor_loses_a_row(tmp_path):
+def test_a_resumed_run_neither_duplicates_nor_loses_a_row(tmp_path):
     write(tmp_path, 0, [1, 2, 3, 4, 5])  # the checkpoint is of step 3
     write(tmp_path, 3, [4, 5, 6])
     assert logged(tmp_path) == [(step, step / 10) for step in (1, 2, 3, 4, 5, 6)]
     assert len({path.name for path in files(tmp_path)}) == 1 and len(files(tmp_path)) == 2
 
 
-def test_what_a_killed_process_took_along_is_sent_by_the_next(tmp_path):
+def test_rows_lost_by_a_killed_process_are_sent_by_the_next(tmp_path):
     program = (
         "import sys; sys.path.insert(0, '.'); from pathlib import Path; from deit_jax.reporting.run_log import RunLog\n"
         "from tests.tiny import tiny_config\n"
@@ -124,7 +124,7 @@ def test_what_a_killed_process_took_along_is_sent_by_the_next(tmp_path):
     assert logged(tmp_path) == [(step, step / 10) for step in (1, 2, 3, 4, 5)]
 
 
-def test_wandb_that_is_turned_on_later_gets_the_rows_from_before(tmp_path):
+def test_wandb_enabled_later_gets_the_earlier_rows(tmp_path):
     with RunLog(tiny_config(), tmp_path) as log:
         log.begin(0)
         log.write(1, {"train/loss": 0.1})
@@ -133,7 +133,7 @@ def test_wandb_that_is_turned_on_later_gets_the_rows_from_before(tmp_path):
     assert logged(tmp_path) == [(1, 0.1), (2, 0.2), (3, 0.3)]
 
 
-def test_a_failure_in_mid_run_is_a_warning(tmp_path, capsys):
+def test_a_failure_during_a_run_is_a_warning(tmp_path, capsys):
     def broken(*arguments, **options):
         raise RuntimeError("the server\nis gone")
 
@@ -151,14 +151,14 @@ def test_a_failure_in_mid_run_is_a_warning(tmp_path, capsys):
         run.log = send
     run.finish()
     settle(tmp_path)
-    told = capsys.readouterr().out
-    assert told.count("warning: Weights & Biases fails (the server): this run goes on without it") == 1
+    output = capsys.readouterr().out
+    assert output.count("warning: Weights & Biases failed (the server): the run continues without it") == 1
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
     write(tmp_path, 3, [4])
     assert logged(tmp_path) == [(step, step / 10) for step in (1, 2, 3, 4)]
 
 
-def test_a_rollback_goes_on_in_the_same_run(tmp_path):
+def test_a_rollback_continues_in_the_same_run(tmp_path):
     with RunLog(tiny_config(log__wandb=True), tmp_path) as log:
         log.begin(0)
         for step in (1, 2, 3):
@@ -170,36 +170,36 @@ def test_a_rollback_goes_on_in_the_same_run(tmp_path):
     assert [step for step, _ in logged(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_a_new_run_that_cannot_start_is_refused_and_one_that_goes_on_is_not(tmp_path, monkeypatch, capsys):
-    # Online, without a key or anyone to ask for one.
+def test_a_failed_start_ends_a_new_run_but_not_a_resumed_one(tmp_path, monkeypatch, capsys):
+    # Online, without a key, and without a terminal to ask for one.
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(
-        LogError, match=r"config\.log\.wandb: Weights & Biases does not start \(.+\); log in by"
+        LogError, match=r"config\.log\.wandb: Weights & Biases does not start \(.+\); run `wandb login`"
     ) as error:
         RunLog(tiny_config(log__wandb=True), tmp_path).begin(0)
     assert "\n" not in str(error.value)
     with RunLog(tiny_config(log__wandb=True), tmp_path) as log:
         log.begin(2)
         log.write(3, {"train/loss": 0.3})
-    assert "warning: Weights & Biases fails" in capsys.readouterr().out
+    assert "warning: Weights & Biases failed" in capsys.readouterr().out
 
 
-def test_files_that_are_cut_off_are_read_as_far_as_they_go(tmp_path):
+def test_truncated_files_are_read_up_to_their_end(tmp_path):
     write(tmp_path, 0, range(1, 400))
     (path,) = files(tmp_path)
     assert last_logged_step(path) == 399
     content = path.read_bytes()
-    assert len(content) > 3 * 32768  # records that are broken at the ends of blocks
+    assert len(content) > 3 * 32768  # so that records are split at the ends of blocks
     path.write_bytes(content[: len(content) // 2])
     assert 0 < last_logged_step(path) < 399
     path.write_bytes(content[:3])
     assert last_logged_step(path) == last_logged_step(tmp_path / "none") == -1
 
 
-def test_a_run_that_was_killed_goes_on_in_its_wandb_run(tmp_path):
+def test_a_killed_run_resumes_its_wandb_run(tmp_path):
     changes = ["--config.train.max_steps=60", "--config.checkpoint.every_steps=10", "--config.log.wandb"]
     changes += ["--config.distillation.kind=labels", "--config.teacher.weights="]
     arguments = [TINY, *changes, f"--workdir={tmp_path}/run"]

@@ -9,7 +9,7 @@ from deit_jax.errors import UserError
 from deit_jax.storage.files import GrowingFile, disk_faults, write_file, write_json
 
 
-def test_json_files_are_replaced_whole(tmp_path):
+def test_json_files_are_replaced_atomically(tmp_path):
     path = tmp_path / "results.json"
     write_json(path, {"a": 1})
     write_json(path, {"a": 2})
@@ -20,7 +20,7 @@ def refuse(name):
     raise ValueError(f"{name} is not JSON")
 
 
-def test_numbers_that_are_not_finite_are_null_and_counted(tmp_path):
+def test_non_finite_numbers_become_null_and_are_counted(tmp_path):
     path = tmp_path / "results.json"
     write_json(path, {"a": [1.5, math.nan, (math.inf,)], "b": {"c": -math.inf}, "d": None, "e": True})
     content = json.loads(path.read_text(), parse_constant=refuse)
@@ -29,7 +29,7 @@ def test_numbers_that_are_not_finite_are_null_and_counted(tmp_path):
     assert json.loads(path.read_text(), parse_constant=refuse) == [None, 1]
 
 
-def test_a_file_is_written_with_the_folders_above_it_or_refused_in_one_line(tmp_path):
+def test_write_file_creates_folders_and_reports_errors_in_one_line(tmp_path):
     write_file(tmp_path / "a" / "b" / "page.html", "\u82b1", UserError)
     assert (tmp_path / "a/b/page.html").read_bytes() == "\u82b1".encode()
     line = rf"^{tmp_path}/a/b/page\.html/x cannot be written \(File exists\); take another$"
@@ -45,13 +45,13 @@ def test_a_file_is_written_with_the_folders_above_it_or_refused_in_one_line(tmp_
         (OSError("without a number"), "without a number"),
     ],
 )
-def test_a_disks_refusal_is_told_by_its_reason_alone(fault, reason):
+def test_disk_faults_reports_only_the_reason(fault, reason):
     with pytest.raises(UserError) as error, disk_faults(lambda words: UserError(f"so: {words}")):
         raise fault
     assert str(error.value) == f"so: {reason}" and error.value.__cause__ is fault
 
 
-def test_lines_are_there_when_append_returns_and_a_new_start_replaces_them(tmp_path):
+def test_append_is_unbuffered_and_begin_replaces_the_lines(tmp_path):
     path = tmp_path / "rows"
     file = GrowingFile(path)
     file.begin("1\n")

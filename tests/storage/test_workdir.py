@@ -12,7 +12,7 @@ from deit_jax.storage.workdir import CONFIG, RESULTS, UnreadableError, Workdir, 
 PACKAGE = Path(module.__file__).parents[1]
 
 
-def test_a_workdir_is_what_a_user_types():
+def test_str_of_a_workdir_is_the_path_as_typed():
     workdir = Workdir.at("runs/a")
     assert Workdir.at(workdir) is workdir and str(Workdir.at(Path("runs/a"))) == str(workdir) == "runs/a"
     assert workdir.address(CONFIG) == "runs/a/config.json" and str(workdir.teacher) == "runs/a/teacher"
@@ -20,13 +20,13 @@ def test_a_workdir_is_what_a_user_types():
     assert not workdir.is_there() and not workdir.has(CONFIG)
 
 
-def test_what_is_not_there_is_none(tmp_path):
+def test_a_missing_file_is_read_as_none(tmp_path):
     (tmp_path / "file").touch()
     for place in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
         assert Workdir.at(place).read(CONFIG) is None and Workdir.at(place).read_json(CONFIG) is None
 
 
-def test_what_cannot_be_read_is_one_line_with_the_files_name(tmp_path):
+def test_an_unreadable_file_is_reported_in_one_line(tmp_path):
     workdir = Workdir.at(tmp_path)
     for content, wrong in (
         (b'{"a": 1', r"is damaged \(.*line 1"),
@@ -41,7 +41,7 @@ def test_what_cannot_be_read_is_one_line_with_the_files_name(tmp_path):
         workdir.read(CONFIG)
 
 
-def test_what_is_written_is_there_whole_and_the_workdir_with_it(tmp_path):
+def test_write_creates_the_workdir_and_replaces_files(tmp_path):
     workdir = Workdir.at(tmp_path / "new" / "run")
     workdir.write_json(RESULTS, {"step": 3, "loss": float("nan")})
     assert workdir.read_json(RESULTS) == {"step": 3, "loss": None, "nonfinite_values": 1}
@@ -49,7 +49,7 @@ def test_what_is_written_is_there_whole_and_the_workdir_with_it(tmp_path):
     assert workdir.read_json(RESULTS) == [] and os.listdir(workdir.path) == [RESULTS]
 
 
-def test_what_cannot_be_written_is_one_line_of_the_callers_kind(tmp_path):
+def test_a_write_error_is_one_line_of_the_given_type(tmp_path):
     (tmp_path / "file").touch()
     workdir = Workdir.at(tmp_path / "file")
     where = rf"{tmp_path}/file/config\.json cannot be written"
@@ -63,11 +63,11 @@ def test_what_cannot_be_written_is_one_line_of_the_callers_kind(tmp_path):
         workdir.write(CONFIG, "", error=lambda line: OwnError(f"so: {line}"), then="try later")
 
 
-def test_a_place_that_was_not_finished_is_not_taken_for_a_checkpoint(tmp_path):
+def test_an_unfinished_folder_is_not_a_checkpoint(tmp_path):
     places = CheckpointPlaces(tmp_path / "checkpoints")
     assert places.steps() == [] and not places.exist() and not places.have_manifests()
     places.prepare()
-    places.say_that_they_have_manifests()
+    places.mark_manifests()
     assert places.exist() and places.have_manifests()
     for step in (5, 40, 300):
         places.begin(step)
@@ -92,12 +92,12 @@ def test_a_place_that_was_not_finished_is_not_taken_for_a_checkpoint(tmp_path):
 
 # --- Nothing else opens the files of a workdir ----------------------------------------------------------------------------------
 
-ROOMS = ("training", "modes", "reporting", "evaluation", "inference", "weights")
+PACKAGES = ("training", "modes", "reporting", "evaluation", "inference", "weights")
 CALLS = {
     "open", "read_text", "read_bytes", "write_text", "write_bytes", "mkdir", "touch", "unlink", "rename", "replace", "rmtree",
     "iterdir", "glob", "rglob", "exists", "is_file", "is_dir", "fsync", "remove", "makedirs",
 }  # fmt: skip
-# What is no file of a workdir, or is written by a library into a folder that it is given.
+# Files outside workdirs, or written by a library into a given folder.
 OTHERS = {
     "modes/analyze.py": "images that a user names; the folder of the pictures",
     "modes/listing.py": "--output",
@@ -123,7 +123,7 @@ def file_accesses(source):
         if isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             owner = getattr(getattr(node.func, "value", None), "id", "")
-            # dataclasses.replace, str.replace(old, new), state.replace(field=...), Image.open are none.
+            # Not dataclasses.replace, str.replace(old, new), state.replace(field=...), Image.open.
             text = name == "replace" and owner != "os"
             if name in CALLS and not text and owner != "Image":
                 yield name
@@ -132,25 +132,25 @@ def file_accesses(source):
 def modules():
     return {
         str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8")
-        for room in ROOMS
-        for path in (PACKAGE / room).glob("*.py")
+        for package in PACKAGES
+        for path in (PACKAGE / package).glob("*.py")
     }
 
 
-def test_files_are_opened_in_storage_and_where_they_are_no_workdirs():
+def test_only_storage_opens_files_of_a_workdir():
     found = {name for name, source in modules().items() if any(file_accesses(source))}
     assert found - set(OTHERS) == set(), "files of a workdir are read and written by deit_jax.storage.workdir"
     assert set(OTHERS) - found == set(), "these open no files any more: take them from the list"
 
 
-def test_the_names_of_a_workdirs_files_are_in_one_place():
+def test_names_of_workdir_files_are_in_one_module():
     for name, source in modules().items():
         texts = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)}
         assert not texts & OWN_NAMES, name
     assert {"metrics.jsonl", "results.json", "report.html", "rollbacks.json"} < OWN_NAMES
 
 
-def test_every_way_to_a_file_is_found():
+def test_file_accesses_detects_every_kind_of_access():
     source = (
         "open(p)\nos.open(p, 0)\np.read_text()\nos.replace(a, b)\np.rename(q)\np.parent.mkdir()\n(a / 'b').exists()"
     )

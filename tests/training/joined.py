@@ -1,4 +1,4 @@
-"""The 64 steps with everything that the recipe draws: what is trained, the batches behind them, and how runs are recorded.
+"""64 steps with all random parts of the recipe: the training, its batches, and the recording of runs.
 
 The student, teacher, optimizer and schedule of tests/training/trajectory.py, now with repeated and full augmentation: random
 resized crops of small photographs, flip, RandAugment, erasing, mixup and CutMix, smoothed labels. Our side is the trainer's
@@ -30,10 +30,10 @@ GOLDEN_FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = GOLDEN_FOLDER / "joined.npz"
 STEPS, IMAGES, SIDE = 64, 128, 96
 KINDS = (*trajectory.KINDS, "none")
-# Of a tensor's relative L2 distance after the last step, and of a loss's relative difference in any step. Found: 8e-6 and 4e-6.
+# Bounds a tensor's relative L2 distance after the last step and a loss's relative difference in any step. Measured: 8e-6, 4e-6.
 BOUND = 3e-5
 MODELS = {"none": "deit_tiny_patch16_224"}
-SKETCH = 16  # numbers that stand for a tensor
+SKETCH = 16  # numbers that represent a tensor
 
 
 def config_of(kind: str) -> ConfigDict:
@@ -56,7 +56,7 @@ def config_of(kind: str) -> ConfigDict:
 
 
 def photographs() -> ArraySource:
-    """Squares of 96 pixels out of three photographs, labelled in turn."""
+    """Returns squares of 96 pixels from three photographs, labeled in turn."""
     names = ("crops_china.jpg", "crops_flower.jpg", "models_photograph.png")
     photos = [decode((GOLDEN_FOLDER / name).read_bytes()) for name in names]
     rng = np.random.RandomState(0)
@@ -70,7 +70,7 @@ def photographs() -> ArraySource:
 
 
 def plan_of(config: ConfigDict) -> Plan:
-    """What follows from the configuration and the images."""
+    """Returns the plan for the configuration and the images."""
     plan = resolve(config, num_images=IMAGES, data_classes=CLASSES)
     assert plan.total_steps == STEPS, plan
     return plan
@@ -88,7 +88,7 @@ def loaded() -> Arrays:
 
 @functools.cache
 def augmented() -> Arrays:
-    """What the steps make of the batches: image float32[steps, B, 56, 56, 3], normalised, and target float32[steps, B, K]."""
+    """Returns the augmented batches: image float32[steps, B, 56, 56, 3], normalised, and target float32[steps, B, K]."""
     config = config_of("none")
     augment = jax.jit(build_augmentation(config, plan_of(config)))
     made = [
@@ -103,7 +103,7 @@ def augmented() -> Arrays:
 
 
 def sketch(name: str, array: np.ndarray) -> np.ndarray:
-    """Sums of the tensor's elements with random signs: float64[SKETCH].
+    """Returns sums of the tensor's elements with random signs: float64[SKETCH].
 
     The mean square of two sketches' differences estimates the square of the tensors' L2 distance, within a third of it.
     """
@@ -113,7 +113,7 @@ def sketch(name: str, array: np.ndarray) -> np.ndarray:
 
 
 def recording(run: Arrays, kind: str) -> np.ndarray:
-    """Of each tensor under `kind`/, in the order of its name, the sketch and the L2 norm: float64[tensors, SKETCH + 1]."""
+    """Returns the sketch and L2 norm of each tensor under `kind`/, in name order: float64[tensors, SKETCH + 1]."""
     rows = []
     for name in trajectory.names_of(run, kind):
         array = run[f"{kind}/{name}"]
@@ -128,7 +128,7 @@ def load_golden() -> Arrays:
 
 
 def recorded_distances(run: Arrays, kind: str, recorded: np.ndarray) -> dict[str, float]:
-    """Per tensor under `kind`/, an estimate of its L2 distance from the recorded run's, relative to that one's length."""
+    """Estimates, per tensor under `kind`/, its L2 distance from the recorded run's, relative to that one's norm."""
     names = trajectory.names_of(run, kind)
     difference = recording(run, kind)[:, :SKETCH] - recorded[:, :SKETCH]
     relative = np.sqrt(np.mean(difference**2, 1)) / recorded[:, SKETCH]
@@ -136,7 +136,7 @@ def recorded_distances(run: Arrays, kind: str, recorded: np.ndarray) -> dict[str
 
 
 def recorded_differences(run: Arrays, golden: Arrays, kind: str) -> dict[str, float]:
-    """The largest relative differences of our run from the recorded one of a kind of distillation."""
+    """Returns the largest relative differences between our run and the recorded one of a kind of distillation."""
     theirs = {name.removeprefix(f"{kind}/"): value for name, value in golden.items() if name.startswith(f"{kind}/")}
     found = trajectory.loss_differences(run, theirs)
     found["learning_rate"] = float(np.max(np.abs(run["learning_rate"] / theirs["learning_rate"] - 1)))
@@ -146,7 +146,7 @@ def recorded_differences(run: Arrays, golden: Arrays, kind: str) -> dict[str, fl
 
 
 def batch_figures(given: Arrays) -> np.ndarray:
-    """Of each step's images and targets the mean and the mean square, to know that a recorded run was given the same."""
+    """Returns mean and mean square of each step's images and targets, to check that a recorded run used the same."""
     axes = {name: tuple(range(1, given[name].ndim)) for name in ("image", "target")}
     columns = [np.mean(np.float64(given[name]) ** power, axes[name]) for name in axes for power in (1, 2)]
     return np.stack(columns, 1)

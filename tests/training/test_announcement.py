@@ -10,7 +10,7 @@ from deit_jax.training.program import build_program
 from tests.tiny import tiny_config
 
 
-def test_describe_has_the_notes_of_both_sources_each_once():
+def test_describe_lists_the_notes_of_both_sources_once():
     config = tiny_config(distillation__kind="none", teacher__weights="")
     plan = resolve(config, num_images=10_000, data_classes=10)
     program = build_program(config, plan, make_mesh(jax.devices()[:1]))

@@ -9,9 +9,8 @@ import pytest
 
 from deit_jax.training import checkpointing
 from deit_jax.training.checkpoint_folder import CheckpointError, has_checkpoints
-from deit_jax.training.checkpointing import Checkpoints, load_state
+from deit_jax.training.checkpointing import Checkpoints, load_state, load_variables
 from deit_jax.training.state import TrainState
-from deit_jax.training.trained_weights import load_variables
 
 
 def make_state(step: int, width: int = 3, ema: bool = True) -> TrainState:
@@ -28,7 +27,7 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_whole_state_comes_back_and_only_the_newest_are_kept(tmp_path):
+def test_restores_the_whole_state_and_keeps_only_the_newest(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         assert checkpoints.latest_step() is None
         for step in (1, 2, 3):
@@ -39,7 +38,7 @@ def test_the_whole_state_comes_back_and_only_the_newest_are_kept(tmp_path):
     assert {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()} == {"2", "3"}
 
 
-def test_the_log_keeps_what_others_say_and_orbax_errors(tmp_path, caplog):
+def test_other_loggers_and_orbax_errors_are_not_silenced(tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="absl"):
         with Checkpoints(tmp_path) as checkpoints:
             checkpoints.save(make_state(1))
@@ -50,18 +49,18 @@ def test_the_log_keeps_what_others_say_and_orbax_errors(tmp_path, caplog):
         assert logging.getLogger("absl").level == logging.INFO
 
 
-def test_a_state_saved_before_it_was_donated_is_whole(tmp_path):
+def test_a_state_that_is_donated_after_save_is_saved_whole(tmp_path):
     """Rule 9 of deit_jax/training/loop.py."""
     bump = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     state = bump(make_state(4))
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state)
-        for _ in range(50):  # while the write goes on
+        for _ in range(50):  # during the write
             state = bump(state)
     assert_equal(load_variables(tmp_path)[0]["params"], jax.tree.map(np.asarray, bump(make_state(4)).params))
 
 
-def test_variables_are_read_without_the_configuration(tmp_path):
+def test_load_variables_needs_no_configuration(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(7))
     raw, step = load_variables(tmp_path)
@@ -72,7 +71,7 @@ def test_variables_are_read_without_the_configuration(tmp_path):
     assert set(load_state(tmp_path)[0]) == {"step", "params", "batch_stats", "opt_state", "ema"}
 
 
-def test_what_is_not_there_or_does_not_fit_is_told(tmp_path):
+def test_missing_and_mismatched_checkpoints_raise(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoints"):
         load_variables(tmp_path / "nowhere")
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="no checkpoint here"):
@@ -88,7 +87,7 @@ def test_what_is_not_there_or_does_not_fit_is_told(tmp_path):
         checkpoints.restore(jax.eval_shape(lambda: make_state(0, width=5)))
 
 
-def test_the_best_or_a_given_checkpoint_is_read_besides_the_newest(tmp_path):
+def test_loads_the_newest_best_or_given_checkpoint(tmp_path):
     with Checkpoints(tmp_path, keep=2) as checkpoints:
         for step, top1 in ((1, 20.0), (2, 50.0), (3, None), (4, 30.0)):
             checkpoints.save(make_state(step), top1)
@@ -96,26 +95,29 @@ def test_the_best_or_a_given_checkpoint_is_read_besides_the_newest(tmp_path):
     state, step = load_state(tmp_path, "best")
     assert step == 2 and int(state["step"]) == 2
     assert load_variables(tmp_path, "ema", "3")[0]["params"]["head"]["kernel"][0, 0] == 103
-    for wrong, message in (("1", r"of step 1 here \(there are: 2, 3, 4\)"), ("last", "is none of newest, best")):
+    for wrong, message in (
+        ("1", r"of step 1 here \(there are: 2, 3, 4\)"),
+        ("last", "is not newest, best or a step number"),
+    ):
         with pytest.raises(CheckpointError, match=message):
             load_state(tmp_path, wrong)
-    # Another is not taken instead: the user asked for this one.
+    # Another one must not be used instead.
     kernel = max((tmp_path / "checkpoints" / "2").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
     kernel.write_bytes(kernel.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=r"checkpoint 2 is DAMAGED: .*; take another"):
+    with pytest.raises(CheckpointError, match=r"checkpoint 2 is DAMAGED: .*; use another"):
         load_state(tmp_path, "best")
 
 
-def test_without_an_evaluation_none_is_the_best(tmp_path):
+def test_without_an_evaluation_there_is_no_best_checkpoint(tmp_path):
     assert not has_checkpoints(tmp_path)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(1))
     assert has_checkpoints(tmp_path)
-    with pytest.raises(CheckpointError, match="none is the best; take the newest"):
+    with pytest.raises(CheckpointError, match="there is no best one; use the newest"):
         load_state(tmp_path, "best")
 
 
-def test_best_is_among_those_of_the_same_evaluation(tmp_path, capsys):
+def test_best_compares_only_scores_of_the_same_evaluation(tmp_path, capsys):
     few, many = {"images": 10, "digest": "a"}, {"images": 90, "digest": "b"}
     with Checkpoints(tmp_path, keep=9, scored_by=few) as checkpoints:
         for step, top1 in ((1, 70.0), (2, 99.0), (3, None)):
@@ -123,19 +125,19 @@ def test_best_is_among_those_of_the_same_evaluation(tmp_path, capsys):
         assert checkpoints.best() == (2, 99.0)
     capsys.readouterr()
     with Checkpoints(tmp_path, keep=9, scored_by=many) as checkpoints:
-        told = "checkpoint 1, 2: scored on other evaluation images or crops, not compared with later ones"
-        assert told in " ".join(capsys.readouterr().out.split())
+        output = "checkpoint 1, 2: scored on other evaluation images or crops, not compared with later ones"
+        assert output in " ".join(capsys.readouterr().out.split())
         assert checkpoints.best() is None and checkpoints.would_be_best(1.0)
         checkpoints.save(make_state(4), 50.0)
         checkpoints.save(make_state(5), 40.0)
     assert load_state(tmp_path, "best")[1] == 4
     assert "checkpoint 1, 2: scored" in " ".join(capsys.readouterr().out.split())
     with Checkpoints(tmp_path, keep=1, scored_by=many):
-        pass  # the surplus is removed: the best of this evaluation stays
+        pass  # removes old checkpoints except the best of this evaluation
     assert {path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()} == {"4", "5"}
 
 
-def test_a_checkpoint_of_a_version_that_did_not_record_its_evaluation_is_compared(tmp_path):
+def test_checkpoints_without_a_recorded_evaluation_are_compared(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(1), 70.0)
     with Checkpoints(tmp_path, scored_by={"images": 10}) as checkpoints:
@@ -143,7 +145,7 @@ def test_a_checkpoint_of_a_version_that_did_not_record_its_evaluation_is_compare
 
 
 @pytest.mark.parametrize("which", ["newest", "best"])
-def test_a_checkpoint_that_is_deleted_while_it_is_read_is_replaced_by_the_next(tmp_path, monkeypatch, capsys, which):
+def test_if_a_checkpoint_is_deleted_while_read_the_next_one_is_loaded(tmp_path, monkeypatch, capsys, which):
     with Checkpoints(tmp_path, keep=9) as checkpoints:
         for step in (1, 2, 3):
             checkpoints.save(make_state(step), float(step))
@@ -161,7 +163,7 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read_is_replaced_by_the_next(t
     assert "DAMAGED" not in capsys.readouterr().out
 
 
-def test_a_step_that_is_deleted_while_it_is_read_is_one_line(tmp_path, monkeypatch):
+def test_if_a_given_step_is_deleted_while_read_one_line_is_raised(tmp_path, monkeypatch):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(make_state(1))
         checkpoints.save(make_state(2))

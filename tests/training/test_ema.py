@@ -24,12 +24,12 @@ def golden():
 
 @pytest.fixture(scope="module")
 def given(golden):
-    """Float32[21, ...]: the values before the first and after each of 20 steps."""
+    """Float32[21, ...]: the values before the first step and after each of 20 steps."""
     return {name.removeprefix("ema_given_"): values for name, values in golden.items() if name.startswith("ema_given_")}
 
 
 class GivenStatistics(nn.Module):
-    """A weight, and statistics that become what the image holds: its two rows of pixels are the mean and the variance."""
+    """A weight, and statistics that are set to the image's two rows of pixels, mean and variance."""
 
     given: dict
 
@@ -45,7 +45,7 @@ class GivenStatistics(nn.Module):
 
 
 def reach(targets):
-    """An optimizer whose step t makes the weight targets[t + 1], whatever the gradient."""
+    """An optimizer whose step t sets the weight to targets[t + 1], for any gradient."""
     targets = jnp.asarray(targets)
 
     def update(gradients, step, params):
@@ -55,7 +55,7 @@ def reach(targets):
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.99996])
-def test_the_average_of_weights_and_statistics_is_timms_after_every_step(golden, given, decay):
+def test_ema_of_weights_and_statistics_matches_timm_after_every_step(golden, given, decay):
     model, optimizer = GivenStatistics(given), reach(given["weight"])
 
     def augment(key, images, labels, mesh, axis):

@@ -1,4 +1,4 @@
-"""The step of a fine-tuning: given weights, modules as in evaluation, a part of the parameters, labels for both heads."""
+"""The fine-tuning step: given weights, evaluation mode, a part of the parameters, labels for both heads."""
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ NO_TEACHER = {"distillation__kind": "none", "teacher__weights": ""}
 
 
 def built(config, devices=1):
-    """(program, host batches of two steps, plan), without what only takes long to compile here."""
+    """(program, host batches of two steps, plan), without parts that only take long to compile."""
     off = ("augment.erase_probability", "augment.mixup_alpha", "augment.cutmix_alpha")
     config.update_from_flattened_dict(dict.fromkeys(off, 0.0))
     source = open_source(config.data, "train")
@@ -46,7 +46,7 @@ def leaves(tree):
 
 
 def random_variables(program):
-    """Weights of the model's shapes, in this host's memory; variances are positive."""
+    """Returns weights with the model's shapes, in host memory, with positive variances."""
     random = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: random.uniform(0.05, 0.1, leaf.shape).astype(leaf.dtype), program.abstract_state.variables
@@ -54,7 +54,7 @@ def random_variables(program):
 
 
 @pytest.mark.parametrize("fsdp", [1, 4])
-def test_a_run_starts_from_the_given_weights_wherever_they_lie(fsdp):
+def test_init_uses_given_weights_replicated_or_sharded(fsdp):
     program, _, _ = built(tiny_config(**NO_TEACHER, parallel__fsdp=fsdp, parallel__fsdp_min_size=0), devices=2 * fsdp)
     given = random_variables(program)
     state = program.init(given)
@@ -70,7 +70,7 @@ def test_a_run_starts_from_the_given_weights_wherever_they_lie(fsdp):
 
 
 def expected_loss(config, program, plan, batch, variables):
-    """Of the first step, by the evaluation's forward pass and the definition: cross-entropies of the augmented images."""
+    """Returns the cross-entropies of the first step's augmented images, computed by the forward pass of the evaluation."""
     augment = build_augmentation(config, plan)
     images, targets = jax.jit(augment)(step_keys(config.seed, 0)[0], batch["image"], batch["label"])
     outputs = jax.jit(program.model.apply)(variables, images)
@@ -78,7 +78,7 @@ def expected_loss(config, program, plan, batch, variables):
     return [-(np.asarray(targets) * log).sum(-1).mean() for log in logs]
 
 
-def test_without_train_mode_a_convnet_computes_as_in_evaluation():
+def test_without_train_mode_a_convnet_runs_in_evaluation_mode():
     config = tiny_teacher_config()
     config.train.train_mode, config.model.dropout_rate = False, 0.5
     program, batches, plan = built(config)
@@ -93,7 +93,7 @@ def test_without_train_mode_a_convnet_computes_as_in_evaluation():
     assert min(moved.values()) > 0  # still differentiated, BatchNorm's scale and bias too
 
 
-def test_labels_teach_both_heads_and_nothing_is_dropped_without_train_mode():
+def test_labels_train_both_heads_without_dropout_in_evaluation_mode():
     config = tiny_config(
         distillation__kind="labels", teacher__weights="", distillation__alpha=0.25, train__train_mode=False,
         model__drop_path_rate=0.9, model__dropout_rate=0.5,
@@ -110,7 +110,7 @@ def test_labels_teach_both_heads_and_nothing_is_dropped_without_train_mode():
 
 
 @pytest.mark.parametrize("kind", ["labels", "labels_mean", "labels_class"])
-def test_labels_need_a_second_token(kind):
+def test_labels_kinds_need_a_distillation_token(kind):
     config = tiny_config(distillation__kind=kind, teacher__weights="", model__name="deit_tiny_patch16_224")
     with pytest.raises(
         ConfigError, match=rf"config.distillation.kind={kind} .* which deit_tiny_patch16_224 does not have"
@@ -121,7 +121,7 @@ def test_labels_need_a_second_token(kind):
         DistillationLoss(kind)(outputs, np.zeros((2, 3)), None)
 
 
-def test_a_head_that_is_not_taught_does_not_answer():
+def test_an_untrained_head_does_not_affect_the_prediction():
     fields = {"distillation__kind": "labels_class", "teacher__weights": ""}
     with pytest.raises(ConfigError, match=r"labels_class does not teach .*: set config\.model\.fusion=class"):
         built(tiny_config(**fields))
@@ -134,12 +134,12 @@ def test_a_head_that_is_not_taught_does_not_answer():
     assert still == ["head_dist/bias", "head_dist/kernel"]
 
 
-# What FixRes tunes of the tiny RegNetY: the classifier and the BatchNorms that end the last stage's blocks.
+# The parameters of the tiny RegNetY that FixRes tunes: the classifier and the BatchNorms that end the last stage's blocks.
 FIXRES = (r"^head/", r"^s2/b\d+/(conv3|downsample)/bn/")
 
 
 @pytest.mark.parametrize("name", ["adamw", pytest.param("sgd", marks=pytest.mark.long)])
-def test_frozen_parameters_stay_to_the_bit_and_take_no_memory(name):
+def test_frozen_parameters_do_not_change_and_have_no_optimizer_state(name):
     config = tiny_teacher_config()
     config.optimizer.name, config.optimizer.weight_decay, config.optimizer.trainable = name, 0.5, FIXRES
     config.train.train_mode, config.train.clip_norm = False, 1e-2
@@ -160,8 +160,8 @@ def test_frozen_parameters_stay_to_the_bit_and_take_no_memory(name):
 
 
 @pytest.mark.long
-def test_what_is_trained_alone_moves_as_beside_the_rest():
-    """Plain gradient descent: of one and the same gradient the trained part."""
+def test_trainable_parameters_are_updated_as_when_all_are_trained():
+    """With plain gradient descent the update is the trained part of the same gradient."""
     plain = {"optimizer__name": "sgd", "optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0, "ema__decay": 0.0}
     results = []
     for trainable in ((".*",), ("^head/",)):
@@ -173,19 +173,19 @@ def test_what_is_trained_alone_moves_as_beside_the_rest():
     assert results[1][2][0]["grad_norm"] < results[0][2][0]["grad_norm"]
 
 
-def test_all_trained_has_the_optimizer_state_that_it_always_had():
+def test_training_all_keeps_the_unpartitioned_optimizer_state():
     program, _, _ = built(tiny_config(**NO_TEACHER))
     names = parameter_names(program.abstract_state.opt_state)
     assert "0/mu/head/kernel" in names and not any("inner_states" in name for name in names)
 
 
-def test_patterns_that_match_nothing_are_refused_with_names():
-    with pytest.raises(ConfigError, match=r"trainable=\('classifier',\) is found in no parameter's name; .*blocks_0/"):
+def test_trainable_patterns_without_a_match_raise():
+    with pytest.raises(ConfigError, match=r"trainable=\('classifier',\) matches no parameter name; .*blocks_0/"):
         built(tiny_config(**NO_TEACHER, optimizer__trainable=("classifier",)))
 
 
 @pytest.mark.parametrize("protocol", ["deit", "timm", "mmpretrain"])
-def test_the_centre_crop_of_training_is_the_evaluations(protocol):
+def test_center_crop_in_training_equals_that_of_evaluation(protocol):
     config = tiny_config(data__train_crop="center", evaluation__protocol=protocol, evaluation__crop_ratio=0.8)
     crop = train_crop(config.data, 28, config.evaluation)
     assert crop == evaluation_crop(config.evaluation, 28)
@@ -193,7 +193,7 @@ def test_the_centre_crop_of_training_is_the_evaluations(protocol):
         train_crop(config.data, 28)
 
 
-def test_a_step_sees_the_centre_of_its_images():
+def test_a_step_uses_the_center_of_its_images():
     config = tiny_config(**NO_TEACHER, data__train_crop="center", evaluation__crop_ratio=0.8)
     source = open_source(config.data, "train")
     plan = resolve(config, num_images=len(source), data_classes=10)

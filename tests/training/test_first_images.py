@@ -41,7 +41,7 @@ def reader_threads():
         ({}, 100, 32),
     ],
 )
-def test_the_first_rows_are_those_of_the_batch_and_no_other_image_is_read(changes, rows, count):
+def test_read_first_rows_equals_the_batch_and_reads_no_other_image(changes, rows, count):
     config = tiny_config(**changes)
     source = Counting(open_source(config.data, "train"))
     plan = resolve(config, num_images=len(source), data_classes=10)
@@ -49,14 +49,14 @@ def test_the_first_rows_are_those_of_the_batch_and_no_other_image_is_read(change
     source.reads = 0
     found = read_first_rows(config, plan, source, rows)
     assert len(found["label"]) == count and source.reads <= count
-    for thread in reader_threads():  # they end on their own, a moment after the close
+    for thread in reader_threads():  # they end a moment after the close
         thread.join(timeout=10)
     assert not reader_threads()
     for name, values in found.items():
         np.testing.assert_array_equal(values, whole[name][:count])
 
 
-def test_a_run_that_goes_on_shows_the_groups_that_it_recorded():
+def test_first_images_use_recorded_mixing_groups():
     config = tiny_config()
     own, recorded = first_images(config, 8), first_images(config, 8, mixing=(8, 4))
     assert (own.augment.group_size, recorded.augment.group_size) == (4, 8)
@@ -66,7 +66,7 @@ def test_a_run_that_goes_on_shows_the_groups_that_it_recorded():
     assert not np.array_equal(recorded.images, own.images)
 
 
-def test_the_pictures_of_the_first_images_are_the_same_where_hosts_share_a_block():
+def test_logged_first_images_do_not_depend_on_the_hosts():
     config = tiny_config()
     source = open_source(config.data, "train")
     plan = resolve(config, num_images=len(source), data_classes=10)

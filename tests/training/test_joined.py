@@ -1,4 +1,4 @@
-"""64 steps with the whole recipe beside timm and PyTorch's AdamW, recorded and live: see benchmarks/trajectory.py."""
+"""Compares 64 steps of the whole recipe with timm and PyTorch's AdamW, recorded and live: see benchmarks/trajectory.py."""
 
 import functools
 
@@ -27,8 +27,8 @@ def kind(request):
     return request.param
 
 
-def test_everything_is_drawn(kind):
-    """Crops differ, rows are mixed with others, and the configuration has the rest on."""
+def test_all_random_decisions_occur(kind):
+    """Crops differ, rows are mixed, and the configuration enables the other random parts."""
     config, given, loaded = joined.config_of(kind), joined.augmented(), joined.loaded()
     assert all(config[name] == joined.config_of("none")[name] for name in ("augment", "data", "train", "seed"))
     assert config.augment.rand_augment and config.augment.erase_probability and config.data.repeats == 3
@@ -37,15 +37,15 @@ def test_everything_is_drawn(kind):
     targets = np.sort(given["target"].reshape(-1, trajectory.CLASSES))
     np.testing.assert_allclose(targets.sum(-1), 1, atol=1e-6)
     np.testing.assert_allclose(targets[:, 0], 0.1 / trajectory.CLASSES, atol=1e-6)
-    # Of the rest the partner had the same label, or lam was near 0 or 1.
+    # In the others the partner has the same label, or lam is near 0 or 1.
     assert 0.5 < np.mean(targets[:, -2] > 0.02) < 0.95
 
 
-def test_the_recorded_runs_were_given_the_same_batches(golden):
+def test_recorded_runs_used_the_same_batches(golden):
     np.testing.assert_allclose(joined.batch_figures(joined.augmented()), golden["batches"], rtol=1e-5, atol=1e-5)
 
 
-def test_the_run_is_the_recorded_one_of_pytorch(kind, golden):
+def test_the_run_matches_the_recorded_pytorch_run(kind, golden):
     differences = joined.recorded_differences(run_of_ours(kind), golden, kind)
     print(f"{kind}: " + "  ".join(f"{name} {value:.1e}" for name, value in differences.items()))
     assert len(differences) == (6 if kind == "none" else 7)
@@ -61,7 +61,7 @@ def test_rounding_cannot_change_the_decisions_of_the_teacher(golden):
     assert abs(margin - golden["teacher_margin"]) < 0.02 * golden["teacher_margin"]
 
 
-def test_the_run_is_that_of_the_installed_timm(kind, timm_python):
+def test_the_run_matches_the_installed_timm(kind, timm_python):
     config = joined.config_of(kind)
     ours, theirs = run_of_ours(kind), run_peer(timm_python, config, joined.plan_of(config), joined.augmented())
     np.testing.assert_allclose(ours["learning_rate"], theirs["learning_rate"], rtol=1e-6)
@@ -77,8 +77,8 @@ def test_the_run_is_that_of_the_installed_timm(kind, timm_python):
         assert trajectory.key_bias_difference(ours, theirs, tensors) <= ours["learning_rate"].sum()
 
 
-def test_a_rule_of_current_timm_is_seen(golden):
-    """Where dist_token does not decay it ends elsewhere, and nothing else does by as much."""
+def test_a_different_rule_of_current_timm_is_detected(golden):
+    """Without weight decay dist_token ends at another value; no other parameter changes as much."""
     config = joined.config_of("hard")
     config.optimizer.no_decay = (*config.optimizer.no_decay, "^dist_token$")
     run = trajectory.run_ours(config, joined.plan_of(config), joined.loaded())

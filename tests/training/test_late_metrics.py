@@ -16,13 +16,13 @@ def metrics(loss=1.0):
 
 
 def late_metrics(log_every):
-    """One, and the steps of the rows that it writes."""
+    """Returns LateMetrics, and the steps of the rows that it writes."""
     rows = []
     log = SimpleNamespace(write=lambda step, values: rows.append(step))
     return LateMetrics(PLAN, Watch("stop", ["one"], log.write), log, speed=None, log_every=log_every), rows
 
 
-def test_a_row_is_written_when_the_next_step_has_started_or_all_is_settled():
+def test_a_row_is_written_after_the_next_step_or_when_settled():
     """Rule 6 of deit_jax/training/loop.py."""
     late, rows = late_metrics(log_every=2)
     for step, written in ((1, []), (2, [1]), (3, [1, 2]), (4, [1, 2])):
@@ -32,7 +32,7 @@ def test_a_row_is_written_when_the_next_step_has_started_or_all_is_settled():
         assert rows == [1, 2, 4]
 
 
-def test_a_bad_step_is_found_within_a_hundred_steps_where_none_is_logged():
+def test_a_bad_step_is_detected_within_100_steps_without_logging():
     """Rule 6 of deit_jax/training/loop.py."""
     late, rows = late_metrics(log_every=1000)
     for step in range(1, 101):
@@ -42,7 +42,7 @@ def test_a_bad_step_is_found_within_a_hundred_steps_where_none_is_logged():
     assert rows == [1]
 
 
-def test_a_bad_step_is_found_before_its_state_is_used():
+def test_a_bad_step_is_detected_before_its_state_is_used():
     """Rule 1 of deit_jax/training/loop.py."""
     late, _ = late_metrics(log_every=1000)
     late.note(1, metrics())

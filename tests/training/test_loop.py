@@ -1,4 +1,4 @@
-"""The order that the steps keep, by the numbers of the rules in deit_jax/training/loop.py: what a real run calls, and when."""
+"""The rules in deit_jax/training/loop.py, by number, checked on the calls of a real run."""
 
 import numpy as np
 import pytest
@@ -15,8 +15,8 @@ from tests.fewer_devices import fewer_devices
 from tests.tiny import STUDENT, tiny_config
 
 STEPS = 11
-STOP = 6  # which is logged, but neither evaluated nor saved without being asked to stop
-# What is recorded of a run, and which argument of it.
+STOP = 6  # a step that is logged, but evaluated and saved only because of the stop
+# The recorded calls, and which argument of each.
 CALLS = (
     (RunLog, "begin", 0), (RunLog, "write", 0), (RunLog, "sync", None), (Watch, "note", 0), (Watch, "read", "through"),
     (Evaluator, "weights", None), (Checkpoints, "save", 0), (Checkpoints, "wait", None), (Interruption, "asked", 0),
@@ -39,7 +39,7 @@ def tiny_run(data, workdir):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """(calls of a run that stops after step STOP, calls of the run that goes on from there, their workdir)."""
+    """(calls of a run that stops after step STOP, calls of the run that resumes it, their workdir)."""
     folder, calls, stop = tmp_path_factory.mktemp("order"), [], STOP
     images = np.random.default_rng(0).integers(0, 255, (40, 28, 28), dtype=np.uint8)
     few = {"test_images": images[:8], "test_labels": np.arange(8)}
@@ -69,7 +69,7 @@ def runs(tmp_path_factory):
 
 
 def place(calls, name, value=None):
-    """Where among the calls the first is of that name and argument."""
+    """Returns the index of the first call with that name and argument."""
     return calls.index((name, value))
 
 
@@ -88,8 +88,8 @@ def test_a_state_is_judged_before_it_is_evaluated_or_saved(runs):
     assert [step for step in saved if step != 10] == [4, 5, STOP, 8, STEPS]  # the 10th if it is the best so far
 
 
-def test_rows_are_synced_before_their_checkpoint_is_begun(runs):
-    """Rule 2. The row of a step is written late, and still before its checkpoint."""
+def test_rows_are_synced_before_their_checkpoint(runs):
+    """Rule 2. The row of a step is written late, but before its checkpoint."""
     for calls in runs[:2]:
         for number, (name, step) in enumerate(calls):
             if name == "save":
@@ -109,7 +109,7 @@ def test_a_step_is_evaluated_before_it_is_saved_and_saved_before_the_run_stops(r
     assert place(before, "save", STOP) < place(before, "Stopped")
 
 
-def test_what_is_relied_on_is_complete(runs):
+def test_saves_are_complete_before_they_are_relied_on(runs):
     """Rule 4. `save` itself waits for the write before it."""
     before, after, _ = runs
     for calls, step, then in ((before, STOP, "Stopped"), (after, STEPS, "write_results")):
@@ -117,15 +117,15 @@ def test_what_is_relied_on_is_complete(runs):
         assert names.count("wait") >= 2
 
 
-def test_a_step_is_read_when_the_next_one_has_been_started(runs):
-    """Rule 6. Where the run pauses anyway, nothing is left to read."""
+def test_a_step_is_read_after_the_next_one_is_dispatched(runs):
+    """Rule 6. When the run pauses anyway, all metrics are read."""
     before, after, _ = runs
     assert place(before, "note", 4) < place(before, "read", 3) < place(before, "write", 3) < place(before, "pause")
     assert place(before, "note", STOP) < place(before, "write", STOP) < place(before, "save", STOP)
     assert place(after, "note", 10) < place(after, "write", 9)
 
 
-def test_the_clock_runs_while_steps_do(runs):
+def test_the_clock_measures_only_steps(runs):
     """Rule 7."""
     for calls in runs[:2]:
         runs_now, steps = False, 0
@@ -139,13 +139,13 @@ def test_the_clock_runs_while_steps_do(runs):
                 assert not runs_now
 
 
-def test_every_process_asks_once_a_step_whether_to_stop(runs):
-    """Rule 8, of which tests/reliability/test_lost_processes.py has the processes."""
+def test_every_process_polls_for_a_stop_once_per_step(runs):
+    """Rule 8; tests/reliability/test_lost_processes.py has several processes."""
     asked = [[value for name, value in calls if name == "asked"] for calls in runs[:2]]
     assert asked == [list(range(1, STOP + 1)), list(range(STOP + 1, STEPS + 1))]
 
 
-def test_a_resumed_run_drops_later_rows_before_it_writes(runs):
-    """Rule 2, of the start."""
+def test_a_resumed_run_drops_later_rows_first(runs):
+    """Rule 2, at the start."""
     for calls, start in zip(runs[:2], (0, STOP), strict=True):
         assert place(calls, "begin", start) < min(number for number, (name, _) in enumerate(calls) if name == "write")

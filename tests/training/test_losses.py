@@ -24,36 +24,36 @@ def golden():
     return np.load(Path(__file__).parents[1] / "golden" / "training.npz")
 
 
-def test_cross_entropy_with_soft_targets_is_timms(golden):
+def test_cross_entropy_with_soft_targets_matches_timm(golden):
     np.testing.assert_allclose(cross_entropy(golden["logits"], golden["targets"]), golden["soft_target"], rtol=1e-6)
 
 
-def test_smoothed_targets_give_timms_label_smoothing_loss(golden):
+def test_smoothed_targets_match_timms_label_smoothing_loss(golden):
     targets = smoothed_one_hot(jnp.asarray(golden["labels"]), 10, 0.1)
     np.testing.assert_allclose(cross_entropy(golden["logits"], targets), golden["label_smoothing"], rtol=1e-6)
 
 
-def test_hard_distillation_is_the_references(golden):
+def test_hard_distillation_matches_the_reference(golden):
     np.testing.assert_allclose(hard_distillation(golden["logits"], golden["teacher"]), golden["hard"], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kl", ["released", "paper"])
 @pytest.mark.parametrize("kl_mean", ["elements", "batch"])
 @pytest.mark.parametrize("tau", [1.0, 3.0])
-def test_soft_distillation_is_pytorchs_divergence(golden, kl, kl_mean, tau):
+def test_soft_distillation_matches_pytorch(golden, kl, kl_mean, tau):
     logits, teacher = jnp.asarray(golden["logits"]), jnp.asarray(golden["teacher"])
     ours = soft_distillation(logits, teacher, tau=tau, kl=kl, kl_mean=kl_mean)
     np.testing.assert_allclose(ours, golden[f"soft_{kl}_{kl_mean}_{tau:g}"], rtol=2e-6)
 
 
 @pytest.mark.parametrize(("kind", "tau"), [("soft", 1.0), ("soft", 3.0), ("hard", 1.0)])
-def test_the_whole_loss_is_that_of_timms_task(golden, kind, tau):
+def test_the_whole_loss_matches_timms_task(golden, kind, tau):
     outputs = ModelOutput(None, jnp.asarray(golden["logits"]), jnp.asarray(golden["logits"][::-1]))
     loss, _ = DistillationLoss(kind, tau=tau, kl_mean="batch")(outputs, golden["targets"], golden["teacher"])
     np.testing.assert_allclose(loss, golden[f"timm_task_{kind}_{tau:g}"], rtol=2e-6)
 
 
-def test_mixed_and_smoothed_targets_and_their_loss_are_timms(golden):
+def test_mixed_and_smoothed_targets_and_their_loss_match_timm(golden):
     labels = jnp.asarray(golden["labels"])
     mix = Mix(jnp.asarray([0.3]), jnp.asarray([False]), jnp.zeros((1, 4), jnp.int32))  # one group: the batch
     targets = mix_targets(smoothed_one_hot(labels, 10, 0.1), mix)
@@ -61,7 +61,7 @@ def test_mixed_and_smoothed_targets_and_their_loss_are_timms(golden):
     np.testing.assert_allclose(cross_entropy(golden["logits"], targets), golden["mixed_loss"], rtol=1e-6)
 
 
-def test_labels_can_teach_the_mean_of_both_heads_or_the_class_head_alone(golden):
+def test_labels_can_train_the_mean_of_both_heads_or_the_class_head(golden):
     logits, other = jnp.asarray(golden["logits"]), jnp.asarray(golden["logits"][::-1])
 
     def loss(kind):
@@ -83,7 +83,7 @@ def test_labels_can_teach_the_mean_of_both_heads_or_the_class_head_alone(golden)
     assert np.any(gradients[0]) and not np.any(gradients[1]) and set(metrics) == {"loss", "class_loss"}
 
 
-def test_the_token_takes_the_teachers_term_and_the_class_head_the_labels(golden):
+def test_the_teachers_term_applies_to_the_token_and_the_labels_to_the_class_head(golden):
     class_logits, token_logits = jnp.asarray(golden["logits"]), jnp.asarray(golden["logits"][::-1])
     outputs = ModelOutput(class_logits, class_logits, token_logits)
     loss, metrics = DistillationLoss("hard", alpha=0.25)(outputs, golden["targets"], golden["teacher"])
@@ -94,7 +94,7 @@ def test_the_token_takes_the_teachers_term_and_the_class_head_the_labels(golden)
     np.testing.assert_allclose(metrics["teacher_agreement"], agreement)
 
 
-def test_without_a_token_the_class_head_takes_both_terms(golden):
+def test_without_a_token_both_terms_apply_to_the_class_head(golden):
     logits = jnp.asarray(golden["logits"])
     loss, _ = DistillationLoss("soft", alpha=0.1, tau=3.0)(
         ModelOutput(logits, logits, None), golden["targets"], golden["teacher"]
@@ -110,7 +110,7 @@ def test_kind_none_ignores_teacher_and_token(golden):
     assert set(metrics) == {"loss", "class_loss"}
 
 
-def test_a_missing_teacher_and_unknown_kinds_are_refused(golden):
+def test_a_missing_teacher_and_unknown_kinds_raise(golden):
     logits = jnp.asarray(golden["logits"])
     outputs = ModelOutput(logits, logits, None)
     with pytest.raises(ValueError, match="needs a teacher"):
@@ -124,12 +124,12 @@ def test_a_missing_teacher_and_unknown_kinds_are_refused(golden):
 
 
 def registered(function, **changes):
-    """The loss that a configuration builds of a registered function of (outputs, targets, teacher_logits)."""
+    """Builds the loss of a registered function of (outputs, targets, teacher_logits)."""
     register_loss("own", lambda scale=2.0: function, **{"needs_teacher": True, "teaches_token": True} | changes)
     return build_loss(tiny_config(distillation__kind="own"), num_classes=10)
 
 
-def test_a_registered_loss_is_built_from_its_section_and_is_a_step_s_loss(modules, golden):
+def test_a_registered_loss_is_built_from_its_section_and_used_in_a_step(modules, golden):
     def build(scale: float = 2.0):
         def loss(outputs, targets, teacher_logits):
             term = soft_distillation(outputs.distillation_logits, teacher_logits, tau=1.0, kl="paper", kl_mean="batch")
@@ -165,20 +165,20 @@ def mean(outputs):
         (lambda outputs, targets, teacher: ("text", {}), "the loss is a str; give a scalar"),
         (lambda outputs, targets, teacher: (mean(outputs), {"x": targets}), r"the metric 'x' is float32\[32, 10\]; give a"),
         (lambda outputs, targets, teacher: (mean(outputs), {"x": None}), "the metric 'x' is None; give a scalar"),
-        (lambda outputs, targets, teacher: (mean(outputs), {1: 1}), "its metrics have the name 1; give texts"),
-        (lambda outputs, targets, teacher: (mean(outputs), {"grad_norm": 1}), "its metric 'grad_norm' is one of the step's"),
+        (lambda outputs, targets, teacher: (mean(outputs), {1: 1}), "1 is not a metric name; use a printable string"),
+        (lambda outputs, targets, teacher: (mean(outputs), {"grad_norm": 1}), "the step has a metric 'grad_norm' itself"),
         (lambda outputs, targets, teacher: outputs.logit, r"AttributeError: .* \(.*test_losses\.py, line \d+\)"),
         (lambda outputs, targets, teacher: (float(mean(outputs)), {}), r"ConcretizationTypeError: .* \(.*test_losses\.py, line"),
         (lambda outputs, targets: 0, r"TypeError: .*takes 2 positional arguments but 3 were given"),
     ],
 )  # fmt: skip
-def test_what_a_registered_loss_returns_is_refused_in_one_line_before_anything_is_compiled(modules, function, said):
+def test_invalid_results_of_a_registered_loss_raise_before_compiling(modules, function, said):
     with pytest.raises(ConfigError, match=rf"^config\.distillation\.kind=own: {said}") as raised:
         registered(function)
     assert "\n" not in str(raised.value)
 
 
-def test_a_registered_loss_that_is_not_built_is_refused_in_one_line(modules):
+def test_an_error_in_build_of_a_registered_loss_is_one_line(modules):
     def build(scale: float = 2.0):
         raise ValueError("scale must be below 1")
 
@@ -189,8 +189,10 @@ def test_a_registered_loss_that_is_not_built_is_refused_in_one_line(modules):
         build_loss(tiny_config(distillation__kind="own"), num_classes=10)
 
 
-def test_a_loss_must_be_built_to_a_function(modules):
-    with pytest.raises(ConfigError, match=r"^config\.distillation\.kind=own: it is built to a int, not to a function"):
+def test_build_of_a_registered_loss_must_return_a_function(modules):
+    with pytest.raises(
+        ConfigError, match=r"^config\.distillation\.kind=own: its `build` returns a int, not a function"
+    ):
         registered(3)
 
 

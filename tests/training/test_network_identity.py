@@ -15,7 +15,7 @@ def changed(**groups):
     return {"params": VARIABLES["params"] | groups}
 
 
-def test_the_digest_is_of_names_values_and_shapes():
+def test_weights_digest_depends_on_names_values_and_shapes():
     digest = weights_digest(VARIABLES)
     assert weights_digest({"params": {k: dict(v) for k, v in reversed(VARIABLES["params"].items())}}) == digest
     others = [
@@ -29,11 +29,11 @@ def test_the_digest_is_of_names_values_and_shapes():
 
 
 def record(*entries):
-    """A workdir's record after its way through JSON."""
+    """Returns a workdir's record after a round trip through JSON."""
     return json.loads(json.dumps({"resolved": {"teachers": list(entries)}}))
 
 
-def test_a_teacher_is_recorded_and_the_same_one_goes_on():
+def test_a_teacher_is_recorded_and_accepted_again():
     first = check_teacher("W", None, [TEACHER], on_change="stop", step=0)
     assert first == [{"from_step": 0, "networks": [dataclasses.asdict(TEACHER)]}]
     moved = dataclasses.replace(TEACHER, step=None, variables=None)  # the same weights, as a file
@@ -43,7 +43,7 @@ def test_a_teacher_is_recorded_and_the_same_one_goes_on():
     assert check_teacher("W", None, [], on_change="stop", step=0) == []
 
 
-def test_another_teacher_is_refused_with_both_or_recorded_with_the_step(capsys):
+def test_another_teacher_raises_or_is_recorded_with_its_step(capsys):
     first = check_teacher("W", None, [TEACHER], on_change="stop", step=0)
     other = dataclasses.replace(TEACHER, weights="cd" * 16, step=20)
     with pytest.raises(ConfigError) as error:
@@ -56,22 +56,22 @@ def test_another_teacher_is_refused_with_both_or_recorded_with_the_step(capsys):
     found = check_teacher("W", record(*first), [other], on_change="continue", step=40)
     assert [entry["from_step"] for entry in found] == [0, 40]
     assert found[1]["networks"] == [dataclasses.asdict(other)]
-    assert "another teacher from step 40 on" in " ".join(capsys.readouterr().out.split())
-    with pytest.raises(ConfigError):  # the first one is another again
+    assert "another teacher from step 40:" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ConfigError):  # the first teacher differs from the present one
         check_teacher("W", record(*found), [TEACHER], on_change="stop", step=50)
 
 
-def test_an_unfinished_teacher_is_a_warning(capsys):
+def test_an_unfinished_teacher_causes_a_warning(capsys):
     check_teacher("W", None, [dataclasses.replace(TEACHER, finished=False)], on_change="stop", step=0)
     assert "was not trained to the end of its schedule" in " ".join(capsys.readouterr().out.split())
     check_teacher("W", None, [TEACHER, dataclasses.replace(TEACHER, finished=None)], on_change="stop", step=0)
     assert capsys.readouterr().out == ""
 
 
-def test_other_initial_weights_are_refused():
+def test_other_initial_weights_raise():
     known = {"resolved": {"initial": {"weights": "ab" * 16}}}
     check_initial("W", known, "ab" * 16)
     check_initial("W", None, "cd" * 16)
     check_initial("W", {"resolved": {}}, "cd" * 16)
-    with pytest.raises(ConfigError, match=r"W began with other weights .* \(digest abababab then, cdcdcdcd now\)"):
+    with pytest.raises(ConfigError, match=r"W started from other weights .* \(digest abababab then, cdcdcdcd now\)"):
         check_initial("W", known, "cd" * 16)

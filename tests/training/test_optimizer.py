@@ -9,7 +9,7 @@ import pytest
 
 from deit_jax.config import RELEASED_NO_DECAY, default_config
 from deit_jax.models import create_model, native_image_size
-from deit_jax.training.optimizer import decayed, make_optimizer, parameter_name
+from deit_jax.training.optimizer import make_optimizer, parameter_name, trained
 from tests.models.timm_names import our_name, state_dict_shapes
 
 SECTION = default_config().optimizer.to_dict()
@@ -23,7 +23,7 @@ def golden():
 @pytest.mark.parametrize(
     ("name", "options"), [("adamw", {}), ("adamw_clipped", {"clip_norm": 1.0}), ("sgd", {"name": "sgd"})]
 )
-def test_twenty_steps_are_pytorchs(golden, name, options):
+def test_twenty_steps_match_pytorch(golden, name, options):
     options = SECTION | {"weight_decay": 0.05, "no_decay": ("free",), "clip_norm": None} | options
     optimizer = make_optimizer(lambda step: 0.01, **options)
     params = {"kernel": jnp.asarray(golden["start"][0]), "free": jnp.asarray(golden["start"][1])}
@@ -41,7 +41,7 @@ def test_twenty_steps_are_pytorchs(golden, name, options):
 
 
 def recorded_groups(golden, name, rule):
-    """Our parameter name to whether timm's tensor decays."""
+    """Returns whether timm's tensor decays, by our parameter name."""
     groups = json.loads(str(golden["parameter_groups"]))[name][rule]
     ndims = {key: len(shape) for key, shape in state_dict_shapes()[name].items()}
     return {"/".join(our_name(key, ndims[key])[1:]): decays for key, decays in groups.items()}
@@ -51,20 +51,20 @@ def our_groups(name, patterns):
     model = create_model(name)
     size = native_image_size(name)
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
-    decays = jax.tree_util.tree_leaves_with_path(decayed(params, patterns))
-    return {parameter_name(path): keep for path, keep in decays}
+    matches = jax.tree_util.tree_leaves_with_path(trained(params, patterns))
+    return {parameter_name(path): not undecayed for path, undecayed in matches}
 
 
 MODELS = ("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "regnety_002")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_parameter_groups_are_the_released_codes_name_by_name(golden, name):
+def test_parameter_groups_match_the_released_code(golden, name):
     assert our_groups(name, RELEASED_NO_DECAY) == recorded_groups(golden, name, "released")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_one_more_pattern_makes_the_groups_of_current_timm(golden, name):
+def test_an_additional_pattern_gives_the_groups_of_current_timm(golden, name):
     expected = recorded_groups(golden, name, "current")
     assert our_groups(name, (*RELEASED_NO_DECAY, "^dist_token$")) == expected
     assert (our_groups(name, RELEASED_NO_DECAY) == expected) == ("distilled" not in name)
@@ -76,6 +76,6 @@ def test_the_released_rules_decay_kernels_and_the_distillation_token_only():
     assert all(keep for name, keep in groups.items() if name.endswith("/kernel"))
 
 
-def test_an_unknown_optimizer_is_refused():
+def test_an_unknown_optimizer_raises():
     with pytest.raises(ValueError, match="'lamb'"):
         make_optimizer(lambda step: 0.1, clip_norm=None, **SECTION | {"name": "lamb"})

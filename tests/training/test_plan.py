@@ -5,7 +5,7 @@ from deit_jax.training.plan import resolve
 from tests.tiny import paper_config, tiny_config
 
 
-def test_the_papers_run_on_imagenet():
+def test_plan_of_the_papers_imagenet_run():
     plan = resolve(paper_config(), num_images=1_281_167, data_classes=1000)
     assert plan.steps_per_epoch == 1251  # 1,281,024 samples
     assert plan.total_steps == 300 * 1251
@@ -28,7 +28,7 @@ def test_any_batch_has_its_mixing_groups(name, batch_size):
     assert (order.group_size, order.groups_per_block) == (16, 3 if batch_size == 96 else 4)
 
 
-def test_mixing_groups_that_do_not_suit_the_batch_are_refused():
+def test_mixing_groups_that_do_not_divide_the_batch_raise():
     config = tiny_config(augment__group_size=6)
     with pytest.raises(ConfigError, match=r"^config\.train\.batch_size=32 .*augment\.group_size=6 cannot"):
         resolve(config, num_images=10_000, data_classes=10)
@@ -48,7 +48,7 @@ def test_a_384_model_is_trained_at_384_pixels():
     assert resolve(config, num_images=10_000, data_classes=10).image_size == 384
 
 
-def test_data_that_does_not_fit_is_refused():
+def test_data_that_does_not_fit_raises():
     with pytest.raises(ConfigError, match=r"num_classes=5.*10 classes"):
         resolve(tiny_config(num_classes=5), num_images=10_000, data_classes=10)
     with pytest.raises(ConfigError, match="20"):

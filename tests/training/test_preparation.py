@@ -16,7 +16,7 @@ def facts_of(place, **changes):
     return common_facts(config)
 
 
-def test_places_may_differ_between_processes_and_nothing_else():
+def test_only_paths_and_reading_settings_may_differ_between_processes():
     here = facts_of("/here")
     assert facts_of("/there", data__num_threads=7, data__num_workers=2) == here
     assert here["config.evaluation.extra.imagenet-v2.source"] == "folder" and "jax" in here
@@ -24,7 +24,7 @@ def test_places_may_differ_between_processes_and_nothing_else():
     assert {name for name in here if here[name] != other[name]} == {"config.optimizer.eps"}
 
 
-def test_a_run_of_an_earlier_version_goes_on_with_its_own_numerics(tmp_path):
+def test_a_run_of_an_earlier_version_keeps_its_numerics(tmp_path):
     config = tiny_config()
     opened = open_run(config, tmp_path)
     assert opened.config is config and opened.config.model.drop_dtype == "float32"
@@ -35,10 +35,10 @@ def test_a_run_of_an_earlier_version_goes_on_with_its_own_numerics(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(record))
     resumed = open_run(config, tmp_path).config
     assert (resumed.model.drop_dtype, resumed.model.residual_dtype) == ("compute", "compute")
-    assert config.model.drop_dtype == "float32"  # the caller's own is left alone
+    assert config.model.drop_dtype == "float32"  # the caller's configuration is not modified
 
 
-def test_several_processes_share_the_lists_of_folders_where_nobody_else_can_write_one(tmp_path, monkeypatch):
+def test_processes_share_folder_indices_unless_others_can_write_them(tmp_path, monkeypatch):
     data, shared = tiny_config().data, shared_cache_folder(tmp_path / "runs" / "one")
     assert with_shared_index(data, shared).index == "auto"
     monkeypatch.setattr("jax.process_count", lambda: 2)
@@ -51,6 +51,6 @@ def test_several_processes_share_the_lists_of_folders_where_nobody_else_can_writ
         assert with_shared_index(data, shared).index == index
 
 
-def test_a_run_shares_the_folder_beside_its_workdir_or_the_one_that_it_gets(tmp_path):
+def test_a_run_uses_the_shared_folder_next_to_its_workdir_or_a_given_one(tmp_path):
     assert open_run(tiny_config(), tmp_path / "run").shared == shared_cache_folder(tmp_path / "run")
     assert open_run(tiny_config(), tmp_path / "run" / "teacher", tmp_path / "x").shared == tmp_path / "x"

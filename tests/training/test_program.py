@@ -1,4 +1,4 @@
-"""What `build_program` makes of a configuration: the model's fields and the rate of every step."""
+"""Tests `build_program`: the model's fields and the learning rate of every step."""
 
 import json
 
@@ -67,7 +67,7 @@ def test_a_convnet_has_the_options_of_all_models():
         ({"model__overrides": {"distilled": True}}, "kind=none does not teach .*model.overrides.distilled=False"),
     ],
 )  # fmt: skip
-def test_options_without_effect_and_heads_that_nothing_teaches_are_refused(changes, message):
+def test_options_without_effect_and_heads_without_a_target_raise(changes, message):
     with pytest.raises(ConfigError, match=message):
         built(**{"model__overrides": {}, "image_size": 32} | changes)
 
@@ -81,9 +81,9 @@ def test_a_workdir_whose_options_were_ignored_can_still_be_read():
 
 
 @pytest.mark.parametrize(("kind", "per_step"), [("released", False), ("plain", False), ("plain", True)])
-def test_the_rate_follows_the_configured_schedule(kind, per_step):
+def test_the_learning_rate_follows_the_configured_schedule(kind, per_step):
     program, plan = built(schedule__kind=kind, schedule__per_step=per_step, schedule__base_learning_rate=0.5)
-    # Only the rate is computed: the compiler drops the rest of the step.
+    # Only the rate is used, so the compiler removes the rest of the step.
     rate_of = jax.jit(lambda state, batch: program.train_step.__wrapped__(state, None, batch)[1]["learning_rate"])
     state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), program.abstract_state)
     batch = {"image": jnp.zeros((32, 28, 28, 3), jnp.uint8), "label": jnp.zeros(32, jnp.int32)}
@@ -95,23 +95,23 @@ def test_the_rate_follows_the_configured_schedule(kind, per_step):
     np.testing.assert_allclose(rates, 1e-3 + epochs * (0.5 - 1e-3) / 5, rtol=1e-5)  # within the five epochs of warm-up
 
 
-def test_a_run_that_began_with_a_head_that_nothing_teaches_goes_on_with_a_warning(capsys):
+def test_a_resumed_run_with_a_head_without_a_target_only_warns(capsys):
     config = tiny_config()
     config.distillation.kind, config.teacher.weights = "none", ""
     plan = resolve(config, num_images=10_000, data_classes=10)
     with pytest.raises(ConfigError, match="does not teach the distillation token"):
         build_program(config, plan, make_mesh(jax.devices()[:1]))
     build_program(config, plan, make_mesh(jax.devices()[:1]), resumed=True)
-    assert "the run goes on as an earlier version began it" in " ".join(capsys.readouterr().out.split())
+    assert "the run continues as an earlier version started it" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
     ("batch_size", "resumed", "warned"), [(502, False, True), (502, True, False), (496, False, False)]
 )
-def test_a_batch_whose_mixing_groups_are_tiny_gets_a_warning(capsys, batch_size, resumed, warned):
+def test_tiny_mixing_groups_cause_a_warning(capsys, batch_size, resumed, warned):
     config = tiny_config(train__batch_size=batch_size, augment__max_group_size=64)
     plan = resolve(config, num_images=10_000, data_classes=10)
     build_program(config, plan, make_mesh(jax.devices()[:1]), resumed=resumed)
     said = " ".join(capsys.readouterr().out.split())
     assert ("config.train.batch_size=502 has few divisors: its mixing groups have 2 rows" in said) == warned
-    assert not warned or "496 rows do better" in said
+    assert not warned or "a batch of 496 rows has larger groups" in said

@@ -1,4 +1,4 @@
-"""What a train step draws: the recipe and the model each by a key of their own, which the seed and the step give."""
+"""The randomness of a train step: separate keys for augmentation and model, derived from the seed and the step."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from deit_jax.training.step import Training, make_train_step
 
 
 class Draws(nn.Module):
-    """Its first logit is the image, its second a number that it draws."""
+    """Its first logit is the image, its second a random number."""
 
     @nn.compact
     def __call__(self, images, *, train=False, positions=None):
@@ -33,7 +33,7 @@ def loss(outputs, targets, teacher_logits):
 
 
 def drawn(seed, steps=3):
-    """What the recipe and the model draw in each step, for the same batch in all: float32[steps, 2]."""
+    """Returns the random numbers of augmentation and model in each step, for the same batch: float32[steps, 2]."""
     model, optimizer = Draws(), optax.sgd(0.0)
     training = Training(
         model=model,
@@ -52,7 +52,7 @@ def drawn(seed, steps=3):
     return np.array(found)
 
 
-def test_recipe_and_model_draw_by_the_seed_and_the_step():
+def test_randomness_derives_from_the_seed_and_the_step():
     first = drawn(0)
     np.testing.assert_array_equal(drawn(0), first)
     assert len(np.unique([first, drawn(1)])) == 12

@@ -18,7 +18,7 @@ DATA = Identity(("a", "b"), Images(10_000, "0a"), Images(90, "0b"))
 
 
 def claim(workdir, config, data=DATA):
-    """Check and claim a workdir as the trainer does; returns the steps of an epoch."""
+    """Checks and claims a workdir as the trainer does; returns the steps per epoch."""
     record = check_workdir(workdir, config, data)
     steps = None if record is None else record["resolved"]["steps_per_epoch"]
     mixing = None if record is None else recorded_mixing(record)
@@ -34,22 +34,22 @@ def edit(workdir, change):
     (workdir / "config.json").write_text(json.dumps(record))
 
 
-def test_the_same_run_may_go_on_and_another_may_not(tmp_path):
+def test_the_same_configuration_may_resume_and_another_may_not(tmp_path):
     claim(tmp_path, tiny_config())
     claim(tmp_path, tiny_config(log__every_steps=7))
     with pytest.raises(ConfigError, match=r"differs in optimizer\.eps, train\.batch_size;"):
         claim(tmp_path, tiny_config(optimizer__eps=1e-7, train__batch_size=16))
 
 
-def test_what_a_missing_field_means_does_not_follow_its_default(tmp_path, monkeypatch, capsys):
-    """Of a run that began before a field existed, and of one that began before its default moved to another value."""
+def test_a_missing_field_keeps_its_meaning_if_its_default_changes(tmp_path, monkeypatch, capsys):
+    """For a run started before a field existed, and for one started before its default changed."""
     claim(tmp_path, tiny_config())
     edit(tmp_path, lambda config: (config["model"].pop("drop_dtype"), config["distillation"].pop("kl_mean")))
-    for _ in range(2):  # every start of it
+    for _ in range(2):  # at every start
         record = check_workdir(tmp_path, tiny_config(), DATA)
         config = as_begun(tiny_config(), record)
         assert config.model.drop_dtype == "compute" and config.distillation.kl_mean == "elements"
-        assert config.is_locked and "as it computed: config.model.drop_dtype=compute\n" in capsys.readouterr().out
+        assert config.is_locked and "keeps its settings: config.model.drop_dtype=compute\n" in capsys.readouterr().out
         claim(tmp_path, tiny_config())
         recorded = read_config(tmp_path)["config"]
         assert "drop_dtype" not in recorded["model"] and "kl_mean" not in recorded["distillation"]
@@ -62,16 +62,16 @@ def test_what_a_missing_field_means_does_not_follow_its_default(tmp_path, monkey
     assert recorded_config(read_config(tmp_path)).distillation.kl_mean == "batch"
 
 
-def test_a_run_of_this_version_is_as_it_is_configured(tmp_path, capsys):
+def test_a_run_of_this_version_uses_its_configuration(tmp_path, capsys):
     claim(tmp_path, tiny_config(model__drop_dtype="compute"))
-    with pytest.raises(ConfigError, match=r"differs in model\.drop_dtype;"):  # it is recorded, so it has to be given
+    with pytest.raises(ConfigError, match=r"differs in model\.drop_dtype;"):  # it is recorded, so it must be set
         claim(tmp_path, tiny_config())
     config = tiny_config(model__drop_dtype="compute")
     assert as_begun(config, check_workdir(tmp_path, config, DATA)) is config and as_begun(config, None) is config
     assert read_config(tmp_path)["config"]["model"]["drop_dtype"] == "compute" and capsys.readouterr().out == ""
 
 
-def test_a_missing_field_without_effect_is_recorded_as_it_is_now(tmp_path):
+def test_a_missing_field_without_effect_is_recorded_with_its_present_value(tmp_path):
     config = tiny_teacher_config()
     claim(tmp_path, config)
     edit(
@@ -84,8 +84,8 @@ def test_a_missing_field_without_effect_is_recorded_as_it_is_now(tmp_path):
     )  # a convnet has no such stream
 
 
-def test_every_field_that_a_workdir_may_lack_has_a_meaning_there():
-    """Of the first version's workdir; whoever adds a field declares what its absence means."""
+def test_every_field_that_a_record_may_lack_has_a_meaning():
+    """Compared with the first version's workdir: a new field must declare what its absence means."""
     with tarfile.open(ROOT / "tests/golden/workdir_0.1.0.tar.xz") as archive:
         recorded = json.load(archive.extractfile("workdir/config.json"))["config"]
     assert recorded["model"]["overrides"]["depth"] == 2
@@ -104,8 +104,8 @@ def mixing_of(workdir):
     return recorded_mixing(read_config(workdir))
 
 
-def test_the_mixing_groups_that_a_run_began_with_stay(tmp_path):
-    """Whether they were given, as versions before 0.3 recorded them, or followed from the batch."""
+def test_a_run_keeps_its_first_mixing_groups(tmp_path):
+    """Both configured ones, as recorded by versions before 0.3, and ones derived from the batch."""
     for begun in ("given", "derived"):
         workdir = tmp_path / begun
         given = {"augment__group_size": 2, "augment__groups_per_block": 8} if begun == "given" else {}
@@ -118,7 +118,7 @@ def test_the_mixing_groups_that_a_run_began_with_stay(tmp_path):
                 del record["resolved"][name]
             del record["config"]["augment"]["max_group_size"]
             (workdir / "config.json").write_text(json.dumps(record))
-        # Another bound would give other groups to a new run.
+        # A new run with another bound would have other groups.
         claim(workdir, tiny_config(augment__max_group_size=8))
         assert mixing_of(workdir) == sizes
         claim(workdir, tiny_config(augment__group_size=sizes[0], augment__groups_per_block=sizes[1]))
@@ -131,9 +131,9 @@ def test_the_mixing_groups_that_a_run_began_with_stay(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{}", "[1]", '{"architecture": "deit"}'])
-def test_another_programs_config_is_no_record(tmp_path, content):
+def test_the_config_json_of_another_program_raises(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ConfigError, match="is not that of a training run"):
+    with pytest.raises(ConfigError, match="is not the record of a training run"):
         read_config(tmp_path)
 
 
@@ -145,7 +145,7 @@ def test_another_programs_config_is_no_record(tmp_path, content):
         ("resolved.data", None, "data"), ("resolved.data.train", 7, "data"), ("resolved.data.train", {"digest": "a"}, "data"),
     ],
 )  # fmt: skip
-def test_a_record_that_was_edited_is_damaged_and_named(tmp_path, part, value, named):
+def test_an_invalid_part_of_a_record_is_named(tmp_path, part, value, named):
     claim(tmp_path, tiny_config())
     record = read_config(tmp_path)
     *path, name = part.split(".")
@@ -154,15 +154,15 @@ def test_a_record_that_was_edited_is_damaged_and_named(tmp_path, part, value, na
         inner = inner[step]
     inner[name] = value
     (tmp_path / "config.json").write_text(json.dumps(record))
-    with pytest.raises(ConfigError, match=rf"config\.json is damaged \(its {named} is not what a run writes\)"):
+    with pytest.raises(ConfigError, match=rf"config\.json is damaged \(invalid {named}\)"):
         read_config(tmp_path)
 
 
-def test_a_workdir_of_a_later_version_is_refused_by_its_number(tmp_path):
+def test_a_workdir_of_a_later_version_raises(tmp_path):
     claim(tmp_path, tiny_config())
     record = read_config(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(record | {"format": 99, "version": "7.8.9"}))
-    with pytest.raises(ConfigError, match=r"was made by deit_jax 7\.8\.9, which this one \(\d"):
+    with pytest.raises(ConfigError, match=r"was made by deit_jax 7\.8\.9, whose format this version \(\d"):
         claim(tmp_path, tiny_config())
 
 
@@ -174,7 +174,7 @@ def test_an_option_that_the_model_lacks_may_be_corrected(tmp_path):
     assert read_config(tmp_path)["config"]["model"]["remat"] == "none"
 
 
-def test_the_remedy_for_losses_that_are_not_finite_may_change(tmp_path):
+def test_on_nonfinite_may_change(tmp_path):
     claim(tmp_path, tiny_config())
     claim(tmp_path, tiny_config(on_nonfinite="rollback"))
     assert read_config(tmp_path)["config"]["on_nonfinite"] == "rollback"
@@ -196,14 +196,14 @@ def refused(workdir, data, match, **changes):
         (("b", "a"), "the same names in another order, class 0 is 'b', not 'a'"),
     ],
 )
-def test_other_classes_are_refused(tmp_path, names, shown):
+def test_other_classes_raise(tmp_path, names, shown):
     claim(tmp_path, tiny_config())
     data = dataclasses.replace(DATA, class_names=names)
     for options in ({}, {"data__on_change": "continue"}):
         refused(tmp_path, data, re.escape(f"was trained on other classes ({shown})"), **options)
 
 
-def test_other_images_are_refused_unless_the_run_may_go_on_with_them(tmp_path, capsys):
+def test_other_images_raise_unless_on_change_is_continue(tmp_path, capsys):
     steps = claim(tmp_path, tiny_config())
     more = dataclasses.replace(DATA, train=Images(13_000, "0c"))
     refused(tmp_path, more, "10,000 training images then, 13,000 now.*--config.data.on_change=continue")
@@ -211,15 +211,15 @@ def test_other_images_are_refused_unless_the_run_may_go_on_with_them(tmp_path, c
     refused(tmp_path, renamed, "10,000 training images as before, but not the same ones")
 
     assert claim(tmp_path, tiny_config(data__on_change="continue"), more) == steps
-    assert "goes on with what is there now" in capsys.readouterr().out
-    assert claim(tmp_path, tiny_config(), more) == steps  # the new images are recorded, the epochs stay as long
+    assert "continues with the present data" in capsys.readouterr().out
+    assert claim(tmp_path, tiny_config(), more) == steps  # records the new images and keeps the epoch length
     assert capsys.readouterr().out == ""
     refused(tmp_path, DATA, "13,000 training images then, 10,000 now")
     few = dataclasses.replace(DATA, train=Images(20, "0e"))  # fewer than a batch
     assert claim(tmp_path, tiny_config(data__on_change="continue"), few) == steps
 
 
-def test_other_evaluation_images_are_refused_unless_asked_for(tmp_path):
+def test_other_evaluation_images_raise_unless_their_fields_change(tmp_path):
     claim(tmp_path, tiny_config())
     fewer = dataclasses.replace(DATA, evaluation=Images(80, "0c"))
     refused(tmp_path, fewer, "90 evaluation images then, 80 now")
@@ -227,7 +227,7 @@ def test_other_evaluation_images_are_refused_unless_asked_for(tmp_path):
     claim(tmp_path, tiny_config(data__max_eval_images=80), fewer)
 
 
-def test_of_a_version_that_recorded_no_images_the_steps_of_an_epoch_count(tmp_path):
+def test_without_recorded_images_the_steps_per_epoch_are_compared(tmp_path):
     claim(tmp_path, tiny_config())
     record = read_config(tmp_path)
     del record["resolved"]["data"]
@@ -237,11 +237,11 @@ def test_of_a_version_that_recorded_no_images_the_steps_of_an_epoch_count(tmp_pa
     assert read_config(tmp_path)["resolved"]["data"]["train"] == {"images": 10_000, "digest": "0a"}
 
 
-def test_a_run_that_began_in_between_is_not_overwritten(tmp_path):
+def test_a_run_started_meanwhile_is_not_overwritten(tmp_path):
     config = tiny_config()
     plan = resolve(config, num_images=10_000, data_classes=2)
     assert check_workdir(tmp_path, config, DATA) is None
     claim(tmp_path, tiny_config(seed=1))
-    with pytest.raises(ConfigError, match="another run began in"):
+    with pytest.raises(ConfigError, match="another run was started in"):
         claim_workdir(tmp_path, config, plan, DATA, checked=None)
     assert read_config(tmp_path)["config"]["seed"] == 1

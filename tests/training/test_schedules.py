@@ -22,7 +22,7 @@ def golden():
 
 
 @pytest.mark.parametrize("kind", ["released", "plain"])
-def test_the_rate_of_every_epoch_is_timms(golden, kind):
+def test_the_rate_of_every_epoch_matches_timm(golden, kind):
     schedule = cosine_schedule(**PAPER | {"kind": kind}, steps_per_epoch=7)
     for offset in (0, 6):  # the first and the last step of an epoch
         rates = schedule(np.arange(300) * 7 + offset)
@@ -41,7 +41,7 @@ def test_the_released_fine_tuning_at_384_pixels_warms_up_for_a_fifth_of_its_epoc
     np.testing.assert_allclose(schedule(np.arange(30)), expected, rtol=1e-6)
 
 
-def test_rates_by_step_are_timms_at_fractional_epochs(golden):
+def test_rates_per_step_match_timm_at_fractional_epochs(golden):
     schedule = cosine_schedule(**PAPER | {"kind": "plain", "per_step": True}, steps_per_epoch=7)
     np.testing.assert_allclose(schedule(np.arange(0, 2100, 31)), golden["per_step_rates"], rtol=1e-6)
 
@@ -56,6 +56,6 @@ def test_no_warmup_starts_at_the_peak():
     np.testing.assert_allclose(schedule(0), 1e-3, rtol=1e-6)
 
 
-def test_an_unknown_kind_is_refused():
+def test_an_unknown_kind_raises():
     with pytest.raises(ValueError, match="'linear'"):
         cosine_schedule(**PAPER | {"kind": "linear"}, steps_per_epoch=1)

@@ -1,4 +1,4 @@
-"""The training step on tiny models: what it computes must not depend on how it is computed."""
+"""The training step on tiny models: its result must not depend on devices, sharding or microbatches."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ ALONE = {"distillation__kind": "none", "teacher__weights": ""}
 
 
 def small_config(**changes):
-    """What a step computes, in a program that is quick to compile: one block, and no erasing (tests/augment has it)."""
+    """Returns a configuration that compiles quickly: one block, and no erasing (tested in tests/augment)."""
     config = tiny_config(augment__erase_probability=0.0, **changes)
     config.model.overrides.depth = 1
     return config
@@ -51,10 +51,10 @@ def one_device(tmp_path_factory):
     return run_steps(small_config(), tmp_path_factory.mktemp("teacher"))
 
 
-def test_rows_that_the_devices_deal_are_trained_on_to_the_bit(tmp_path, monkeypatch):
+def test_rows_grouped_on_devices_give_a_bit_identical_step(tmp_path, monkeypatch):
     config = small_config(**ALONE)
     _, *expected = run_steps(config, tmp_path, devices=4)
-    apart = {0: HostRows(((0, config.train.batch_size),), dealt=False)}  # as of several hosts that share a block
+    apart = {0: HostRows(((0, config.train.batch_size),), dealt=False)}  # as with several hosts that share a block
     monkeypatch.setattr("deit_jax.training.program.host_rows", lambda *_: apart)
     _, *found = run_steps(config, tmp_path, devices=4, dealt=False)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -63,7 +63,7 @@ def test_rows_that_the_devices_deal_are_trained_on_to_the_bit(tmp_path, monkeypa
 
 
 def difference(one, other) -> float:
-    """Largest absolute difference of two trees."""
+    """Returns the largest absolute difference between two trees."""
     return max(
         float(np.max(np.abs(a - b), initial=0.0))
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
@@ -80,7 +80,7 @@ def assert_same_run(one, other):
     assert difference(state.ema, other_state.ema) < 2e-3
 
 
-def test_a_step_moves_every_parameter_and_counts(one_device):
+def test_a_step_updates_every_parameter_and_the_counter(one_device):
     before, after, history = one_device
     assert int(after.step) == 2
     for path, leaf in jax.tree_util.tree_leaves_with_path(
@@ -103,18 +103,18 @@ def test_the_moving_average_follows_the_weights(one_device):
 
 @pytest.mark.long  # tests/end_to_end has two devices
 @pytest.mark.parametrize("devices", [2, 8])
-def test_several_devices_make_the_same_run(one_device, devices, tmp_path):
+def test_several_devices_give_the_same_run(one_device, devices, tmp_path):
     assert_same_run(one_device, run_steps(small_config(), tmp_path, devices=devices))
 
 
-def test_parameters_split_over_the_devices_make_the_same_run(one_device, tmp_path):
+def test_sharded_parameters_give_the_same_run(one_device, tmp_path):
     config = small_config(parallel__fsdp=4, parallel__fsdp_min_size=0)
     assert_same_run(one_device, run_steps(config, tmp_path, devices=8))
 
 
 @pytest.mark.compiler
-def test_logits_stay_with_their_images_where_the_heads_are_split():
-    """XLA would split the logits by class, as their head is split, and reduce the softmax's sums among the devices."""
+def test_logits_stay_with_their_images_if_heads_are_sharded():
+    """Otherwise XLA shards the logits by class, like their head, and reduces the sums of the softmax across devices."""
     config = tiny_config(
         parallel__fsdp=4, parallel__fsdp_min_size=0, num_classes=80, distillation__kind="labels", ema__decay=0.0
     )
@@ -127,12 +127,12 @@ def test_logits_stay_with_their_images_where_the_heads_are_split():
 
 
 @pytest.mark.long
-def test_microbatches_make_the_same_run(one_device, tmp_path):
+def test_microbatches_give_the_same_run(one_device, tmp_path):
     assert_same_run(one_device, run_steps(small_config(train__accumulation_steps=4), tmp_path))
 
 
 def test_four_microbatches_of_8_have_the_gradient_of_a_batch_of_32(tmp_path):
-    # Plain gradient descent at a rate that leaves little of the weights: the update is the gradient.
+    # Plain gradient descent at a large rate: the update is the gradient.
     plain = {"optimizer__name": "sgd", "optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0}
     plain |= {"schedule__warmup_learning_rate": 10.0, "ema__decay": 0.0, **ALONE}
     runs = [
@@ -148,12 +148,12 @@ def test_four_microbatches_of_8_have_the_gradient_of_a_batch_of_32(tmp_path):
     np.testing.assert_allclose(parts_metrics["loss"], metrics["loss"], rtol=1e-5)
 
 
-def test_microbatches_on_several_devices_make_the_same_run(one_device, tmp_path):
+def test_microbatches_on_several_devices_give_the_same_run(one_device, tmp_path):
     assert_same_run(one_device, run_steps(small_config(train__accumulation_steps=2), tmp_path, devices=4))
 
 
 @pytest.mark.long
-def test_another_seed_makes_another_run(one_device, tmp_path):
+def test_another_seed_gives_another_run(one_device, tmp_path):
     _, state, _ = run_steps(small_config(seed=1), tmp_path)
     assert difference(one_device[1].params, state.params) > 1e-2
 
@@ -163,7 +163,7 @@ def convnet(tmp_path_factory):
     return run_steps(tiny_teacher_config(), tmp_path_factory.mktemp("convnet"))
 
 
-def test_a_convnet_trains_its_running_statistics(convnet):
+def test_a_convnet_updates_its_running_statistics(convnet):
     before, after, history = convnet
     names = {"loss", "class_loss", "grad_norm", "learning_rate", *PRIVATE_METRICS}
     assert set(history[0]) == names
@@ -188,7 +188,7 @@ def test_clipping_bounds_the_update_of_sgd(tmp_path):
     moved = np.sqrt(
         sum(np.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True))
     )
-    assert history[0]["grad_norm"] > 1e-2  # told before clipping
+    assert history[0]["grad_norm"] > 1e-2  # measured before clipping
     # Nesterov's first step is (1 + momentum) times the gradient.
     np.testing.assert_allclose(moved, 1.9 * 1e-3 * history[0]["learning_rate"], rtol=1e-3)
     assert after.ema is None

@@ -1,4 +1,4 @@
-"""100 steps of our trainer beside those of timm and PyTorch's AdamW, as recorded: see benchmarks/trajectory.py."""
+"""Compares 100 steps of our trainer with recorded ones of timm and PyTorch's AdamW: see benchmarks/trajectory.py."""
 
 import numpy as np
 import pytest
@@ -25,29 +25,29 @@ def ours(given):
     return trajectory.run_ours(*given)
 
 
-def test_both_sides_were_given_the_same_batches(given, torch):
+def test_both_sides_used_the_same_batches(given, torch):
     assert trajectory.checksum(given[2]) == torch["checksum"]
 
 
 @pytest.mark.parametrize("kind", ["params", "ema"])
-def test_the_weights_end_where_those_of_pytorch_do(ours, torch, kind):
+def test_the_final_weights_match_pytorch(ours, torch, kind):
     assert trajectory.names_of(ours, kind) == trajectory.names_of(torch, kind)
     distances = trajectory.distances(ours, torch, kind)
     worst = max(distances, key=distances.get)
     print(f"largest relative L2 distance: {distances[worst]:.1e}, {worst}")
     assert distances[worst] <= CLOSE <= trajectory.BOUND
-    # The key's bias has no true gradient: what moves it is rounding, at most a learning rate a step.
+    # The gradient of the key's bias is 0 except for rounding, which changes it by at most the learning rate per step.
     assert trajectory.key_bias_difference(ours, torch, kind) <= torch["learning_rate"].sum()
 
 
-def test_they_are_as_close_measured_by_the_way_they_have_gone(ours, torch):
+def test_the_final_weights_match_relative_to_their_change(ours, torch):
     distances = trajectory.distances(ours, torch, start=ours)
     worst = max(distances, key=distances.get)
     print(f"largest L2 distance relative to the way: {distances[worst]:.1e}, {worst}")
     assert distances[worst] <= CLOSE
 
 
-def test_every_loss_and_gradient_is_that_of_pytorch(ours, torch):
+def test_every_loss_and_gradient_matches_pytorch(ours, torch):
     differences = trajectory.loss_differences(ours, torch)
     print(differences)
     assert max(differences[name] for name in trajectory.LOSSES) <= 1e-5
@@ -55,7 +55,7 @@ def test_every_loss_and_gradient_is_that_of_pytorch(ours, torch):
     assert ours["loss"][-1] < 0.9 * ours["loss"][0]
 
 
-def test_the_rates_are_the_released_schedule_and_high_enough_to_matter(ours, torch):
+def test_the_rates_follow_the_released_schedule_and_are_high_enough(ours, torch):
     np.testing.assert_allclose(ours["learning_rate"], torch["learning_rate"], rtol=1e-6)
     assert np.sum(torch["learning_rate"] > 1e-4) >= trajectory.STEPS / 2
     np.testing.assert_allclose(torch["learning_rate"][:8], 1e-6)  # two epochs: the released lag
@@ -76,7 +76,7 @@ def test_rounding_cannot_change_the_decisions_of_the_teacher(given, torch):
 
 @pytest.mark.long
 @pytest.mark.parametrize("kind", trajectory.KINDS)
-def test_in_float64_the_two_compute_the_same(kind, torch):
+def test_in_float64_both_agree(kind, torch):
     config = trajectory.trajectory_config(kind)
     with trajectory.in_float64():
         ours = trajectory.run_ours(config, *trajectory.plan_and_batches(config), "float64")

@@ -1,4 +1,4 @@
-"""The 100 steps that are compared with PyTorch's: what is trained, our side of it, and the distances of two runs.
+"""100 steps that are compared with PyTorch's: the training, our side of it, and the distances between two runs.
 
 A small distilled DeiT learns from a frozen RegNetY-200MF and the embedded photographs: the paper's loss, optimizer and schedule
 (25 epochs of 4 steps, released lag) and nothing random. The weights before the first step are given by a formula. A run is a
@@ -94,7 +94,7 @@ def plan_and_batches(config: ConfigDict) -> tuple[Plan, Arrays]:
 
 
 def checksum(batches: Arrays) -> int:
-    """CRC-32 of the batches, to know that a recorded run was given the same."""
+    """Returns the CRC-32 of the batches, to check that a recorded run used the same."""
     return zlib.crc32(batches["label"].tobytes(), zlib.crc32(batches["image"].tobytes()))
 
 
@@ -116,7 +116,7 @@ def initial_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def initial_params(config: ConfigDict, plan: Plan) -> Any:
-    """The student's parameters before the first step."""
+    """Returns the student's parameters before the first step."""
     model = create_model(config.model.name, CLASSES, plan.image_size, **config.model.overrides)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, plan.image_size, plan.image_size, 3)))
     return filled(shapes, initial_tensor)["params"]
@@ -155,7 +155,7 @@ def filled(shapes: Any, formula: Callable[[str, tuple[int, ...]], np.ndarray]) -
 
 @contextlib.contextmanager
 def in_float64() -> Iterator[None]:
-    """Run the package in float64: where it says float32 (statistics, softmax, logits, rates), float64 is meant in here."""
+    """Runs the package in float64, also where it uses float32 explicitly (statistics, softmax, logits, rates)."""
     numpy = types.SimpleNamespace(**(vars(np) | {"float32": np.float64}))
     with (
         jax.enable_x64(True),

@@ -8,9 +8,8 @@ import safetensors.numpy
 
 import deit_jax
 from deit_jax.training.checkpoint_folder import CheckpointError
-from deit_jax.training.checkpointing import Checkpoints
+from deit_jax.training.checkpointing import Checkpoints, load_variables, load_weights_of_run
 from deit_jax.training.state import TrainState
-from deit_jax.training.trained_weights import load_variables, load_weights_of_run
 from deit_jax.weights import WeightsError, load_weights, save_weights
 from deit_jax.weights.errors import unusable_values
 from deit_jax.weights.loading import fit_variables

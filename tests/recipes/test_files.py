@@ -1,4 +1,4 @@
-"""Which file a name like configs/deit.py means: here, and where there is none of that name."""
+"""Which file a name like configs/deit.py selects, with and without a file of that name."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import pytest
 
 from deit_jax.errors import UserError
 from deit_jax.paper.commands import FILES, load_commands
-from deit_jax.recipes import location
-from deit_jax.recipes.location import find_config, own_configs
+from deit_jax.recipes import files
+from deit_jax.recipes.files import find_config, own_configs
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,16 +38,16 @@ def test_only_names_under_configs_are_looked_up(elsewhere):
             find_config(name)
 
 
-def test_an_installed_package_has_its_own(elsewhere, monkeypatch):
+def test_an_installed_package_has_its_own_configs(elsewhere, monkeypatch):
     package = elsewhere / "site-packages" / "deit_jax"
-    write(elsewhere / "site-packages" / "configs" / "deit.py")  # of a stranger
+    write(elsewhere / "site-packages" / "configs" / "deit.py")  # of another project
     file = write(package / "configs" / "deit.py")
-    monkeypatch.setattr(location, "_PACKAGE", package)
+    monkeypatch.setattr(files, "_PACKAGE", package)
     assert own_configs() == package / "configs"
     assert find_config("configs/deit.py") == file
 
 
-def test_the_error_names_what_there_is(elsewhere):
+def test_the_error_lists_the_included_configs(elsewhere):
     with pytest.raises(UserError) as caught:
         find_config("configs/deti.py")
     message = str(caught.value)
@@ -56,7 +56,7 @@ def test_the_error_names_what_there_is(elsewhere):
     assert message.endswith(", ".join(shipped))
 
 
-def test_the_list_is_of_the_files_that_its_commands_mean(elsewhere):
+def test_load_commands_uses_the_files_that_its_commands_select(elsewhere):
     everything = load_commands()
     assert {command.file for command in everything} == set(FILES)
     changed = (ROOT / "configs" / "search.py").read_text() + "\n\ndef get_config(argument):\n    return argument * 2\n"
@@ -64,7 +64,7 @@ def test_the_list_is_of_the_files_that_its_commands_mean(elsewhere):
     assert {command.config() for command in load_commands() if command.file == "search"} > {"5e-4,0.055e-4,0.05"}
 
 
-def test_the_list_refuses_files_of_another_project(elsewhere):
+def test_load_commands_refuses_files_of_another_project(elsewhere):
     write(elsewhere / "configs" / "deit.py", "import ml_collections\n")
     with pytest.raises(UserError, match=r"configs/deit\.py .*is of another project and publishes no row"):
         load_commands()
