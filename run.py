@@ -1,4 +1,4 @@
-"""Train, evaluate: python run.py --config=configs/quickstart.py --workdir=runs/quickstart (--help lists the flags)."""
+"""Runs a command: python run.py --config=configs/quickstart.py --workdir=runs/quickstart (--help lists the flags)."""
 
 from deit_jax.main import main
 

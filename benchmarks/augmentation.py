@@ -1,17 +1,17 @@
-"""The device's augmentation: RandAugment beside timm's with Pillow, and its share of a training step.
+"""Speed of the augmentation on the device: RandAugment compared with timm's and Pillow, and its share of a training step.
 
     python benchmarks/augmentation.py [--peer_python=PYTHON] [--skip_step] [--topology=v5e:2x2]
 
-With PYTHON (an interpreter with timm and Pillow): images a second of RandAugment at 224 pixels, ours compiled by JAX on one
-core beside timm's in one process on the same core, in turn, round after round; the ratio is the median of the rounds' ratios,
-by the clock and by processor time, which other work on the machine disturbs less.
+With PYTHON (an interpreter with timm and Pillow): images/s of RandAugment at 224 pixels, ours compiled by JAX on one core, and
+timm's in one process on the same core, measured alternately. The ratio is the median of the ratios of the rounds, by wall-clock
+time and by processor time, which is less sensitive to other load on the machine.
 
-Unless skipped: the time of the whole recipe (Table 9) and of a DeiT-S training step that contains it, on this machine's CPU.
+Unless skipped: the time of the whole recipe (Table 9) and of a DeiT-S training step with it, on this machine's CPU.
 
-With a TPU topology (needs libtpu, no TPU): XLA's estimated cycles an image, from the optimised program, of both layers of
-RandAugment, of the rest of the recipe, and of a DeiT-S training step in bfloat16 without augmentation, 64 images a device. A
-loop counts as often as it is expected to turn. XLA's model leaves out launches, and what a gather costs: those of single
-pixels are counted, and there must be none.
+With a TPU topology (needs libtpu, but no TPU): XLA's estimated cycles per image, from the optimised program, of both layers of
+RandAugment, of the rest of the recipe, and of a DeiT-S training step in bfloat16 without augmentation, with 64 images per device.
+A loop counts with its expected number of iterations. XLA's model does not include kernel launches or the cost of gathers; gathers
+of single pixels are counted separately, and there must be none.
 
 The last line is one JSON object.
 """
@@ -36,12 +36,12 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 POLICY = "rand-m9-mstd0.5-inc1"
 FILL = (124, 116, 104)
-IMAGES = 256  # of a round
-BATCH_ON_TPU = 64  # of a device
+IMAGES = 256  # per round
+BATCH_ON_TPU = 64  # per device
 
 
 def crops(count: int) -> Any:
-    """Random crops of two photographs at 224 pixels, uint8[count, 224, 224, 3]."""
+    """Random crops of two photographs at 224 pixels: uint8[count, 224, 224, 3]."""
     import numpy as np
     from PIL import Image
 
@@ -57,7 +57,7 @@ def crops(count: int) -> Any:
 
 
 def measure_randaugment(peer_python: str, rounds: int) -> dict[str, Any]:
-    """Runs on one core: the process is bound to it before JAX starts its threads."""
+    """Measures on one core: the process is pinned to it before JAX starts its threads."""
     core = max(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {core})
     from deit_jax.parallel.host_memory import keep_freed_memory
@@ -93,7 +93,7 @@ def measure_randaugment(peer_python: str, rounds: int) -> dict[str, Any]:
             clock, processor = time.perf_counter(), time.process_time()
             augment(number, on_device).block_until_ready()
             ours = [time.perf_counter() - clock, time.process_time() - processor]
-            if number:  # the first warms up
+            if number:  # the first is a warm-up
                 rows.append((ours, theirs))
                 rates = [IMAGES / seconds for seconds in (ours[0], theirs[0])]
                 print(f"round {number}: {rates[0]:.0f} images/s, timm {rates[1]:.0f}", file=sys.stderr, flush=True)
@@ -116,7 +116,7 @@ def measure_randaugment(peer_python: str, rounds: int) -> dict[str, Any]:
 
 
 def step_program(batch_size: int, device: Any, augment: bool) -> tuple[Any, Any]:
-    """The program of DeiT-S (no teacher) on one device, and its recipe."""
+    """Compiles DeiT-S (without a teacher) for one device; returns the program and its recipe."""
     from deit_jax.parallel.mesh import make_mesh
     from deit_jax.recipes.imagenet import deit
     from deit_jax.training.plan import resolve
@@ -162,14 +162,14 @@ def measure_step(rounds: int) -> dict[str, Any]:
 
 
 def expected_turns(chunk: int, probability: float, batch_size: int) -> float:
-    """Of a loop over chunks of the rows that are chosen with a probability."""
+    """The expected number of iterations of a loop over chunks of rows that are selected with a probability."""
     rows = range(batch_size + 1)
     weights = [math.comb(batch_size, n) * probability**n * (1 - probability) ** (batch_size - n) for n in rows]
     return sum(weight * math.ceil(n / chunk) for n, weight in zip(rows, weights, strict=True))
 
 
 def estimated_cycles(program: str, chances: dict[str, float]) -> float:
-    """Sum of XLA's estimates over an optimised program; chances: of a row to be chosen, by the loop's name."""
+    """The sum of XLA's estimates over an optimised program. chances: the probability that a row is selected, by loop name."""
     computations: dict[str, list[str]] = {}
     entry = name = ""
     for line in program.splitlines():
@@ -186,7 +186,7 @@ def estimated_cycles(program: str, chances: dict[str, float]) -> float:
         where = re.search(r'op_name="([^"]*)"', line)[1]
         loops = re.findall(r"(\w+)_in_chunks_of_(\d+)", where)
         if not loops:
-            if where.endswith("/while"):  # over the layers, where XLA lost their number
+            if where.endswith("/while"):  # the loop over layers, whose length XLA lost
                 return 2
             raise ValueError(f"a loop of unknown length: {where}")
         return expected_turns(int(loops[-1][1]), chances[loops[-1][0]], BATCH_ON_TPU)
@@ -204,7 +204,7 @@ def estimated_cycles(program: str, chances: dict[str, float]) -> float:
 
 
 def pixel_gathers(program: str) -> int:
-    """Gathers that fetch more slices than a device has rows."""
+    """Counts gathers that fetch more slices than a device has rows."""
     found = re.findall(r" = \w+\[([\d,]*)\]\S* gather\(.*slice_sizes=\{([\d,]*)\}", program)
     sizes = [[math.prod(map(int, filter(None, text.split(",")))) for text in pair] for pair in found]
     return sum(size / slice_size > BATCH_ON_TPU for size, slice_size in sizes)
@@ -260,7 +260,7 @@ def measure_cost(topology: str) -> dict[str, Any]:
 
 
 def run_part(name: str, arguments: list[str], **environment: str) -> dict[str, Any]:
-    """Each part has a process of its own: cores and platforms are settled before JAX is imported."""
+    """Runs each part in its own process, because cores and platforms must be set before JAX is imported."""
     command = [sys.executable, __file__, f"--part={name}", *arguments]
     done = subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])

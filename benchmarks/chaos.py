@@ -1,12 +1,12 @@
-"""Break a run in every way that a machine can, many times, and count what was lost.
+"""Breaks a run in many ways, many times, and counts what was lost.
 
     python benchmarks/chaos.py --kills 100 --checkpoints 50 --images 10000 --weights 1000
 
-Kills: a run of 200 steps that saves every 20 is killed (SIGKILL) at a time drawn uniformly from the moment its loop opens its log
-to its end, and the same command is typed again; parameters, optimizer, EMA and metrics must be those of a run left alone, to the
-bit. Checkpoints: a byte flipped, an end cut off or a file deleted in the newest of a finished run. Images: JPEG, PNG files with
-bytes changed, cut, inserted, removed, read as training does with config.data.on_bad_image=replace. Weights: the same for files
-of weights. The last line is one JSON object; anything under "lost" is a fault of ours.
+Kills: a run of 200 steps that saves every 20 is killed (SIGKILL) at a time drawn uniformly between the opening of its log by the
+loop and its end, and the same command is run again. Parameters, optimizer, EMA and metrics must be bit-identical to those of an
+uninterrupted run. Checkpoints: a byte flipped, the end cut off or a file deleted in the newest checkpoint of a finished run.
+Images: JPEG and PNG files with bytes changed, cut, inserted or removed, read as in training with data.on_bad_image=replace.
+Weights: the same for weights files. The last line is one JSON object; anything under "lost" is a fault of this project.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.mutations import MutatedImages, mutate  # noqa: E402
 
 STEPS, SAVE_EVERY = 200, 20
-# Rows are compared without what depends on the clock.
+# Rows are compared without the fields that depend on the clock.
 CLOCK = (
     "images_per_second",
     "images_per_second_per_device",
@@ -46,7 +46,7 @@ CLOCK = (
 
 
 def command(workdir: Path) -> list[str]:
-    # As cheap a run as has everything: it is made twice for each kill.
+    # A cheap run with all features, because it is made twice for each kill.
     settings = [
         "model.name=deit_tiny_patch16_224", "model.overrides.depth=1", "distillation.kind=none", "teacher.weights=",
         "train.batch_size=8", "data.repeats=1", "augment.groups_per_block=2", "data.max_eval_images=40",
@@ -62,7 +62,7 @@ def run(workdir: Path) -> subprocess.CompletedProcess[str]:
 
 
 def outcome(workdir: Path) -> dict[str, str]:
-    """Digests of what a run ended with."""
+    """Digests of the final state of a run."""
     import jax
     import numpy as np
 
@@ -91,10 +91,10 @@ def start(workdir: Path) -> subprocess.Popen[bytes]:
 
 
 def kill_once(workdir: Path, seconds: float, rng: random.Random) -> dict[str, Any]:
-    """A killed and resumed run: was it "in_save" by its log, how often it ended "before" the kill, what "failed"."""
+    """Kills and resumes a run; returns "in_save" (from its log), how often it ended "before" the kill, and what "failed"."""
     before = -1
     finished = True
-    while finished:  # the kill came too late: that is none
+    while finished:  # the kill came too late and does not count
         before += 1
         shutil.rmtree(workdir, ignore_errors=True)
         process = start(workdir)
@@ -107,7 +107,7 @@ def kill_once(workdir: Path, seconds: float, rng: random.Random) -> dict[str, An
 
 
 def seconds_of_loop(workdir: Path) -> float:
-    """How long a run takes from opening its log to its results."""
+    """The seconds from the opening of the log to the results of a run."""
     process, began = start(workdir), time.monotonic()
     while not (workdir / "results.json").exists() and process.poll() is None:
         time.sleep(0.005)
@@ -119,12 +119,12 @@ def seconds_of_loop(workdir: Path) -> float:
 def kills(count: int, folder: Path, jobs: int, rng: random.Random) -> dict[str, Any]:
     for name in ("whole", "beside"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    run(folder / "beside")  # compiles, once for all
-    # As long as a run takes among `jobs` of its kind.
+    run(folder / "beside")  # compile once for all
+    # The time of a run among `jobs` parallel ones.
     with ThreadPoolExecutor(jobs) as pool:
         times = list(pool.map(seconds_of_loop, [folder / "whole", *(folder / f"beside_{i}" for i in range(jobs - 1))]))
     expected = outcome(folder / "whole")
-    print(f"a run left alone: {times[0]:.1f} s of loop", expected, flush=True)
+    print(f"uninterrupted run: {times[0]:.1f} s of loop", expected, flush=True)
     lock = threading.Lock()
     tally: dict[str, Any] = {
         "tried": 0,
@@ -169,7 +169,7 @@ def damage(path: Path, kind: str, rng: random.Random) -> None:
 
 
 def checkpoints(count: int, folder: Path, rng: random.Random) -> dict[str, Any]:
-    """Damage the newest checkpoint; every tenth run is also resumed to its end."""
+    """Damages the newest checkpoint; every tenth run is also resumed to its end."""
     from deit_jax.training.checkpointing import Checkpoints
 
     whole, tally = folder / "whole", {"tried": 0, "detected": 0, "resumed_identical": 0, "lost": []}
@@ -192,7 +192,7 @@ def checkpoints(count: int, folder: Path, rng: random.Random) -> dict[str, Any]:
             same = done.returncode == 0 and outcome(workdir) == expected
             tally["resumed_identical"] += same
             if not same:
-                tally["lost"].append(f"{what}: resumed to another end")
+                tally["lost"].append(f"{what}: resumed to a different end")
         else:
             with Checkpoints(workdir) as opened_again:
                 detected = opened_again.latest_step() == STEPS - SAVE_EVERY
@@ -204,7 +204,7 @@ def checkpoints(count: int, folder: Path, rng: random.Random) -> dict[str, Any]:
 
 
 def read_mutated_images(count: int, seed: int, answer: Any) -> None:
-    """In a process of its own: reads all as training does, and counts apart what should have been replaced."""
+    """In its own process: reads all images as training does, and counts those that should have been replaced."""
     from deit_jax.data.bad_images import BadImages
     from deit_jax.data.decoding import RandomResizedCrop, decode
     from deit_jax.data.loading import train_batches
@@ -223,11 +223,11 @@ def read_mutated_images(count: int, seed: int, answer: Any) -> None:
     order = TrainOrder(num_examples=count, batch_size=batch, repeats=1, group_size=10, groups_per_block=5, seed=seed)
     seen: set[int] = set()
     steps = 0
-    while len(seen) < count:  # an epoch leaves out what does not fill a batch
+    while len(seen) < count:  # an epoch skips images that do not fill a batch
         seen |= set(order.positions(steps).image_index.tolist())
         steps += 1
     bad_images, expected = BadImages(lambda line: None), 0
-    # num_threads=2: several at a time, as in training.
+    # num_threads=2: parallel reads, as in training.
     for step, images in enumerate(
         train_batches(
             source, order, RandomResizedCrop(32), start_step=0, stop_step=steps, num_threads=2,
@@ -263,7 +263,7 @@ def images(count: int, seed: int) -> dict[str, Any]:
 
 
 def weights(count: int, folder: Path, rng: random.Random) -> dict[str, Any]:
-    """Files of weights: each loads whole or is refused in one line."""
+    """Weights files: each must be loaded completely or refused in one line."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -285,7 +285,7 @@ def weights(count: int, folder: Path, rng: random.Random) -> dict[str, Any]:
             else:
                 deit_jax.save_weights(variables, model, path)
         except Exception as error:  # torch is optional
-            print(f"{suffix} is left out: {error}")
+            print(f"{suffix} is skipped: {error}")
             continue
         originals.append((suffix, path.read_bytes()))
     tally: dict[str, Any] = {"tried": 0, "refused": 0, "loaded": 0, "lost": []}
@@ -304,14 +304,14 @@ def weights(count: int, folder: Path, rng: random.Random) -> dict[str, Any]:
         except WeightsError as error:
             tally["refused"] += 1
             if "\n" in str(error):
-                tally["lost"].append(f"{number}{suffix}: more than a line")
+                tally["lost"].append(f"{number}{suffix}: more than one line")
         except Exception as error:
             tally["lost"].append(f"{number}{suffix}: {type(error).__name__}: {str(error)[:100]}")
     return tally
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
-    lines = ["| what | tried | came of it | lost |", "|---|---|---|---|"]
+    lines = ["| what | tried | outcome | lost |", "|---|---|---|---|"]
     for what, tally in found.items():
         rest = ", ".join(
             f"{name.replace('_', ' ')} {value:,}" for name, value in tally.items() if name not in ("tried", "lost")
@@ -325,8 +325,8 @@ def main() -> None:
     for name, count in (("kills", 100), ("checkpoints", 50), ("images", 10_000), ("weights", 1000)):
         parser.add_argument(f"--{name}", type=int, default=count)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="killed runs side by side")
-    parser.add_argument("--folder", type=Path, help="where to work; default: a new one, removed at the end")
+    parser.add_argument("--jobs", type=int, default=1, help="number of runs that are killed in parallel")
+    parser.add_argument("--folder", type=Path, help="working folder; default: a new one, removed at the end")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="chaos_", ignore_cleanup_errors=True) as temporary:
         folder = options.folder or Path(temporary)

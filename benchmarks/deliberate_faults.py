@@ -1,4 +1,4 @@
-"""The faults that faults_in_code.py puts into the package, one at a time: plausible slips that raise no error by themselves."""
+"""The faults that faults_in_code.py puts into the package, one at a time: plausible mistakes that do not raise an error."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 class Fault:
     """A change of one file that should make a test fail.
 
-    name: for the command line. file: under the root. old: text that occurs exactly once in it; new: what replaces it.
-    tests: files or folders of the tests that mirror the module; they run first.
+    name: for the command line. file: relative to the root. old: text that occurs exactly once in it; new: its replacement.
+    tests: files or folders of the tests that mirror the module, which run first.
     """
 
     name: str
@@ -21,7 +21,7 @@ class Fault:
     tests: tuple[str, ...]
 
     def problem(self, root: Path) -> str:
-        """Why this fault does not fit the code under `root`, in a line; "" if it does."""
+        """Returns why this fault does not apply to the code under `root`, in one line; "" if it does."""
         path = root / self.file
         if not path.is_file():
             return f"{self.name}: there is no {self.file}"
@@ -31,7 +31,7 @@ class Fault:
         return f"{self.name}: there is no {missing[0]}" if missing else ""
 
     def applied(self, text: str) -> str:
-        """The text of the file with the fault in it."""
+        """Returns the text of the file with the fault."""
         return text.replace(self.old, self.new)
 
 
@@ -92,7 +92,7 @@ FAULTS = (
         "off = smoothing / (num_classes - 1)",
         _MIXING,
     ),
-    # The order of the images.
+    # Order of the images.
     Fault(
         "copies-far-apart",
         "deit_jax/data/sampling.py",
@@ -188,7 +188,7 @@ FAULTS = (
         "per_step=False,",
         _PROGRAM,
     ),
-    # The moving average.
+    # Moving average.
     Fault(
         "ema-decay-swapped",
         "deit_jax/training/step.py",
@@ -210,7 +210,7 @@ FAULTS = (
         "ema=jax.tree.map(jnp.zeros_like,",
         _EMA,
     ),
-    # A resumed run.
+    # Resuming.
     Fault(
         "resumed-data-a-step-behind",
         "deit_jax/data/loading.py",
@@ -233,7 +233,7 @@ FAULTS = (
         "    state = state.replace(ema=jax.tree.map(lambda leaf: leaf.copy(), state.variables))",
         _RESUMED,
     ),
-    # The order of the steps.
+    # Order of the steps.
     Fault(
         "saved-before-the-rows-are-synced",
         "deit_jax/training/loop.py",
@@ -356,19 +356,19 @@ FAULTS = (
         "as_begun(config, record)",
         ("tests/training/test_preparation.py",),
     ),
-    # What comes from outside of the package.
+    # Code and data from outside of the package.
     Fault(
         "plugin-in-a-workdir-is-run",
         "deit_jax/plugins.py",
-        "if Path(path).is_relative_to(outer):",
+        "if Path(resolve(origin)).is_relative_to(resolve(folder)):",
         "if False:",
         ("tests/test_plugins.py",),
     ),
     Fault(
         "workers-without-plugins",
         "deit_jax/plugins.py",
-        "return _imported_again, (tuple(_imported),)",
-        "return _imported_again, ((),)",
+        "return _import_pickled, (tuple(_imported),)",
+        "return _import_pickled, ((),)",
         ("tests/test_plugins.py",),
     ),
     Fault(

@@ -1,12 +1,12 @@
-"""Makes the teacher that comes with the package from a finished training run: float16 weights and a card.
+"""Converts a finished training run to the teacher included in the package: float16 weights and a card.
 
     python benchmarks/embedded_data.py --idx=FASHION_MNIST_FOLDER --subset=teacher --output=fashion_mnist_60k.npz
     python run.py --config=configs/quickstart.py:teacher --workdir=runs/teacher --config.data.source=npz \
         --config.data.path=fashion_mnist_60k.npz
     python benchmarks/embedded_teacher.py --workdir=runs/teacher --test=fashion_mnist_60k.npz
 
-The training took 27 minutes on one busy core. The card holds what the run recorded (command, seed, epochs, training time), the
-versions installed where this script runs, and what the finished file gets right, measured by `--mode=eval`.
+The training took 27 minutes on one busy core. The card has what the run recorded (command, seed, epochs, training time), the
+versions installed where this script runs, and the accuracy of the written file, measured by `--mode=eval`.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def run(*arguments: str) -> None:
 
 
 def float16_file(workdir: Path) -> bytes:
-    """The run's EMA weights as a safetensors file with class names."""
+    """Exports the run's EMA weights as a safetensors file with class names."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "teacher.safetensors"
         run("--mode=export", f"--workdir={workdir}", "--layout=timm", "--weights=ema", f"--output={path}")
@@ -46,7 +46,7 @@ def float16_file(workdir: Path) -> bytes:
 
 
 def top1(*data: str) -> dict[str, float | int]:
-    """What the written file gets right, in percent, and of how many images."""
+    """Returns the accuracy of the written file in percent, and the number of images."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "evaluation.json"
         run(
@@ -62,7 +62,7 @@ def top1(*data: str) -> dict[str, float | int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", required=True, type=Path, help="of the finished training run")
+    parser.add_argument("--workdir", required=True, type=Path, help="the finished training run")
     parser.add_argument("--test", required=True, type=Path, help="npz of benchmarks/embedded_data.py --subset=teacher")
     options = parser.parse_args()
     record = json.loads((options.workdir / "config.json").read_text())

@@ -1,15 +1,15 @@
-"""Put deliberate faults into a copy of the package, one at a time, and see which test of the short tier fails.
+"""Puts deliberate faults into a copy of the package, one at a time, and reports which test of the short tier fails.
 
     python benchmarks/faults_in_code.py
     python benchmarks/faults_in_code.py --only=gelu-by-tanh,heads-swapped --baseline
     python benchmarks/faults_in_code.py --list
 
-deliberate_faults.py has the list. The tests run in a scratch copy of the working tree; the checkout stays as it is. The tests
-that mirror the faulty module run first. If they all pass, the rest of what `make test` runs follows. For each fault:
+The list is in deliberate_faults.py. The tests run in a temporary copy of the working tree; the checkout is not changed. The tests
+that mirror the faulty module run first. If all of them pass, the rest of `make test` follows. For each fault:
 
     caught    a test failed; its name follows
     SURVIVED  every test passed: a test is missing, or the fault changes nothing
-    BROKEN    unknown: the tests could not be collected or set up, a process died, or the time was up
+    BROKEN    unknown: the tests could not be collected or set up, a process died, or the time limit was reached
 
 The last line is one JSON object with the outcomes. The exit status is 0 if every fault was caught, else 1.
 """
@@ -36,40 +36,40 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.deliberate_faults import FAULTS, Fault  # noqa: E402  (from this checkout)
 
-# It compares the list of faults with the code, so it fails for every fault, which proves nothing.
+# This test compares the list of faults with the code, so it fails for every fault, which proves nothing.
 OWN_TEST = "tests/test_faults_in_code.py"
 NO_TESTS = 5  # pytest's exit status when it selected none
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a run of tests, or of all runs with a fault. test: the id of the one that failed."""
+    """The outcome of a run of tests, or of all runs with a fault. test: the id of the failed test."""
 
-    status: str  # passed | caught | BROKEN | empty (no test was selected); of a fault SURVIVED, not passed
+    status: str  # passed | caught | BROKEN | empty (no test was selected); for a fault SURVIVED instead of passed
     test: str = ""
     reason: str = ""
 
 
 def copy_working_tree(target: Path) -> None:
-    """Copy the files that git tracks or would add to `target`, as they are now."""
+    """Copies the files that git tracks or would add to `target`, in their current state."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout  # fmt: skip
     for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_symlink() or (ROOT / name).is_file():  # a tracked file may be deleted
+        if (ROOT / name).is_symlink() or (ROOT / name).is_file():  # skip deleted files
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target / name, follow_symlinks=False)
 
 
 def short_tier(root: Path) -> list[list[str]]:
-    """The arguments of every pytest command of `make test`: asked of make, so that the two cannot differ."""
+    """Returns the arguments of every pytest command of `make test`, read from make so that the two cannot differ."""
     printed = subprocess.run(["make", "--dry-run", "test"], cwd=root, check=True, capture_output=True, text=True).stdout
     return pytest_arguments(printed)
 
 
 def pytest_arguments(commands: str) -> list[list[str]]:
-    """What follows `-m pytest` in each command line that has it."""
+    """Returns what follows `-m pytest` in each command line that has it."""
     found = []
     for line in commands.replace("\\\n", " ").splitlines():
         before, pytest, after = line.partition(" -m pytest ")
@@ -81,7 +81,7 @@ def pytest_arguments(commands: str) -> list[list[str]]:
 
 
 def read_report(path: Path, status: int) -> Outcome:
-    """The outcome by pytest's JUnit report. A test must fail by itself: errors outside of tests and timeouts do not count."""
+    """Reads the outcome from pytest's JUnit report. Only failing tests count, not errors outside of tests or timeouts."""
     try:
         cases = list(ElementTree.parse(path).iter("testcase"))
     except (OSError, ElementTree.ParseError):
@@ -116,15 +116,15 @@ def first_line(text: str) -> str:
 
 
 class ScratchCopy:
-    """The copy of the working tree in `folder`, and how tests are run in it."""
+    """The copy of the working tree in `folder`; runs tests in it."""
 
     def __init__(self, folder: Path, python: str, pytest_args: Sequence[str], timeout: float) -> None:
         self.code = folder / "code"
         self._folder, self._python, self._timeout = folder, python, timeout
         self._pytest_args = list(pytest_args)
         (folder / "tmp").mkdir()
-        # No bytecode: it is matched to its source by second and size, and a fault may change neither. Compiled programs are
-        # found by what they compute, so the runs may share them.
+        # No bytecode, because it is matched to its source by second and size, which a fault may leave unchanged. Compiled
+        # programs are keyed by their content, so the runs may share them.
         self._environment = os.environ | {
             "PYTHONDONTWRITEBYTECODE": "1",
             "TMPDIR": str(folder / "tmp"),
@@ -135,7 +135,7 @@ class ScratchCopy:
         self._short_tier = short_tier(self.code)
 
     def imported_package(self) -> str:
-        """The file of the package that tests in the copy import. Ends the program if it is another than the copy's."""
+        """Returns the file of the package that tests in the copy import. Exits if it is not the copy's."""
         done = subprocess.run(
             [self._python, "-c", "import deit_jax; print(deit_jax.__file__)"],
             cwd=self.code, env=self._environment, capture_output=True, text=True,
@@ -150,7 +150,7 @@ class ScratchCopy:
         return path
 
     def try_fault(self, fault: Fault, *, mirrored_only: bool, baseline: bool) -> Outcome:
-        """Put a fault in, run the tests and take it out again. A fault that passes them all has "SURVIVED"."""
+        """Applies a fault, runs the tests and reverts it. A fault that passes all tests "SURVIVED"."""
         path = self.code / fault.file
         sound = path.read_text()
         try:
@@ -167,7 +167,7 @@ class ScratchCopy:
         return outcome
 
     def _run_short_tier(self, mirrored: Sequence[str], mirrored_only: bool) -> Outcome:
-        # In one process: a few modules are not worth the start of workers.
+        # In one process: for a few modules, starting workers is not worth it.
         outcome = self._run_all([[*options, "-x", "-n", "0", *mirrored] for options in self._short_tier])
         if mirrored_only or outcome.status != "passed":
             return outcome
@@ -175,7 +175,7 @@ class ScratchCopy:
         return self._run_all([[*options, "-x", *others] for options in self._short_tier])
 
     def _run_all(self, runs: list[list[str]]) -> Outcome:
-        """Up to the first run that does not pass. Some of them may select no test, but not all."""
+        """Runs tests until the first run that does not pass. Some runs may select no test, but not all."""
         result = Outcome("BROKEN", reason="no test was selected")
         for arguments in runs:
             outcome = self._pytest(arguments)
@@ -188,7 +188,7 @@ class ScratchCopy:
     def _pytest(self, arguments: list[str]) -> Outcome:
         report, log = self._folder / "report.xml", self._folder / "log.txt"
         report.unlink(missing_ok=True)
-        # This family of reports names the file of each test.
+        # This report family includes the file of each test.
         arguments = [*arguments, f"--junitxml={report}", "-o", "junit_family=xunit1", *self._pytest_args]
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -201,7 +201,7 @@ class ScratchCopy:
                 return Outcome("BROKEN", reason=f"the tests took more than {self._timeout:g} s")
             finally:
                 if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)  # with pytest's workers and what they started
+                    os.killpg(process.pid, signal.SIGKILL)  # including pytest's workers and their children
                     process.wait()
         outcome = read_report(report, status)
         if outcome.status == "BROKEN":
@@ -210,16 +210,16 @@ class ScratchCopy:
 
 
 def chosen(names: str) -> list[Fault]:
-    """The faults with these names, separated by commas; all for ""."""
+    """Returns the faults with these names, separated by commas; all for ""."""
     known = {fault.name: fault for fault in FAULTS}
     wanted = [name for name in names.split(",") if name] or list(known)
     if unknown := [name for name in wanted if name not in known]:
-        sys.exit(f"there is no fault {unknown[0]!r}; --list prints their names")
+        sys.exit(f"unknown fault {unknown[0]!r}; --list prints the names")
     return [known[name] for name in wanted]
 
 
 def interpreter(given: str) -> str:
-    """The path of a Python that works from any folder. A link stays one: that of an environment says which it is."""
+    """Returns an absolute path of a Python. Symlinks are kept, because an environment's link identifies it."""
     found = shutil.which(given)
     if found is None:
         sys.exit(f"--python={given}: there is no such program")
@@ -228,15 +228,13 @@ def interpreter(given: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", metavar="NAME,...", help="these faults; default: all")
-    parser.add_argument("--list", action="store_true", help="print the faults and end")
-    parser.add_argument("--mirrored-only", action="store_true", help="leave out the rest; SURVIVED then says less")
+    parser.add_argument("--only", default="", metavar="NAME,...", help="only these faults; default: all")
+    parser.add_argument("--list", action="store_true", help="print the faults and exit")
+    parser.add_argument("--mirrored-only", action="store_true", help="skip the rest; SURVIVED is then weaker")
+    parser.add_argument("--baseline", action="store_true", help="check that the failed test passes without the fault")
+    parser.add_argument("--pytest-args", default="", help='additional arguments of pytest, as in --pytest-args="-n 4"')
     parser.add_argument(
-        "--baseline", action="store_true", help="check that the test which failed passes without the fault"
-    )
-    parser.add_argument("--pytest-args", default="", help='further arguments of pytest, as in --pytest-args="-n 4"')
-    parser.add_argument(
-        "--python", default=sys.executable, help="the interpreter that has the test tools; default: this one"
+        "--python", default=sys.executable, help="the interpreter with the test tools; default: this one"
     )
     parser.add_argument("--timeout", type=float, default=3600, help="seconds that one run of pytest may take")
     options = parser.parse_args()

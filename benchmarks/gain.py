@@ -1,17 +1,17 @@
-"""What a teacher is worth: the same student with a convnet's answers and from labels alone, several seeds.
+"""The gain from a teacher: the same student trained with a convnet's outputs and on labels alone, with several seeds.
 
     python benchmarks/embedded_data.py --idx=FASHION_MNIST_FOLDER --subset=full_test --output=full_test.npz
     python benchmarks/gain.py fashion_mnist --data=full_test.npz --workdir=runs/gain
     python benchmarks/gain.py cifar10 --data=CIFAR10_FOLDER --workdir=runs/gain_cifar10
 
-trains the rows of a study that are not there yet (a run that was interrupted resumes), scores them on all test images, and keeps
-the figures of each in benchmarks/gain/STUDY/ROW_SEED.json, with the command. `--rows` and `--seeds` choose some; `--jobs=2`
-trains two at a time, each on its share of the processor's cores.
+trains the missing rows of a study (interrupted runs resume), evaluates them on all test images, and stores the results of each in
+benchmarks/gain/STUDY/ROW_SEED.json, with the command. `--rows` and `--seeds` select some; `--jobs=2` trains two at a time, each
+on its share of the processor's cores.
 
     python benchmarks/gain.py fashion_mnist
     python benchmarks/gain.py fashion_mnist --curve=docs/images/gain_fashion_mnist.svg
 
-print the table of what is kept, or draw accuracy against epochs. Without `--data` of cifar10, TFDS's `cifar10` is read.
+print the table of the stored results, or plot accuracy against epochs. Without `--data`, cifar10 reads TFDS's `cifar10`.
 """
 
 import argparse
@@ -34,9 +34,9 @@ HEADS = {"class": "class head", "distillation": "distillation head", "fused_logi
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A run of a study: its configuration, and the row of labels alone that it is compared with."""
+    """A run of a study: its configuration, and the baseline on labels alone that it is compared with."""
 
-    config: str  # what follows --config=
+    config: str  # the value of --config
     what: str
     against: str = ""
     flags: tuple[str, ...] = ()
@@ -45,11 +45,11 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Rows by name, and which of them the curve shows with their colours."""
+    """The rows by name, and the colours of those in the curve."""
 
     rows: dict[str, Row]
     curve: dict[str, str]
-    embedded: bool = False  # also scored on the embedded test images, which the quick start shows
+    embedded: bool = False  # also evaluated on the embedded test images, as in the quick start
 
 
 def _fashion_mnist(images: str, word: str) -> dict[str, Row]:
@@ -97,12 +97,12 @@ STUDIES = {
 
 
 def arguments_of(study: str, name: str, seed: int, workdir: Path, data: Path | None) -> list[str]:
-    """What follows run.py."""
+    """The arguments of run.py."""
     row = STUDIES[study].rows[name]
     given = [f"--config.seed={seed}", *row.flags]
     if data is not None:
         given += [f"--config.data.source={'npz' if data.suffix == '.npz' else 'folder'}", f"--config.data.path={data}"]
-    if row.teacher:  # one teacher for all seeds: the student's seed is what varies
+    if row.teacher:  # one teacher for all seeds; only the student's seed varies
         given.append(f"--config.teacher.weights={workdir / f'{row.teacher}_0'}")
     if "own_teacher" in row.config:
         given.append(f"--config.teacher.recipe.seed={seed}")
@@ -110,7 +110,7 @@ def arguments_of(study: str, name: str, seed: int, workdir: Path, data: Path | N
 
 
 def command(arguments: list[str], log: Path, cores: set[int]) -> float:
-    """Runs run.py on some cores, its output into `log`; returns its processor seconds (user and system)."""
+    """Runs run.py on some cores with its output in `log`; returns its processor seconds (user and system)."""
     with log.open("a") as file:
         process = subprocess.Popen(
             [sys.executable, "run.py", *arguments], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
@@ -125,7 +125,7 @@ def command(arguments: list[str], log: Path, cores: set[int]) -> float:
 
 
 def train(study: str, name: str, seed: int, workdir: Path, data: Path | None, cores: set[int]) -> None:
-    """Trains one row, scores it and keeps its figures."""
+    """Trains one row, evaluates it and stores its results."""
     kept = KEPT / study / f"{name}_{seed}.json"
     if kept.exists():
         return
@@ -149,7 +149,7 @@ def train(study: str, name: str, seed: int, workdir: Path, data: Path | None, co
         "test_images": results["eval_images"],
         "epochs": record["config"]["train"]["epochs"],
         "steps_per_epoch": record["resolved"]["steps_per_epoch"],
-        # of an interrupted run only those since its last start, so none are kept
+        # After an interruption only the seconds since the last start are known, so they are not stored.
         "processor_seconds": None if resumed else round(processor),
         "seconds": None if resumed else round(seconds),
         "cores": len(cores),
@@ -182,18 +182,20 @@ def _top1(scores: dict) -> dict:
 
 
 def kept_figures(study: str) -> dict[str, dict[int, dict]]:
-    """Of every row that has some: its figures by seed."""
+    """The results of every row that has some, by seed."""
     found: dict[str, dict[int, dict]] = {}
     for name in STUDIES[study].rows:
         seeds = {path.stem.removeprefix(f"{name}_"): path for path in (KEPT / study).glob(f"{name}_*.json")}
-        files = {int(seed): path for seed, path in seeds.items() if seed.isdigit()}  # other rows' names may begin alike
+        files = {
+            int(seed): path for seed, path in seeds.items() if seed.isdigit()
+        }  # other names may have the same prefix
         if files:
             found[name] = {seed: json.loads(path.read_text()) for seed, path in sorted(files.items())}
     return found
 
 
 def own(scores: dict) -> float:
-    """A network's own answer, of EMA weights."""
+    """The accuracy of a network's own answer, with EMA weights."""
     return scores["ema"].get("fused_logits", scores["ema"]["class"])
 
 
@@ -202,12 +204,12 @@ def _own_point(point: dict) -> float:
 
 
 def spread(values: list[float]) -> str:
-    """Mean, and standard deviation where there are several."""
+    """The mean, with the standard deviation if there are several values."""
     return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
 def table(study: str) -> str:
-    """A line for each row and head."""
+    """One line for each row and head."""
     found = kept_figures(study)
     lines = [
         "| row | training images | epochs | processor seconds | seeds | head | top-1 % | gain over labels alone, points |",
@@ -233,7 +235,7 @@ def table(study: str) -> str:
 
 
 def curve(study: str, path: Path) -> None:
-    """Draws accuracy against epochs of the rows that the study's curve shows: the mean over seeds, and their range as a band."""
+    """Plots accuracy against epochs for the rows of the study's curve: the mean over seeds, with their range as a band."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -263,7 +265,7 @@ def curve(study: str, path: Path) -> None:
 
 
 def passing_epoch(study: str, taught: str, labels: str) -> str:
-    """The epoch of each seed at which the taught student is first better than the other's final accuracy."""
+    """For each seed, the epoch at which the distilled student first exceeds the baseline's final accuracy."""
     found = kept_figures(study)
     epochs = []
     for seed in sorted(set(found.get(taught, {})) & set(found.get(labels, {}))):
@@ -276,12 +278,12 @@ def passing_epoch(study: str, taught: str, labels: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=list(STUDIES))
-    parser.add_argument("--workdir", type=Path, help="where to train; without it the kept figures are shown")
+    parser.add_argument("--workdir", type=Path, help="where to train; without it the stored results are shown")
     parser.add_argument("--data", type=Path, help="a .npz file (fashion_mnist) or a folder (cifar10)")
     parser.add_argument("--rows", nargs="+", help="some of the study's rows")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--curve", type=Path, help="the picture to write")
+    parser.add_argument("--jobs", type=int, default=1, help="runs in parallel")
+    parser.add_argument("--curve", type=Path, help="the plot to write")
     options = parser.parse_args()
     study = STUDIES[options.study]
     if unknown := set(options.rows or ()) - set(study.rows):

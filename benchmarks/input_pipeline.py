@@ -1,17 +1,17 @@
-"""Images a second of the host pipeline, beside torchvision's and timm's with PyTorch's DataLoader, on the same cores.
+"""Images/s of the host pipeline compared with torchvision, timm and PyTorch's DataLoader on the same cores.
 
     python benchmarks/input_pipeline.py --data=FOLDER [--peer_python=PYTHON]
 
-FOLDER holds photographs, a folder a class, e.g. ImageNet's val. The recipe is DeiT's (Table 9) at 224 pixels, with 1 and with 3
-repeats. Ours decodes and crops on the host, and everything else belongs to the device; the peer, run by PYTHON (with torch,
-torchvision and timm), does everything in the workers of its DataLoader, of which it gets 1, 2 and 3, persistent: its best counts.
+FOLDER has photographs in one folder per class, e.g. ImageNet's val. The recipe is DeiT's (Table 9) at 224 pixels, with 1 and 3
+repeats. Ours only decodes and crops on the host; the rest runs on the device. The peer, run by PYTHON (with torch, torchvision
+and timm), does everything in the persistent workers of its DataLoader, with 1, 2 and 3 of them; the best result counts.
 
-Then both ways to what a network is fed, on the same cores: ours with the augmentation compiled by JAX (on whatever device JAX
-finds; on a CPU it takes the decoder's own cores), the peer's with timm's Mixup and its best number of workers.
+Then the complete input of a network on the same cores: ours with the augmentation compiled by JAX (on JAX's default device; a CPU
+shares its cores with the decoder), the peer's with timm's Mixup and its best number of workers.
 
-All are measured in turn, round after round; a figure is the median of its rounds, a ratio the median of the rounds' ratios. Each
-measurement is printed as images a second and, in brackets, milliseconds of processor time an image (all threads and processes),
-which other work on the machine disturbs less. The last line is one JSON object. Printed first: where an image's time goes.
+All are measured alternately over several rounds. A figure is the median over the rounds, a ratio the median of their ratios. Each
+measurement is printed in images/s and, in brackets, milliseconds of processor time per image (all threads and processes), which
+is less sensitive to other load. The last line is one JSON object. The time of each stage for one image is printed first.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ REPEATS = (1, 3)
 
 class Figure(NamedTuple):
     images_per_second: float
-    processor_ms: float  # of all threads and processes, an image
+    processor_ms: float  # per image, of all threads and processes
 
 
 class Peer:
-    """The other interpreter: asked for one figure at a time, idle between."""
+    """The other interpreter: measures one figure on request, idle in between."""
 
     def __init__(self, python: str, data: str, images: int, batch: int, copies: int, seed: int) -> None:
         command = [python, str(PEER), data, str(images), str(batch), str(copies), str(seed)]
@@ -75,7 +75,7 @@ class Peer:
 
 
 def ours(source: Any, arguments: argparse.Namespace, repeats: int, step: Callable[..., Any] | None) -> Figure:
-    """`train_batches` alone; with `step`, what it makes of them."""
+    """Measures `train_batches`; with `step`, including that function of each batch."""
     batch = arguments.batch
     order = TrainOrder(
         num_examples=len(source),
@@ -108,7 +108,7 @@ def ours(source: Any, arguments: argparse.Namespace, repeats: int, step: Callabl
 
 
 def one_ahead(results: Iterator[Any]) -> Iterator[Any]:
-    """The same items, each asked for while the device works on the one before, as the trainer does."""
+    """Requests each item while the device processes the previous one, as the trainer does."""
     previous = next(results, None)
     while previous is not None:
         following = next(results, None)
@@ -124,7 +124,7 @@ def make_step(classes: int, group: int, seed: int) -> Callable[[int, Any], Any]:
 
 
 def stages(source: Any, seed: int, count: int = 250) -> dict[str, float]:
-    """Milliseconds of processor time an image, in one thread, for each stage of ours, and the same through Pillow."""
+    """Milliseconds of processor time per image, in one thread, for each of our stages, and for the same with Pillow."""
     indices = range(min(count, len(source)))
     crop = decoding.RandomResizedCrop(SIZE)
     files = [source[i].image for i in indices]
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="a folder of class folders")
     parser.add_argument("--peer_python", help="an interpreter with torch, torchvision and timm")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=1024, help="images of one measurement")
+    parser.add_argument("--images", type=int, default=1024, help="images per measurement")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=None, help="as config.data.num_threads")

@@ -1,4 +1,4 @@
-"""Files that something has happened to, for chaos.py."""
+"""Damaged files for chaos.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """Some bytes changed, cut off, zeroed, inserted, removed or doubled."""
+    """Changes, cuts off, zeroes, inserts, removes or duplicates some bytes."""
     data = bytearray(content)
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
         at = rng.randrange(min(len(data), rng.choice((64, 700, len(data)))) or 1) if data else 0
@@ -33,7 +33,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 
 class MutatedImages:
-    """JPEG and PNG files, each mutated in its own way: a source like any other."""
+    """A source of JPEG and PNG files, each damaged differently."""
 
     class_names = ("only",)
 

@@ -1,35 +1,34 @@
-r"""Measure this code on a GPU in eight minutes: logits beside the CPU's, the train step's speed and memory, 300 real steps.
+r"""Measures this code on a GPU in eight minutes: logits compared with the CPU, speed and memory of the step, 300 real steps.
 
     python benchmarks/on_device.py --output=rows.jsonl               (one H100 or H200; ends by itself, --minutes=8)
     python benchmarks/on_device.py --table=rows.jsonl                (the rows as Markdown, for docs/performance.md)
-    python benchmarks/on_device.py --output=rows.jsonl --tiny        (tiny models, also on a CPU: does the script run?)
+    python benchmarks/on_device.py --output=rows.jsonl --tiny        (tiny models, also on a CPU, to test the script)
 
-In this order, the most valuable rows first:
+In this order, most valuable rows first:
 
 * machine: card, driver, versions, memory.
-* logits: DeiT-Ti distilled and RegNetY-002 on the photograph of tests/golden, with the same weights on the GPU and on
-  the CPU. The figure is the largest absolute difference to the CPU's float32 logits by the largest of these. The GPU
-  computes in float32 (products at the highest precision) and in bfloat16, beside which stands the CPU's own bfloat16;
-  and the difference to timm.
-* step: the trainer's own step (`build_program`, state donated, bfloat16) of configs/deit.py, its augmentation and
-  mixing included, for S and B, plain and distilled by RegNetY-160, with each attention of the model. Weights are
-  random, the teacher's too, and the uint8 batch lies on the device; neither changes the speed. Mixing groups are the
-  recipe's, or a quarter of the batch if that is smaller. If memory runs out the batch is halved, and the row says so.
-  Timed are blocks of steps, each until its last result is there. MFU: model FLOPs (deit_jax/models/flops.py: three
-  forward passes of the student and one of the teacher, nothing for the augmentation) by the card's dense bfloat16
-  peak. Memory: what the compiled program needs, its arguments included.
-* quick start: 300 steps of the student of configs/quickstart.py by the trainer behind run.py, with input pipeline,
-  checkpoints and evaluation. Its teacher has random weights, so that the accuracy means little.
+* logits: DeiT-Ti distilled and RegNetY-002 on the photograph of tests/golden, with the same weights on GPU and CPU. The
+  figure is the maximum absolute difference to the CPU's float32 logits, divided by their maximum absolute value. The GPU
+  computes in float32 (products at the highest precision) and bfloat16, next to the CPU in bfloat16; plus the difference
+  to timm.
+* step: the trainer's own step (`build_program`, donated state, bfloat16) of configs/deit.py with augmentation and mixing,
+  for S and B, plain and distilled from RegNetY-160, with each attention of the model. The weights, also the teacher's, are
+  random and the uint8 batch is already on the device, which does not affect speed. The size of mixing groups is that of
+  the recipe, or a quarter of the batch if that is smaller. If memory runs out the batch is halved, and the row says so.
+  Blocks of steps are timed until their last result is available. MFU: model FLOPs (deit_jax/models/flops.py: three
+  forward passes of the student and one of the teacher, without augmentation) divided by the card's dense bfloat16 peak.
+  Memory: what the compiled program needs, including its arguments.
+* quick start: 300 steps of the student of configs/quickstart.py by the trainer of run.py, with input pipeline,
+  checkpoints and evaluation. Its teacher has random weights, so the accuracy means little.
 
-A part has a share of the minutes, a row the most seconds that it may take. What runs longer is cut off. Time that a
-part leaves goes to the later ones, and in the end to rows that were not started. A row is written as one line of JSON
-as soon as it is there. Its `status` is "ok", "error" (with one line of what went wrong; the script goes on) or "not
-reached". The rows are computed by on_device_rows.py in a process of its own, which is replaced when it hangs or
-breaks; OUTPUT.log has what that prints.
+Each part has a share of the minutes, each row a maximum time, after which it is aborted. Time left by a part goes to the
+later ones, and at the end to rows that were not started. Each row is written as one line of JSON when it is complete.
+Its `status` is "ok", "error" (with a one-line message; the script continues) or "not reached". The rows are computed by
+on_device_rows.py in a separate process, which is restarted if it hangs or fails; its output is in OUTPUT.log.
 
 The machine needs no network, but Python 3.12 with JAX 0.11 or newer for its GPU, and flax, optax, orbax-checkpoint,
 einops, numpy, scipy, numba, pillow, matplotlib, rich, safetensors, absl-py, packaging, cloudpickle, protobuf, psutil
-and PyYAML. Six more packages are carried there as wheels (5 MB). Where there is a network, for a machine with an
+and PyYAML. Six more packages are copied to it as wheels (5 MB). On a computer with a network, for a machine with an
 x86-64 processor:
 
     pip download --no-deps --only-binary=:all: --python-version=3.12 --implementation=cp --platform=manylinux_2_28_x86_64 \
@@ -64,11 +63,11 @@ Row = dict[str, Any]
 
 
 class Part(NamedTuple):
-    """The times of a part's rows, in seconds of a run of eight minutes."""
+    """The time limits of a part, in seconds of a run of eight minutes."""
 
-    end: float  # of the part, since the start of all
-    most: float  # that one row may take
-    least: float  # with less than this left it is not worth starting
+    end: float  # of the part, from the start of the script
+    most: float  # for one row
+    least: float  # a row is not started with less time left
 
 
 MINUTES = 8.0
@@ -81,7 +80,7 @@ PARTS = {
 LOGITS = ("deit_tiny_distilled_patch16_224", "regnety_002")
 RECIPES = ("small,distilled", "base,distilled", "small", "base")  # arguments of configs/deit.py
 ATTENTIONS = ("xla", "cudnn", "dot_product")  # all that the model offers
-# Imported names; of those that are to be carried also the package's.
+# Names to import; for those copied as wheels also the name of the package.
 INSTALLED = (
     "jax flax optax orbax.checkpoint einops numpy scipy numba PIL matplotlib rich safetensors absl packaging cloudpickle "
     "google.protobuf psutil yaml"
@@ -93,25 +92,25 @@ WHEELS = {
 
 
 def missing_packages() -> str | None:
-    """One line about what cannot be imported; None if nothing is missing."""
+    """One line about missing packages; None if there are none."""
 
     def found(name: str) -> bool:
         try:
             return importlib.util.find_spec(name) is not None
-        except ModuleNotFoundError:  # not even the package around it
+        except ModuleNotFoundError:  # the parent package is missing too
             return False
 
     missing = [name for name in [*INSTALLED.split(), *WHEELS] if not found(name)]
     if not missing:
         return None
     return (
-        f"Python packages are missing: {', '.join(missing)}. To be carried as wheels are {', '.join(WHEELS.values())}; "
-        "the top of benchmarks/on_device.py says how"
+        f"Python packages are missing: {', '.join(missing)}. Copy {', '.join(WHEELS.values())} as wheels; the docstring of "
+        "benchmarks/on_device.py explains how"
     )
 
 
 def all_rows(tiny: bool = False) -> list[Row]:
-    """What there is to measure, in order. Tiny networks come in one size."""
+    """The rows to measure, in order. Tiny networks have only one size."""
     rows = [{"part": "machine", "what": "machine"}]
     for model in LOGITS:
         for dtype in ("float32", "bfloat16"):
@@ -126,11 +125,11 @@ def all_rows(tiny: bool = False) -> list[Row]:
     return [row | {"tiny": tiny} for row in rows]
 
 
-# --- Measuring in time ---------------------------------------------------------------------------------------------------------
+# --- Measuring with time limits ------------------------------------------------------------------------------------------------
 
 
 class Worker:
-    """A process that computes rows; a new one is started when it was cut off or broke."""
+    """A process that computes rows; it is replaced after an abort or a failure."""
 
     def __init__(self, log: Path, command: Sequence[str] = (sys.executable, str(ROWS))) -> None:
         self._log, self._command = log, command
@@ -152,11 +151,11 @@ class Worker:
         threading.Thread(target=read, daemon=True).start()
 
     def run(self, row: Row, seconds: float) -> Row:
-        """The row with what was measured, after at most so many seconds."""
+        """Returns the row with its measurements, after at most this many seconds."""
         deadline = time.monotonic() + seconds
         if self._process is None:
             self._start()
-        with contextlib.suppress(BrokenPipeError):  # it has ended, as its lines will say
+        with contextlib.suppress(BrokenPipeError):  # the process has ended, which is handled below
             self._process.stdin.write(json.dumps(row) + "\n")
             self._process.stdin.flush()
         while "status" not in row:
@@ -176,7 +175,7 @@ class Worker:
         return row
 
     def close(self) -> None:
-        """End the process."""
+        """Ends the process."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -184,9 +183,9 @@ class Worker:
 
 
 def measure_all(rows: Sequence[Row], minutes: float, worker: Worker, write: Callable[[Row], None]) -> None:
-    """Measure and write all rows, in time; then those for whose start their part's time did not suffice.
+    """Measures and writes all rows within the time limits, then those that were not started for lack of time.
 
-    Raises SystemExit, with one line, if the first, the machine's, is not what it should be.
+    Raises SystemExit, with one line, if the first row, that of the machine, is unusable.
     """
     began, scale = time.monotonic(), minutes / MINUTES
     waiting, why = list(rows), "no time left"
@@ -221,17 +220,17 @@ def measure_all(rows: Sequence[Row], minutes: float, worker: Worker, write: Call
 
 
 def refusal(machine: Row) -> str | None:
-    """Why nothing else is measured on this machine, in one line."""
+    """Returns why the machine cannot be measured, in one line."""
     if machine["status"] != "ok":
         return f"JAX does not start here: {machine.get('error') or machine['note']}"
     if machine["platform"] != "gpu" and not machine["tiny"]:
-        return f"JAX finds no GPU here (it finds: {machine['card']}); --tiny tries this script on a CPU"
+        return f"JAX finds no GPU here (it finds: {machine['card']}); --tiny tests this script on a CPU"
     return None
 
 
-# --- For people ----------------------------------------------------------------------------------------------------------------
+# --- Tables --------------------------------------------------------------------------------------------------------------------
 
-# By part: a column's name, the field and its format.
+# By part: the column's name, the field and its format.
 COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "machine": (
         ("card", "card", ""), ("name, driver, memory, power", "nvidia_smi", ""), ("backend", "backend", ""), ("jax", "jax", ""),
@@ -254,7 +253,7 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
 
 
 def cells(row: Row) -> Iterator[tuple[str, str]]:
-    """Name and text of each column, "" for what is not known; the last says what went wrong."""
+    """Name and text of each column, "" if unknown; the last one has the error."""
     for name, field, form in COLUMNS[row["part"]]:
         value = row.get(field)
         yield name, "" if value is None else format(value, form)
@@ -263,7 +262,7 @@ def cells(row: Row) -> Iterator[tuple[str, str]]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown: of every run a table for each part."""
+    """Returns the rows as Markdown: for every run one table per part."""
     lines: list[str] = []
     heading = None
     for row in sorted(rows, key=lambda row: (row["run"], list(PARTS).index(row["part"]))):
@@ -281,16 +280,16 @@ def print_table(path: Path) -> None:
     except OSError as error:
         sys.exit(f"--table={path} cannot be read ({error.strerror})")
     except (ValueError, KeyError, TypeError):
-        sys.exit(f"--table={path} holds something else than rows of this script")
+        sys.exit(f"--table={path} has other content than rows of this script")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, help="JSON lines: the rows are added to this file")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="after which the script ends")
-    parser.add_argument("--only", default="", help="measure only rows whose name has this in it, e.g. attention=cudnn")
+    parser.add_argument("--output", type=Path, help="JSON lines file to which the rows are appended")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="time limit of the script")
+    parser.add_argument("--only", default="", help="measure only rows whose name contains this, e.g. attention=cudnn")
     parser.add_argument("--tiny", action="store_true", help="tiny models and batches, on any device")
-    parser.add_argument("--table", type=Path, help="print the rows of this file as Markdown, and end")
+    parser.add_argument("--table", type=Path, help="print the rows of this file as Markdown, and exit")
     arguments = parser.parse_args()
     if arguments.table:
         return print_table(arguments.table)
@@ -299,7 +298,7 @@ def main() -> None:
     if (line := missing_packages()) is not None:
         sys.exit(line)
 
-    if arguments.tiny:  # networks that are hardly run are compiled in half the time
+    if arguments.tiny:  # halves the compilation time of networks that hardly run
         os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
     rows = [row for row in all_rows(arguments.tiny) if row["part"] == "machine" or arguments.only in row["what"]]
     counts: dict[str, int] = {}

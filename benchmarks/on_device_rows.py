@@ -1,4 +1,4 @@
-"""The process of benchmarks/on_device.py that computes: a row comes in as a line, what is measured goes out as lines."""
+"""The process of benchmarks/on_device.py that computes: reads a row per line and writes its measurements as lines."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ from tests import tiny
 from tests.models import timm_names
 
 Row = dict[str, Any]
-Say = Callable[..., None]  # hands on what is known of a row so far
+Say = Callable[..., None]  # reports measurements of the current row
 
 BATCH, SMALLEST_BATCH = 256, 16
-BLOCKS, BLOCK_SECONDS = 5, 1.0  # timed blocks of steps, and how long one takes at least
+BLOCKS, BLOCK_SECONDS = 5, 1.0  # timed blocks of steps, and their minimum length
 QUICK_START_STEPS = 300
 TINY_SIZE, TINY_CLASSES = 28, 10
 
@@ -57,7 +57,7 @@ def first_device() -> Any:
 
 
 def random_values(shapes: Any) -> Any:
-    """Values for a tree of a network's shapes, drawn by NumPy because that compiles nothing."""
+    """Values for a tree of shapes, drawn by NumPy because that compiles nothing."""
     rng = np.random.default_rng(0)
 
     def draw(path: tuple[Any, ...], leaf: Any) -> Any:
@@ -78,15 +78,15 @@ def machine(row: Row, say: Say) -> Row:
     memory = (device.memory_stats() or {}).get("bytes_limit")
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit", "--format=csv,noheader"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
+        output = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
-        told = ""
+        output = ""
     return {name: value for name, value in environment().items() if name != "command"} | {
         "platform": device.platform,
         "card": device.device_kind,
         "backend": " ".join(device.client.platform_version.split()),
-        "jax_memory_gib": None if memory is None else memory / 2**30,  # JAX's share of the card's
-        "nvidia_smi": told or None,
+        "jax_memory_gib": None if memory is None else memory / 2**30,  # JAX's share of the card's memory
+        "nvidia_smi": output or None,
         "processor": platform.processor() or platform.machine(),
     }
 
@@ -96,7 +96,7 @@ def machine(row: Row, say: Say) -> Row:
 
 @functools.cache
 def network(name: str, small: bool) -> tuple[Any, Any, Any, Any]:
-    """Model, variables, images, and timm's logits of these where they are recorded."""
+    """Returns model, variables, images, and timm's logits for them if recorded."""
     if small:
         fields = tiny.STUDENT if name.startswith("deit") else tiny.TEACHER
         model, images = create_model(name, TINY_CLASSES, TINY_SIZE, **fields), timm_names.photographs(2, TINY_SIZE)
@@ -104,7 +104,7 @@ def network(name: str, small: bool) -> tuple[Any, Any, Any, Any]:
     with np.load(timm_names.GOLDEN / "models.npz") as arrays:
         recorded = arrays[name]
     variables = timm_names.our_variables(timm_names.state_dict_shapes()[name])
-    # Of a model with the token: class head, distillation head, both.
+    # For a model with the token: class head, distillation head, both.
     return (
         create_model(name),
         variables,
@@ -115,7 +115,7 @@ def network(name: str, small: bool) -> tuple[Any, Any, Any, Any]:
 
 @functools.cache
 def logits_of(name: str, small: bool, where: str | None, dtype: str) -> Any:
-    """float32[images, classes] as the first device of a platform (None: the default one) computes them."""
+    """float32[images, classes] computed on the first device of a platform (None: the default one)."""
     model, variables, images, _ = network(name, small)
     device = jax.devices(where)[0]
     model = on_mesh(model.clone(dtype=jnp.dtype(dtype)), make_mesh([device]))
@@ -125,7 +125,7 @@ def logits_of(name: str, small: bool, where: str | None, dtype: str) -> Any:
 
 
 def logits(row: Row, say: Say) -> Row:
-    """Differences of a network's logits, by the largest of the CPU's in float32."""
+    """Differences of a network's logits, relative to the maximum of the CPU's in float32."""
     name, dtype, small = row["model"], row["dtype"], row["tiny"]
     reference, recorded = logits_of(name, small, "cpu", "float32"), network(name, small)[3]
     found = logits_of(name, small, None, dtype)
@@ -147,7 +147,7 @@ def logits(row: Row, say: Say) -> Row:
 
 
 def step_config(recipe: str, attention: str, batch_size: int, small: bool) -> Any:
-    """configs/deit.py's for one device and this batch."""
+    """The recipe of configs/deit.py for one device and this batch."""
     config = deit.get_config(recipe)
     config.model.attention, config.train.batch_size = attention, batch_size
     if small:
@@ -163,7 +163,7 @@ def step_config(recipe: str, attention: str, batch_size: int, small: bool) -> An
 
 @functools.cache
 def frozen_teacher(small: bool) -> tuple[Any, Any]:
-    """The distilled recipes' teacher in shapes, and the same with random variables on the device."""
+    """The teacher of the distilled recipes as shapes, and with random variables on the device."""
     config = step_config("small,distilled", "xla", BATCH, small)
     size = config.image_size or native_image_size(config.model.name)
     teacher = abstract_teacher(config, config.num_classes, size, jax.default_backend())
@@ -172,12 +172,12 @@ def frozen_teacher(small: bool) -> tuple[Any, Any]:
 
 
 def time_step(row: Row, batch_size: int, say: Say) -> Row:
-    """Compile and time the step with one batch size."""
+    """Compiles and times the step with one batch size."""
     config, mesh = step_config(row["recipe"], row["attention"], batch_size, row["tiny"]), make_mesh([first_device()])
     plan = resolve(config, num_images=IMAGENET[0], data_classes=config.num_classes)
     say(batch_size=batch_size, group_size=plan.order.group_size, dtype=plan.compute_dtype)
     teacher, frozen = frozen_teacher(row["tiny"]) if "distilled" in row["recipe"] else (None, None)
-    program = build_program(config, plan, mesh)  # refuses an attention that does not suit
+    program = build_program(config, plan, mesh)  # refuses an unsuitable attention
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (batch_size, plan.image_size, plan.image_size, 3), np.uint8)
     batch = put_batch(mesh, {"image": pixels, "label": rng.integers(0, plan.num_classes, batch_size, np.int32)})
@@ -193,7 +193,7 @@ def time_step(row: Row, batch_size: int, say: Say) -> Row:
     state, metrics = program.init(random_values(program.abstract_state.variables)), {}
 
     def run(steps: int) -> float:
-        """Seconds until the last of so many steps is done."""
+        """The seconds until the last of this many steps is complete."""
         nonlocal state, metrics
         start = time.perf_counter()
         for _ in range(steps):
@@ -213,7 +213,7 @@ def time_step(row: Row, batch_size: int, say: Say) -> Row:
 
 
 def speed_fields(flops: Any, batch_size: int, rates: list[float]) -> Row:
-    """What blocks of so many images a second say, and the memory that the process has taken up to now."""
+    """The speed from blocks of this many images, and the process's peak memory so far."""
     device = first_device()
     chip = find_chip(device.device_kind)
     speed = Speed(batch_size, 1, flops, None if chip is None else chip.peak_flops)
@@ -227,7 +227,7 @@ def speed_fields(flops: Any, batch_size: int, rates: list[float]) -> Row:
         "model_tflops_per_second": values["model_tflops_per_second"],
         "gflops_per_image": flops.total / 1e9,
         "peak_tflops": None if chip is None else chip.peak_flops / 1e12,
-        "process_peak_gib": None if peak is None else peak / 2**30,  # the earlier rows' included
+        "process_peak_gib": None if peak is None else peak / 2**30,  # includes earlier rows
     }
     if chip is None:
         result["no_mfu"] = f"no peak of {device.device_kind!r} in deit_jax/aot/topologies.py, so no MFU"
@@ -239,7 +239,7 @@ def loss_fields(loss: float) -> Row:
 
 
 def step(row: Row, say: Say) -> Row:
-    """`time_step` with the largest of BATCH, its half and so on that fits into memory."""
+    """Runs `time_step` with BATCH, or half of it and so on until it fits into memory."""
     batch_size = SMALLEST_BATCH if row["tiny"] else BATCH
     while batch_size >= SMALLEST_BATCH:
         result = fits(functools.partial(time_step, row, batch_size, say))
@@ -255,7 +255,7 @@ def step(row: Row, say: Say) -> Row:
 
 
 def quick_start(row: Row, say: Say) -> Row:
-    """The quick start's student by the trainer."""
+    """Trains the quick start's student with the trainer."""
     config = quickstart.get_config()
     config.train.max_steps = 4 if row["tiny"] else QUICK_START_STEPS
     config.log.every_steps = 1 if row["tiny"] else 10
@@ -278,7 +278,7 @@ def quick_start(row: Row, say: Say) -> Row:
         "images_per_second": results["images_per_second"],
         "wall_seconds": seconds,
         "top1": results["scores"]["raw"]["class"]["top1"],
-        "teacher": f"{config.teacher.name} in the quick start's shape, {config.teacher.weights} weights",
+        "teacher": f"{config.teacher.name} with the quick start's shape, {config.teacher.weights} weights",
     }
 
 
@@ -286,9 +286,9 @@ MEASURES = {"machine": machine, "logits": logits, "step": step, "quick start": q
 
 
 def main() -> None:
-    """Answer every line of stdin; the line with `status` is a row's last."""
+    """Answers every line of stdin. The last line of a row has `status`."""
     channel = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever else is printed goes where errors go
+    os.dup2(2, 1)  # other output goes to stderr
 
     def say(**known: Any) -> None:
         channel.write(json.dumps(known) + "\n")
@@ -301,7 +301,7 @@ def main() -> None:
             say(**result, status="error" if "error" in result else "ok")
         except Exception as error:
             text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-            # After an error of the device nothing else should run in this process.
+            # After a device error nothing else should run in this process.
             say(status="error", error=text[:300], broken=isinstance(error, jax.errors.JaxRuntimeError))
 
 

@@ -1,11 +1,11 @@
-"""What one image costs a Classifier on this machine: in a batch of its own, and filled up to eight rows.
+"""The latency of a Classifier for one image on this machine: in a batch of one, and padded to eight rows.
 
     python benchmarks/one_image.py                                 (DeiT-S)
     python benchmarks/one_image.py --model=deit_tiny_patch16_224 --rounds=50
 
-Random weights at the model's own image size; the image is a uint8 array, cropped and resized each time. The two are measured in
-turn, in an order that turns about, after a call of each that compiles. The last line is one JSON object: medians in
-milliseconds, and the median of the rounds' ratios with the smallest and the largest.
+Random weights at the model's own image size; the image is a uint8 array that is cropped and resized each time. Both variants are
+measured alternately, after one call of each that compiles. The last line is one JSON object: medians in milliseconds, and the
+median of the ratios of the rounds with their minimum and maximum.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from deit_jax.models import native_image_size
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measures and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="deit_small_patch16_224")
     parser.add_argument("--rounds", type=int, default=20)

@@ -1,9 +1,9 @@
-"""How far logits and gradients of DeiT-Ti are from float64, in each type to compute in and of each residual stream.
+"""Distance of DeiT-Ti's logits and gradients from float64, for each compute dtype and dtype of the residual stream.
 
     python benchmarks/precision.py
 
-Fresh weights, eight images of noise, one forward and backward pass of the cross-entropy on the CPU, everything but the types
-alike. Prints relative L2 distances of the logits and of the whole gradient.
+Random weights, eight images of noise, one forward and backward pass of the cross-entropy on the CPU; only the dtypes differ.
+Prints relative L2 distances of the logits and of the whole gradient.
 """
 
 import sys
@@ -26,7 +26,7 @@ CASES = (("float32", "compute"), ("bfloat16", "compute"), ("bfloat16", "float32"
 
 
 def answer(variables, images, targets, **fields):
-    """(logits [N, 1000], the gradient of all parameters in one vector), float64 on the host."""
+    """Returns logits [N, 1000] and the gradient of all parameters as one vector, in float64 on the host."""
     model = create_model(_MODEL.value, **fields)
 
     def loss_of(params):

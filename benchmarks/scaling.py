@@ -1,14 +1,14 @@
-"""How the trainer's own step grows: with devices, batch, depth, resolution and classes, compiled for devices that are not here.
+"""Scaling of the trainer's step with devices, batch, depth, resolution and classes, compiled for devices that are not present.
 
     python benchmarks/scaling.py --rows=scaling.jsonl                                                     (needs libtpu)
     python benchmarks/scaling.py --rows=scaling.jsonl --base=h100-8 --topologies=h100-2,h100-4,h100-8     (needs jax[cuda12])
 
-By the functions of `run.py --mode=compile`: configs/deit.py's distilled recipe with a small student and teacher and without
-RandAugment, which exchanges nothing and takes most of the compiler's time, so that a point takes a minute or less of two cores.
-Every sweep changes one thing from the base point. A point that stands in --rows is not compiled again: after an interruption
-type the same again. Nothing is run: these are the compiler's figures.
+Uses the functions of `run.py --mode=compile`: the distilled recipe of configs/deit.py with a small student and teacher, without
+RandAugment, which exchanges nothing and takes most of the compilation time, so that a point takes at most a minute on two cores.
+Every sweep changes one thing relative to the base point. Points in the file --rows are not compiled again: rerun the same command
+after an interruption. Nothing is run: the figures are the compiler's.
 
-Below each table stands what should hold and whether it does; the exit status is 1 if something does not. The last line is one
+The expected properties are printed below each table, and whether they hold; if not, the exit status is 1. The last line is one
 JSON object with the figures.
 """
 
@@ -25,16 +25,18 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 STATE = ("parameters", "BatchNorm statistics", "optimizer", "EMA")
 MB, GFLOP = 1e6, 1e9
-GROUP = 8  # images that share a mixing draw: few, so that a device holds whole groups at every batch of the sweep
+GROUP = (
+    8  # images that share a mixing draw: few, so that every device has whole groups at every batch size of the sweep
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """What is compiled."""
+    """The program to compile."""
 
     topology: str
-    fsdp: bool  # parameters, optimizer and EMA split over all devices
-    batch: int  # images a device
+    fsdp: bool  # shard parameters, optimizer and EMA over all devices
+    batch: int  # images per device
     depth: int
     width: int
     pixels: int
@@ -43,8 +45,8 @@ class Point:
 
 
 def measure(point: Point) -> dict[str, Any]:
-    """The figures of a point; those in bytes are of one device."""
-    import deit  # of configs/
+    """The figures of a point; bytes are per device."""
+    import deit  # from configs/
 
     from deit_jax.aot.compiling import stay_off_devices, topology_devices
     from deit_jax.aot.topologies import find_topology
@@ -64,7 +66,7 @@ def measure(point: Point) -> dict[str, Any]:
     images, _ = IMAGENET
     report = Step(config, topology, mesh, images, point.classes).compile(point.batch * mesh.size)
     if not report["fits"]:
-        sys.exit(f"{point} does not fit: take a smaller one")
+        sys.exit(f"{point} does not fit: choose a smaller one")
     if report["collectives"] is None:
         sys.exit(f"{point}: its collectives cannot be read ({report['unreadable']})")
     memory = report["memory"]
@@ -84,10 +86,8 @@ def measure(point: Point) -> dict[str, Any]:
 
 
 def table(name: str, values: Sequence[Any], rows: Sequence[dict[str, Any]]) -> None:
-    """One sweep, for people and for Markdown."""
-    columns = (
-        "temporary, MB | state, MB | MB accessed an image | model GFLOP an image | collectives (results, MB) | roofline"
-    )
+    """One sweep as a Markdown table."""
+    columns = "temporary, MB | state, MB | MB accessed per image | model GFLOP per image | collectives (results, MB) | roofline"
     print(f"\n| {name} | {columns} |")
     print("|---|---|---|---|---|---|---|")
     for value, row in zip(values, rows, strict=True):
@@ -101,12 +101,12 @@ def table(name: str, values: Sequence[Any], rows: Sequence[dict[str, Any]]) -> N
 
 
 def spread(numbers: Sequence[float]) -> float:
-    """The largest over the smallest."""
+    """The ratio of the largest to the smallest."""
     return max(numbers) / min(numbers) if min(numbers) else float("inf") if max(numbers) else 1.0
 
 
 def claims(name: str, values: Sequence[Any], rows: Sequence[dict[str, Any]]) -> list[tuple[str, bool]]:
-    """What should hold of a sweep, with the figure found, and whether it does."""
+    """The expected properties of a sweep, with the measured figure and whether they hold."""
 
     def column(key: str) -> list[float]:
         return [row[key] for row in rows]
@@ -115,7 +115,7 @@ def claims(name: str, values: Sequence[Any], rows: Sequence[dict[str, Any]]) -> 
     if name in ("devices", "images a device"):
         ratio = spread(column("exchanged"))
         found.append(
-            (f"what a device exchanges does not grow: within a factor of {ratio:.3f} (1.02 allowed)", ratio <= 1.02)
+            (f"communication per device does not grow: within a factor of {ratio:.3f} (1.02 allowed)", ratio <= 1.02)
         )
     if name in ("devices", "devices, fsdp"):
         ratio = max(column("temporary")) / rows[0]["temporary"]
@@ -125,9 +125,9 @@ def claims(name: str, values: Sequence[Any], rows: Sequence[dict[str, Any]]) -> 
         )
         gathers = sum(row["collectives"].get("all-gather", {"count": 0})["count"] for row in rows)
         if name == "devices":
-            found.append((f"nothing is gathered: {gathers} all-gathers", gathers == 0))
+            found.append((f"no all-gathers: {gathers}", gathers == 0))
     if name == "devices, fsdp" and len(rows) > 1:
-        # split / devices + whole, by the first and the last; `whole` are the arrays too small to split.
+        # split / devices + whole, fitted to the first and the last; `whole`: arrays too small to shard.
         first, last = rows[0], rows[-1]
         split = (first["state"] - last["state"]) / (1 / first["devices"] - 1 / last["devices"])
         whole = first["state"] - split / first["devices"]
@@ -139,7 +139,7 @@ def claims(name: str, values: Sequence[Any], rows: Sequence[dict[str, Any]]) -> 
             row["temporary"] / rows[0]["temporary"] / (value / values[0])
             for row, value in zip(rows, values, strict=True)
         )
-        text = f"temporary memory grows no faster than in proportion: at most {ratio:.2f} of that"
+        text = f"temporary memory grows at most proportionally: at most {ratio:.2f} of that"
         found.append((f"{text} (1.05 allowed)", ratio <= 1.05))
     return found
 
@@ -165,7 +165,7 @@ def sweeps(base: Point, arguments: argparse.Namespace) -> dict[str, tuple[list[A
 
 
 def measured(path: Path) -> Callable[[Point], dict[str, Any]]:
-    """`measure`, but for what stands in the file; what does not is added."""
+    """Like `measure`, but reads points from the file and appends new ones to it."""
     lines = path.read_text().splitlines() if path.exists() else []
     known = {Point(**row.pop("point")): row for row in map(json.loads, lines)}
 
@@ -183,12 +183,12 @@ def measured(path: Path) -> Callable[[Point], dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--rows", type=Path, required=True, help="JSON lines: points already measured; new ones are added"
+        "--rows", type=Path, required=True, help="JSON lines file of measured points; new ones are appended"
     )
     parser.add_argument("--base", default="v5e-8", help="topology of the sweeps other than over devices")
-    parser.add_argument("--topologies", default="v5e-4,v5e-8,v5e-16,v5e-32", help="names, joined by commas, growing")
-    parser.add_argument("--sweeps", default="", help="names of the sweeps, joined by semicolons; default: all")
-    parser.add_argument("--batch", type=int, default=32, help="images a device, a multiple of 32")
+    parser.add_argument("--topologies", default="v5e-4,v5e-8,v5e-16,v5e-32", help="names separated by commas, growing")
+    parser.add_argument("--sweeps", default="", help="names of the sweeps separated by semicolons; default: all")
+    parser.add_argument("--batch", type=int, default=32, help="images per device, a multiple of 32")
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--width", type=int, default=192, help="a multiple of 64")
     parser.add_argument("--pixels", type=int, default=64, help="a multiple of 32")

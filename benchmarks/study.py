@@ -1,11 +1,11 @@
-"""The paper's claims in miniature: each row of configs/study.py over several seeds, scored on 10,000 test images.
+"""The paper's claims in miniature: each row of configs/study.py with several seeds, evaluated on 10,000 test images.
 
     python benchmarks/embedded_data.py --idx=FASHION_MNIST_FOLDER --subset=full_test --output=full_test.npz
     python benchmarks/study.py --test=full_test.npz --workdir=runs/study
 
-Rows that are there already are not run again, so a study that was interrupted goes on. Prints the command of each row, the table
-(mean and standard deviation over seeds; the difference to the row it is compared with, seed by seed) and, as the last line, one
-JSON object: what the distillation token gains over the labels alone, in points, first.
+Existing rows are not run again, so an interrupted study resumes. Prints the command of each row, the table (mean and standard
+deviation over seeds; the difference to the baseline row, seed by seed) and, as the last line, one JSON object, which starts with
+the gain of the distillation token over labels alone, in points.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# row -> the row that it is compared with; of a model with the token, "both" heads unless a head is named
+# row -> the row that it is compared with; for a model with the token "both" heads, unless a head is given
 ROWS = {
     "convnet": None,
     "none": None,
@@ -41,7 +41,7 @@ def folder(workdir: Path, row: str, seed: int) -> Path:
 
 
 def arguments_of(row: str, seed: int, workdir: Path, test: Path) -> list[str]:
-    """What follows run.py."""
+    """The arguments of run.py."""
     taught = {"soft", "hard", "token", "token_soft"} & set(row.split(","))
     teacher = folder(workdir, "none" if "transformer" in row else "convnet", seed)
     return [
@@ -67,13 +67,13 @@ def train(row: str, seed: int, workdir: Path, test: Path) -> None:
 
 
 def scores(row: str, seed: int, workdir: Path) -> dict[str, float]:
-    """EMA weights' top-1 in percent by head."""
+    """The top-1 of the EMA weights in percent, by head."""
     found = json.loads((folder(workdir, row, seed) / "results.json").read_text())["scores"]["ema"]
     return {head: score["top1"] for head, score in found.items()}
 
 
 def own(found: dict[str, float]) -> float:
-    """A model's own answer."""
+    """The accuracy of a model's own answer."""
     return found.get("fused_logits", found["class"])
 
 
@@ -119,7 +119,7 @@ def main() -> None:
     found = {row: [scores(row, seed, workdir) for seed in options.seeds] for row in options.rows}
     missing = {ROWS[row] for row in found} - {None} - set(found)
     if missing:
-        sys.exit(f"no table without the rows that others are compared with: {', '.join(sorted(missing))}")
+        sys.exit(f"no table without the baseline rows: {', '.join(sorted(missing))}")
     print(table(found))
     gains = (
         [own(mine) - own(other) for mine, other in zip(found["token"], found["none"], strict=True)]

@@ -1,13 +1,13 @@
-"""The largest batch a chip holds: DeiT-Ti, S and B, alone and with the RegNetY-160 teacher, compiled for chips that are not here.
+"""The largest batch per chip: DeiT-Ti, S and B, alone and with the RegNetY-160 teacher, compiled for chips that are not present.
 
     python benchmarks/topologies.py --rows=topologies.jsonl                      (v5e-8 and v6e-8; needs libtpu)
     python benchmarks/topologies.py --rows=topologies.jsonl --topologies=h100-8  (needs jax[cuda12])
 
-Each cell is `run.py --mode=compile --search_batch` with configs/deit.py's recipe, in a process of its own: at most three
-compilations of some minutes each. A cell that stands in --rows is not compiled again: after an interruption type the same again.
-The mixing groups are of 32 rows, the step in which a chip's batch grows, so that none lies on two chips; as many form a block as
-there are chips, so that the search goes in such steps. All else is the paper's recipe.
-The last line is one JSON object with the figures: images a device by cell.
+Each cell is `run.py --mode=compile --search_batch` with the recipe of configs/deit.py, in its own process: at most three
+compilations of a few minutes each. Cells in the file --rows are not compiled again: rerun the same command after an interruption.
+The mixing groups have 32 rows, the increment of a chip's batch, so that no group spans two chips; a block has as many groups as
+there are chips, so that the search uses the same increment. Everything else is the paper's recipe.
+The last line is one JSON object with the figures: images per device by cell.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from deit_jax.aot.topologies import Topology, find_topology  # noqa: E402  (from this checkout)
 
-# Command line of a child: the mode with the number of compilations, which run.py has no flag for.
+# A child process: the mode with the number of compilations, for which run.py has no flag.
 CHILD = """
 import sys
 from pathlib import Path
@@ -35,8 +35,8 @@ config = deit.get_config(sys.argv[1])
 config.train.batch_size, config.augment.group_size, config.augment.groups_per_block = map(int, sys.argv[4:])
 compile_step(config, sys.argv[2], output=Path(sys.argv[3]), search_batch=True, max_compiles=3)
 """
-GROUP = 32  # images of a mixing group
-# MiB an image, roughly, on TPU: what begins near the answer needs few compilations. XLA's GPU compiler keeps more.
+GROUP = 32  # images per mixing group
+# MiB per image, approximately, on TPU: a good start saves compilations. XLA's GPU compiler needs more.
 EXPECTED_MIB = {
     "tiny": 12,
     "tiny,distilled": 16,
@@ -49,7 +49,7 @@ GPU_FACTOR = 2.5
 
 
 def measure(topology: Topology, model: str) -> dict[str, Any]:
-    """One cell: the largest batch found, and what each attempt needed. What the attempts print goes to stderr."""
+    """Computes one cell: the largest batch, and the memory of each attempt. The output of the attempts goes to stderr."""
     devices = topology.num_devices
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "report.json"
@@ -78,10 +78,10 @@ def measure(topology: Topology, model: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--rows", type=Path, required=True, help="JSON lines: cells already measured; new ones are added"
+        "--rows", type=Path, required=True, help="JSON lines file of measured cells; new ones are appended"
     )
-    parser.add_argument("--topologies", default="v5e-8,v6e-8", help="names, joined by commas")
-    parser.add_argument("--models", default="tiny,small,base", help="sizes, joined by commas")
+    parser.add_argument("--topologies", default="v5e-8,v6e-8", help="names separated by commas")
+    parser.add_argument("--models", default="tiny,small,base", help="sizes separated by commas")
     arguments = parser.parse_args()
 
     rows = [json.loads(line) for line in arguments.rows.read_text().splitlines()] if arguments.rows.exists() else []
@@ -97,7 +97,7 @@ def main() -> None:
                         file.write(json.dumps(row) + "\n")
                 found[f"{topology.name} {model}"] = row["images_a_device"]
                 print(
-                    f"{topology.name:8} {model:16} {row['images_a_device']} images a device "
+                    f"{topology.name:8} {model:16} {row['images_a_device']} images per device "
                     f"(next refused: {row['next_refused']}; {len(row['tried'])} compilations)",
                     flush=True,
                 )

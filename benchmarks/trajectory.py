@@ -1,23 +1,24 @@
-"""The same training through this package and through timm with PyTorch's AdamW: parameters and losses side by side.
+"""The same training in this package and in timm with PyTorch's AdamW: comparison of parameters and losses.
 
-    python benchmarks/trajectory.py --peer_python=/path/to/python     (one that has torch and timm 1.0.31)
+    python benchmarks/trajectory.py --peer_python=/path/to/python     (with torch and timm 1.0.31)
 
-A small distilled DeiT learns 100 steps from a frozen RegNetY-200MF and the embedded photographs: the paper's loss, optimizer
-and schedule (25 epochs of 4 steps, released lag) and nothing random. Our side is the trainer's own compiled step, made by
-`build_program`; the other is benchmarks/peers/trajectory_timm.py. Both start from the weights that a formula gives.
+A small distilled DeiT is trained for 100 steps with a frozen RegNetY-200MF on the embedded photographs, with the paper's loss,
+optimizer and schedule (25 epochs of 4 steps, released lag) and nothing random. Our side is the trainer's own compiled step from
+`build_program`; the other is benchmarks/peers/trajectory_timm.py. Both start from the same weights, given by a formula.
 
-Why they differ is measured. Both also run in float64: programs that compute the same agree there to the last digits, so that
-what separates them in float32 is rounding. PyTorch's own float32 run differs from its float64 run too, by the order of
-additions. Ours has one rounding more: optax computes Adam's bias correction 1 - beta^t in float32, where beta2 = 0.999 is
-rounded, so that every step is 6e-6 of its length too short; a last run of ours has this correction rounded only once. How far
-such errors grow is the trajectory's own: soft distillation magnifies them more, in float64 too.
+The causes of the differences are measured. Both sides also run in float64, where programs that compute the same agree to the last
+digits, so that the difference in float32 is rounding. PyTorch's float32 run also differs from its float64 run, by the order of
+additions. Ours has one more rounding: optax computes Adam's bias correction 1 - beta^t in float32, which rounds beta2 = 0.999,
+so that every step is too short by 6e-6 of its length; a last run of ours rounds this correction only once. The growth of such
+errors depends on the trajectory: soft distillation amplifies them more, in float64 too.
 
-Then 64 steps with everything that the recipe draws, hard, soft and without a teacher (tests/training/joined.py): our step
-draws crops, RandAugment, erasing, mixup and CutMix itself, the other side is given the images and targets that come of them.
+Then 64 steps with all random parts of the recipe, with hard and soft distillation and without a teacher
+(tests/training/joined.py): our step draws crops, RandAugment, erasing, mixup and CutMix itself, and the other side gets the
+resulting images and targets.
 
 Without --peer_python the recorded PyTorch runs are read: tests/golden/trajectory.npz (hard distillation, no float64) and
-tests/golden/joined.npz (float64, of each tensor a few numbers). The last line is one JSON object with the figures; exit status
-1 if a bound is broken.
+tests/golden/joined.npz (float64, a few numbers per tensor). The last line is one JSON object with the figures. The exit status is
+1 if a bound is exceeded.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from tests.training import joined, trajectory  # noqa: E402
 from tests.training.trajectory import BOUND, LOSSES, STEPS, Arrays, distances, loss_differences  # noqa: E402
 
 PEER = ROOT / "benchmarks" / "peers" / "trajectory_timm.py"
-PAIRS = {  # column of the tables: the two runs whose distance it shows
+PAIRS = {  # columns of the tables: the two runs whose distance is shown
     "ours-torch": ("ours", "torch"),
     "torch-torch64": ("torch", "torch64"),
     "ours-torch64": ("ours", "torch64"),
@@ -60,9 +61,9 @@ PAIRS = {  # column of the tables: the two runs whose distance it shows
 
 
 def run_peer(python: str, config: ConfigDict, plan: Plan, batches: Arrays, dtype: str = "float32") -> Arrays:
-    """All steps through timm and PyTorch, in a process of another interpreter: what PEER's docstring says.
+    """Runs all steps with timm and PyTorch in another interpreter, as described in the docstring of PEER.
 
-    batches: image and label, or image and target as `joined.augmented` makes them.
+    batches: image and label, or image and target as returned by `joined.augmented`.
     """
     student = trajectory.to_timm(trajectory.initial_params(config, plan))
     settings = {
@@ -97,7 +98,7 @@ def run_peer(python: str, config: ConfigDict, plan: Plan, batches: Arrays, dtype
 
 @contextlib.contextmanager
 def rounded_once(config: ConfigDict) -> Iterator[None]:
-    """Let AdamW divide its moments by float32 values of 1 - beta^t that were computed in float64."""
+    """Makes AdamW divide its moments by float32 values of 1 - beta^t that were computed in float64."""
     tables = {beta: 1 - np.float64(beta) ** np.arange(STEPS + 1) for beta in config.optimizer.betas}
 
     def bias_correction(moment: Any, decay: float, count: jax.Array) -> Any:
@@ -107,7 +108,7 @@ def rounded_once(config: ConfigDict) -> Iterator[None]:
         yield
 
 
-# --- For people --------------------------------------------------------------------------------------------------------------
+# --- Tables ------------------------------------------------------------------------------------------------------------------
 
 
 def live_runs(python: str, config: ConfigDict, plan: Plan, batches: Arrays) -> dict[str, Arrays]:
@@ -122,7 +123,7 @@ def live_runs(python: str, config: ConfigDict, plan: Plan, batches: Arrays) -> d
 
 
 def print_losses(ours: Arrays, theirs: Arrays) -> None:
-    """Every tenth step's losses of both sides."""
+    """Prints the losses of both sides for every tenth step."""
     names, steps = [name for name in LOSSES if name in theirs], len(theirs["loss"])
     print(f"{'step':>4} {'rate':>9}" + "".join(f"  {name + ': ours, torch, relative':>34}" for name in names))
     for step in [*range(0, steps, 10), steps - 1]:
@@ -132,7 +133,7 @@ def print_losses(ours: Arrays, theirs: Arrays) -> None:
 
 
 def print_distances(columns: dict[str, dict[str, float]], title: str) -> None:
-    """The ten tensors of the largest distance in the first column, and the largest of every column."""
+    """Prints the ten tensors with the largest distance in the first column, and the maximum of every column."""
     print(f"\n{title + ', relative L2 distance':44}" + "".join(f" {name:>20}" for name in columns))
     first = next(iter(columns.values()))
     for name in sorted(first, key=first.get, reverse=True)[:10]:
@@ -145,7 +146,7 @@ def figures_of(
 ) -> dict[str, Any]:
     """Prints the tables of a kind of distillation and returns its figures.
 
-    logits: our teacher's, if there is one. recorded: columns of which the runs are not here.
+    logits: our teacher's, if any. recorded: columns whose runs are not available.
     """
     ours, theirs = runs["ours"], runs["torch"]
     print_losses(ours, theirs)
@@ -178,13 +179,13 @@ def figures_of(
         print(
             f"teacher: smallest top-1 margin {figures['teacher_margin']:.1e}, logits of the two sides differ by at most"
         )
-        print(f"  {figures['teacher_difference']:.1e}; images it takes for each class: {classes}")
+        print(f"  {figures['teacher_difference']:.1e}; images predicted as each class: {classes}")
     print()
     return figures
 
 
 def broken_bounds(figures: dict[str, Any], bound: float, steps: int) -> list[str]:
-    """What exceeds its bound, in words."""
+    """Lists the figures that exceed their bounds."""
     checks = {
         "weights": figures["weights"]["ours-torch"] <= bound,
         "moving average": figures["moving_average"]["ours-torch"] <= bound,
@@ -198,7 +199,7 @@ def broken_bounds(figures: dict[str, Any], bound: float, steps: int) -> list[str
 
 
 def fixed_results(python: str | None) -> tuple[dict[str, Any], list[str]]:
-    """The 100 steps without anything random: the figures of each kind of distillation, and the bounds that are broken."""
+    """The 100 steps without randomness: the figures of each kind of distillation, and the exceeded bounds."""
     results = {}
     for kind in trajectory.KINDS if python else ("hard",):
         config = trajectory.trajectory_config(kind)
@@ -213,7 +214,7 @@ def fixed_results(python: str | None) -> tuple[dict[str, Any], list[str]]:
                 "torch-torch64": dict(zip(trajectory.names_of(golden), golden["torch-torch64"].tolist(), strict=True))
             }
             print(
-                "PyTorch's side is the recorded one; --peer_python=PYTHON runs it, in float64 and for soft distillation too"
+                "PyTorch's side is recorded; --peer_python=PYTHON runs it, also in float64 and with soft distillation"
             )
         print(f"--- {kind} distillation, alpha {config.distillation.alpha}, tau {config.distillation.tau} ---")
         logits = trajectory.teacher_logits(trajectory.first_epoch(config, plan, batches))
@@ -223,7 +224,7 @@ def fixed_results(python: str | None) -> tuple[dict[str, Any], list[str]]:
 
 
 def joined_results(python: str | None) -> tuple[dict[str, Any], list[str]]:
-    """The 64 steps with everything random, as `fixed_results`."""
+    """The 64 steps with all random parts, as `fixed_results`."""
     results, broken = {}, []
     golden = joined.load_golden()
     for kind in joined.KINDS:
@@ -240,7 +241,11 @@ def joined_results(python: str | None) -> tuple[dict[str, Any], list[str]]:
             broken += [f"{name}: {what}" for what in broken_bounds(results[name], joined.BOUND, joined.STEPS)]
             continue
         results[name] = joined.recorded_differences(runs["ours"], golden, kind)
-        print("beside the recorded float64 run: " + "  ".join(f"{k} {v:.1e}" for k, v in results[name].items()) + "\n")
+        print(
+            "compared with the recorded float64 run: "
+            + "  ".join(f"{k} {v:.1e}" for k, v in results[name].items())
+            + "\n"
+        )
         broken += [f"{name}: {what}" for what, value in results[name].items() if value > joined.BOUND]
     return results, broken
 
@@ -251,7 +256,7 @@ def main() -> None:
         "--peer_python", help="an interpreter with torch and timm 1.0.31; without it the recorded runs are read"
     )
     arguments = parser.parse_args()
-    jax.config.update("jax_platforms", "cpu")  # an accelerator's default float32 products are not float32
+    jax.config.update("jax_platforms", "cpu")  # accelerators do not compute float32 products in float32 by default
     results, broken = fixed_results(arguments.peer_python)
     joined_figures, joined_broken = joined_results(arguments.peer_python)
     results, broken = results | joined_figures, broken + joined_broken

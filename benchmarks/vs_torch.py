@@ -1,27 +1,27 @@
-"""Training and inference steps on CPU beside timm's models in PyTorch, in turn, round after round.
+"""Training and inference steps on CPU compared with timm's models in PyTorch, measured alternately.
 
     python benchmarks/vs_torch.py --peer_python=PYTHON_WITH_TORCH_AND_TIMM                 (the default cases)
     python benchmarks/vs_torch.py --peer_python=PYTHON --models small base --batch 16      (others)
 
-What is compared, in float32 on the same cores, one side computing at a time:
+Compared in float32 on the same cores, one side at a time:
 
-* train: the step that `build_program` compiles, its state donated, without augmentation, stochastic depth or EMA: normalise,
-  forward, half the labels' cross-entropy (smoothing 0.1) and half that of the distillation head against given logits (hard
-  distillation; the teacher's own forward pass is left out), backward, AdamW. Ours takes uint8 images and also reports the
-  gradient's norm, as in training; the peer is handed normalised floats and reports nothing, which favours it by a little.
-* matrix_product: one of the model's, the first of DeiT-Ti's MLP for the batch, [B * 198, 192] by [192, 768]. Most of a step's
-  arithmetic is such products, and whose are faster depends on the processor: read the other ratios beside this one.
-* infer: normalised images to logits; ours by `jax.jit(model.apply)`, the peer's in eval and inference mode. Convnets: ours as a
+* train: the step compiled by `build_program` with donated state, without augmentation, stochastic depth or EMA: normalise,
+  forward, half the cross-entropy with the labels (smoothing 0.1) and half that of the distillation head with given logits (hard
+  distillation without the teacher's forward pass), backward, AdamW. Ours takes uint8 images and also reports the gradient norm,
+  as in training; the peer gets normalised floats and reports nothing, which slightly favours it.
+* matrix_product: the first of DeiT-Ti's MLP for the batch, [B * 198, 192] by [192, 768]. Such products are most of the arithmetic
+  of a step, and which side is faster depends on the processor: read the other ratios together with this one.
+* infer: normalised images to logits; ours with `jax.jit(model.apply)`, the peer's in eval and inference mode. Convnets: ours as a
   frozen teacher (`freeze`: BatchNorm folded), the peer's in channels_last.
 
-The peer is measured as it comes and with its freed memory kept (benchmarks/peers/vs_torch_timm.py); the faster of the two,
-by its median, is what ours is compared with. Each side is a process of its own that lives through all rounds of a case, holds
-its program compiled, and sleeps while the other works. A round measures each once, for at least --seconds after a step that is
-not timed, in an order that turns about. Ratio: ours by the peer's images a second, of the two measurements of a round; median
-(smallest to largest). Also by processor time (all threads). Trust neither on a busy machine: where the cores have other work
-to do too, PyTorch's OpenMP threads wait for one another at every small operation, spinning, which favours ours both ways.
+The peer is measured with its default allocator and with freed memory kept (benchmarks/peers/vs_torch_timm.py); ours is compared
+with the faster one, by its median. Each side is a process that lives through all rounds of a case, keeps its program compiled and
+sleeps while the other works. A round measures each side once, for at least --seconds after an untimed step, in alternating order.
+Ratio: our images/s divided by the peer's in the same round; median (minimum to maximum). Also by processor time (all threads).
+Neither is reliable on a busy machine: if the cores have other work, PyTorch's OpenMP threads spin while waiting for each other at
+every small operation, which favours ours both ways.
 
-Printed first: the processor, versions and the machine's load. The last line is one JSON object.
+Processor, versions and load of the machine are printed first. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ sys.path.insert(0, str(ROOT))
 
 PEER = ROOT / "benchmarks" / "peers" / "vs_torch_timm.py"
 MODELS = ("matrix_product", "tiny", "small", "base", "quickstart", "regnety_160", "regnety_002")
-MEASURES = ("seconds", "processor_seconds", "faults")  # of a step
+MEASURES = ("seconds", "processor_seconds", "faults")  # per step
 
 
 def case_of(model: str, part: str, batch: int | None) -> dict[str, Any]:
-    """What both sides are to build; `fields` goes by the same names in timm's models and ours."""
+    """The model that both sides build; `fields` has the same names in timm's models and ours."""
     case = {"part": part, "model": model, "fields": {}, "batch": batch or 32, "image_size": 224, "classes": 1000}
     if model == "quickstart":
         from configs.quickstart import STUDENT, get_config
@@ -58,17 +58,17 @@ def case_of(model: str, part: str, batch: int | None) -> dict[str, Any]:
         sizes = {"image_size": config.image_size, "batch": batch or config.train.batch_size, "classes": 10}
         case |= {"model": config.model.name, "fields": STUDENT} | sizes
     elif model == "regnety_160":
-        case["batch"] = batch or 8  # a step of 32 takes too long
+        case["batch"] = batch or 8  # a step with 32 takes too long
     elif model in ("tiny", "small", "base"):
         case["model"] = f"deit_{model}_distilled_patch16_224"
     return case
 
 
-# --- Our side, in a process of its own -----------------------------------------------------------------------------------------
+# --- Our side, in its own process ----------------------------------------------------------------------------------------------
 
 
 def make_train_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
-    """The project's compiled step on one batch, and the number of parameters."""
+    """Returns the project's compiled step on one batch, and the number of parameters."""
     import flax.linen as nn
     import jax.numpy as jnp
     import numpy as np
@@ -82,7 +82,7 @@ def make_train_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
     from deit_jax.training.teacher import Teacher
 
     class GivenLogits(nn.Module):
-        """Stands where a teacher's model does."""
+        """A substitute for a teacher's model."""
 
         @nn.compact
         def __call__(self, images):
@@ -124,7 +124,7 @@ def make_train_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
 
 
 def make_infer_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
-    """The compiled network on one batch, and the number of parameters before folding."""
+    """Returns the compiled network on one batch, and the number of parameters before folding."""
     import jax
     import jax.numpy as jnp
 
@@ -141,7 +141,7 @@ def make_infer_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
 
 
 def make_product(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
-    """A matrix product as the models take them, and the size of its second factor."""
+    """Returns a matrix product as in the models, and the size of its second factor."""
     import jax
     import jax.numpy as jnp
 
@@ -151,7 +151,7 @@ def make_product(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
 
 
 def serve(case: dict[str, Any]) -> None:
-    """Answers as the peer does."""
+    """Answers requests as the peer does."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: case["threads"]])
     from deit_jax.parallel.host_memory import keep_freed_memory
 
@@ -166,7 +166,7 @@ def serve(case: dict[str, Any]) -> None:
     print(json.dumps({"versions": versions, "parameters": parameters}), flush=True)
     for line in sys.stdin:
         steps = int(line)
-        jax.block_until_ready(step())  # what the system took from a sleeping process comes back outside the measurement
+        jax.block_until_ready(step())  # restores memory that the system took from a sleeping process, untimed
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         clock, processor = time.perf_counter(), time.process_time()
         for _ in range(steps):
@@ -181,7 +181,7 @@ def serve(case: dict[str, Any]) -> None:
 
 
 class Side:
-    """A process that holds one side's program and runs it on request."""
+    """A process that runs one side's program on request."""
 
     def __init__(self, command: list[str], threads: int) -> None:
         limits = {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu"}
@@ -199,7 +199,7 @@ class Side:
         return json.loads(line)
 
     def run(self, seconds: float) -> dict[str, float]:
-        """MEASURES of a step, over as many steps as take at least so long by the last measurement."""
+        """MEASURES per step, over as many steps as take at least this long according to the last measurement."""
         self._process.stdin.write(f"{self._steps}\n")
         self._process.stdin.flush()
         spent = self._answer()
@@ -212,7 +212,7 @@ class Side:
 
 
 def compare(case: dict[str, Any], peer_python: str, rounds: int, seconds: float) -> dict[str, Any]:
-    """All rounds of a case. Figures are images a second and faults a step; ratios as the module's docstring has them."""
+    """Runs all rounds of a case. Figures are images/s and faults per step; ratios as described in the module's docstring."""
     commands = {"ours": [sys.executable, str(Path(__file__).resolve()), f"--serve={json.dumps(case)}"]}
     for name, keep in (("torch", False), ("torch, memory kept", True)):
         commands[name] = [peer_python, str(PEER), json.dumps(case | {"keep_memory": keep})]
@@ -220,7 +220,7 @@ def compare(case: dict[str, Any], peer_python: str, rounds: int, seconds: float)
     if len({side.parameters for side in sides.values()}) != 1:
         sys.exit(f"different networks: { ({name: side.parameters for name, side in sides.items()}) } parameters")
     spent: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for number in range(-1, rounds):  # the first warms up and finds the number of steps
+    for number in range(-1, rounds):  # the first is a warm-up that determines the number of steps
         for name in sorted(sides, reverse=number % 2 == 1):
             measured = sides[name].run(seconds)
             if number >= 0:
@@ -269,10 +269,10 @@ def main() -> None:
         default=["matrix_product", "tiny", "quickstart", "regnety_160", "regnety_002"],
     )
     parser.add_argument("--parts", nargs="+", choices=("train", "infer"), default=["train", "infer"])
-    parser.add_argument("--batch", type=int, help="images a step; default 32, RegNetY-160 8, the quick start its own")
+    parser.add_argument("--batch", type=int, help="images per step; default 32, RegNetY-160 8, the quick start its own")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=2.0, help="least length of one measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="minimum length of a measurement")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -289,7 +289,7 @@ def main() -> None:
     for model in arguments.models:
         for part in arguments.parts:
             if part == "train" and model.startswith(("regnety", "matrix")):
-                continue  # frozen teachers, and no model
+                continue  # frozen teachers have no training step
             case = case_of(model, part, arguments.batch) | {"threads": arguments.threads}
             row = results[f"{model} {part}"] = compare(case, arguments.peer_python, arguments.rounds, arguments.seconds)
             versions = row.pop("versions")

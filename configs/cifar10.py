@@ -1,17 +1,17 @@
-"""CIFAR-10 as in the paper's comparison: a convnet and its students see the same 50,000 images; minutes to hours on a CPU.
+"""CIFAR-10 with a small DeiT: the teacher and its students train on the same 50,000 images, for minutes to hours on a CPU.
 
     python run.py --config=configs/cifar10.py:teacher --workdir=runs/cifar10_teacher
     python run.py --config=configs/cifar10.py:soft --workdir=runs/cifar10_soft --config.teacher.weights=runs/cifar10_teacher
 
-The images are those of TFDS's `cifar10`, or with --config.data.source=folder --config.data.path=FOLDER those of a folder with
-`train` and `test`. The argument is one of
+The images are TFDS's `cifar10`, or with --config.data.source=folder --config.data.path=FOLDER those of a folder with `train` and
+`test`. The argument is one of
 
-    teacher      a RegNetY of 0.7 million parameters
-    none         a DeiT of patches of 4 pixels, width 96 and 4 blocks, from the labels
-    soft, hard   the same DeiT with a distillation token, taught by the teacher's probabilities or decisions
-    two_tokens   no teacher, the second token learns the labels, too
+    teacher      a RegNetY with 0.7 million parameters
+    none         a DeiT with patches of 4 pixels, width 96 and 4 blocks, trained on the labels
+    soft, hard   the same DeiT with a distillation token, trained on the teacher's probabilities or decisions
+    two_tokens   no teacher; both tokens are trained on the labels
 
-with `no_token` after soft or hard, where the class token learns from both. benchmarks/gain.py runs all of them.
+with `no_token` after soft or hard to train the class token on both. benchmarks/gain.py runs all of them.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ from deit_jax.config import ConfigError, default_config
 from deit_jax.recipes.files import pick
 
 STUDENT = dict(patch_size=4, embed_dim=96, depth=4, num_heads=3)
-# Stages of 48, 96 and 192 channels, in groups of 48: narrow grouped convolutions are slow on a CPU.
+# Stages of 48, 96 and 192 channels, in groups of 48, because narrow grouped convolutions are slow on a CPU.
 TEACHER = dict(w0=48, wa=36.0, wm=2.0, depth=6, group_width=48, stem_stride=1)
 
 
@@ -28,7 +28,7 @@ def get_config(argument: str = "soft") -> ConfigDict:
     words = pick("cifar10.py", argument, kind=("teacher", "none", "soft", "hard", "two_tokens"), token=("no_token",))
     kind = words["kind"] or "soft"
     if words["token"] and kind not in ("soft", "hard"):
-        raise ConfigError(f"configs/cifar10.py:{argument}: no_token goes with soft or hard")
+        raise ConfigError(f"configs/cifar10.py:{argument}: no_token is only for soft or hard")
     config = _images()
     if kind == "teacher":
         config.model.name = "regnety_002"

@@ -4,12 +4,12 @@
     python run.py --config=configs/deit.py:small,distilled --workdir=WORKDIR --config.teacher.weights=TEACHER_WORKDIR
 
 Argument: tiny | small | base, then any of
-    distilled   the distillation token, taught by the hard decisions of RegNetY-16GF (Table 3, last rows)
-    soft        the same token, taught by soft distillation, alpha 0.1 and tau 3 (section 4)
+    distilled   add the distillation token, trained on the hard decisions of RegNetY-16GF (Table 3, last rows)
+    soft        add the same token, trained by soft distillation with alpha 0.1 and tau 3 (section 4)
     500 | 800 | 1000        instead of 300 epochs (Figure 3; Table 5, last rows)
-    160px | 320px | 384px   trained at that size from the start: no row of the paper, which fine-tunes (configs/finetune.py)
-    runlocal    the same modules and recipe on the embedded images, two steps of sixteen: does it run here?
-or vit_base: Table 9's other column, what the first vision transformer trained with on ImageNet alone.
+    160px | 320px | 384px   train at that size from the start; not in the paper, which fine-tunes (configs/finetune.py)
+    runlocal    the same modules and recipe on the embedded images, two steps of sixteen, as a check of the installation
+or vit_base: Table 9's other column, with which the first vision transformer was trained on ImageNet alone.
 
 ImageNet comes from TFDS (data.source=tfds) or from folders:
     --config.data.source=folder --config.data.path=FOLDER_WITH_train_AND_val
@@ -30,14 +30,9 @@ from deit_jax.recipes.small import run_locally
 
 def get_config(argument: str = "small") -> ConfigDict:
     words = pick(
-        "deit.py",
-        argument,
-        size=(*SIZES, "vit_base"),
-        teaching=("distilled", "soft"),
-        epochs=EPOCHS,
-        image_size=TRAIN_SIZES,
+        "deit.py", argument, size=(*SIZES, "vit_base"), teaching=("distilled", "soft"), epochs=EPOCHS, image_size=TRAIN_SIZES,
         where=("runlocal",),
-    )
+    )  # fmt: skip
     size = words["size"] or "small"
     if size == "vit_base" and words["teaching"]:
         raise ConfigError(f"configs/deit.py:{argument}: vit_base has no distillation token")
@@ -55,7 +50,7 @@ def get_config(argument: str = "small") -> ConfigDict:
 
 
 def recipe(size: str, *, distilled: bool = False) -> ConfigDict:
-    """Table 9's column for DeiT, top to bottom; `distilled`: with a distillation token, which nothing teaches yet."""
+    """Table 9's column for DeiT, in its order. `distilled` adds a distillation token, without a teacher."""
     config = default_config()
     config.model.name = f"deit_{size}{'_distilled' if distilled else ''}_patch16_224"
     config.num_classes = 1000
@@ -65,7 +60,7 @@ def recipe(size: str, *, distilled: bool = False) -> ConfigDict:
 
     config.optimizer.name = "adamw"
     config.schedule.base_learning_rate, config.schedule.base_batch_size = 5e-4, 512  # 1e-3 for 1,024 images
-    config.schedule.kind = "released"  # cosine decay, and an epoch late, as the released code did
+    config.schedule.kind = "released"  # cosine decay, one epoch late as in the released code
     config.schedule.per_step = False
     config.schedule.warmup_learning_rate = 1e-6
     config.schedule.min_learning_rate = 1e-5
@@ -84,7 +79,7 @@ def recipe(size: str, *, distilled: bool = False) -> ConfigDict:
     config.augment.mixup_alpha = 0.8
     config.augment.cutmix_alpha = 1.0
     config.augment.erase_probability = 0.25
-    # Rows that share a mixing draw: the batch of one GPU in the authors' runs (4 GPUs of 256 for Ti and S, 16 of 64 for B).
+    # Rows that share a mixing draw: the batch per GPU in the authors' runs (4 GPUs of 256 for Ti and S, 16 of 64 for B).
     config.augment.max_group_size = {"tiny": 256, "small": 256, "base": 64}[size]
 
     config.ema.decay = 0.99996
@@ -94,7 +89,7 @@ def recipe(size: str, *, distilled: bool = False) -> ConfigDict:
 
 
 def vit_base() -> ConfigDict:
-    """ViT-B's column of Table 9. Not in it, and chosen here: no floor under the cosine, a rate that moves every step."""
+    """Table 9's column for ViT-B. It does not specify a minimum rate (here 0) or how often the rate changes (here every step)."""
     config = recipe("base")
     config.train.batch_size = 4096
     config.train.clip_norm = 1.0

@@ -1,25 +1,25 @@
-"""Every kind of distillation and every teacher: Tables 2 and 3, Figure 3, and section 4's control.
+"""Kinds of distillation and teachers: Tables 2 and 3, Figure 3, and the control of section 4.
 
     python run.py --config=configs/distillation.py:hard,small --workdir=WORKDIR --config.teacher.weights=TEACHER_WORKDIR
     python run.py --config=configs/distillation.py:hard,base,384px --workdir=WORKDIR_384 \\
         --config.model.weights=WORKDIR --config.teacher.weights=TEACHER_384
 
 Argument: a kind, a student, and any of the rest.
-    soft           the class token learns labels and the teacher's probabilities (alpha 0.1, tau 3); "usual distillation"
-    hard           the class token learns labels and the teacher's decisions
-    token          a distillation token learns the teacher's decisions: DeiT's way, as configs/deit.py:...,distilled
-    token_soft     a distillation token learns the teacher's probabilities
-    token_labels   no teacher: two class tokens learn the same labels (section 4's control)
+    soft           train the class token on labels and the teacher's probabilities (alpha 0.1, tau 3); "usual distillation"
+    hard           train the class token on labels and the teacher's decisions
+    token          train a distillation token on the teacher's decisions: DeiT's method, as configs/deit.py:...,distilled
+    token_soft     train a distillation token on the teacher's probabilities
+    token_labels   no teacher: train two class tokens on the same labels (the control of section 4)
     tiny | small | base
-    regnety_040 | regnety_080 | regnety_120 | regnety_160 | deit_base     the teacher; RegNetY-16GF if none is named
-    384px          the fine-tuning of the trained student, by the same teacher at 384 pixels (configs/teacher.py:...,384px; for
-                   DeiT-B configs/finetune.py:384px). The teacher sees what the student sees, also its size
+    regnety_040 | regnety_080 | regnety_120 | regnety_160 | deit_base     the teacher; the default is RegNetY-16GF
+    384px          fine-tune the trained student with the same teacher at 384 pixels (configs/teacher.py:...,384px; for DeiT-B
+                   configs/finetune.py:384px). The teacher gets the student's images, at the same size
     500 | 800 | 1000     instead of 300 epochs (Figure 3)
-    runlocal       the same modules and recipe on the embedded images, two steps
+    runlocal       the same modules and recipe on the embedded images, for two steps
 
-Published, base: soft 81.8, hard 83.0, token 83.4 (Table 3; at 384 pixels 83.2, 84.0, 84.5). Table 2 prints 83.1 and 84.2 for what
-Table 3 prints 83.4 and 84.5. The released code trains no student without the token, nor fine-tunes with a teacher. Hardware as
-for configs/deit.py. This code has not yet been run on ImageNet.
+Published, base: soft 81.8, hard 83.0, token 83.4 (Table 3; at 384 pixels 83.2, 84.0, 84.5). Table 2 has 83.1 and 84.2 where
+Table 3 has 83.4 and 84.5. The released code neither distils a student without the token nor fine-tunes with a teacher. Hardware
+as for configs/deit.py. This code has not yet been run on ImageNet.
 """
 
 from ml_collections import ConfigDict
@@ -35,15 +35,9 @@ KINDS = {"soft": "soft", "hard": "hard", "token": "hard", "token_soft": "soft", 
 
 def get_config(argument: str = "token,small") -> ConfigDict:
     words = pick(
-        "distillation.py",
-        argument,
-        kind=tuple(KINDS),
-        size=SIZES,
-        teacher=tuple(TEACHERS),
-        image_size=("384px",),
-        epochs=EPOCHS,
-        where=("runlocal",),
-    )
+        "distillation.py", argument, kind=tuple(KINDS), size=SIZES, teacher=tuple(TEACHERS), image_size=("384px",),
+        epochs=EPOCHS, where=("runlocal",),
+    )  # fmt: skip
     kind = words["kind"] or "token"
     config = deit(words["size"] or "small", distilled=kind.startswith("token"))
     if kind == "token_labels":
@@ -55,8 +49,8 @@ def get_config(argument: str = "token,small") -> ConfigDict:
     if words["image_size"]:
         if words["epochs"]:
             raise ConfigError(
-                f"configs/distillation.py:{argument}: the epochs are of the training at 224 pixels; the fine-tuning is "
-                "the same for all, from that training's workdir"
+                f"configs/distillation.py:{argument}: epochs apply to the training at 224 pixels; the fine-tuning from its "
+                "workdir is the same for all"
             )
         fine_tune(config, 384)
     elif words["epochs"]:

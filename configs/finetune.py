@@ -8,13 +8,13 @@
 authors' model at 224 pixels. TEACHER_384: the workdir of configs/teacher.py:regnety_160,384px. Argument:
     160px | 224px | 320px | 384px
     tiny | small           instead of base
-    distilled              with the token and its teacher, which sees the same resolution
-    sgd                    instead of AdamW (Table 8), at rate 0.01 for 512 images and decay 1e-4: the authors' are unknown
+    distilled              with the token and its teacher, at the same resolution
+    sgd                    instead of AdamW (Table 8), at rate 0.01 for 512 images and decay 1e-4; the authors' are unknown
     train_mode             with stochastic depth, as the README's command does today; the released models had none
-    runlocal               the same modules and recipe on the embedded images, two steps, from a random start
+    runlocal               the same modules and recipe on the embedded images, for two steps, from random weights
 
 Published top-1, base: 79.9, 81.8 (as trained), 82.7, 83.1; distilled 84.5, after 1000 epochs at 224 pixels 85.2. At 384 pixels
-the authors took 20 hours on 8 GPUs for 25 epochs; their README, and with it this file, says 30. Not yet run on ImageNet.
+the authors needed 20 hours on 8 GPUs for 25 epochs; this file uses 30, as their README says. Not yet run on ImageNet.
 """
 
 from ml_collections import ConfigDict
@@ -27,15 +27,9 @@ from deit_jax.recipes.small import run_locally
 
 def get_config(argument: str = "384px") -> ConfigDict:
     words = pick(
-        "finetune.py",
-        argument,
-        image_size=TRAIN_SIZES,
-        size=SIZES,
-        teaching=("distilled",),
-        optimizer=("adamw", "sgd"),
-        mode=("train_mode",),
-        where=("runlocal",),
-    )
+        "finetune.py", argument, image_size=TRAIN_SIZES, size=SIZES, teaching=("distilled",), optimizer=("adamw", "sgd"),
+        mode=("train_mode",), where=("runlocal",),
+    )  # fmt: skip
     config = deit(words["size"] or "base", distilled=bool(words["teaching"]))
     if words["teaching"]:
         distil(config, "hard")

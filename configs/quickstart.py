@@ -1,15 +1,15 @@
-"""A small DeiT with a distillation token, taught by a convnet: 2,000 real images, two CPU cores, minutes.
+"""A small DeiT with a distillation token and a convnet teacher, trained on 2,000 real images in minutes on two CPU cores.
 
     python run.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-Fashion-MNIST comes with the package, and so does the teacher: a RegNetY trained by this project on all 60,000 labelled training
-images, of which the student sees 2,000 (docs/results.md). Modules, losses and steps are those of configs/deit.py; sizes, lengths
-and strengths differ. Arguments, several as in configs/quickstart.py:no_teacher,10k
+Fashion-MNIST and the teacher are included in the package. The teacher is a RegNetY trained by this project on all 60,000 labelled
+training images, of which the student gets 2,000 (docs/results.md). Modules, losses and steps are those of configs/deit.py; sizes,
+lengths and strengths differ. Arguments, several as in configs/quickstart.py:no_teacher,10k
 
     hard         hard distillation, as in the paper, instead of soft
-    own_teacher  first trains a teacher on the images that the student sees, which is the paper's setting
-    no_teacher   the same DeiT without the token, from the labels alone
-    teacher      the teacher's own training, on all images of the data (the embedded ones unless config.data says otherwise)
+    own_teacher  first train a teacher on the student's images, as in the paper
+    no_teacher   the same DeiT without the token, trained on the labels alone
+    teacher      train the teacher itself, on all images of the data (the embedded ones unless config.data says otherwise)
     10k          10,000 images instead of 2,000
 """
 
@@ -20,7 +20,7 @@ from deit_jax.recipes.files import pick
 from deit_jax.recipes.small import fashion_mnist
 
 STUDENT = dict(patch_size=7, embed_dim=128, depth=4, num_heads=4)
-# 28-pixel images leave no room for a stem that halves them.
+# Images of 28 pixels are too small for a stem that halves them.
 TEACHER = dict(w0=32, wa=32.0, wm=2.0, depth=4, group_width=32, stem_width=16, stem_stride=1)
 
 
@@ -30,9 +30,8 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     kind, many = words["kind"], bool(words["images"])
     if (words["teacher"] and kind in ("no_teacher", "teacher")) or (many and kind == "teacher"):
-        raise ConfigError(
-            f"configs/quickstart.py:{argument}: {kind} does not go with {words['teacher'] or words['images']}"
-        )
+        other = words["teacher"] or words["images"]
+        raise ConfigError(f"configs/quickstart.py:{argument}: {kind} cannot be combined with {other}")
     if kind == "teacher":
         return teacher_config(None, epochs=10)
     config = _images(1000 if many else 200)
@@ -61,13 +60,13 @@ def get_config(argument: str = "") -> ConfigDict:
     config.teacher.weights = "embedded"
     with config.unlocked():
         config.teacher.overrides = dict(TEACHER)
-        if not many:  # of the embedded test images, seed 0; docs/results.md has all 10,000
+        if not many:  # on the embedded test images, seed 0; docs/results.md has the result on all 10,000
             config.published["labels alone, same time (argument no_teacher; see docs)"] = 86.45
     return config
 
 
 def teacher_config(images_per_class: int | None, epochs: int) -> ConfigDict:
-    """The recipe of the teacher that comes with the package (None: all images, 10 epochs), and of one of the student's images."""
+    """The recipe of the included teacher (None: all images, 10 epochs), or of a teacher trained on the student's images."""
     config = _images(images_per_class)
     config.train.epochs = epochs
     config.model.name = "regnety_002"
@@ -75,7 +74,7 @@ def teacher_config(images_per_class: int | None, epochs: int) -> ConfigDict:
         config.model.overrides = dict(TEACHER)
     config.model.drop_path_rate = 0.0
     config.train.batch_size = 128
-    config.schedule.base_learning_rate = 2e-3  # at 64 images a step, so 4e-3
+    config.schedule.base_learning_rate = 2e-3  # for 64 images, so 4e-3
     config.augment.flip_probability = 0.0
     config.augment.label_smoothing = 0.0
     config.augment.mixup_alpha, config.augment.cutmix_alpha, config.augment.mix_probability = 0.8, 1.0, 0.33

@@ -1,14 +1,14 @@
-"""The grid from which the authors chose learning rate and weight decay (section 6).
+"""The grid of the authors' search for learning rate and weight decay (section 6).
 
     python run.py --config=configs/search.py:3e-4,0.04 --workdir=WORKDIR
 
 Argument: 5e-4 | 3e-4 | 5e-5, the rate for 512 images; 0.03 | 0.04 | 0.05, the decay; then any of
     tiny | small   instead of base
-    runlocal       the same modules and recipe on the embedded images, two steps
+    runlocal       the same modules and recipe on the embedded images, for two steps
 
-The choice fell on 5e-4 and 0.05 (Table 9; 81.8); no other point's figure is published. On which data it was made is not said:
-ImageNet's validation images here, --config.data.train_split=train[:99%] --config.data.eval_split=train[99%:] leaves them alone.
-Hardware as for configs/deit.py. Not yet run on ImageNet.
+The authors chose 5e-4 and 0.05 (Table 9; 81.8); the other results are not published. The paper does not say on which data they
+chose. Here it is ImageNet's validation images; use --config.data.train_split=train[:99%] --config.data.eval_split=train[99%:] to
+spare them. Hardware as for configs/deit.py. Not yet run on ImageNet.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
-"""The paper's comparisons in miniature: kinds of distillation, kinds of teacher, parts of the recipe, on Fashion-MNIST and CPU.
+"""The paper's comparisons in miniature: kinds of distillation, teachers and augmentation, on Fashion-MNIST and CPU.
 
     python benchmarks/study.py --test=full_test.npz --workdir=runs/study
 
-runs all rows over three seeds and prints the table of docs/results.md. One row by itself, after its teacher:
+runs all rows with three seeds and prints the table of docs/results.md. To run a single row, after its teacher:
 
     python run.py --config=configs/study.py:convnet --workdir=runs/convnet
     python run.py --config=configs/study.py:token --workdir=runs/token --config.teacher.weights=runs/convnet
@@ -10,11 +10,11 @@ runs all rows over three seeds and prints the table of docs/results.md. One row 
 Argument: a kind, then any of the changes, as in configs/study.py:token,mixing.
 
     convnet       the teacher, a small RegNetY
-    none          a DeiT without token, from the labels (also the transformer teacher)
-    soft, hard    the same DeiT taught by a convnet, softly (tau 3, weight 0.1) or by its decisions (Table 3)
-    token         with a distillation token, taught by decisions: the paper's method
-    token_soft    with a distillation token, softly taught
-    two_tokens    no teacher, a second class token with the same labels (section 4's control)
+    none          a DeiT without token, trained on the labels (also the transformer teacher)
+    soft, hard    the same DeiT distilled from a convnet, by soft (tau 3, weight 0.1) or hard distillation (Table 3)
+    token         with a distillation token, by hard distillation: the paper's method
+    token_soft    with a distillation token, by soft distillation
+    two_tokens    no teacher; a second class token with the same labels (the control of section 4)
 
     transformer   the teacher is a plain DeiT (the row none)
     repeated      repeated augmentation, three copies
@@ -22,7 +22,7 @@ Argument: a kind, then any of the changes, as in configs/study.py:token,mixing.
     erasing       random erasing
     no_drop_path  without stochastic depth
 
-10,000 images to train on; six epochs of a DeiT of four blocks and 64 channels: a minute or two a row on one CPU core.
+10,000 training images; six epochs of a DeiT with four blocks and 64 channels; a minute or two per row on one CPU core.
 """
 
 from ml_collections import ConfigDict
@@ -59,7 +59,7 @@ def get_config(argument: str = "token") -> ConfigDict:
         with config.unlocked():
             config.model.overrides = dict(STUDENT)
     if kind in ("soft", "token_soft"):
-        # The printed equation's weight: the released code divides by the number of classes besides.
+        # The weight as in the paper's equation; the released code also divides by the number of classes.
         config.distillation.update(dict(kind="soft", alpha=0.1, tau=3.0, kl_mean="batch"))
     elif kind in ("hard", "token"):
         config.distillation.kind = "hard"

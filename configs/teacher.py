@@ -4,20 +4,20 @@
     python run.py --config=configs/teacher.py:regnety_160,384px --workdir=TEACHER_384 --config.model.weights=TEACHER_WORKDIR
 
 Argument: regnety_040 | regnety_080 | regnety_120 | regnety_160 (Table 2) or any other RegNetY; then any of
-    384px      the trained one, fine-tuned for students of 384 pixels, as FixRes does (arXiv 1906.06423)
-    runlocal   the same modules and recipe on the embedded images, two steps
-The student takes it with --config.teacher.weights=TEACHER_WORKDIR. DeiT-B, Table 2's other teacher, is configs/deit.py:base.
+    384px      fine-tune the trained teacher for students at 384 pixels, as in FixRes (arXiv 1906.06423)
+    runlocal   the same modules and recipe on the embedded images, for two steps
+The student uses it with --config.teacher.weights=TEACHER_WORKDIR. The DeiT-B teacher of Table 2 is configs/deit.py:base.
 
 Published top-1: 80.0, 81.7, 82.4, 82.9. RegNetY-16GF took 20 % longer than the 300 epochs of DeiT-B (37 hours on 16 V100), in "a
-similar training", and Table 9 is for all experiments: so 300 epochs, batches of 1024, 5 epochs of warm-up and a cosine here, too.
-The authors did not publish their teachers' optimizer settings. Those below are of the usual kind for a RegNet (Nesterov momentum
-0.9, rate 0.2 for 512 images, weight decay 5e-5); not yet run on ImageNet. --config.model.regnet_init=timm_0.3 is the random start
-of the timm that the released code pins, and of pycls.
+similar training", and Table 9 is for all experiments; so this file also has 300 epochs, batches of 1024, 5 epochs of warm-up and
+a cosine. The authors did not publish the optimizer settings of their teachers. Those below are common for a RegNet (Nesterov
+momentum 0.9, rate 0.2 for 512 images, weight decay 5e-5); not yet run on ImageNet. --config.model.regnet_init=timm_0.3 is the
+random initialisation of pycls and of the timm version that the released code pins.
 
-How the authors' teachers saw 384 pixels is not published either. A network trained on random crops sees objects smaller when it
-is tested, and larger images fix that; what then is off are the statistics before the classifier. So only the classifier and the
-closing BatchNorms of the last stage learn, on centre crops as in evaluation, flipped and nothing else, and all modules run as in
-evaluation (docs/finetuning.md). Rate, decay and length are chosen here and not yet run.
+How the authors' teachers processed 384 pixels is not published either. A network trained on random crops sees smaller objects in
+evaluation. Larger images correct this, but shift the statistics before the classifier. So only the classifier and the last
+BatchNorms of the last stage are trained, on centre crops as in evaluation with flips only, and all modules run as in evaluation
+(docs/finetuning.md). Rate, decay and length are our choice and not yet run.
 """
 
 from ml_collections import ConfigDict
@@ -55,7 +55,7 @@ def fix_resolution(config: ConfigDict) -> None:
     config.image_size = 384
     config.model.weights = MUST_BE_GIVEN
     config.data.train_crop = "center"
-    config.data.repeats = 1  # copies would be alike but for the flip
+    config.data.repeats = 1  # copies would be equal except for the flip
     config.augment.rand_augment = ""
     config.augment.erase_probability = 0.0
     config.augment.mixup_alpha = config.augment.cutmix_alpha = 0.0

@@ -32,7 +32,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`Classifier` on first use: it brings training's modules, which take long to import."""
+    """Imports `Classifier` on first use, because its imports are slow."""
     if name == "Classifier":
         from deit_jax.inference.classifier import Classifier
 

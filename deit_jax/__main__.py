@@ -1,4 +1,4 @@
-"""`python -m deit_jax` is run.py."""
+"""`python -m deit_jax` is the same as run.py."""
 
 from deit_jax.main import main
 

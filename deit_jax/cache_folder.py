@@ -1,4 +1,4 @@
-"""The user's folders for what can be made again, and machines that lack them."""
+"""Cache folders of the user, and substitutes for missing home and temporary folders."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def cache_folder() -> Path | None:
-    """`$XDG_CACHE_HOME/deit_jax`, else `~/.cache/deit_jax`; None for a user without a home, e.g. of a container.
+    """Returns `$XDG_CACHE_HOME/deit_jax`, else `~/.cache/deit_jax`; None for a user without a home, e.g. in a container.
 
-    The folder may not exist yet, and it may not be writable.
+    The folder may not exist or may not be writable.
     """
     base = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(base):  # the specification ignores other values
@@ -21,20 +21,20 @@ def cache_folder() -> Path | None:
 
 
 def shared_cache_folder(workdir: Path) -> Path:
-    """Where the processes of a run keep what can be made again: beside the workdir, on the disk that all of them share.
+    """Returns the cache folder shared by the processes of a run: next to the workdir, on the disk that all of them share.
 
-    Each user has one, for what is there is trusted: see `why_unsafe`. It may not exist yet.
+    It is named after the user, because its content is trusted: see `why_unsafe`. It may not exist.
     """
     return workdir.resolve().parent / f".deit_jax-{os.getuid()}"
 
 
 def why_unsafe(folder: Path) -> str:
-    """Why other users could choose what this one reads from a folder: "belongs to another user", "can be written by its group".
+    """Why other users could control the content of a folder: "belongs to another user", "can be written by its group".
 
-    "" if they could not, or the folder does not exist.
+    "" if they cannot, or if the folder does not exist.
     """
     try:
-        status, link = os.stat(folder), os.lstat(folder)  # somebody else's link may lead to a folder of this user's
+        status, link = os.stat(folder), os.lstat(folder)  # another user's link may point to this user's folder
     except OSError:
         return ""
     if status.st_uid != os.getuid() or link.st_uid not in (os.getuid(), 0):
@@ -46,36 +46,36 @@ def why_unsafe(folder: Path) -> str:
 
 
 def is_own(folder: Path) -> bool:
-    """Whether a folder that exists belongs to this user."""
+    """Whether an existing folder belongs to this user."""
     return os.stat(folder).st_uid == os.getuid()
 
 
 def has_home() -> bool:
-    """Whether "~" is a folder's name: HOME or the list of users has to say which."""
+    """Whether "~" is defined, by HOME or by the list of users."""
     return os.environ.get("HOME") != "" and os.path.isabs(os.path.expanduser("~"))
 
 
 def without_home() -> None:
-    """Give a process whose user has no home one that does not exist, so that other libraries do without.
+    """Sets HOME to a folder that cannot be created, if the user has no home, so that libraries do without.
 
-    They would take "~" for the name of a folder, and make it in the current one. Not even root can make one below /dev/null.
+    Otherwise they create a folder named "~" in the current one. Not even root can create a folder below /dev/null.
     """
     if not has_home():
         os.environ["HOME"] = os.devnull
 
 
 def have_temporary_folder(*others: Path) -> None:
-    """Let temporary files go to shared memory, or to the first of `others` that can be written, where /tmp and its like cannot.
+    """Uses shared memory, or the first of `others` that is writable, for temporary files if /tmp and the like are not writable.
 
-    A folder that does not exist yet stands for the one that it will be in. matplotlib needs a temporary folder where it cannot
-    write to the home, and describes that at length; it is asked to be silent.
+    For a folder that does not exist, its nearest existing parent counts. matplotlib, which needs a temporary folder if it cannot
+    write to the home, reports that at length, so its logger is silenced.
     """
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
         for folder in (Path("/dev/shm"), *others):
-            there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
-            if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
-                tempfile.tempdir = os.environ["TMPDIR"] = str(there)
+            existing = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+            if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+                tempfile.tempdir = os.environ["TMPDIR"] = str(existing)
                 return

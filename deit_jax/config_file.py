@@ -1,4 +1,4 @@
-"""Where a configuration comes from: a user's file, and `--config.FIELD=VALUE` on the command line."""
+"""Loads a configuration from a user's file and applies `--config.FIELD=VALUE` from the command line."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from deit_jax.models.registry import list_models, model_fields
 from deit_jax.options import Kind, is_bool
 from deit_jax.plugins import import_configured
 
-_MODULE = "config_file"  # the name that the file's module has
-_LONGEST = 300  # characters of another library's message
-_RECIPE = "teacher.recipe."  # whose fields are those of a whole configuration
+_MODULE = "config_file"  # the name of the file's module
+_LONGEST = 300  # characters quoted from another library's message
+_RECIPE = "teacher.recipe."  # the prefix of the fields of a nested configuration
 _OVERRIDES = r"(model|teacher)\.overrides\.(\w+)"
 _EXTRA = r"evaluation\.extra\.([^.]+)\.(\w+)"
 
 
 class ConfigFileError(UserError):
-    """A configuration file that gives no configuration. The message is one line: which file, which line, what."""
+    """A configuration file that returns no configuration. The message is one line: file, line, and what is wrong."""
 
 
 def load_config(argument: str) -> ConfigDict:
-    """The configuration of --config=FILE[:ARGUMENT], locked, by running the file's `get_config`.
+    """Runs `get_config` of --config=FILE[:ARGUMENT] and returns the configuration, locked.
 
-    Raises ConfigFileError if there is none, and the file's own UserError as it is.
+    Raises ConfigFileError if that fails; a UserError raised by the file is passed on.
     """
     name, *arguments = argument.split(":", 1)
     try:
@@ -45,75 +45,69 @@ def load_config(argument: str) -> ConfigDict:
         if spec is None or spec.loader is None:
             raise ConfigFileError(f"{name} is not a Python file")
         module = importlib.util.module_from_spec(spec)
-        sys.modules[_MODULE] = module  # where dataclasses and pickle look for what the file defines
+        sys.modules[_MODULE] = module  # where dataclasses and pickle look up what the file defines
         spec.loader.exec_module(module)
         if not callable(getattr(module, "get_config", None)):
             raise ConfigFileError(
-                f"{name} has no function get_config, which returns the configuration (as configs/deit.py has)"
+                f"{name} has no function get_config that returns a configuration (see configs/deit.py)"
             )
         config = module.get_config(*arguments)
     except UserError:
         raise
     except SyntaxError as error:
-        raise ConfigFileError(f"{_shown(error.filename or name, name)}, line {error.lineno}: {error.msg}") from error
+        shown = name if Path(error.filename or name).resolve() == Path(name).resolve() else error.filename
+        raise ConfigFileError(f"{shown}, line {error.lineno}: {error.msg}") from error
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if Path(frame.filename).resolve() == Path(name).resolve()]
         where = f"{name}, line {own[-1].lineno}" if own else name
-        raise ConfigFileError(f"{where}: {_what(error)}") from error
+        raise ConfigFileError(f"{where}: {_describe(error)}") from error
     if not isinstance(config, ConfigDict):
         returned = "nothing" if config is None else f"a {type(config).__name__}"
-        raise ConfigFileError(
-            f"{name}: get_config returns {returned}, not a ConfigDict (is a `return config` missing?)"
-        )
+        raise ConfigFileError(f"{name}: get_config returns {returned}, not a ConfigDict (missing `return config`?)")
     missing = missing_field(config)
     if missing is not None:
         raise ConfigFileError(f"{name}: the configuration has no field {missing!r}: start from default_config()")
     return config.lock()
 
 
-def _shown(path: str, name: str) -> str:
-    return name if Path(path).resolve() == Path(name).resolve() else path
-
-
-def _what(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     inner = error
-    while inner.args and isinstance(inner.args[0], Exception):  # ml_collections puts one into another
+    while inner.args and isinstance(inner.args[0], Exception):  # ml_collections nests exceptions
         inner = inner.args[0]
     # A KeyError's text is the repr of its message.
     text = " ".join(str(inner.args[0] if isinstance(inner, KeyError) and inner.args else inner).split())
-    # ml_collections, of a locked ConfigDict, whose content follows; and of one that is read.
+    # Messages of ml_collections for writing to a locked ConfigDict (followed by its content), and for reading.
     field = re.match(r"Key \"(\w+)\" does not exist|'(\w+)' Did you mean|'(\w+)'$", text)
     if field and isinstance(inner, KeyError | AttributeError):
         key = next(group for group in field.groups() if group)
         leaves = {name.split(".")[i]: name for name in reversed(OPTIONS) for i in range(name.count(".") + 1)}
         near = difflib.get_close_matches(key, leaves, n=1)
-        return f"there is no field {key!r}" + (
-            f"; the nearest is {near[0]!r} (config.{leaves[near[0]]})" if near else ""
-        )
+        hint = f"; the nearest is {near[0]!r} (config.{leaves[near[0]]})" if near else ""
+        return f"there is no field {key!r}{hint}"
     return f"{type(error).__name__}: {text[:_LONGEST]}" if text else type(error).__name__
 
 
 class Override(NamedTuple):
-    """A field by its dotted name, and the text that is given to it."""
+    """The dotted name of a field and the text of its value."""
 
     key: str
     text: str
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
-    """A command line without its `--config.FIELD`s, and these, as they are given.
+    """Splits a command line into the part without `--config.FIELD`, and these overrides in order.
 
-    --config.FIELD VALUE is --config.FIELD=VALUE. A field that is True or False needs no value, and --noconfig.FIELD is False.
-    A field of a section that no configuration has may be a plugin's: `apply` knows.
-    Raises UserError for a field that no configuration has, and for a value that is missing.
+    --config.FIELD VALUE means --config.FIELD=VALUE. A boolean field needs no value, and --noconfig.FIELD means False. A field
+    of an unknown section may belong to a plugin; `apply` checks it.
+    Raises UserError for a field that no configuration has, and for a missing value.
     """
     rest: list[str] = []
     overrides: list[Override] = []
     words = list(argv)
     while words:
         word = words.pop(0)
-        if word == "--":  # what follows is not a flag
+        if word == "--":  # no flags after this
             rest += [word, *words]
             break
         match = re.match(r"--?(no)?config\.([^=]+)(=)?", word)
@@ -140,12 +134,12 @@ def split(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
 
 
 def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
-    """Give fields of a configuration their values, in place.
+    """Sets fields of a configuration in place.
 
-    The last value of a field counts; of tuples several single values are one value. Wherever they stand, the plugins are set
-    first, and imported; then names of models and losses and whole sections; then what has the type that a model or a loss gives
-    it: the model's overrides, the loss's own section. Raises UserError, in one line, for an unknown field or a value of another
-    type, and ConfigError for a plugin that cannot be imported.
+    The last value of a field wins; several single values of a tuple are joined. The order on the command line does not matter:
+    plugins are set and imported first, then names of models and losses and whole sections, then fields whose type depends on the
+    model or the loss, i.e. overrides and the loss's section. Raises UserError, in one line, for an unknown field or a value of
+    the wrong type, and ConfigError for a plugin that cannot be imported.
     """
     by_key: dict[str, list[str]] = {}
     for key, text in overrides:
@@ -155,14 +149,14 @@ def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
     _set(config, plugins)
     import_configured(config, say=False)
     _set(config, fixed)
-    _settle_losses(config, picked=any(_short(key) == "distillation.kind" for key in fixed))
+    _update_loss_sections(config, selected=any(_short(key) == "distillation.kind" for key in fixed))
     _set(config, by_key)
 
 
-def _settle_losses(config: ConfigDict, *, picked: bool) -> None:
-    """Put the section of the loss where it belongs; `picked` on the command line, it makes those of others useless."""
+def _update_loss_sections(config: ConfigDict, *, selected: bool) -> None:
+    """Adds the section of the loss; if the command line selected it, removes the sections of other losses."""
     recipe: Any = config
-    while picked and isinstance(recipe, ConfigDict):
+    while selected and isinstance(recipe, ConfigDict):
         forget_sections(recipe)
         recipe = recipe.teacher.recipe
     complete_section(config)
@@ -180,70 +174,56 @@ def _set(config: ConfigDict, by_key: Mapping[str, Sequence[str]]) -> None:
             if name == "recipe" and value is not None:
                 raise ValueError(f"give None, or set the recipe's fields, e.g. --config.{key}.train.epochs")
             none = texts[-1].strip().lower() == "none" and kind.base is str and not kind.optional
-            if none and not (_takes_none(name) or _is_in_loss(key)):
+            if none and not (_allows_none(name) or loss_kind(_short(key).partition(".")[0])):  # a loss's texts are free
                 raise ValueError(f"give a text; for none, leave it empty: --config.{key}=")
         except ValueError as error:
             raise UserError(f"--config.{key}={texts[-1]}: {error}") from error
-        with section.unlocked(), section.ignore_type():  # it has the type that it should have
+        with section.unlocked(), section.ignore_type():  # the type is checked above
             section[name] = value
 
 
-def _takes_none(name: str) -> bool:
-    """Whether "none" is a choice of a field, by its name without sections: teacher.overrides.remat is as model.remat."""
+def _allows_none(name: str) -> bool:
+    """Whether "none" is a choice of a field, by its name without sections: teacher.overrides.remat is like model.remat."""
     return any("none" in each.known_choices() for key, each in OPTIONS.items() if key.rpartition(".")[2] == name)
 
 
-def _is_in_loss(key: str) -> bool:
-    """Whether a field is one of a registered loss, whose texts may be anything."""
-    return loss_kind(_short(key).partition(".")[0]) is not None
-
-
 def _short(key: str) -> str:
-    """The name of a field without the teachers' recipes that it is in."""
+    """The name of a field without the prefix of nested teachers' recipes."""
     return re.sub(rf"^({re.escape(_RECIPE)})+", "", key)
 
 
 def _kind_by_name(key: str) -> Kind | None:
-    """The kind of a field of every configuration; None if it depends on the section. Raises UserError if there is none."""
+    """The kind of a field that every configuration has; None if it depends on the section. Raises UserError if it is unknown."""
     short = _short(key)
     if short in OPTIONS:
         return OPTIONS[short].kind
-    if re.fullmatch(rf"{_OVERRIDES}|{_EXTRA}|published\..+", short) or _may_be_a_plugins(short):
+    section, dot, field = short.partition(".")
+    of_plugin = dot and section.isidentifier() and field.isidentifier() and section not in default_config()
+    if of_plugin or re.fullmatch(rf"{_OVERRIDES}|{_EXTRA}|published\..+", short):
         return None
     raise _unknown(key)
 
 
-def _may_be_a_plugins(short: str) -> bool:
-    """Whether a field that no configuration has may be one of a registered loss, judged by its name."""
-    section, dot, field = short.partition(".")
-    return bool(dot) and section.isidentifier() and field.isidentifier() and section not in default_config()
-
-
 def _unknown(key: str, own: Collection[str] = ()) -> UserError:
-    """The error for a field that there is not. own: the fields of the configuration's own loss."""
+    """The error for an unknown field. own: the fields of the configuration's loss."""
     short = _short(key)
     inside = [name for name in OPTIONS if name.startswith(f"{short}.")]
     if inside:
         return UserError(f"--config.{key} is a section: set its fields, e.g. --config.{inside[0]}")
     near = difflib.get_close_matches(short, own or OPTIONS, n=1, cutoff=0.0)[0]
-    if _in_a_model(short.rpartition(".")[2]):
+    if any(short.rpartition(".")[2] in model_fields(model) for model in list_models()):
         near = f"model.overrides.{short.rpartition('.')[2]}"
     outer = key.removesuffix(short)
     return UserError(f"--config.{key}: there is no such field; the nearest is --config.{outer}{near}")
 
 
-def _in_a_model(name: str) -> bool:
-    """Whether some model has a field of that name."""
-    return any(name in model_fields(model) for model in list_models())
-
-
 def _place(config: ConfigDict, key: str) -> tuple[ConfigDict, str, Kind]:
-    """The section that holds a field, the field's name there and its kind."""
+    """Returns the section that holds a field, the field's name there and its kind."""
     outer = ""
     while key.startswith(f"{outer}{_RECIPE}"):
         outer += _RECIPE
         if config.teacher.recipe is None:
-            raise UserError(f"--config.{key}: config.{outer[:-1]} is None, no teacher is trained by this configuration")
+            raise UserError(f"--config.{key}: config.{outer[:-1]} is None; this configuration does not train a teacher")
         config = config.teacher.recipe
     short = key.removeprefix(outer)
     if short in OPTIONS:
@@ -272,15 +252,15 @@ def _place(config: ConfigDict, key: str) -> tuple[ConfigDict, str, Kind]:
 
 
 def _place_in_loss(config: ConfigDict, key: str, outer: str) -> tuple[ConfigDict, str, Kind]:
-    """The same for a field of the section of a registered loss."""
+    """Like `_place`, for a field in the section of a registered loss."""
     section, _, name = key.removeprefix(outer).partition(".")
     loss = loss_kind(section)
     if loss is None or loss.build is None:
         raise _unknown(key)
     if section != config.distillation.kind:
         raise UserError(
-            f"--config.{key}: config.{outer}distillation.kind is {config.distillation.kind}: set it to {section}, whose fields "
-            "these are"
+            f"--config.{key}: config.{outer}distillation.kind is {config.distillation.kind}: set it to {section} to use its "
+            "fields"
         )
     if name not in loss.fields:
         raise _unknown(key, [f"{section}.{field}" for field in loss.fields])
@@ -288,9 +268,9 @@ def _place_in_loss(config: ConfigDict, key: str, outer: str) -> tuple[ConfigDict
 
 
 def _kind_in_model(config: ConfigDict, section: str, field: str) -> Kind:
-    """The kind of a field of model.overrides or teacher.overrides, as the configured model has it."""
+    """The kind of a field of model.overrides or teacher.overrides in the configured model."""
     names = listed_names(config[section].name)
-    for name in names:  # of several teachers one may be a workdir, which takes no overrides
+    for name in names:  # some of several teachers may be workdirs, which take no overrides
         known: dict[str, Any] = overridable(section, name)
         if field in known:
             return Kind.of_value(known[field])

@@ -1,4 +1,4 @@
-"""The networks of a configuration: which options their modules have, and what `model.overrides` may hold."""
+"""The models of a configuration: the options that their modules have, and the fields that `model.overrides` may set."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from deit_jax.loss_kinds import loss_kind
 from deit_jax.models.registry import check_fields, has_token, model_fields
 from deit_jax.weights.files import is_workdir
 
-# Fields of a module that have a field of the configuration of their own.
+# Fields of a module that are set by an option of the configuration.
 _OPTIONS = tuple(name.removeprefix("model.") for name, each in OPTIONS.items() if each.of_model)
 _ELSEWHERE = {"num_classes": "num_classes", "image_size": "image_size", "dtype": "compute_dtype"}
-# Made by `freeze` of a trained network, whose parameters then have other names.
+# Set by `freeze` on a trained network, whose parameters then have other names.
 _NOT_FROM_OUTSIDE = ("folded",)
 
 
 def overridable(section: str, name: str) -> dict[str, Any]:
-    """The fields that `config.<section>.overrides` may hold for the named model, and the model's own values.
+    """Returns the fields that `config.<section>.overrides` may set for the named model, with the model's own values.
 
     section: "model" or "teacher". Raises ConfigError for an unknown model.
     """
@@ -33,36 +33,35 @@ def overridable(section: str, name: str) -> dict[str, Any]:
 
 
 def check_overrides(section: str, name: str, overrides: Mapping[str, Any]) -> None:
-    """Raise ConfigError if a field of `config.<section>.overrides` cannot be set there, is unknown or has a wrong value."""
+    """Raises ConfigError if a field of `config.<section>.overrides` is reserved, unknown or has a wrong value."""
     known = overridable(section, name)
     for key in overrides:
         if key in known:
             continue
         if key in _OPTIONS or key in _ELSEWHERE:
             instead = f"model.{key}" if key in _OPTIONS else _ELSEWHERE[key]
-            why = (
-                f"set config.{instead} instead" if section == "model" else f"the student's config.{instead} decides it"
-            )
+            ours = section == "model"
+            why = f"set config.{instead} instead" if ours else f"the student's config.{instead} determines it"
             if section == "model" or key in _ELSEWHERE:
                 raise ConfigError(f"config.{section}.overrides.{key}: {why}")
         if key in _NOT_FROM_OUTSIDE:
-            raise ConfigError(f"config.{section}.overrides.{key}: trained networks are folded where they are frozen")
+            raise ConfigError(f"config.{section}.overrides.{key} is set automatically when a network is frozen")
     try:
-        # A plain dictionary, because the representation of a ConfigDict has several lines.
+        # A plain dictionary for messages: the representation of a ConfigDict has several lines.
         check_fields(name, overrides.to_dict() if isinstance(overrides, ConfigDict) else overrides)
     except ValueError as error:
         raise ConfigError(f"config.{section}.overrides: {error}") from error
 
 
 def module_options(config: ConfigDict) -> dict[str, Any]:
-    """The options of config.model that the configured model's module has, and config.model.overrides."""
+    """Returns the options of config.model that the configured model's module has, and config.model.overrides."""
     known = _known_fields(config)
     options = {name: config.model[name] for name in _OPTIONS if name in known}
     return {**config.model.overrides, **options}
 
 
 def absent_options(config: ConfigDict) -> tuple[str, ...]:
-    """The dotted names of the options of config.model that have no effect on the configured model."""
+    """Returns the dotted names of the options of config.model that have no effect on the configured model."""
     known = _known_fields(config)
     absent = {name for name in _OPTIONS if name not in known}
     absent |= set() if has_distillation_token(config) else {"fusion"}
@@ -70,16 +69,16 @@ def absent_options(config: ConfigDict) -> tuple[str, ...]:
 
 
 def check_model(config: ConfigDict) -> None:
-    """Raise ConfigError for an unknown model, a bad field of overrides, or a set option of config.model that the model lacks.
+    """Raises ConfigError for an unknown model, bad overrides, or an option of config.model that is set but not supported.
 
-    An option at its default is not set: the default is for the models that have the option.
+    An option at its default counts as not set.
     """
     name = config.model.name
     check_overrides("model", name, config.model.overrides)
     known = _known_fields(config)
     for option in _OPTIONS:
         value, default = config.model[option], OPTIONS[f"model.{option}"].default
-        if option not in known and value not in (default, 0):  # nothing is dropped at a rate of 0
+        if option not in known and value not in (default, 0):  # a drop rate of 0 counts as not set
             raise ConfigError(
                 f"config.model.{option}={value!r}: {name} does not have this option; leave it at {default!r}"
             )
@@ -91,9 +90,9 @@ def check_model(config: ConfigDict) -> None:
 
 
 def check_teachers(config: ConfigDict) -> None:
-    """Raise ConfigError for an unknown teacher or a bad field of config.teacher.overrides.
+    """Raises ConfigError for an unknown teacher or bad fields in config.teacher.overrides.
 
-    The overrides are for all teachers but those of a workdir, which have their own.
+    The overrides apply to all teachers except those from a workdir, which have their own.
     """
     if not needs_teacher(config) or config.teacher.recipe is not None:
         return
@@ -102,40 +101,39 @@ def check_teachers(config: ConfigDict) -> None:
 
 
 def named_teachers(config: ConfigDict) -> list[tuple[str, str]]:
-    """The name and the weights of each teacher of a configuration without teacher.recipe, as many names as weights."""
+    """Returns (name, weights) of each teacher of a configuration without teacher.recipe; both fields list equally many."""
     names = listed_names(config.teacher.name)
     weights = [config.teacher.weights] if len(names) == 1 else listed_names(config.teacher.weights)
     return list(zip(names, weights, strict=True))
 
 
 def check_heads(config: ConfigDict) -> None:
-    """Raise ConfigError if training would not teach a head of the model, or would teach a head that the model does not have."""
+    """Raises ConfigError if training would leave a head of the model untrained, or needs a head that the model does not have."""
     kind, name, token = config.distillation.kind, config.model.name, has_distillation_token(config)
     loss = loss_kind(kind)
     if loss is None:
-        return  # `validate` refuses it
+        return  # `validate` reports it
     if loss.needs_token and not token:
         raise ConfigError(
-            f"config.distillation.kind={kind} is for a model with a distillation token, which {name} does not have: take one "
-            "that has it (deit_..._distilled_...), or config.distillation.kind=none"
+            f"config.distillation.kind={kind} needs a distillation token, which {name} does not have: use a model that has one "
+            "(deit_..._distilled_...), or config.distillation.kind=none"
         )
     if token and kind != "none" and not loss.teaches_token and config.model.fusion != "class":
         raise ConfigError(
-            f"config.distillation.kind={kind} does not teach the head of the distillation token of {name}, whose logits "
-            f"config.model.fusion={config.model.fusion} takes into the answer: set config.model.fusion=class"
+            f"config.distillation.kind={kind} does not train the distillation head of {name}, which "
+            f"config.model.fusion={config.model.fusion} makes part of the answer: set config.model.fusion=class"
         )
     if kind == "none" and token:
         plain = name.replace("_distilled", "")
         without = f"config.model.name={plain}" if plain != name else "config.model.overrides.distilled=False"
         raise ConfigError(
-            f"config.distillation.kind=none does not teach the distillation token of {name}, whose head gives half of "
-            f"each answer: set config.distillation.kind to hard or soft (with a teacher) or to labels or labels_mean, or "
-            f"{without}"
+            f"config.distillation.kind=none does not train the distillation token of {name}, whose head gives half of each "
+            f"answer: set config.distillation.kind to hard or soft (with a teacher) or to labels or labels_mean, or {without}"
         )
 
 
 def has_distillation_token(config: ConfigDict) -> bool:
-    """Whether the configured model has a second head, which reads a distillation token."""
+    """Whether the configured model has a distillation token and its head."""
     try:
         return has_token(config.model.name, dict(config.model.overrides))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What a run tells the person who started it."""
+"""Console output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HEAD_NAMES = {
     "fused_softmax": "both, mean of softmax",
 }
 
-# Of `summary`: what, top-1 %, top-5 %, loss; None is left blank.
+# A row of `summary`: name, top-1 %, top-5 %, loss. None is left blank.
 Row = tuple[str, float | None, float | None, float | None]
 
 _LEAST_WIDTH = 40  # columns
@@ -28,16 +28,16 @@ _muted = False
 
 
 def mute(muted: bool) -> None:
-    """Print nothing from now on, or again: of several processes one speaks."""
+    """Switches all output off or on: of several processes only one prints."""
     global _muted
     _muted = muted
 
 
 def _console(*, heed_columns: bool = False) -> Console:
-    # A file or a pipe has no width; rich would fold its lines at 80. Asked each time: sys.stdout may have been redirected.
+    # rich would fold lines at 80 columns in a file or pipe. Evaluated on each call, because sys.stdout may be redirected.
     columns = os.environ.get("COLUMNS", "")
     known = _is_terminal() or (heed_columns and columns)
-    if known and columns.isdecimal() and int(columns) < _LEAST_WIDTH:  # a shell without a terminal may say 0
+    if known and columns.isdecimal() and int(columns) < _LEAST_WIDTH:  # 0 in some shells without a terminal
         return Console(width=_LEAST_WIDTH, highlight=False, quiet=_muted)
     return Console(width=None if known else 140, highlight=False, quiet=_muted)
 
@@ -47,13 +47,13 @@ def _is_terminal() -> bool:
 
 
 def _text(text: str, style: str = "") -> Text:
-    """A text as it is, which rich would search for markup; with escapes for what the console cannot show."""
+    """Makes a literal Text, which rich does not search for markup, with escapes for characters that cannot be shown."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return Text(printable(text).encode(encoding, "backslashreplace").decode(encoding), style)
 
 
 def announce(title: str, facts: Mapping[str, str | Sequence[str]]) -> None:
-    """A block of named facts, each of a line or several: what is about to run."""
+    """Prints a block of named facts, each with one or more lines."""
     table = Table(title=_text(title, "bold"), title_justify="left", show_header=False, box=None, pad_edge=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
@@ -64,17 +64,17 @@ def announce(title: str, facts: Mapping[str, str | Sequence[str]]) -> None:
 
 
 def show(what: Table | str) -> None:
-    """A table that has its columns and rows, or a paragraph: in a pipe, too, no wider than COLUMNS says."""
+    """Prints a finished table or a paragraph, at most COLUMNS wide even in a pipe."""
     _console(heed_columns=True).print(_text(what) if isinstance(what, str) else what)
 
 
 def say(text: str) -> None:
-    """A line."""
-    _console().print(_text(text), soft_wrap=True)  # a terminal folds it, a file keeps it a line
+    """Prints a line."""
+    _console().print(_text(text), soft_wrap=True)  # folded by a terminal, one line in a file
 
 
 def warn(text: str) -> None:
-    """A line that should be noticed."""
+    """Prints a line that should be noticed."""
     _console().print(_text("warning: " + text, "yellow"), soft_wrap=True)
 
 
@@ -89,23 +89,23 @@ def progress(
     data_wait: float | None,
     eta: float | None,
 ) -> None:
-    """The progress line; `speed` as of `Speed.metrics`, `eta` in seconds. Both are left out where they are not known yet."""
+    """Prints the progress line; `speed` is from `Speed.metrics`, `eta` in seconds. Both are omitted while unknown."""
     line = f"step {step:>{len(str(total_steps))}}/{total_steps}  epoch {epoch:6.2f}  loss {loss:.4f}  lr {learning_rate:.3g}"
     if speed is not None and eta is not None:
         total, each = speed["images_per_second"], speed["images_per_second_per_device"]
         line += f"  {total:,.0f} images/s"
         if each < total:
-            line += f", {each:,.0f} a device"
+            line += f", {each:,.0f} per device"
         if "mfu" in speed:
             line += f", MFU {100 * speed['mfu']:.1f} %"
-        if data_wait is not None and data_wait >= 0.05:  # below, there is nothing to gain
+        if data_wait is not None and data_wait >= 0.05:  # less is not worth fixing
             line += f" ({100 * data_wait:.0f} % of the time waiting for data)"
         line += f"  ETA {duration(eta)}"
     say(line)
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: 45s, 3m 20s, 2h 05m."""
+    """Formats seconds: 45s, 3m 20s, 2h 05m."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
@@ -115,7 +115,7 @@ def duration(seconds: float) -> str:
 
 
 def scores_line(step: int, scores: Mapping[str, Mapping[str, Mapping[str, float]]], unreadable: int = 0) -> None:
-    """One line an evaluation: top-1 by weights and head, and how many images were left out because they could not be read."""
+    """Prints one line per evaluation: top-1 by weights and head, and the number of unreadable images that were left out."""
     parts = []
     for weights, by_head in scores.items():
         tops = ", ".join(f"{HEAD_NAMES[head]} {score['top1']:.2f}" for head, score in by_head.items())
@@ -125,7 +125,7 @@ def scores_line(step: int, scores: Mapping[str, Mapping[str, Mapping[str, float]
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table of texts; all columns but the first stand flush right."""
+    """Prints a table of texts; all columns except the first are right-aligned."""
     shown = Table(title=_text(title, "bold"), title_justify="left")
     for i, column in enumerate(columns):
         shown.add_column(_text(column), justify="right" if i else "left")
@@ -141,7 +141,7 @@ def summary(
     *,
     notes: Iterable[str] = (),
 ) -> None:
-    """The closing table; `further` rows stand under headings of their own, the notes below all, a line each."""
+    """Prints the closing table; the groups of `further` rows have headings, and the notes follow, one line each."""
     table = Table(title=_text(title, "bold"), title_justify="left")
     table.add_column("model")
     for column in ("top-1 %", "top-5 %", "loss"):
@@ -151,10 +151,8 @@ def summary(
             table.add_section()
             table.add_row(_text(heading, "bold"))
         for name, *values in group:
-            cells = [
-                "" if value is None else f"{value:.{digits}f}" for value, digits in zip(values, (2, 2, 4), strict=True)
-            ]
+            cells = ["" if value is None else f"{value:.{n}f}" for value, n in zip(values, (2, 2, 4), strict=True)]
             table.add_row(_text(name), *cells)
     _console().print(table)
     for note in notes:
-        _console().print(_text(note), soft_wrap=True)  # the table's width is no matter of theirs
+        say(note)  # not limited to the width of the table

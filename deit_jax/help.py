@@ -1,4 +1,4 @@
-"""The pages of --help, --help=config and --helpfull, and docs/options.md: what modes, flags and options are declared to be."""
+"""The pages of --help, --help=config and --helpfull, and docs/options.md, from the declarations of modes, flags and options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKDOWN_COMMAND = "python run.py --help=markdown > docs/options.md"
 
 
 class Field(NamedTuple):
-    """A field of the configuration: its dotted name, its default as Python, the values that it may have, and its meaning."""
+    """A field of the configuration: its dotted name, default as Python, allowed values, and meaning."""
 
     name: str
     default: str
@@ -26,7 +26,7 @@ class Field(NamedTuple):
 
 
 def requested(argument: str) -> str | None:
-    """Which page a command line's argument asks for: "short", "config", "full" or "markdown"; None if it asks for none."""
+    """Returns the page that an argument requests: "short", "config", "full" or "markdown"; None if it requests none."""
     match argument.lstrip("-"):
         case _ if not argument.startswith("-"):
             return None
@@ -40,7 +40,7 @@ def requested(argument: str) -> str | None:
 
 
 def page(which: str, our_module: str) -> str:
-    """The text of a page. `our_module` is the module's name under which our flags are registered."""
+    """Returns the text of a page. `our_module` is the name of the module that registered our flags."""
     width = min(shutil.get_terminal_size((110, 24)).columns, 130) if sys.stdout.isatty() else 110
     if which == "markdown":
         return "\n".join(_markdown()) + "\n"
@@ -54,7 +54,7 @@ def page(which: str, our_module: str) -> str:
     else:
         lines += [
             "",
-            "--help=config lists every field of the configuration, --helpfull all this and the libraries' flags.",
+            "--help=config lists all fields of the configuration; --helpfull adds the flags of the libraries.",
         ]
     return "\n".join(lines) + "\n"
 
@@ -67,11 +67,9 @@ def _short_page(width: int) -> Iterator[str]:
     yield from _flags("FLAGS OF MOST MODES", [flag for flag in GENERAL if flag.name != "output"] + [field], width)
     yield from ("", "MODES (--mode=...)")
     for mode in MODES.values():
-        yield from (
-            "",
-            *textwrap.wrap(f"{mode.name}: {mode.summary}", width, subsequent_indent="  "),
-            f"    {mode.example}",
-        )
+        yield ""
+        yield from textwrap.wrap(f"{mode.name}: {mode.summary}", width, subsequent_indent="  ")
+        yield f"    {mode.example}"
         for flag in own_flags(mode):
             yield from _entry(f"--{flag.name}", _described(flag), width)
     yield from _flags("PAGES, INSTEAD OF A MODE", PAGES, width)
@@ -79,7 +77,7 @@ def _short_page(width: int) -> Iterator[str]:
 
 
 def own_flags(mode: Mode) -> list[Flag]:
-    """The flags of a mode with their meaning there, without --config, --workdir and those of processes."""
+    """The flags of a mode with their meaning in it, without --config, --workdir and those of processes."""
     return [*([Flag("output", mode.output)] if mode.output else []), *mode.flags]
 
 
@@ -98,7 +96,7 @@ def _described(flag: Flag) -> str:
 
 
 def _entry(name: str, meaning: str, width: int, column: int = 22) -> list[str]:
-    """A name and its meaning beside it, or below it where the name is long."""
+    """The lines of a name and its meaning, which starts on the same line if the name is short."""
     first = f"    {name}".ljust(column)
     lines = textwrap.wrap(meaning, width, initial_indent=" " * column, subsequent_indent=" " * column)
     if not lines:
@@ -109,7 +107,7 @@ def _entry(name: str, meaning: str, width: int, column: int = 22) -> list[str]:
 
 
 def _config_page(width: int) -> Iterator[str]:
-    yield "FIELDS OF THE CONFIGURATION, with their defaults (a configuration file sets others)"
+    yield "FIELDS OF THE CONFIGURATION, with their defaults (configuration files set others)"
     section = None
     for field in config_fields():
         if (first := field.name.partition(".")[0]) != section and "." in field.name:
@@ -120,7 +118,7 @@ def _config_page(width: int) -> Iterator[str]:
 
 
 def config_fields() -> list[Field]:
-    """Every field of `default_config`, in the order of the declarations."""
+    """Returns every field of `default_config`, in the order of declaration."""
     return [
         Field(
             name,
@@ -135,11 +133,11 @@ def config_fields() -> list[Field]:
 def _markdown() -> Iterator[str]:
     yield "# Modes, flags and fields\n"
     yield (
-        f"The page is written by `{MARKDOWN_COMMAND}`, from the declarations in `deit_jax/modes/__init__.py` and "
-        "`deit_jax/config.py`. [configuration.md](configuration.md) says how values are written.\n"
+        f"Written by `{MARKDOWN_COMMAND}` from the declarations in `deit_jax/modes/__init__.py` and `deit_jax/config.py`. "
+        "[configuration.md](configuration.md) explains how to write values.\n"
     )
     yield "## Modes\n"
-    yield "`--mode=MODE`; without it, `train`. A flag that a mode does not have is refused.\n"
+    yield "`--mode=MODE`; the default is `train`. A flag that a mode does not have is refused.\n"
     for mode in MODES.values():
         needs = [f"`--{name}`" for name in mode.needs]
         takes = [f"`--{name}`" for name in mode.takes]
@@ -150,7 +148,7 @@ def _markdown() -> Iterator[str]:
         yield f"## {title}\n"
         yield from _table(("flag", "meaning"), [(f"`--{flag.name}`", _described(flag)) for flag in shown])
     yield "## Fields of the configuration\n"
-    yield "`--config.FIELD=VALUE`; the defaults are those of `default_config()`, a configuration file sets others.\n"
+    yield "`--config.FIELD=VALUE`. The defaults are those of `default_config()`; configuration files set others.\n"
     fields = config_fields()
     for section, about in SECTIONS.items():
         yield f"### {section or 'the run'}\n\n{about}\n"
@@ -163,7 +161,7 @@ def _markdown() -> Iterator[str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """The lines of a table; nothing where it would have no row."""
+    """Yields the lines of a table, if it has rows."""
     if rows:
         for row in (head, ["---"] * len(head), *rows):
             yield f"| {' | '.join(cell.replace('|', chr(92) + '|').replace('<', '&lt;') for cell in row)} |"

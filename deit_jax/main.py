@@ -1,4 +1,4 @@
-"""What `run.py` and `python -m deit_jax` call: one-line errors, exit statuses, and output that cannot be written."""
+"""The entry point of `run.py` and `python -m deit_jax`: one-line errors, exit statuses, and lost output."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from deit_jax.reporting import standard_streams
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point: returns, or exits with one line on stderr and the status of docs/reliability.md.
+    """Runs a command; returns, or exits with one line on stderr and a status of docs/reliability.md.
 
-    arguments: flags and files; None: the command's. A process, such as Jupyter's, may call this again with others.
+    arguments: flags and files; None: those of the process. May be called several times in one process, e.g. in Jupyter.
     """
     before = sys.argv
     standard_streams.make_lenient(_warn_of_lost_output)
@@ -30,11 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with _flags_of_one_call():
         try:
             if arguments is None and Path(sys.argv[0]).name == "ipykernel_launcher.py":
-                raise UsageError(
-                    'in a notebook type !python run.py --config=..., or give the flags: main(["--config=..."])'
-                )
+                raise UsageError('in a notebook use !python run.py --config=... or main(["--config=..."])')
             if arguments is not None:
-                sys.argv = ["run.py", *arguments]  # where the run's own messages and records look
+                sys.argv = ["run.py", *arguments]  # for messages and records of the run
             app.run(_run_and_print, flags_parser=parse)
         except SystemExit as end:
             if end.code:
@@ -44,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except Stopped as stopped:
             _leave(str(stopped), stopped.exit_status)
         except KeyboardInterrupt:
-            _leave("interrupted before anything was to be saved", 128 + signal.SIGINT)
+            _leave("interrupted before there was anything to save", 128 + signal.SIGINT)
         except UnicodeEncodeError as error:
             if sys.getfilesystemencoding() == "utf-8":
                 raise
             _leave(
-                f"error: {error.object!r} cannot be the name of a file in this locale ({error.encoding}): set LC_ALL=C.UTF-8 "
+                f"error: {error.object!r} cannot be a file name in this locale ({error.encoding}): set LC_ALL=C.UTF-8 "
                 "or PYTHONUTF8=1",
                 UserError.exit_status,
                 together=False,
@@ -61,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 @contextlib.contextmanager
 def _flags_of_one_call() -> Iterator[None]:
-    """Take back, at the end of the block, the flags that were parsed in it: absl keeps them for the whole process."""
+    """Resets, at the end of the block, the flags that were parsed in it; absl keeps them for the whole process."""
     given = {name for name in flags.FLAGS if flags.FLAGS[name].present}
     try:
         yield
@@ -77,8 +75,8 @@ def _run_and_print(argv: Sequence[str]) -> None:
     have_temporary_folder(*(Path(name) for name in (output, workdir) if name))
     if workdir and not is_utf8(os.path.abspath(workdir)):
         raise UsageError(
-            f"--workdir={workdir}: checkpoints cannot be in a folder whose path is not UTF-8: use another, or where only "
-            "the locale is to blame set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+            f"--workdir={workdir}: checkpoints need a folder whose path is UTF-8: use another one, or if the locale is the "
+            "cause set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
         )
     run(argv)
     if (printed := _printed()) != "nothing":
@@ -86,19 +84,18 @@ def _run_and_print(argv: Sequence[str]) -> None:
 
 
 def _printed() -> str:
-    """What is printed and not in files, as `Mode.prints` says; where there is nothing, a lost line must not end a run."""
+    """`Mode.prints` of this command. If it is "nothing", lost output must not end a run."""
     given = flags.FLAGS
     if given["output"].value:
         return "nothing"
-    return (
-        "page" if given["list"].value is not None or given["version"].value else MODES[str(given["mode"].value)].prints
-    )
+    lists = given["list"].value is not None or given["version"].value
+    return "page" if lists else MODES[str(given["mode"].value)].prints
 
 
 def _warn_of_lost_output(error: OSError | ValueError) -> None:
     if flags.FLAGS.is_parsed() and _printed() == "nothing" and not standard_streams.reader_has_ended(error):
         reason = standard_streams.reason(error)
-        print(f"warning: standard output cannot be written ({reason}); the command goes on", file=sys.stderr)
+        print(f"warning: standard output cannot be written ({reason}); the command continues", file=sys.stderr)
 
 
 def _leave(line: str, status: int, *, together: bool = True) -> None:

@@ -1,6 +1,6 @@
-"""How an option of the configuration is declared, and what follows from it: its type, its checks and the meaning of a text.
+"""Declaration of the options of the configuration: their types, checks, and how text on the command line is parsed.
 
-The options themselves are declared in config.py. A registered loss has options too, from the defaults of its parameters.
+The options are declared in config.py. Those of a registered loss follow from the defaults of its parameters.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-ALWAYS_RECORDED: Any = (
-    object()
-)  # `before` of an option that every workdir's config.json has, or whose absence changes no number
+ALWAYS_RECORDED: Any = object()  # `before` of an option that is in every config.json, or that never affects numbers
 
-_LARGEST = 3.4e38  # of float32
-_MOST = 2**32 - 1  # of whole numbers: what JAX's counters and NumPy's generators take
-_TINY, _NEARLY_1 = 1e-12, 1e-6  # what is above 0 and below 1 must be so in float32
+_LARGEST = 3.4e38  # the largest float32
+_MOST = 2**32 - 1  # the largest whole number for JAX's counters and NumPy's generators
+_TINY, _NEARLY_1 = 1e-12, 1e-6  # margins, so that values above 0 or below 1 are so in float32 too
 _TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
 
 
@@ -33,12 +31,12 @@ class Kind(NamedTuple):
 
     base: type  # bool, int, float, str, tuple or ConfigDict
     optional: bool = False  # whether None is a value
-    element: type = float  # of a tuple: float, int, str, or tuple for pairs of texts
+    element: type = float  # of a tuple: float, int, str, or tuple for pairs of str
     length: int | None = None  # of a tuple; None: any
 
     @classmethod
     def of_annotation(cls, annotation: Any) -> Kind:
-        """The kind that an annotation means: `int`, `int | None`, `tuple[float, float]`, `tuple[str, ...]`, ..."""
+        """Returns the kind of an annotation: `int`, `int | None`, `tuple[float, float]`, `tuple[str, ...]`, ..."""
         parts = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
         [part] = [part for part in parts if part is not types.NoneType]
         if typing.get_origin(part) is not tuple:
@@ -49,12 +47,12 @@ class Kind(NamedTuple):
 
     @classmethod
     def of_value(cls, value: Any) -> Kind:
-        """The kind of a field whose usual value is this."""
+        """Returns the kind of a field with this default."""
         return cls(type(value), element=type(value[0]) if isinstance(value, tuple) and value else float)
 
     @property
     def wanted(self) -> str:
-        """What to give, in words."""
+        """Describes the allowed values."""
         words: dict[type, str] = {
             bool: "True or False", int: "a whole number", float: "a finite number", str: "a text",
             ConfigDict: "a dictionary, e.g. {'depth': 6}",
@@ -67,7 +65,7 @@ class Kind(NamedTuple):
         return what + (", or None" if self.optional else "")
 
     def fits(self, value: Any) -> bool:
-        """Whether a value is of this kind, without the length of a tuple; numbers must be finite, also in float32."""
+        """Whether a value is of this kind, apart from the length of a tuple. Numbers must be finite in float32."""
         if value is None:
             return self.optional
         if self.base is tuple:
@@ -75,8 +73,8 @@ class Kind(NamedTuple):
         return _element_fits(self.base, value)
 
     def parse(self, text: str) -> Any:
-        """The value that a text on the command line means. Raises ValueError that says what to give."""
-        value = _meant(self, text)
+        """Returns the value of a text on the command line. Raises ValueError with a description of the allowed values."""
+        value = _parsed(self, text)
         if not self.fits(value):
             raise ValueError(f"give {self.wanted}")
         return value
@@ -84,21 +82,21 @@ class Kind(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A field of the configuration: all that is known of it.
+    """A field of the configuration.
 
     Attributes:
-        default: what `default_config` has.
-        meaning: for people, with unit and source: --help=config and docs/options.md show it.
-        choices: the values that it may have; or where the package lists them, e.g. "models.vit.ATTENTIONS": a sequence, a
-            mapping, or a function without arguments, which is called each time, because plugins register more.
-        at_least, above, at_most, below: bounds, of every element of a tuple.
-        ordered: the elements of a tuple do not fall.
+        default: the value in `default_config`.
+        meaning: a description with unit and source, for --help=config and docs/options.md.
+        choices: the allowed values, or where the package lists them, e.g. "models.vit.ATTENTIONS": a sequence, a mapping, or a
+            function without arguments, which is called each time because plugins may register more.
+        at_least, above, at_most, below: bounds, for every element of a tuple.
+        ordered: the elements of a tuple must not decrease.
         patterns: the texts of a tuple, or the first of each pair, are regular expressions.
-        before: what the absence of the field in a config.json means, i.e. what was done before the field existed. It never
-            changes, whatever the default becomes.
-        of_model: the module of the configured model gets the value, as its field of the same name.
-        only_if_typed: that it has no effect is only said where the command line has it: configuration files set it for what their
-            user may add.
+        before: the meaning of a config.json without the field: what was done before the field existed. It never changes, even if
+            the default does.
+        of_model: passed to the configured model's module, as its field of the same name.
+        only_if_typed: that it has no effect is reported only if the command line sets it, since configuration files set it for
+            fields that their users may add.
         kind: the type, from the annotation.
     """
 
@@ -118,31 +116,25 @@ class Option:
 
     @classmethod
     def of_value(cls, value: Any) -> Option:
-        """The option of which only a usual value is known."""
+        """Returns an option with this default and no other constraints than its type."""
         return cls(value, "", kind=Kind.of_value(value))
 
     def known_choices(self) -> tuple[str, ...]:
-        """The values that it may have; empty: any."""
+        """Returns the allowed values; empty if there is no such list."""
         if isinstance(self.choices, tuple):
             return self.choices
         module, name = self.choices.rsplit(".", 1)
-        found = getattr(importlib.import_module(f"deit_jax.{module}"), name)
-        return tuple(found() if callable(found) else found)
+        choices = getattr(importlib.import_module(f"deit_jax.{module}"), name)
+        return tuple(choices() if callable(choices) else choices)
 
     @property
     def bounds(self) -> str:
-        """Which numbers it may be, in words; empty: all finite ones."""
-        words = [
-            f"{word} {bound}"
-            for word, bound in (
-                ("at least", self.at_least), ("above", self.above), ("at most", self.at_most), ("below", self.below)
-            )
-            if bound is not None
-        ]  # fmt: skip
-        return " and ".join(words)
+        """Describes the bounds; empty if there are none."""
+        words = {"at least": self.at_least, "above": self.above, "at most": self.at_most, "below": self.below}
+        return " and ".join(f"{word} {bound}" for word, bound in words.items() if bound is not None)
 
     def complaint(self, value: Any) -> str | None:
-        """What is wrong with a value, in the words that follow it in a message; None if nothing is."""
+        """Returns what is wrong with a value, as the end of a message; None if it is allowed."""
         if not self.kind.fits(value):
             return f": give {self.kind.wanted}"
         if value is None:
@@ -170,18 +162,18 @@ class Option:
 
 
 def option(default: Any, meaning: str, **facts: Any) -> Any:
-    """An `Option` whose type is the annotation of the class attribute that it becomes (`declared`)."""
+    """Declares an `Option`; its type is the annotation of the class attribute that it is assigned to (`declared`)."""
     return Option(default, meaning, **facts)
 
 
 def declared(section: type) -> Iterator[tuple[str, Option]]:
-    """The options that a class declares as annotated attributes, in their order."""
+    """Yields the options that a class declares as annotated attributes, in order."""
     for name, annotation in typing.get_type_hints(section).items():
         yield name, dataclasses.replace(vars(section)[name], kind=Kind.of_annotation(annotation))
 
 
 def bad_pattern(patterns: Sequence[str | Sequence[str]]) -> str | None:
-    """Which of several texts, or of the first of several pairs, is not a regular expression, and why."""
+    """Returns which of the texts, or of the first texts of the pairs, is not a regular expression, and why; None if all are."""
     for pattern in patterns:
         text = pattern if isinstance(pattern, str) else pattern[0]
         try:
@@ -206,8 +198,8 @@ def _element_fits(type_: type, value: Any) -> bool:
     return isinstance(value, type_)
 
 
-def _meant(kind: Kind, text: str) -> Any:
-    """The value of a text, or anything that is not of that kind."""
+def _parsed(kind: Kind, text: str) -> Any:
+    """The value of a text, or a value that does not fit the kind."""
     if kind.optional and text.strip().lower() == "none":
         return None
     if kind.base is str:
@@ -223,20 +215,18 @@ def _meant(kind: Kind, text: str) -> Any:
 
 
 def _number(type_: type, text: str) -> Any:
-    try:
-        number = int(text) if type_ is int else float(text)
-    except ValueError:
+    for convert in (type_, float):
         try:
-            number = float(text)
+            number = convert(text)
         except ValueError:
-            return text
-        # 1e3 and 16.0 are whole numbers, too.
-        return int(number) if number.is_integer() and abs(number) < 2**53 else number
-    return number
+            continue
+        whole = convert is not type_ and number.is_integer() and abs(number) < 2**53  # 1e3 and 16.0 are whole numbers
+        return int(number) if whole else number
+    return text
 
 
 def _tuple(element: type, text: str) -> Any:
-    """The elements of "(0.9, 0.99)", "[0.9, 0.99]" or "0.9,0.99"; of texts also without quotation marks."""
+    """The elements of "(0.9, 0.99)", "[0.9, 0.99]" or "0.9,0.99"; texts need no quotation marks."""
     text = text.strip()
     value = _literal(text)
     if isinstance(value, tuple | list) and not isinstance(value, str):
@@ -247,12 +237,12 @@ def _tuple(element: type, text: str) -> Any:
         return (value,) if isinstance(value, str) else tuple(part.strip() for part in _split(text) if part.strip())
     if element is tuple:
         return text
-    parts = _split(text.removesuffix(","))  # (0.1,) may lose its brackets
+    parts = _split(text.removesuffix(","))  # (0.1,) without brackets
     return tuple(_number(element, part) for part in parts if text)
 
 
 def _split(text: str) -> list[str]:
-    """The parts between commas that are not within brackets, as in the regular expression x{1,2}."""
+    """Splits at commas outside of brackets, which occur in regular expressions such as x{1,2}."""
     parts, depth = [""], 0
     for character in text:
         depth += (character in "([{") - (character in ")]}")
@@ -264,7 +254,7 @@ def _split(text: str) -> list[str]:
 
 
 def _literal(text: str) -> Any:
-    """The value of a Python literal; None if it is not one."""
+    """The value of a Python tuple, list, dictionary or string; None for anything else."""
     if not re.match(r"\s*[(\[{\"']", text):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Paths as people type them: `~` is the home folder, wherever one is given."""
+"""Paths as users type them: `~` means the home folder everywhere."""
 
 from __future__ import annotations
 
@@ -15,33 +15,32 @@ _NOT_PATHS = ("", "pretrained", "embedded", "random", MUST_BE_GIVEN)
 
 
 def typed_path(flag: str, text: str) -> str:
-    """The path that `text`, given to `flag`, means: with the home folder for ~ or ~user.
+    """Returns the path that `text`, the value of `flag`, means, with ~ and ~user expanded.
 
-    Raises UserError where there is no such home, and for spaces or quotation marks around a path, which a shell or a script left
-    there. What exists under the very name is taken as it is.
+    A path that exists literally is returned unchanged. Raises UserError if there is no such home, and for spaces or quotation
+    marks around a path, which a shell or script has left there.
     """
     if os.path.lexists(text):
         return text
-    shown = f"{flag}={text}"
     if text != text.strip():
-        raise UserError(f"{flag}={text!r} begins or ends with a space: give the path without it")
+        raise UserError(f"{flag}={text!r} starts or ends with a space: remove it")
     if len(text) > 1 and text[0] in "'\"" and text[-1] == text[0]:
-        raise UserError(f"{shown}: the quotation marks would be a part of the name, give the path without them")
+        raise UserError(f"{flag}={text}: remove the quotation marks, which would be part of the name")
     if not text.startswith("~"):
         return text
     path = os.path.expanduser(text)
     if path.startswith("~"):
         user = text[1:].partition("/")[0]
         missing = f"there is no user {user!r}" if user else "there is no home folder (HOME is not set)"
-        raise UserError(f"{shown}: {missing}; for a file or folder of that name, write ./{text}")
+        raise UserError(f"{flag}={text}: {missing}; for a file or folder with that name write ./{text}")
     return path
 
 
 def expand_paths(config: ConfigDict, section: str = "config") -> None:
-    """Put the home folder for ~ into every path of a configuration, in place; raises UserError as `typed_path`.
+    """Expands ~ in every path of a configuration, in place. Raises UserError as `typed_path`.
 
-    parallel.compilation_cache is only checked. It keeps its ~, because it does not change a result: the user's home may be
-    another next time, and a user without a home does without the cache.
+    parallel.compilation_cache is only checked and keeps its ~: it does not affect results, the home may be another one when the
+    run is resumed, and a user without a home has no cache.
     """
     data = config.data
     data.path = _expanded(f"--{section}.data.path", data.path)
@@ -52,10 +51,10 @@ def expand_paths(config: ConfigDict, section: str = "config") -> None:
         typed_path(f"--{section}.parallel.compilation_cache", cache)
     config.model.weights = _expanded(f"--{section}.model.weights", config.model.weights)
     teacher = config.teacher
-    alone = len(listed_names(teacher.name)) == 1  # the weights of one may have a comma in their name
+    alone = len(listed_names(teacher.name)) == 1  # the weights of a single teacher may contain a comma
     parts = [teacher.weights] if alone else listed_names(teacher.weights)
     expanded = [_expanded(f"--{section}.teacher.weights", part) for part in parts]
-    if expanded != parts:  # else the text stays as it is, because a workdir has recorded it so
+    if expanded != parts:  # else keep the text as a workdir has recorded it
         teacher.weights = ",".join(expanded)
     for name, entry in config.evaluation.extra.items():
         for field in ("path", "labels"):
@@ -66,7 +65,7 @@ def expand_paths(config: ConfigDict, section: str = "config") -> None:
 
 
 def folder(flag: str, text: str) -> Path:
-    """The folder that `text` means, which need not be there yet. Raises UserError as `typed_path`, and if a file is there."""
+    """Returns the folder that `text` means, which may not exist. Raises UserError as `typed_path`, and for a file."""
     path = Path(typed_path(flag, text))
     if path.exists() and not path.is_dir():
         raise UserError(f"{flag}={text} is a file: give a folder")

@@ -58,7 +58,7 @@ def modules(tmp_path, monkeypatch):
         (registry, "_SOURCES"),
         (models, "_MODELS"),
         (plugins, "_imported"),
-        (plugins, "_said"),
+        (plugins, "_printed"),
     ):
         monkeypatch.setattr(holder, name, getattr(holder, name).copy())
 

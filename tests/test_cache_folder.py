@@ -10,19 +10,19 @@ from deit_jax import cache_folder
 from deit_jax.cache_folder import has_home, have_temporary_folder, shared_cache_folder, why_unsafe, without_home
 
 
-def test_the_folder_is_where_the_system_says(monkeypatch):
-    monkeypatch.setenv("HOME", "/somebody")
+def test_the_cache_folder_follows_the_environment(monkeypatch):
+    monkeypatch.setenv("HOME", "/users/one")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache_folder.cache_folder() == Path("/somebody/.cache/deit_jax")
+    assert cache_folder.cache_folder() == Path("/users/one/.cache/deit_jax")
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_folder.cache_folder() == Path("/somebody/.cache/deit_jax")
+    assert cache_folder.cache_folder() == Path("/users/one/.cache/deit_jax")
     monkeypatch.setenv("XDG_CACHE_HOME", "/scratch")
     assert cache_folder.cache_folder() == Path("/scratch/deit_jax")
     monkeypatch.setenv("HOME", "")
     assert cache_folder.cache_folder() == Path("/scratch/deit_jax")
 
 
-def test_without_a_home_there_is_none_and_nothing_makes_one(monkeypatch, tmp_path):
+def test_without_a_home_there_is_no_cache_folder(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "")
     assert not has_home() and cache_folder.cache_folder() is None
@@ -34,16 +34,16 @@ def test_without_a_home_there_is_none_and_nothing_makes_one(monkeypatch, tmp_pat
     assert os.environ["HOME"] == str(tmp_path)
 
 
-def test_a_user_whom_the_system_does_not_know_has_none():
+def test_a_user_unknown_to_the_system_has_no_cache_folder():
     stranger = ["env", "-u", "HOME", "-u", "XDG_CACHE_HOME", "unshare", "--user", "--map-user=31415"]
     if subprocess.run([*stranger, "true"], capture_output=True).returncode:
-        pytest.skip("no other user can be made here")
+        pytest.skip("no other user can be created here")
     program = f"import runpy; print(runpy.run_path({cache_folder.__file__!r})['cache_folder']())"
     done = subprocess.run([*stranger, sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "None\n", done.stderr
 
 
-def test_temporary_files_find_a_place_where_the_usual_ones_cannot_be_written(monkeypatch, tmp_path):
+def test_temporary_files_go_elsewhere_if_tmp_is_not_writable(monkeypatch, tmp_path):
     def none():
         raise FileNotFoundError("No usable temporary directory found")
 
@@ -51,12 +51,12 @@ def test_temporary_files_find_a_place_where_the_usual_ones_cannot_be_written(mon
     monkeypatch.setenv("TMPDIR", "/nowhere")
     monkeypatch.setattr(tempfile, "gettempdir", none)
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) == tmp_path)
-    have_temporary_folder(Path("/proc/nothing"), tmp_path / "to be made" / "run")
+    have_temporary_folder(Path("/proc/nothing"), tmp_path / "not there" / "run")
     assert tempfile.tempdir == os.environ["TMPDIR"] == str(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_processes_share_a_folder_of_their_user(monkeypatch, tmp_path):
+def test_processes_share_a_folder_per_user(monkeypatch, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "runs")
     own = shared_cache_folder(tmp_path / "link" / "one")
     assert own.parent == tmp_path / "runs" and own == shared_cache_folder(tmp_path / "runs" / "two")
@@ -65,9 +65,9 @@ def test_processes_share_a_folder_of_their_user(monkeypatch, tmp_path):
     assert shared_cache_folder(tmp_path / "runs" / "one") != own
 
 
-def test_what_others_can_write_or_own_is_not_safe(monkeypatch, tmp_path):
+def test_folders_that_others_own_or_can_write_are_unsafe(monkeypatch, tmp_path):
     folder, link = tmp_path / "folder", tmp_path / "link"
-    assert why_unsafe(folder) == ""  # to be made
+    assert why_unsafe(folder) == ""  # does not exist
     folder.mkdir()
     link.symlink_to(folder)
     for mode, reason in ((0o755, ""), (0o700, ""), (0o775, "its group"), (0o702, "everybody"), (0o777, "everybody")):

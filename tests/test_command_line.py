@@ -1,4 +1,4 @@
-"""`parse` in the test's own process; tests/end_to_end has whole commands."""
+"""`parse` in the process of the tests; tests/end_to_end runs whole commands."""
 
 import pytest
 from absl import flags
@@ -35,12 +35,12 @@ def test_plugins_may_come_before_the_file(parse, modules):
     assert (config.plugins, config.own.size) == (("own_loss",), 3.0)
 
 
-def test_a_file_of_flags_may_hold_fields(parse, tmp_path):
+def test_a_flagfile_may_contain_fields(parse, tmp_path):
     (tmp_path / "flags").write_text("--config=configs/quickstart.py\n--config.seed=3\n")
     assert parse(f"--flagfile={tmp_path}/flags", "--config.log.images=no")[0].seed == 3
 
 
-def test_the_tilde_of_a_configuration_file_is_the_home_folder(parse, tmp_path, monkeypatch):
+def test_the_tilde_in_a_configuration_file_is_expanded(parse, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     text = "from deit_jax.config import default_config\ndef get_config(seed='0'):\n    config = default_config()\n"
     (tmp_path / "mine.py").write_text(
@@ -53,17 +53,17 @@ def test_the_tilde_of_a_configuration_file_is_the_home_folder(parse, tmp_path, m
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.seed=1"], r"--config\.seed changes a field of --config=FILE, which is missing"),
+        (["--config.seed=1"], r"--config\.seed sets a field of --config=FILE, which is missing"),
         (["--config=configs/deit.py", "--workdir="], "--workdir is empty"),
         (["--config="], "--config is empty"),
         (["--config=configs/deit.py", "--wokrdir=x"], "'wokrdir'. Did you mean: workdir"),
         (["--config=configs/deit.py", "--confg.ema.decay=0"], r"the configuration's is --config\.ema\.decay"),
         (["--config=configs/deit.py", "--runs=x"], "--runs=x: give a whole number"),
-        (["--config=configs/deit.py", "--", "--config.seed=3"], "--config.seed=3 stands after --"),
+        (["--config=configs/deit.py", "--", "--config.seed=3"], "--config.seed=3 comes after --"),
         (["--config=~/nothing.py"], "--config=.*nothing.py: there is no such file"),
     ],
 )
-def test_mistakes_are_one_line(parse, arguments, message):
+def test_mistakes_are_reported_in_one_line(parse, arguments, message):
     with pytest.raises(UserError, match=message) as raised:
         parse(*arguments)
     assert "\n" not in str(raised.value)
@@ -84,7 +84,7 @@ def test_mistakes_are_one_line(parse, arguments, message):
         (["--mode=figures", "--output=b", "c.jpg"], "unexpected argument 'c.jpg'"),
     ],
 )  # fmt: skip
-def test_flags_that_a_mode_lacks_or_does_not_have_are_refused(parse, arguments, message):
+def test_missing_and_unknown_flags_of_a_mode_are_refused(parse, arguments, message):
     _, files = parse(*arguments)
     with pytest.raises(UserError, match=message) as raised:
         command_line.run(["run.py", *files])

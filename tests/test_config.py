@@ -30,7 +30,7 @@ def test_the_recipe_is_table_9():
         for rest in ("", ",distilled", ",soft", ",distilled,runlocal", ",runlocal")
     ],
 )
-def test_every_argument_of_the_papers_configuration_is_valid(argument):
+def test_every_argument_of_deit_py_is_valid(argument):
     config = deit.get_config(argument)
     if config.distillation.kind != "none" and not config.teacher.weights:
         config.teacher.weights = "runs/teacher"
@@ -74,7 +74,7 @@ def test_unknown_arguments_are_refused(module, argument):
         module.get_config(argument)
 
 
-def test_differences_are_named_by_dotted_fields():
+def test_differing_fields_are_listed_by_dotted_name():
     one = {"a": {"b": 1, "c": [1, 2]}, "d": None}
     assert differing_fields(one, {"a": {"b": 1, "c": [1, 2]}, "d": None}) == []
     assert differing_fields(one, {"a": {"b": 2, "c": [1]}, "e": 3}) == ["a.b", "a.c", "e"]

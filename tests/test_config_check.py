@@ -46,7 +46,7 @@ from tests.tiny import tiny_config, tiny_teacher_config
         ("model.remat", "some"),
     ],
 )
-def test_values_out_of_bounds_are_named(name, value):
+def test_values_out_of_bounds_are_refused(name, value):
     config = tiny_config()
     config.update_from_flattened_dict({name: value})
     with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
@@ -65,7 +65,7 @@ def test_values_out_of_bounds_are_named(name, value):
         ("published", {"theirs": {"a": 1}}, r"'theirs' is \{'a': 1\}: give a finite number"),
         ("model.overrides", {"drop_path_rate": 0.5}, "set config.model.drop_path_rate instead"),
         ("teacher.overrides", {"wm": True}, "wm=True of regnety_002"),
-        ("teacher.overrides", {"num_classes": 3}, "the student's config.num_classes decides it"),
+        ("teacher.overrides", {"num_classes": 3}, "the student's config.num_classes determines it"),
         ("teacher.overrides", {"folded": True}, "teacher.overrides.folded"),
         (
             "evaluation.extra",
@@ -75,7 +75,7 @@ def test_values_out_of_bounds_are_named(name, value):
         ("evaluation.extra", {"v2": 3}, "extra.v2 has the fields of no ConfigDict"),
     ],
 )
-def test_wrong_values_of_open_sections_are_named(section, value, message):
+def test_wrong_values_in_free_sections_are_refused(section, value, message):
     config = tiny_config()
     *outer, name = section.split(".")
     with config.unlocked():
@@ -87,7 +87,7 @@ def test_wrong_values_of_open_sections_are_named(section, value, message):
         validate(config)
 
 
-def test_fields_that_there_are_not_and_that_are_missing_are_named():
+def test_unknown_and_missing_fields_are_refused():
     config = tiny_config()
     with config.unlocked():
         config.train.epoch = 3
@@ -101,17 +101,17 @@ def test_fields_that_there_are_not_and_that_are_missing_are_named():
         validate(config)
 
 
-def test_numbers_of_numpy_and_lists_are_numbers():
+def test_numpy_numbers_and_lists_are_accepted():
     config = tiny_config(schedule__base_learning_rate=np.float64(1e-3), optimizer__betas=[np.float32(0.5), 0.9])
     validate(config)
 
 
-def test_a_path_that_nothing_reads_is_refused():
+def test_an_unused_data_path_is_refused():
     with pytest.raises(ConfigError, match=r"data\.path=/photos: config\.data\.source is fashion_mnist_10k"):
         validate(tiny_config(data__path="/photos"))
 
 
-def test_the_defaults_and_a_recipe_are_checked_as_a_whole():
+def test_defaults_are_valid_and_recipes_are_checked():
     validate(default_config())
     config = tiny_config(teacher__weights="")
     config.teacher.recipe = tiny_teacher_config()
@@ -121,7 +121,7 @@ def test_the_defaults_and_a_recipe_are_checked_as_a_whole():
         validate(config)
     config.teacher.name = "deit_tiny_distilled_patch16_224"
     config.teacher.recipe = tiny_config(distillation__kind="none", teacher__weights="", model__name=config.teacher.name)
-    with pytest.raises(ConfigError, match=r"^config\.teacher\.recipe\.distillation\.kind=none does not teach"):
+    with pytest.raises(ConfigError, match=r"^config\.teacher\.recipe\.distillation\.kind=none does not train"):
         validate(config)
 
 
@@ -140,7 +140,7 @@ def test_teachers_must_fit_the_distillation():
 
 
 @pytest.mark.parametrize(("value", "message"), [(-(10**11), "at least 0"), (10**11, "at most 4294967295")])
-def test_a_number_far_out_of_bounds_is_refused_by_the_bound_that_it_breaks(value, message):
+def test_the_message_for_a_huge_number_names_the_violated_bound(value, message):
     for name in ("seed", "data.num_threads"):
         config = tiny_config()
         config.update_from_flattened_dict({name: value})
@@ -148,7 +148,7 @@ def test_a_number_far_out_of_bounds_is_refused_by_the_bound_that_it_breaks(value
             validate(config)
 
 
-def test_no_configuration_of_the_paper_sets_a_field_without_effect():
+def test_configurations_of_the_paper_set_no_field_without_effect():
     assert len(FILES) > 4
     assert {name: found for name in ARGUMENTS if (found := without_effect(get_config(name)))} == {}
 
@@ -171,11 +171,11 @@ def test_no_configuration_of_the_paper_sets_a_field_without_effect():
         ({"distillation__kind": "soft", "distillation__tau": 3.0, "optimizer__eps": 1e-7}, {}),
     ],
 )  # fmt: skip
-def test_fields_without_effect_are_named_with_the_reason(changes, expected):
+def test_fields_without_effect_are_reported_with_the_reason(changes, expected):
     assert dict(without_effect(tiny_config(**changes))) == expected
 
 
-def test_some_fields_are_named_only_if_the_command_line_has_them():
+def test_some_fields_are_reported_only_if_the_command_line_sets_them():
     config = tiny_config(data__name="cifar10")
     assert without_effect(config) == []
     assert without_effect(config, ["data.name"]) == [("data.name", "data.source is fashion_mnist_10k")]
@@ -184,12 +184,12 @@ def test_some_fields_are_named_only_if_the_command_line_has_them():
     assert ("teacher.recipe.optimizer.momentum", "optimizer.name is adamw") in without_effect(config)
 
 
-def test_only_teachers_of_a_workdir_have_their_own_overrides(tmp_path):
+def test_only_teachers_from_a_workdir_have_their_own_overrides(tmp_path):
     (tmp_path / "workdir" / "checkpoints").mkdir(parents=True)
     (tmp_path / "foreign").mkdir()
-    for name in ("config.json", "model.safetensors"):  # as transformers and timm save
+    for name in ("config.json", "model.safetensors"):  # as saved by transformers and timm
         (tmp_path / "foreign" / name).touch()
-    own = ("teacher.overrides", "a teacher of a workdir has its own")
+    own = ("teacher.overrides", "a teacher from a workdir has its own")
     for weights, expected in (("workdir", [own]), ("foreign", []), ("gone.npz", []), ("workdir,x", [own])):
         config = tiny_config(teacher__weights=str(tmp_path / weights))
         with config.teacher.unlocked():

@@ -10,7 +10,7 @@ NO_TEACHER = "configs/quickstart.py:no_teacher"
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         (START + "    config.train.epoch = 3\n", ", line 4: there is no field 'epoch'; the nearest is 'epochs'"),
         (START + "    config.trian.epochs = 3\n", ", line 4: there is no field 'trian'; the nearest is 'train'"),
@@ -26,25 +26,25 @@ NO_TEACHER = "configs/quickstart.py:no_teacher"
         ("import ml_collections as m\ndef get_config():\n    return m.ConfigDict()\n", ": the configuration has no field"),
     ],
 )  # fmt: skip
-def test_file_line_and_what_are_told(tmp_path, source, said):
+def test_errors_give_file_line_and_reason(tmp_path, source, message):
     path = tmp_path / "mine.py"
     path.write_text(source)
     with pytest.raises(ConfigFileError) as raised:
         load_config(str(path))
     line = str(raised.value)
-    assert line.startswith(f"{path}{said}"), line
+    assert line.startswith(f"{path}{message}"), line
     assert "\n" not in line and len(line) < 500
 
 
-def test_what_the_file_itself_refuses_stands_alone():
+def test_a_user_error_of_the_file_is_passed_on():
     with pytest.raises(UserError, match=r"^configs/deit.py:huge: 'huge' is unknown"):
         load_config("configs/deit.py:huge")
 
 
-def test_a_good_file_gives_its_configuration_locked(tmp_path):
+def test_a_valid_file_returns_a_locked_configuration(tmp_path):
     config = load_config("configs/deit.py:small,distilled")
     assert config.model.name == "deit_small_distilled_patch16_224" and config.is_locked
-    # A dataclass looks for its module by name.
+    # A dataclass looks up its module by name.
     source = "from __future__ import annotations\nimport dataclasses\n@dataclasses.dataclass\nclass Sizes:\n    rows: int = 48\n"
     (tmp_path / "mine.py").write_text(
         source + START + "    config.train.batch_size = Sizes().rows\n    return config\n"
@@ -81,12 +81,12 @@ def value(name, *arguments, file=NO_TEACHER):
         ("augment.rand_augment", "", ""), ("train.max_steps", "None", None), ("log.peak_tflops", "None", None),
     ],
 )  # fmt: skip
-def test_texts_mean_values_of_the_fields_type(name, text, expected):
+def test_values_are_parsed_by_the_type_of_the_field(name, text, expected):
     found = value(name, f"--config.{name}={text}")
     assert found == expected and type(found) is type(expected)
 
 
-def test_none_undoes_what_the_file_sets():
+def test_none_resets_a_field():
     file = "configs/deit.py:vit_base"
     fields = ("train.clip_norm", "num_classes")
     config, _ = configured(*(f"--config.{name}=None" for name in fields), file=file)
@@ -123,13 +123,13 @@ def test_none_undoes_what_the_file_sets():
         ("seed", "the value is missing"),
     ],
 )
-def test_what_is_no_value_or_no_field_is_refused_in_one_line(argument, message):
+def test_invalid_values_and_fields_are_refused_in_one_line(argument, message):
     with pytest.raises(UserError, match=message) as raised:
         configured(f"--config.{argument}")
     assert "\n" not in str(raised.value) and str(raised.value).startswith(f"--config.{argument.split('=')[0]}")
 
 
-def test_the_fields_of_a_model_have_its_types_whatever_the_order():
+def test_model_overrides_have_the_types_of_the_model_in_any_order():
     config, _ = configured(
         "--config.model.overrides.stem_width=24", "--config.model.overrides.wm=2", "--config.model.name=regnety_004",
         "--config.model.overrides={'depth': 5, 'wm': 3.0}",
@@ -143,7 +143,7 @@ def test_the_fields_of_a_model_have_its_types_whatever_the_order():
     validate(config)
 
 
-def test_a_recipes_teacher_has_fields_of_its_own():
+def test_fields_of_a_teachers_recipe_can_be_set():
     file = "tests/tiny.py:both"
     config, _ = configured("--config.teacher.recipe.model.overrides.depth=3", file=file)
     assert (config.teacher.recipe.model.overrides.depth, config.model.overrides.depth) == (3, 2)
@@ -167,12 +167,12 @@ def test_a_recipes_teacher_has_fields_of_its_own():
         ("dtype=bfloat16", r"set config\.compute_dtype instead"),
     ],
 )
-def test_wrong_fields_of_a_model_are_refused(argument, message):
+def test_invalid_overrides_are_refused(argument, message):
     with pytest.raises(UserError, match=message):
         configured(f"--config.model.overrides.{argument}")
 
 
-def test_values_may_stand_apart_and_the_last_one_counts():
+def test_values_may_be_separate_arguments_and_the_last_one_wins():
     config, rest = configured(
         "a.jpg", "--config.seed", "5", "-config.log.images", "no", "--noconfig.log.report", "b.jpg"
     )
@@ -191,13 +191,13 @@ def test_values_may_stand_apart_and_the_last_one_counts():
         configured("--noconfig.seed")
 
 
-def test_what_the_file_names_can_be_set():
+def test_extra_sets_and_published_figures_of_the_file_can_be_set():
     config, _ = configured("--config.evaluation.extra.held_out.split=test[:9]", file="tests/tiny.py:extra")
     assert config.evaluation.extra.held_out.split == "test[:9]"
     assert configured("--config.published['a b']=3")[0].published.to_dict() == {"a b": 3.0}
 
 
-def test_none_is_a_choice_of_some_texts():
+def test_none_is_a_choice_of_some_text_fields():
     assert value("distillation.kind", "--config.distillation.kind=none") == "none"
     config, _ = configured(
         "--config.model.remat=none",
@@ -207,7 +207,7 @@ def test_none_is_a_choice_of_some_texts():
     assert config.model.remat == config.teacher.overrides.remat == "none"
 
 
-def test_an_extra_set_may_have_a_hyphen_in_its_name():
+def test_the_name_of_an_extra_set_may_contain_a_hyphen():
     config = tiny_config()
     with config.unlocked():
         config.evaluation.extra["imagenet-v2"] = {"source": "folder", "name": "", "path": "", "split": "val"}

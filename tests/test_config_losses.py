@@ -44,7 +44,7 @@ def configured(*arguments, file="tests/tiny.py"):
 PICKED = ("plugins=margins", "distillation.kind=margin")
 
 
-def test_the_fields_of_a_plugins_loss_are_set_wherever_they_stand(plugin):
+def test_the_fields_of_a_registered_loss_are_set_in_any_order(plugin):
     config = configured(
         "margin.size=3", "margin.weights=4", "margin.weights=5", "margin.mode=none", "margin.squared=on", *reversed(PICKED)
     )  # fmt: skip
@@ -67,20 +67,20 @@ def test_the_fields_of_a_plugins_loss_are_set_wherever_they_stand(plugin):
         (("marge.size=1",), "--config.marge.size: there is no such field; the nearest is --config."),
         (
             ("margin.size=1", "distillation.kind=hard"),
-            "config.distillation.kind is hard: set it to margin, whose fields",
+            "config.distillation.kind is hard: set it to margin to use its fields",
         ),
         (("teacher.recipe.margin.size=1",), "config.teacher.recipe is None"),
         (("margin=1",), "--config.margin: there is no such field"),
         (("noconfig",), "there is no such field"),
     ],
 )
-def test_what_is_no_field_of_the_loss_is_refused_in_one_line(plugin, arguments, message):
+def test_unknown_fields_of_a_loss_are_refused_in_one_line(plugin, arguments, message):
     with pytest.raises(UserError, match=message) as raised:
         configured(*PICKED, *arguments)
     assert "\n" not in str(raised.value)
 
 
-def test_a_section_is_there_while_its_loss_is_picked(plugin):
+def test_a_section_exists_while_its_loss_is_selected(plugin):
     config = configured(*PICKED)
     assert "margin" in config
     apply(config, split(["--config.distillation.kind=soft"])[1])
@@ -100,7 +100,7 @@ def test_a_section_is_there_while_its_loss_is_picked(plugin):
         validate(config)
 
 
-def test_a_recipe_has_a_section_of_its_own(plugin):
+def test_a_recipe_has_its_own_loss_section(plugin):
     config = configured(
         "teacher.recipe.plugins=margins", "teacher.recipe.distillation.kind=margin", "teacher.recipe.margin.size=2",
         file="tests/tiny.py:both",
@@ -122,7 +122,7 @@ def test_a_recipe_has_a_section_of_its_own(plugin):
         (3, r"config\.margin=3: give a dictionary"),
     ],
 )
-def test_a_files_section_is_checked_as_every_other(plugin, section, message):
+def test_the_section_of_a_file_is_checked(plugin, section, message):
     config = configured(*PICKED)
     with config.unlocked(), config.ignore_type():
         config.margin = section
@@ -130,7 +130,7 @@ def test_a_files_section_is_checked_as_every_other(plugin, section, message):
         validate(config)
 
 
-def test_an_unknown_kind_lists_what_plugins_have_registered(plugin):
+def test_the_error_for_an_unknown_kind_lists_registered_losses(plugin):
     config = configured(*PICKED)
     with config.ignore_type():
         config.distillation.kind = "margins"
@@ -152,35 +152,35 @@ def build(x: float = 1.0):
     [
         ("my-loss", build, "is not a Python identifier"),
         ("class", build, "is not a Python identifier"),
-        ("soft", build, "there is a loss 'soft' already"),
+        ("soft", build, "there is already a loss 'soft'"),
         ("teacher", build, r"config\.teacher is a part of every configuration"),
         ("seed", build, r"config\.seed is a part of every configuration"),
         ("items", build, r"config\.items is a part of every configuration"),
         ("own", 3, "build of 'own' is 3, not a function"),
         ("own", lambda x: x, "the parameter 'x' of 'own' needs a default of type"),
         ("own", lambda x=None: x, "the parameter 'x' of 'own' needs a default of type"),
-        ("own", lambda **x: x, "the parameter 'x' of 'own' cannot be given by name"),
+        ("own", lambda **x: x, "the parameter 'x' of 'own' cannot be passed by name"),
         ("own", lambda x=float("inf"): x, "the parameter 'x' of 'own' has the default inf"),
-        ("own", lambda update=1: update, "the parameter 'update' of 'own' has a name that ConfigDict takes"),
+        ("own", lambda update=1: update, "the parameter 'update' of 'own' has a name that ConfigDict uses"),
     ],
 )
-def test_what_cannot_be_a_loss_is_refused_when_it_is_registered(modules, kind, function, message):
+def test_invalid_losses_are_refused_by_register_loss(modules, kind, function, message):
     with pytest.raises(ValueError, match=message):
         register_loss(kind, function)
     assert "own" not in loss_kinds()
 
 
-def test_a_loss_may_be_registered_again_and_not_by_another(modules):
+def test_a_loss_may_be_redefined_but_not_replaced(modules):
     register_loss("own", build)
     register_loss("own", build)
 
     def other():
         pass
 
-    with pytest.raises(ValueError, match="there is a loss 'own' already"):
+    with pytest.raises(ValueError, match="there is already a loss 'own'"):
         register_loss("own", other)
     namespace = {"__name__": "notebook"}
-    for default in (1.0, 2.0):  # a cell that is run again
+    for default in (1.0, 2.0):  # a notebook cell that is run again
         exec(f"def build_again(x: float = {default}): return x", namespace)
         register_loss("again", namespace["build_again"])
     config = tiny_config(distillation__kind="again", teacher__weights="", model__name="deit_tiny_patch16_224")
@@ -189,7 +189,7 @@ def test_a_loss_may_be_registered_again_and_not_by_another(modules):
 
 
 @pytest.mark.parametrize("teaches_token", [True, False])
-def test_a_loss_says_whether_it_teaches_the_tokens_head(modules, teaches_token):
+def test_a_loss_declares_whether_it_trains_the_distillation_head(modules, teaches_token):
     register_loss("own", build, teaches_token=teaches_token)
     changes = dict(distillation__kind="own", teacher__weights="")
     check_heads(tiny_config(**changes, model__name="deit_tiny_patch16_224"))
@@ -197,9 +197,7 @@ def test_a_loss_says_whether_it_teaches_the_tokens_head(modules, teaches_token):
     if teaches_token:
         check_heads(tiny_config(**changes))
     else:
-        with pytest.raises(
-            ConfigError, match=r"kind=own does not teach the head of the distillation token of deit_tiny_dist"
-        ):
+        with pytest.raises(ConfigError, match=r"kind=own does not train the distillation head of deit_tiny_dist"):
             check_heads(tiny_config(**changes))
 
 

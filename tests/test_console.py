@@ -11,7 +11,7 @@ SHOWN = r"[red]\x1b[31m\n花[/]"
 
 @pytest.fixture
 def stream(monkeypatch):
-    """Makes sys.stdout one of an encoding; returns what it was given."""
+    """Replaces sys.stdout by a stream with an encoding; returns a function that reads it."""
 
     def of(encoding):
         raw = io.BytesIO()
@@ -30,7 +30,7 @@ def everything():
     console.warn(NASTY)
 
 
-def test_names_are_shown_as_they_are_wherever_they_stand(stream):
+def test_names_are_printed_without_markup(stream):
     raw = stream("utf-8")
     everything()
     printed = raw.getvalue().decode()
@@ -38,7 +38,7 @@ def test_names_are_shown_as_they_are_wherever_they_stand(stream):
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
-def test_a_console_that_lacks_characters_gets_escapes_in_straight_columns(stream, encoding):
+def test_characters_that_the_encoding_lacks_are_escaped_and_columns_stay_aligned(stream, encoding):
     raw = stream(encoding)
     everything()
     console.table("t", ("class", "p"), [("花", "1"), ("plain", "2")])
@@ -49,7 +49,7 @@ def test_a_console_that_lacks_characters_gets_escapes_in_straight_columns(stream
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "-5", "wide", ""])
-def test_any_number_of_columns_shows_the_text(stream, monkeypatch, columns):
+def test_text_is_shown_at_any_width(stream, monkeypatch, columns):
     raw = stream("utf-8")
     monkeypatch.setenv("COLUMNS", columns)
     console.show("some words")
@@ -57,7 +57,7 @@ def test_any_number_of_columns_shows_the_text(stream, monkeypatch, columns):
     assert "some words" in raw.getvalue().decode() and "two" in raw.getvalue().decode()
 
 
-def test_a_process_without_standard_output_says_nothing(monkeypatch):
+def test_a_process_without_standard_output_prints_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     everything()
 

@@ -1,4 +1,4 @@
-"""The list of benchmarks/faults_in_code.py fits the code, and its verdicts are right; the faults themselves are tried by hand."""
+"""The faults of benchmarks/faults_in_code.py fit the code, and its verdicts are right. The faults themselves are run by hand."""
 
 import ast
 
@@ -21,7 +21,7 @@ def test_every_fault_fits_the_code_and_changes_it(fault):
     assert ast.dump(ast.parse(faulty)) != ast.dump(ast.parse(sound))
 
 
-def test_a_stale_fault_is_named(tmp_path):
+def test_a_stale_fault_is_reported(tmp_path):
     (tmp_path / "module.py").write_text("x = 1\ny = 1\n")
     for file, old, tests, problem in (
         ("module.py", "x = 2", (), "stale: 'x = 2' occurs 0 times in module.py, not once"),
@@ -33,7 +33,7 @@ def test_a_stale_fault_is_named(tmp_path):
         assert Fault("stale", file, old, "", tests).problem(tmp_path) == problem
 
 
-def test_arguments_are_those_of_the_commands_that_make_prints():
+def test_pytest_arguments_are_read_from_the_commands_of_make():
     printed = (
         'python3 -m venv .venv\n.venv/bin/python -m pytest -n 2 \\\n  -m "not long"\nX=1 python -m pytest tests/a\n'
     )

@@ -11,19 +11,21 @@ from deit_jax.modes import MODES
 from tests.end_to_end.commands import ROOT
 
 
-def test_every_field_is_listed_with_its_default_and_a_meaning():
+def test_every_field_is_listed_with_default_and_meaning():
     fields = config_fields()
     assert sorted(field.name for field in fields) == sorted(OPTIONS)
     assert [field.name for field in fields if not field.meaning] == []
     by_name = {field.name: field for field in fields}
     assert by_name["train.batch_size"].default == "1024" and by_name["data.crop_scale"].default == "(0.08, 1.0)"
     assert by_name["image_size"].default == "None" and by_name["model.overrides"].default == "{}"
-    assert by_name["model.weights"].meaning.startswith("start from: a workdir of this project")
-    assert by_name["data.path"].meaning.startswith("npz: the file; folder:")  # within the parentheses of the value
-    assert by_name["teacher.weights"].meaning.endswith("As many as there are names")  # of several lines
+    assert by_name["model.weights"].meaning.startswith("initial weights: a workdir of this project")
+    assert by_name["data.path"].meaning.startswith(
+        "npz: the file; folder:"
+    )  # text within parentheses of the declaration
+    assert by_name["teacher.weights"].meaning.endswith("One for each name")  # a text of several lines
 
 
-def test_modes_stand_with_their_flags_and_a_command():
+def test_modes_are_listed_with_their_flags_and_a_command():
     text = page("short", command_line.__name__)
     ours = [flag.name for flag in flags.FLAGS.flags_by_module_dict()[command_line.__name__] if "." not in flag.name]
     assert all(f"--{name} " in text for name in ours if name != "mode")
@@ -35,7 +37,7 @@ def test_modes_stand_with_their_flags_and_a_command():
     assert max(map(len, text.splitlines())) <= 110
 
 
-def test_every_example_names_flags_that_exist():
+def test_every_example_uses_existing_flags():
     for mode in MODES.values():
         for word in mode.example.split():
             if word.startswith("--"):
@@ -52,11 +54,11 @@ def test_the_page_of_the_docs_is_up_to_date():
      ("-h", "short"), ("--help=config", "config"), ("--helpfull", "full"), ("help", None),
      ("--output=help", None)],
 )  # fmt: skip
-def test_what_asks_for_help(argument, which):
+def test_help_flags_are_recognized(argument, which):
     assert requested(argument) == which
 
 
-def test_the_full_page_has_the_libraries_flags_last_and_ends_well():
+def test_the_full_page_ends_with_the_flags_of_the_libraries():
     done = subprocess.run(
         [sys.executable, "run.py", "--helpfull"], cwd=ROOT, capture_output=True, text=True, timeout=120
     )

@@ -1,4 +1,4 @@
-"""Which package may import which: docs/design.md."""
+"""The order of the packages, see docs/design.md."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import deit_jax
 
 PACKAGE = Path(deit_jax.__file__).parent
 
-# From the bottom up: a package or module of deit_jax imports from the lines below its own, and within its line from nothing.
+# From the bottom up: a package or module of deit_jax imports only from the lines above its own in this list.
 LAYERS = [
     {"errors", "version", "printable", "registration", "loss_kinds"},
     {"console", "cache_folder", "options"},
@@ -30,7 +30,7 @@ LAYER = {unit: number for number, units in enumerate(LAYERS) for unit in units}
 
 
 def imported(file):
-    """The parts of the package that a file imports, at its top or within functions, for types alone too."""
+    """Yields the parts of the package that a file imports, at its top, within functions or for types only."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module == "deit_jax":
             yield from (name.name for name in node.names if name.name in LAYER)
@@ -42,7 +42,7 @@ def imported(file):
 
 def test_no_import_points_upward():
     files = {file: file.relative_to(PACKAGE).parts[0].removesuffix(".py") for file in PACKAGE.rglob("*.py")}
-    files = {file: unit for file, unit in files.items() if unit != "configs"}  # of an installed wheel
+    files = {file: unit for file, unit in files.items() if unit != "configs"}  # in an installed wheel
     assert set(files.values()) == set(LAYER)
     upward = [
         f"{file.relative_to(PACKAGE)} imports {other}"

@@ -1,4 +1,4 @@
-"""What can be tried of launch/ without the clusters it is for."""
+"""launch/, as far as it can be tested without clusters."""
 
 import os
 import re
@@ -22,8 +22,8 @@ def start(script, *arguments, **settings):
 
 @pytest.fixture
 def slurm(tmp_path):
-    """`srun` that ends with the status STATUS, and `scontrol` that writes down what it is told: Slurm itself is not here."""
-    for name, body in (("srun", "exit $STATUS"), ("scontrol", f'echo "$@" >>{tmp_path}/told'), ("sleep", ":")):
+    """Substitutes for Slurm: `srun` exits with STATUS, and `scontrol` records its arguments."""
+    for name, body in (("srun", "exit $STATUS"), ("scontrol", f'echo "$@" >>{tmp_path}/calls'), ("sleep", ":")):
         (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
         (tmp_path / name).chmod(0o755)
 
@@ -33,27 +33,27 @@ def slurm(tmp_path):
             SLURM_RESTART_COUNT=str(restarts), MOST_RESTARTS="3",
         )  # fmt: skip
         printed, _ = process.communicate(timeout=60)
-        told = tmp_path / "told"
-        requeued = told.read_text() if told.exists() else ""
-        told.unlink(missing_ok=True)
+        calls = tmp_path / "calls"
+        requeued = calls.read_text() if calls.exists() else ""
+        calls.unlink(missing_ok=True)
         return process.returncode, requeued, printed
 
     return run
 
 
 @pytest.mark.parametrize("status", [75, 134, 137, 143])
-def test_slurm_queues_again_what_can_go_on(slurm, status):
+def test_slurm_requeues_runs_that_can_resume(slurm, status):
     assert slurm(status, restarts=2)[:2] == (status, "requeue 7\n")
     code, requeued, printed = slurm(status, restarts=3)
     assert (code, requeued) == (status, "") and "after 3 restarts: not requeued" in printed
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 3])
-def test_slurm_ends_what_is_finished_or_needs_somebody(slurm, status):
+def test_slurm_does_not_requeue_finished_or_failed_runs(slurm, status):
     assert slurm(status, restarts=0) == (status, "", "")
 
 
-def test_the_gpus_of_a_machine_are_shared_evenly_or_not_at_all():
+def test_the_gpus_of_a_machine_are_split_evenly_or_refused():
     process = start("local_processes.sh", 3, "--workdir=x", GPUS="8")
     assert "8 GPUs cannot be shared evenly by 3 processes" in process.communicate(timeout=60)[0]
     assert process.returncode == 2
@@ -63,7 +63,7 @@ def test_the_gpus_of_a_machine_are_shared_evenly_or_not_at_all():
     ("statuses", "expected"),
     [("0 0", 0), ("0 75", 75), ("2 75", 2), ("134 2", 2), ("75 134", 75), ("137 75", 75), ("3 2", 3), ("0 134", 134)],
 )
-def test_several_processes_end_with_the_status_that_says_what_to_do(tmp_path, statuses, expected):
+def test_the_exit_status_of_several_processes_is_the_decisive_one(tmp_path, statuses, expected):
     python = tmp_path / "python"
     python.write_text('#!/bin/bash\nread -ra statuses <<<"$STATUSES"\nexit "${statuses[${!#/--process_id=/}]}"\n')
     python.chmod(0o755)
@@ -72,7 +72,7 @@ def test_several_processes_end_with_the_status_that_says_what_to_do(tmp_path, st
     assert process.returncode == expected
 
 
-def test_tpu_hosts_meet_at_the_port_that_is_open(tmp_path):
+def test_tpu_hosts_use_the_open_port(tmp_path):
     (tmp_path / "gcloud").write_text('#!/bin/sh\nfor argument in "$@"; do echo "$argument"; done\n')
     (tmp_path / "gcloud").chmod(0o755)
     settings = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NAME": "deit", "ZONE": "a"}
@@ -83,7 +83,7 @@ def test_tpu_hosts_meet_at_the_port_that_is_open(tmp_path):
 
 
 @pytest.mark.long
-def test_processes_of_one_machine_are_started_stopped_and_go_on(tmp_path):
+def test_processes_of_one_machine_start_stop_and_resume(tmp_path):
     arguments = [2, TINY, f"--workdir={tmp_path}", "--config.evaluation.every_epochs=0"]
     arguments += ["--config.distillation.kind=labels", "--config.teacher.weights="]
     settings = {"PYTHON": sys.executable, "PORT": str(free_port()), "GPUS": "0"}

@@ -13,7 +13,7 @@ from tests.end_to_end.commands import TINY, environment, forked
 def _several_calls(folder):
     """Two runs of different configurations with a refused command between them, then other modes."""
     fast = ["--config.train.max_steps=1", "--config.data.max_eval_images=20", "--config.evaluation.batch_size=20"]
-    flags.FLAGS(["kernel", "--log_dir=/theirs"])  # what others have parsed in the process stays
+    flags.FLAGS(["kernel", "--log_dir=/theirs"])  # flags that other code has parsed are kept
     argv = list(sys.argv)
     main([TINY + ":teacher", f"--workdir={folder}/a", "--config.seed=7", "--config.optimizer.betas=(0.8, 0.9)", *fast])
     with pytest.raises(SystemExit, match=r"^2$"):
@@ -41,7 +41,7 @@ def test_a_second_run_in_a_process_has_its_own_flags(tmp_path):
     refused, address, without_flags = done.stderr.strip().splitlines()
     assert refused.startswith("error: config.ema.decay=3")
     assert address == "error: --output='gs://bucket/models.json' is an address: give a path on a disk of this machine"
-    assert without_flags.startswith("error: in a notebook type !python run.py --config=")
+    assert without_flags.startswith("error: in a notebook use !python run.py --config=")
     first, second = (json.loads((tmp_path / name / "config.json").read_text())["config"] for name in "ab")
     assert (first["seed"], first["optimizer"]["betas"]) == (7, [0.8, 0.9])
     assert (second["seed"], second["optimizer"]["betas"]) == (0, [0.9, 0.999])

@@ -15,7 +15,7 @@ from deit_jax.modes.compared import compared_networks
 from deit_jax.modes.evaluate import evaluate, evaluated_networks
 from deit_jax.modes.export import export
 from deit_jax.modes.initial import load_initial
-from deit_jax.modes.predict import _of_config, predict
+from deit_jax.modes.predict import _configured_network, predict
 from deit_jax.modes.teacher import load_teacher
 from deit_jax.network import load_network, load_networks, wanted_by
 from deit_jax.training.checkpoint_folder import CheckpointError
@@ -138,7 +138,7 @@ def test_run_is_the_same_network_in_every_mode(run, size, tmp_path):
         load_network(run, image_size=size),
         evaluated_networks(config, None, NAMES, "newest")["raw"],
         evaluated_networks(in_place, run, NAMES, "newest")["raw"],
-        _of_config(config, "raw", "newest"),
+        _configured_network(config, "raw", "newest"),
         compared_networks(run, [], which="raw", image_size=size)["run"],
     ]
     expected = networks[0]
@@ -163,7 +163,7 @@ def test_file_is_the_same_network_in_every_mode(run, file, tmp_path):
     first = load_network(run, image_size=42)
     networks = [
         evaluated_networks(config, None, NAMES, "newest")["raw"],
-        _of_config(config, "raw", "newest"),
+        _configured_network(config, "raw", "newest"),
         compared_networks(run, [file], which="raw", image_size=42)["w.safetensors"],
     ]
     for network in networks:
@@ -197,7 +197,7 @@ def test_run_of_another_model_is_rejected(run):
     config = config_of(run, model__name="deit_tiny_patch16_224", distillation__kind="none")
     for load in (
         lambda: evaluated_networks(config, None, NAMES, "newest"),
-        lambda: _of_config(config, "raw", "newest"),
+        lambda: _configured_network(config, "raw", "newest"),
     ):
         with pytest.raises(
             ConfigError, match=rf"config\.model\.name='deit_tiny_patch16_224', but {run} holds '{NAME}'"
@@ -211,12 +211,12 @@ def test_run_of_another_model_is_rejected(run):
 def test_checkpoint_options_are_rejected_for_files(file):
     for load in (
         lambda: evaluated_networks(config_of(file), None, NAMES, "best"),
-        lambda: _of_config(config_of(file), "raw", "best"),
+        lambda: _configured_network(config_of(file), "raw", "best"),
     ):
         with pytest.raises(CheckpointError, match="--checkpoint=best needs a --workdir"):
             load()
     with pytest.raises(WeightsError, match="does not say that it holds a moving average"):
-        _of_config(config_of(file, image_size=28), "ema", "newest")
+        _configured_network(config_of(file, image_size=28), "ema", "newest")
 
 
 def test_published_weights_on_unnamed_classes_are_rejected(published):
@@ -227,7 +227,7 @@ def test_published_weights_on_unnamed_classes_are_rejected(published):
 
 
 def test_published_weights_fit_scanned_blocks(published):
-    network = _of_config(config_of("pretrained", image_size=28, model__scan_blocks=True), "raw", "newest")
+    network = _configured_network(config_of("pretrained", image_size=28, model__scan_blocks=True), "raw", "newest")
     assert "blocks" in network.variables["params"] and len(network.class_names) == 1000
 
 
@@ -243,16 +243,16 @@ def test_class_names_of_other_data_are_not_used(run, tmp_path, capsys):
     arrays = {"test_images": np.zeros((2, 28, 28), np.uint8), "test_labels": [0, 1], "class_names": ["cat", "dog"]}
     np.savez(tmp_path / "two.npz", **arrays)
     two = {"data__source": "npz", "data__path": str(tmp_path / "two.npz"), "data__eval_split": "test"}
-    assert _of_config(config_of(path, image_size=28, **two), "raw", "newest").class_names is None
-    assert "classes are called by number: config.data has 2, the network 10" in " ".join(
+    assert _configured_network(config_of(path, image_size=28, **two), "raw", "newest").class_names is None
+    assert "classes are shown by number: config.data has 2 names, the network 10" in " ".join(
         capsys.readouterr().out.split()
     )
-    assert _of_config(config_of(path, image_size=28), "raw", "newest").class_names == NAMES
+    assert _configured_network(config_of(path, image_size=28), "raw", "newest").class_names == NAMES
 
 
 def test_other_classes_are_rejected_before_fetching(run, monkeypatch):
     monkeypatch.setattr(hub, "fetch_pretrained", lambda *_, **__: pytest.fail("fetched"))
-    with pytest.raises(ConfigError, match=r"deit_tiny_patch16_224:pretrained answers in 1000 classes, .* in 10: their"):
+    with pytest.raises(ConfigError, match=r"deit_tiny_patch16_224:pretrained has 1000 classes, .* has 10: their"):
         compared_networks(run, ["deit_tiny_patch16_224:pretrained"], which="raw")
 
 

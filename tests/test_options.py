@@ -18,7 +18,7 @@ from tests.end_to_end.commands import ROOT
         (tuple[tuple[str, str], ...], Kind(tuple, element=tuple)),
     ],
 )
-def test_the_type_of_a_field_is_its_annotation(annotation, kind):
+def test_kinds_follow_from_annotations(annotation, kind):
     assert Kind.of_annotation(annotation) == kind
 
 
@@ -39,11 +39,11 @@ def test_the_type_of_a_field_is_its_annotation(annotation, kind):
         (Option((), "", at_most=3, kind=Kind(tuple, element=int)), (3, 4), " must be at most 3"),
     ],
 )
-def test_a_declaration_says_what_is_wrong_with_a_value(option, value, complaint):
+def test_complaints_about_values(option, value, complaint):
     assert option.complaint(value) == complaint
 
 
-def test_every_declared_value_is_one_that_the_declaration_allows():
+def test_every_default_is_allowed_by_its_declaration():
     config = default_config()
     for name, option in OPTIONS.items():
         value = config
@@ -54,7 +54,7 @@ def test_every_declared_value_is_one_that_the_declaration_allows():
             assert option.complaint(BEFORE_IT_EXISTED[name]) is None, name
 
 
-def test_what_a_missing_field_means_never_changes():
-    """The file is added to when a field is; its lines stay, whatever becomes of the default."""
+def test_the_meaning_of_a_missing_field_never_changes():
+    """A new field adds a line to the file. Existing lines never change, even if the default does."""
     recorded = json.loads((ROOT / "tests/golden/before_it_existed.json").read_text())
     assert recorded == json.loads(json.dumps(BEFORE_IT_EXISTED))

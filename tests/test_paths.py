@@ -12,12 +12,12 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_tilde_is_the_home_folder(home, monkeypatch):
+def test_the_tilde_is_expanded(home, monkeypatch):
     assert typed_path("--output", "~/a/b.json") == f"{home}/a/b.json"
     assert typed_path("--output", "~") == str(home)
     assert typed_path("--output", "a~/~b") == "a~/~b"
     monkeypatch.chdir(home)
-    (home / "~$letter.jpg").touch()  # what an editor leaves
+    (home / "~$letter.jpg").touch()  # as left by an editor
     assert typed_path("the file", "~$letter.jpg") == "~$letter.jpg"
 
 
@@ -25,17 +25,17 @@ def test_the_tilde_is_the_home_folder(home, monkeypatch):
     ("text", "message"),
     [
         ("~nobody-of-this-name/run", "there is no user 'nobody-of-this-name'; .* write ./~nobody-of-this-name/run"),
-        (" run", "begins or ends with a space"),
-        ("run ", "begins or ends with a space"),
+        (" run", "starts or ends with a space"),
+        ("run ", "starts or ends with a space"),
         ('"run"', "quotation marks"),
     ],
 )
-def test_what_is_hardly_meant_is_refused(text, message):
+def test_paths_with_stray_quotes_or_spaces_are_refused(text, message):
     with pytest.raises(UserError, match=f"^--workdir=.*{message}"):
         folder("--workdir", text)
 
 
-def test_a_file_is_no_workdir(tmp_path):
+def test_a_file_is_refused_as_a_workdir(tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(UserError, match="is a file: give a folder"):
         folder("--workdir", str(tmp_path / "run"))
@@ -58,26 +58,26 @@ def test_every_path_of_a_configuration_is_expanded(home):
     )
     recipe = config.teacher.recipe
     assert (recipe.data.path, recipe.model.weights) == (f"{home}/images", "pretrained")
-    assert recipe.teacher.weights == f"{home}/x,y"  # of one teacher
+    assert recipe.teacher.weights == f"{home}/x,y"  # a single teacher
     config.data.path = "~nobody-of-this-name"
     with pytest.raises(UserError, match=r"--config\.data\.path=~nobody-of-this-name"):
         expand_paths(config)
 
 
-def test_a_workdir_recorded_with_a_tilde_is_of_the_same_configuration(home):
+def test_a_recorded_tilde_equals_the_expanded_path(home):
     recorded = {"model": {"weights": "~/trained"}, "data": {"path": "~/a"}}
     assert differing_fields(recorded, {"model": {"weights": f"{home}/trained"}, "data": {"path": f"{home}/b"}}) == [
         "data.path"
     ]
 
 
-def test_workdirs_with_the_tildes_of_several_teachers_are_of_the_same_configuration(home):
+def test_recorded_tildes_of_several_teachers_equal_the_expanded_paths(home):
     recorded = {"teacher": {"weights": "~/a, random,~/b.npz"}}
     assert differing_fields(recorded, {"teacher": {"weights": f"{home}/a, random,{home}/b.npz"}}) == []
     assert differing_fields(recorded, {"teacher": {"weights": f"{home}/a, random,{home}/c.npz"}}) == ["teacher.weights"]
 
 
-def test_caches_are_paths_too(home, monkeypatch):
+def test_cache_folders_are_expanded_or_checked(home, monkeypatch):
     for place, expected in (("~/lists", f"{home}/lists"), ("auto", "auto"), ("", "")):
         config = tiny_config(data__index=place, parallel__compilation_cache="~/programs")
         expand_paths(config)
@@ -88,4 +88,4 @@ def test_caches_are_paths_too(home, monkeypatch):
         with pytest.raises(UserError, match=f"--config.{field}=~nobody-of-this-name/a: there is no user"):
             expand_paths(config)
     monkeypatch.setenv("HOME", "")
-    expand_paths(tiny_config(parallel__compilation_cache="~/programs"))  # such a user does without
+    expand_paths(tiny_config(parallel__compilation_cache="~/programs"))  # ignored for such a user

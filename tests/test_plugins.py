@@ -27,7 +27,7 @@ deit_jax.register_loss("NAME", build, teaches_token=True)
 
 
 def recorded(workdir, *names):
-    """A workdir whose config.json names plugins."""
+    """Writes a config.json that names plugins into a workdir."""
     claim(workdir, tiny_config())
     edit_plugins(workdir, names)
     return workdir
@@ -43,8 +43,8 @@ def edit_plugins(workdir, value):
 @pytest.mark.parametrize(
     "name", ["my/plugin", "/tmp/plugin.py", ".plugin", "..", "", "plugin.", "my-plugin", "a.class", "a b"]
 )
-def test_what_is_not_the_name_of_a_module_is_refused(name):
-    with pytest.raises(ConfigError, match=rf"^config\.plugins: {re.escape(repr(name))} is not the name of a module"):
+def test_invalid_module_names_are_refused(name):
+    with pytest.raises(ConfigError, match=rf"^config\.plugins: {re.escape(repr(name))} is not a module name"):
         validate(tiny_config(plugins=(name,)))
 
 
@@ -57,7 +57,7 @@ def test_a_plugin_is_imported_before_names_are_checked_and_printed_once(modules,
     assert config.cubic.scale == 1.0 and config.is_locked
 
 
-def test_a_recipes_plugins_are_imported(modules):
+def test_plugins_of_a_recipe_are_imported(modules):
     modules(of_teacher=LOSS.replace("NAME", "of_teacher"))
     config = tiny_config(teacher__weights="")
     config.teacher.recipe = tiny_config(plugins=("of_teacher",), distillation__kind="of_teacher", teacher__weights="")
@@ -66,14 +66,14 @@ def test_a_recipes_plugins_are_imported(modules):
     assert config.teacher.recipe.of_teacher.scale == 1.0 and "of_teacher" not in config
 
 
-def test_a_plugin_that_is_not_there_is_named(modules):
+def test_the_error_for_a_missing_plugin_names_it(modules):
     modules(package____init__="raise SystemExit", package__other="")
     with pytest.raises(
-        ConfigError, match=r"^config\.plugins: there is no module 'nowhere': install it, or put the folder"
+        ConfigError, match=r"^config\.plugins: there is no module 'nowhere': install it, or put its folder"
     ):
         validate(tiny_config(plugins=("nowhere",)))
     with pytest.raises(ConfigError, match=r"there is no module 'package\.lost' of the plugin package\.lost\.x:"):
-        import_plugins(["package.lost.x"], "config.plugins")  # and the package was not run
+        import_plugins(["package.lost.x"], "config.plugins")  # the package was not run
     with pytest.raises(ConfigError, match=r"there is no module 'package\.other\.x'"):
         import_plugins(["package.other.x"], "config.plugins")
 
@@ -88,22 +88,22 @@ def test_a_plugin_that_is_not_there_is_named(modules):
         ("raise SystemExit", "SystemExit (FILE, line 1)"),
         (
             "import deit_jax\ndeit_jax.register_loss('hard', dict)",
-            "ValueError: register_loss: there is a loss 'hard' already",
+            "ValueError: register_loss: there is already a loss 'hard'",
         ),
     ],
 )
-def test_a_plugin_that_raises_is_one_line(modules, code, said):
+def test_a_plugin_that_raises_is_reported_in_one_line(modules, code, said):
     folder = modules(broken=code)
     with pytest.raises(ConfigError) as raised:
         import_plugins(["broken"], "config.plugins")
     message = str(raised.value)
     assert message.startswith("config.plugins: the plugin broken raises " + said.replace("FILE", f"{folder}/broken.py"))
-    assert "\n" not in message and f"({folder}/broken.py, line " in message and message.endswith("; fix that")
+    assert "\n" not in message and f"({folder}/broken.py, line " in message and message.endswith("; fix it")
     modules(broken="fixed = True\n\n")
     import_plugins(["broken"], "config.plugins")
 
 
-def test_a_workdir_says_which_plugin_it_misses(modules, tmp_path, capsys):
+def test_a_missing_plugin_of_a_workdir_is_reported(modules, tmp_path, capsys):
     workdir = recorded(tmp_path / "run", "lost_plugin")
     with pytest.raises(
         ConfigError, match=rf"^plugins of {workdir}/config\.json: there is no module 'lost_plugin': install"
@@ -119,7 +119,7 @@ def test_a_workdir_says_which_plugin_it_misses(modules, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("where", ["", "teacher", "linked"])
-def test_code_that_came_with_a_workdir_is_not_run(modules, tmp_path, monkeypatch, where):
+def test_code_inside_a_workdir_is_not_run(modules, tmp_path, monkeypatch, where):
     modules()
     student = recorded(tmp_path / "student", "package.evil")
     (student / "checkpoints").mkdir()
@@ -132,11 +132,11 @@ def test_code_that_came_with_a_workdir_is_not_run(modules, tmp_path, monkeypatch
         workdir.symlink_to(student)
     monkeypatch.syspath_prepend(str(student))
     with pytest.raises(
-        ConfigError, match=r"the plugin package\.evil is in the workdir \(.*\), from where no code is imported"
+        ConfigError, match=r"the plugin package\.evil is in the workdir \(.*\), where no code is imported from"
     ):
         read_config(workdir)
     assert "package" not in sys.modules
-    # as part of a package around the workdir, and as a link to elsewhere
+    # in a package around the workdir, and through a symlink
     monkeypatch.syspath_prepend(str(tmp_path))
     edit_plugins(student, ["student.package.evil"])
     with pytest.raises(ConfigError, match="is in the workdir"):
@@ -148,7 +148,7 @@ def test_code_that_came_with_a_workdir_is_not_run(modules, tmp_path, monkeypatch
         read_config(student)
 
 
-def test_plugins_may_change_while_the_names_that_are_used_are_found(modules, tmp_path):
+def test_plugins_may_change_if_the_used_names_are_registered(modules, tmp_path):
     modules(first=LOSS.replace("NAME", "cubic"), second="import first", third="")
     fields, workdir = dict(distillation__kind="cubic", teacher__weights=""), tmp_path / "run"
 
@@ -161,8 +161,8 @@ def test_plugins_may_change_while_the_names_that_are_used_are_found(modules, tmp
     start("second", "third")
     assert read_config(workdir)["config"]["plugins"] == ["second", "third"]
     edit_plugins(workdir, ["was_renamed"])
-    start("first")  # what is recorded does not have to be there
-    edit(workdir, lambda config: config.pop("plugins"))  # of a run before the field
+    start("first")  # the recorded plugin need not exist
+    edit(workdir, lambda config: config.pop("plugins"))  # a run before the field existed
     start("first")
     config = tiny_config(plugins=("first",), **fields)
     validate(config)
@@ -171,7 +171,7 @@ def test_plugins_may_change_while_the_names_that_are_used_are_found(modules, tmp
         claim(workdir, config)
 
 
-def test_a_field_that_a_loss_has_got_since_may_be_at_its_default(modules, tmp_path):
+def test_a_field_added_to_a_loss_later_may_be_at_its_default(modules, tmp_path):
     modules(first=LOSS.replace("NAME", "cubic"))
     config, workdir = tiny_config(plugins=("first",), distillation__kind="cubic", teacher__weights=""), tmp_path / "run"
     validate(config)

@@ -1,4 +1,4 @@
-"""The script around the builder of the site. The builder itself is not needed here; `make docs` runs all three."""
+"""The scripts around the site builder. The builder itself is not needed; `make docs` runs everything."""
 
 import importlib.util
 
@@ -25,7 +25,7 @@ FILES = {
 
 @pytest.fixture
 def repository(tmp_path):
-    """A function that makes a repository of FILES and the given ones, and returns its folder."""
+    """Returns a function that creates a repository of FILES and the given ones, and returns its folder."""
 
     def make(**changed):
         for file, text in (FILES | changed).items():
@@ -38,7 +38,7 @@ def repository(tmp_path):
 
 @pytest.fixture
 def page(repository, capsys):
-    """A function that gives the page of docs/a.md, or the problems that are printed."""
+    """Returns a function that returns the page of docs/a.md, or the printed problems."""
 
     def write(text, more_config=""):
         root = repository(**{"docs/a.md": text, "mkdocs.yml": CONFIG + more_config})
@@ -50,7 +50,7 @@ def page(repository, capsys):
     return write
 
 
-def test_the_folder_is_complete(repository):
+def test_the_site_sources_are_complete(repository):
     root = repository(
         **{"README.md": "[data](docs/data.md#x) ![](docs/images/one.png)", "docs/a.md": "[up](../README.md)"}
     )
@@ -65,7 +65,7 @@ def test_the_folder_is_complete(repository):
     assert (folder / "images/one.png").read_text() == "image"
 
 
-def test_a_page_in_a_folder_leads_to_the_others(repository):
+def test_links_from_a_page_in_a_subfolder_are_relative(repository):
     root = repository(**{"docs/more/b.md": "[A](../a.md) [top](../../README.md) ![](../images/one.png) [self](b.md#x)"})
     config = pages.yaml.safe_load(CONFIG) | {"nav": ["index.md", "a.md", "data.md", "more/b.md"]}
     assert pages.write(root, config) == []
@@ -91,7 +91,7 @@ def test_a_page_in_a_folder_leads_to_the_others(repository):
         ("> * [r](../README.md)\n>   and [r](../README.md)", "> * [r](index.md)\n>   and [r](index.md)"),
         ("* x\n\n\ty\n\t[r](../README.md)", "* x\n\n\ty\n\t[r](index.md)"),
         ("# The [r](../README.md) #", "# The [r](index.md) #"),
-        # Of no page: a name, as code.
+        # Not a page of the site: shown as code.
         ("[the `LICENSE`](../LICENSE)", "the `LICENSE`"),
         ("[LICENSE](../LICENSE) and [**all**](../launch)", "<code>LICENSE</code> and <code>**all**</code>"),
         ("[run](<../launch/run me.sh>)", "<code>run</code>"),
@@ -99,11 +99,11 @@ def test_a_page_in_a_folder_leads_to_the_others(repository):
         ("[x][l]\n\n[l]: ../LICENSE", "<code>x</code>\n\n[l]: ../LICENSE"),
     ],
 )  # fmt: skip
-def test_links_become_those_of_the_site(page, written, wanted):
+def test_links_are_rewritten_for_the_site(page, written, wanted):
     assert page(written) == wanted
 
 
-def test_other_files_are_shown_by_the_host_of_the_repository(page):
+def test_links_to_other_files_point_to_the_repository_host(page):
     found = page("[l](../LICENSE#L3) [r](<../launch/run me.sh>) [f](../launch/)", "repo_url: https://host/deit/\n")
     start = "https://host/deit"
     assert (
@@ -126,7 +126,7 @@ def test_other_files_are_shown_by_the_host_of_the_repository(page):
         "[x](https://host/a.md) <https://host> [x](//host/a.md) [x](mailto:a@b) [x](#a)\n",
     ],
 )
-def test_code_and_links_elsewhere_stay_as_they_are(page, text):
+def test_code_and_external_links_are_unchanged(page, text):
     assert page(text) == text
 
 
@@ -143,13 +143,13 @@ def test_code_and_links_elsewhere_stay_as_they_are(page, text):
         ("[x](/)", "docs/a.md:1: links to /, which is not in the repository"),
     ],
 )
-def test_a_broken_link_is_one_line(page, tmp_path, text, problem):
+def test_a_broken_link_is_reported_in_one_line(page, tmp_path, text, problem):
     found = page(text)
     assert found.startswith(problem) and found.count("\n") == 1
     assert not (tmp_path / "build").exists()
 
 
-def test_all_problems_are_told(repository, capsys):
+def test_all_problems_are_reported(repository, capsys):
     root = repository(**{"README.md": "[x](docs/b.md)", "docs/b.md": "[x](c.md) [x](d.md)", "docs/data.md": "ok"})
     (root / "mkdocs.yml").write_text(CONFIG.replace("data.md", "date.md"))
     assert pages.main(["write"], root) == 1
@@ -179,7 +179,7 @@ def test_the_pages_of_this_repository_have_no_broken_link(tmp_path, capsys):
     assert (tmp_path / "build/docs/index.md").exists()
 
 
-def test_the_command_is_write_or_check(repository, capsys):
+def test_the_command_must_be_write_or_check(repository, capsys):
     assert pages.main([], repository()) == 2
     assert capsys.readouterr().err.startswith("usage: ")
 
@@ -201,7 +201,7 @@ SITE = {
 
 @pytest.fixture
 def problems_of(repository, capsys):
-    """A function that gives what `check` prints for SITE with these files put in place."""
+    """Returns a function that returns the output of `check` for SITE with some files replaced."""
 
     def check(**changed):
         root = repository()
@@ -218,7 +218,7 @@ def problems_of(repository, capsys):
     return check
 
 
-def test_a_sound_site_has_no_problems(problems_of):
+def test_a_valid_site_has_no_problems(problems_of):
     assert problems_of() == []
 
 
@@ -243,14 +243,14 @@ def test_a_sound_site_has_no_problems(problems_of):
         ('<link rel="preconnect" href="https://host">', "makes a browser fetch https://host"),
     ],
 )
-def test_what_a_browser_would_not_find_or_would_fetch_elsewhere_is_told(problems_of, html, problem):
+def test_missing_targets_and_external_resources_are_reported(problems_of, html, problem):
     assert problems_of(**{"index.html": SITE["index.html"] + html}) == [f"index.html: {problem}"]
 
 
 @pytest.mark.parametrize(
     "css", ["@import 'https://host/x';", "a { b: url(//host/x) }", 'a { b: url("https://host/x") }']
 )
-def test_style_sheets_fetch_nothing_from_elsewhere(problems_of, css):
+def test_external_resources_of_style_sheets_are_reported(problems_of, css):
     [problem] = problems_of(**{"all.css": css})
     assert problem.startswith("all.css: makes a browser fetch ") and problem.endswith("//host/x")
 

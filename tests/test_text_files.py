@@ -1,4 +1,4 @@
-"""Text files are UTF-8 whatever the locale: every call that opens one says so."""
+"""Every call that opens a text file specifies UTF-8, so that the locale does not matter."""
 
 import ast
 from pathlib import Path
@@ -10,7 +10,7 @@ TEXT = {"read_text", "write_text"}
 
 
 def without_encoding(source):
-    """The lines of calls that open a text file without an encoding."""
+    """Yields the lines of calls that open a text file without an encoding."""
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
         name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
         owner = getattr(getattr(call.func, "value", None), "id", "")

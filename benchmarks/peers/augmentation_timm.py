@@ -1,9 +1,9 @@
-"""timm's RandAugment with Pillow in one process on one core, for benchmarks/augmentation.py, which starts it.
+"""timm's RandAugment with Pillow in one process on one core, started by benchmarks/augmentation.py.
 
     python benchmarks/peers/augmentation_timm.py CROPS.npy POLICY CORE
 
-run by an interpreter with timm and Pillow. CROPS holds uint8[N, H, W, 3]. For each line on stdin it augments all of them once
-and answers with the seconds of the clock and of the processor that took, as JSON.
+needs an interpreter with timm and Pillow. CROPS has uint8[N, H, W, 3]. For each line on stdin it augments all of them once and
+answers with the wall-clock and processor seconds, as JSON.
 """
 
 from __future__ import annotations

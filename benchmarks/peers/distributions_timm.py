@@ -1,13 +1,13 @@
-"""What timm and torchvision draw for DeiT's training images, for tests/augment/test_distributions.py to compare with.
+"""What timm and torchvision draw for DeiT's training images, as a reference for tests/augment/test_distributions.py.
 
     python benchmarks/peers/distributions_timm.py OUTPUT.npz SEED
 
-run by an interpreter with torch, torchvision, timm 1.0.31 and Pillow. OUTPUT holds an array for each statistic: float64 values,
-or integers from 0 that number the outcomes of a choice. Everything goes through the transforms that timm's `create_transform`
-makes of the released settings, and through timm's Mixup. Two things are those of timm 0.3.2 and Pillow before 13: the half side
-of a CutMix box is rounded down on both sides (re-typed here), and to posterize to 0 bits gives black.
+needs an interpreter with torch, torchvision, timm 1.0.31 and Pillow. OUTPUT has an array for each statistic: float64 values, or
+integers from 0 for the outcomes of a choice. The images go through the transforms that timm's `create_transform` builds from the
+released settings, and through timm's Mixup. Two details follow timm 0.3.2 and Pillow before 13: half the side of a CutMix box is
+rounded down on both sides (reimplemented here), and posterizing to 0 bits gives black.
 
-The constants and `image_statistics` are both sides'; they need NumPy alone.
+The constants and `image_statistics` are used by both sides; they need only NumPy.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 COLORS = ("AutoContrast", "Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd")
 ENHANCED = ("Color", "Contrast", "Brightness", "Sharpness")
 OPERATIONS = (*COLORS, *ENHANCED, "Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
-NONE = len(OPERATIONS)  # the number of no operation; others have their place's
+NONE = len(OPERATIONS)  # the number for no operation; others have their position
 WITHOUT_ARGUMENT = ("AutoContrast", "Equalize", "Invert")
-SHAPES = ((375, 500), (400, 180))  # height and width of images that are cropped; of the second some crops are centred
-ERASED_SIDE, MIXED_SIDE, SIDE = 64, 64, 56  # pixels of the images whose erasing, mixing and all of it is looked at
+SHAPES = ((375, 500), (400, 180))  # height and width of the images to crop; some crops of the second are centred
+ERASED_SIDE, MIXED_SIDE, SIDE = 64, 64, 56  # pixels of the images for erasing, mixing and the complete pipeline
 CROPS, FLIPS, OPERATION_DRAWS, ERASINGS, MIXINGS, IMAGES = 60_000, 100_000, 100_000, 30_000, 40_000, 6_000
 
 
 def image_statistics(image: np.ndarray) -> dict[str, float]:
-    """Numbers of a normalised image, float [H, W, 3]."""
+    """Statistics of a normalised image, float [H, W, 3]."""
     image = np.asarray(image, np.float64)
     width, height = image.shape[1] // 2, image.shape[0] // 2
     values = {f"mean_{c}": image[..., k].mean() for k, c in enumerate("rgb")} | {"mean": image.mean()}
@@ -48,7 +48,7 @@ def image_statistics(image: np.ndarray) -> dict[str, float]:
 
 
 def crop_statistics(boxes: np.ndarray, shape: tuple[int, int]) -> dict[str, np.ndarray]:
-    """boxes: [N, 4], top, left, height and width. Places are shares of the range that a box of its size may take."""
+    """boxes: [N, 4], top, left, height and width. Positions are relative to the range allowed for a box of its size."""
     top, left, height, width = np.asarray(boxes, np.float64).T
     prefix = f"crop_{shape[0]}x{shape[1]}"
     return {
@@ -76,7 +76,7 @@ def operation_statistics(operations: np.ndarray, arguments: np.ndarray) -> dict[
 
 
 def box_statistics(prefix: str, boxes: np.ndarray, side: int) -> dict[str, np.ndarray]:
-    """boxes: [N, 4], top, bottom, left and right in a square image; places of the boxes that are not empty."""
+    """boxes: [N, 4], top, bottom, left and right in a square image; positions of the boxes that are not empty."""
     top, bottom, left, right = np.asarray(boxes, np.float64).T
     filled = (bottom > top) & (right > left)
     height, width = np.where(filled, bottom - top, 0), np.where(filled, right - left, 0)
@@ -86,7 +86,7 @@ def box_statistics(prefix: str, boxes: np.ndarray, side: int) -> dict[str, np.nd
 
 
 def erasing_statistics(boxes: np.ndarray, noise: np.ndarray) -> dict[str, np.ndarray]:
-    """boxes: [N, 4] as in `box_statistics`, zeros where nothing is erased; noise: [N, 3], of a box's first pixel."""
+    """boxes: [N, 4] as in `box_statistics`, zeros where nothing is erased; noise: [N, 3], the first pixel of a box."""
     erased = boxes[:, 1] > boxes[:, 0]
     height, width = boxes[erased, 1] - boxes[erased, 0], boxes[erased, 3] - boxes[erased, 2]
     values = {"erasing/erased": erased.astype(int), "erasing/log_aspect": np.log(height / width)}

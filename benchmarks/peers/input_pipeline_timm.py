@@ -1,13 +1,13 @@
-"""DeiT's input pipeline as its released main.py builds it, on torchvision, timm and PyTorch's DataLoader.
+"""DeiT's input pipeline as in its released main.py, on torchvision, timm and PyTorch's DataLoader.
 
     python benchmarks/peers/input_pipeline_timm.py FOLDER IMAGES BATCH COPIES SEED
 
-run by an interpreter with torch, torchvision and timm; benchmarks/input_pipeline.py starts it. FOLDER has a folder a class; its
-images are listed COPIES times over, so that no epoch ends while something is measured. Each line of the input, JSON
+needs an interpreter with torch, torchvision and timm; started by benchmarks/input_pipeline.py. FOLDER has a folder per class; its
+images are listed COPIES times, so that no epoch ends during a measurement. Each input line, JSON
 {"workers": w, "repeats": r, "mix": bool}, is answered by a line {"images_per_second": x, "processor_ms": y}: IMAGES images in
-batches of BATCH, decoded, cropped, flipped, RandAugmented, normalised and erased by w persistent workers, with r copies of an
-image side by side (RepeatAugSampler), and with "mix" also mixed in the main process, as in training. Loaders are kept between
-the lines.
+batches of BATCH, decoded, cropped, flipped, RandAugmented, normalised and erased by w persistent workers, with r consecutive
+copies of an image (RepeatAugSampler), and with "mix" also mixed in the main process, as in training. Loaders are kept between
+lines.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torchvision.datasets import ImageFolder
 
 
 def tolerate_no_bits() -> None:
-    """timm asks for 0 bits at the largest magnitude; Pillow 13 refuses, and earlier ones made the image black."""
+    """timm uses 0 bits at the largest magnitude; Pillow 13 refuses, and earlier versions made the image black."""
     posterize = ImageOps.posterize
 
     def patched(image: Image.Image, bits: int) -> Image.Image:
@@ -38,7 +38,7 @@ def tolerate_no_bits() -> None:
 
 
 def processor_seconds() -> float:
-    """Of this process and its workers."""
+    """The processor seconds of this process and its workers."""
     pids = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
     return sum(int(user) + int(system) for *_, user, system in (some[:13] for some in fields)) / os.sysconf(
@@ -52,7 +52,7 @@ def endless(loader: torch.utils.data.DataLoader) -> Iterator[list[torch.Tensor]]
 
 
 def wait_until_idle() -> None:
-    """Return when the workers have filled their queues: until then they would disturb what is measured next."""
+    """Waits until the workers have filled their queues, so that they do not disturb the next measurement."""
     before = processor_seconds()
     while True:
         time.sleep(0.5)
@@ -92,7 +92,7 @@ def main() -> None:
             )
             loaders[workers, repeats] = endless(loader)
         batches = loaders[workers, repeats]
-        for _ in range(2 * workers + 1):  # what has been made ahead
+        for _ in range(2 * workers + 1):  # batches prepared in advance
             next(batches)
         began, used = time.perf_counter(), processor_seconds()
         for _ in range(images // batch):

@@ -2,16 +2,16 @@
 
     python benchmarks/peers/trajectory_timm.py INPUT.npz OUTPUT.npz
 
-run by an interpreter with torch, timm 1.0.31 and NumPy; benchmarks/trajectory.py starts it. The models, the optimizer's groups,
-the labels' losses and the scheduler are timm's; re-typed from facebookresearch/deit are the teacher's term (losses.py) and when
-the scheduler is stepped (main.py).
+needs an interpreter with torch, timm 1.0.31 and NumPy; started by benchmarks/trajectory.py. Models, parameter groups, label loss
+and scheduler are timm's; reimplemented from facebookresearch/deit are the teacher's term (losses.py) and the times of the
+scheduler's steps (main.py).
 
-INPUT holds `settings` (JSON) and the weights of both networks before the first step under timm's names: `student/<name>` and
-`teacher/<name>`. Its batches are either images and labels, `image` uint8[steps, B, H, W, 3] and `label` int32[steps, B], or
-what an augmentation made of them, `image` float32 and normalised with `target` float32[steps, B, K]. OUTPUT holds, a value a
-step, `loss`, `class_loss`, `distillation_loss`, `grad_norm` and `learning_rate`; `teacher_logits` [steps, B, K]; and after the
-last step `params/<name>` and `ema/<name>`. Without a teacher (kind "none") the student has one head and there is neither
-`distillation_loss` nor `teacher_logits`.
+INPUT has `settings` (JSON) and the initial weights of both networks with timm's names: `student/<name>` and `teacher/<name>`. Its
+batches are either images and labels, `image` uint8[steps, B, H, W, 3] and `label` int32[steps, B], or augmented ones, `image`
+float32 and normalised with `target` float32[steps, B, K]. OUTPUT has, one value per step, `loss`, `class_loss`,
+`distillation_loss`, `grad_norm` and `learning_rate`; `teacher_logits` [steps, B, K]; and after the last step `params/<name>` and
+`ema/<name>`. Without a teacher (kind "none") the student has one head, and there is neither `distillation_loss` nor
+`teacher_logits`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def distillation_loss(outputs: torch.Tensor, teacher: torch.Tensor, kind: str, t
 
 
 def load(model: torch.nn.Module, tensors: dict[str, np.ndarray], dtype: torch.dtype) -> torch.nn.Module:
-    """Fill the model strictly: a name or a shape that differs is an error."""
+    """Loads the model strictly: a different name or shape is an error."""
     counters = {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
     model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()} | counters)
     return model.to(dtype)
@@ -78,7 +78,7 @@ def main() -> None:
         teacher = load(teacher, weights["teacher"], dtype).eval()
     ema = ModelEma(student, decay=settings["ema_decay"])
 
-    # What the released code exempts; dist_token decays there (no_weight_decay() of current timm exempts it).
+    # As exempted by the released code; dist_token decays there (no_weight_decay() of current timm exempts it).
     groups = param_groups_weight_decay(
         student, settings["weight_decay"], no_weight_decay_list={"pos_embed", "cls_token"}
     )

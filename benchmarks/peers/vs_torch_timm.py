@@ -1,16 +1,15 @@
-"""timm's model in PyTorch on CPU, a step at a time on request, for benchmarks/vs_torch.py, which starts it.
+"""timm's model in PyTorch on CPU, a step at a time on request, started by benchmarks/vs_torch.py.
 
     python benchmarks/peers/vs_torch_timm.py CASE
 
-run by an interpreter with torch and timm. CASE is a JSON object: `part` ("train" or "infer"), `model`, `fields` (of
-timm.create_model), `batch`, `image_size`, `classes`, `threads`, and `keep_memory`: whether glibc's allocator is first told to
-keep freed memory, as deit_jax/parallel/host_memory.py does. Answers once with its versions and number of parameters; then each
-line on stdin, a number of steps, with what those took: JSON of `seconds`, `processor_seconds` and `faults` (minor page
-faults), a step each.
+needs an interpreter with torch and timm. CASE is a JSON object: `part` ("train" or "infer"), `model`, `fields` (of
+timm.create_model), `batch`, `image_size`, `classes`, `threads`, and `keep_memory`: whether to configure glibc's allocator to keep
+freed memory, as deit_jax/parallel/host_memory.py does. Answers once with its versions and number of parameters; then each line on
+stdin, a number of steps, with JSON of `seconds`, `processor_seconds` and `faults` (minor page faults) per step.
 
-A training step is forward, the loss of deit_jax's `DistillationLoss` (kind="hard", given logits for the teacher's; of a model
-without the token the labels' alone), backward and the fused AdamW. It takes images that are already normalised. Convnets
-answer in PyTorch's channels_last layout.
+A training step is forward, the loss of deit_jax's `DistillationLoss` (kind="hard", with given teacher logits; for a model without
+the token only the labels' term), backward and the fused AdamW. It takes normalised images. Convnets use PyTorch's channels_last
+layout.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from typing import Any
 
 
 def keep_freed_memory() -> None:
-    """deit_jax's, written again: this interpreter need not have that package's requirements."""
+    """As in deit_jax, reimplemented because this interpreter may lack that package's requirements."""
     mallopt = ctypes.CDLL(None).mallopt
     for parameter, value in ((-4, 0), (-1, -1), (-2, 64 << 20), (-8, 1)):
         if mallopt(parameter, value) != 1:
@@ -99,7 +98,7 @@ def main() -> None:
 
 
 def answer(step: Callable[[], object], parameters: int) -> None:
-    """Run `step` as often as each line on stdin says, and tell what it took."""
+    """Runs `step` as often as each line on stdin requests, and prints its costs."""
     import timm
     import torch
 

@@ -1,7 +1,7 @@
-"""Every mode once: its name, what it does, a command, what it needs, its flags, and how it starts.
+"""The modes: for each its name, summary, example, flags, requirements and the function that runs it.
 
-The command line's flags, its checks, --help and docs/options.md follow from this. What takes long to import is imported when a
-mode starts, so that --help and mistakes in flags answer at once.
+The flags of the command line, its checks, --help and docs/options.md follow from these declarations. Slow imports happen when a
+mode starts, so that --help and mistakes in flags are answered at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from deit_jax.paths import folder, typed_path
 
 
 class UsageError(UserError):
-    """A command line that cannot be understood; the message is one line."""
+    """An invalid command line; the message is one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Flag:
     """A flag --name.
 
     Attributes:
-        type: str, int, bool, or list: texts separated by commas, and with choices the flag is given several times.
-        missing: what is said where a mode needs the flag and it is not given.
+        type: str, int, bool or list. A list is given as texts separated by commas; with choices the flag is repeated.
+        missing: the error message if a mode needs the flag and it is not given.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What the command line gives a mode. None is what is not given, which `Mode.needs` rules out."""
+    """The command line as a mode gets it. None: not given, which is ruled out for the flags in `Mode.needs`."""
 
     config: Any  # ConfigDict or None
     workdir: Any  # Path or None
@@ -51,20 +51,20 @@ class Mode:
     """A value of --mode.
 
     Attributes:
-        summary: what it does, for people.
+        summary: what the mode does, for --help.
         example: a command.
-        run: does it.
-        needs: names of flags that have to be given.
-        takes: further ones of --config and --workdir.
-        output: what --output is; "": the mode has no such flag.
-        flags: its own.
-        files: names of files may be given, without a flag.
-        check: refuses what else does not go together, before anything is imported.
-        devices: "prepared": for a computation, perhaps of several processes, as the configuration says; "found": those that are
-            asked for have to be there; "untouched".
-        shares_programs: several processes keep compiled programs beside the workdir (`share_compiled_programs`).
-        prints: what standard output has, without --output: "nothing" that is not in files too; "page", which a reader may cut, as
-            `| head` does; "result", which has to be read to its end.
+        run: the function that runs it.
+        needs: names of required flags.
+        takes: "config" or "workdir" if they are optional.
+        output: what --output is; "": the mode does not have this flag.
+        flags: the mode's own flags.
+        files: whether file names may be given, without a flag.
+        check: refuses other invalid combinations, before anything is imported.
+        devices: "prepared": set up for a computation, perhaps with several processes, as configured; "found": requested devices
+            must exist; "untouched".
+        shares_programs: whether several processes keep compiled programs next to the workdir (`share_compiled_programs`).
+        prints: what standard output has without --output: "nothing" that is not also in files; a "page", which a reader may cut
+            off, as `| head` does; a "result", which must be read to the end.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Mode:
     prints: Literal["nothing", "page", "result"] = "nothing"
 
     def accepts(self, flag: str) -> bool:
-        """Whether one of the flags of this package, by name, has an effect in this mode."""
+        """Whether a flag of this package has an effect in this mode."""
         if flag in {each.name for each in PROCESSES}:
             return self.devices == "prepared"
         if flag == "output":
@@ -92,33 +92,33 @@ class Mode:
 
 # fmt: off
 GENERAL = (
-    Flag("config", "the configuration: a file, e.g. configs/quickstart.py, and for some an argument, e.g. "
+    Flag("config", "the configuration file, e.g. configs/quickstart.py; some have an argument, e.g. "
         "configs/deit.py:small,distilled",
         missing="--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)"),
-    Flag("workdir", "the folder of the run: checkpoints, metrics, results; made if it is not there",
+    Flag("workdir", "the folder of the run, for checkpoints, metrics and results; created if it does not exist",
         missing="--workdir is missing: the folder for checkpoints, metrics and results"),
-    Flag("output", "the file or folder to write to; which, each mode says",
+    Flag("output", "the file or folder to write to, depending on the mode",
         missing="--output is missing: the file or folder to write to"),
 )
 PROCESSES = (
     Flag("coordinator", "host:port of process 0. TPU pods, Slurm and Open MPI 4 need no such flag (docs/pods.md)"),
-    Flag("num_processes", "how many", int),
-    Flag("process_id", "the number of this one, from 0", int),
+    Flag("num_processes", "the number of processes", int),
+    Flag("process_id", "the number of this process, from 0", int),
 )
-PAGES = (  # which are printed instead of what the mode does
+PAGES = (  # printed instead of running the mode
     Flag("list", "print the rows of the paper as commands, with the published figure and the expected cost. --list=table8, "
-        "--list=figure3 or --list=ablation: those alone. With --output=F.md they are written as Markdown"),
+        "--list=figure3 or --list=ablation prints only those; with --output=F.md they are written as Markdown"),
     Flag("version", "print the versions, the backend and the devices", bool, default=False),
 )
 _WEIGHTS = Flag("weights", "the trained weights or their moving average", default="raw", choices=("raw", "ema"))
-_CHECKPOINT = Flag("checkpoint", "newest, best (the one with the highest top-1 that is kept) or a step's number",
+_CHECKPOINT = Flag("checkpoint", "newest, best (highest top-1 of those kept) or a step number",
     default="newest")
 
 MODES: dict[str, Mode] = {}
 
 
 def _mode(name: str, summary: str, example: str, **facts: Any) -> Callable[[Callable[[Given], object]], object]:
-    """Declare a mode by the function that runs it."""
+    """Declares a mode; decorates the function that runs it."""
 
     def declare(run: Callable[[Given], object]) -> Callable[[Given], object]:
         MODES[name] = Mode(name, summary, f"python run.py {example}", run, **facts)
@@ -127,7 +127,7 @@ def _mode(name: str, summary: str, example: str, **facts: Any) -> Callable[[Call
     return declare
 
 
-@_mode("train", "start, or go on with what --workdir holds. This is what happens without --mode.",
+@_mode("train", "start a run, or resume the one in --workdir. The default mode.",
     "--config=configs/quickstart.py --workdir=runs/quickstart",
     needs=("config", "workdir"), shares_programs=True)
 def _train(given: Given) -> None:
@@ -138,9 +138,9 @@ def _train(given: Given) -> None:
         train(given.config, given.workdir)
 
 
-@_mode("eval", "score a checkpoint of --workdir, or without one config.model.weights.",
+@_mode("eval", "score a checkpoint of --workdir, or without --workdir config.model.weights.",
     "--mode=eval --config=configs/quickstart.py --workdir=runs/quickstart",
-    needs=("config",), takes=("workdir",), output="a JSON file, else WORKDIR/evaluation.json", flags=(_CHECKPOINT,),
+    needs=("config",), takes=("workdir",), output="a JSON file; default: WORKDIR/evaluation.json", flags=(_CHECKPOINT,),
     shares_programs=True, prints="result")
 def _evaluate(given: Given) -> None:
     from deit_jax.modes.evaluate import evaluate
@@ -148,9 +148,9 @@ def _evaluate(given: Given) -> None:
     evaluate(given.config, given.workdir, checkpoint=given.flags["checkpoint"], output=given.output)
 
 
-@_mode("report", "write report.html of --workdir again: results, curves, images, attention.",
+@_mode("report", "write report.html of --workdir again: results, curves, images and attention.",
     "--mode=report --workdir=runs/quickstart",
-    needs=("workdir",), takes=("config",), output="the page, else WORKDIR/report.html", flags=(_WEIGHTS,))
+    needs=("workdir",), takes=("config",), output="the page; default: WORKDIR/report.html", flags=(_WEIGHTS,))
 def _report(given: Given) -> None:
     from deit_jax.modes.report import report
 
@@ -159,12 +159,12 @@ def _report(given: Given) -> None:
 
 def _check_predict(given: Given) -> None:
     if not given.files:
-        raise UsageError("no image is given: run.py --mode=predict --workdir=WORKDIR images/*.jpg")
+        raise UsageError("no image is given, e.g. run.py --mode=predict --workdir=WORKDIR images/*.jpg")
     if (given.workdir is None) == (given.config is None):
-        raise UsageError("predict takes either --workdir, of a training run, or --config with --config.model.weights")
+        raise UsageError("predict takes either --workdir of a training run, or --config with --config.model.weights")
 
 
-@_mode("predict", "name the classes of image files, by the network of --workdir or by config.model.weights.",
+@_mode("predict", "classify image files with the network of --workdir or of config.model.weights.",
     "--mode=predict --workdir=runs/quickstart images/*.jpg",
     takes=("config", "workdir"), output="a .json or .csv file", flags=(_WEIGHTS, _CHECKPOINT), files=True,
     check=_check_predict, prints="result")
@@ -179,12 +179,12 @@ def _predict(given: Given) -> None:
     "--mode=export --workdir=runs/quickstart --output=exported --layout=timm",
     needs=("workdir", "output"),  # the workdir has its own configuration
     output="a folder (weights, and the files from which timm or transformers build the model; layout=jax: program and "
-        "preprocessing), or a .safetensors or .pth file for the tensors alone, or of layout=onnx an .onnx file",
+        "preprocessing); or a .safetensors or .pth file for the tensors only; for layout=onnx an .onnx file",
     flags=(
-        Flag("layout", "whose names the tensors get. hf is Hugging Face transformers, flax this package. jax, onnx: a program "
-            "with its weights instead, which runs without this package",
+        Flag("layout", "the framework whose tensor names are used; hf: Hugging Face transformers, flax: this package. jax, onnx: "
+            "write a program with its weights instead, which runs without this package",
             default="timm", choices=("timm", "hf", "mmpretrain", "flax", "jax", "onnx")),
-        Flag("opset", "of layout=onnx, the version of ONNX's operators, 18 to 23; else 18, which the oldest runtimes read", int),
+        Flag("opset", "layout=onnx: the version of ONNX's operators, 18 to 23; default 18, which the oldest runtimes read", int),
         _WEIGHTS, _CHECKPOINT),
     devices="found")
 def _export(given: Given) -> None:
@@ -195,7 +195,7 @@ def _export(given: Given) -> None:
     export(given.workdir, given.output, **names, opset=flags["opset"])
 
 
-@_mode("preview", "picture the first training images after each stage of the recipe.",
+@_mode("preview", "draw the first training images after each stage of the augmentation.",
     "--mode=preview --config=configs/quickstart.py --output=preview.png",
     needs=("config", "output"), output="the picture to write")
 def _preview(given: Given) -> None:
@@ -204,15 +204,15 @@ def _preview(given: Given) -> None:
     preview(given.config, given.output)
 
 
-@_mode("analyze", "compare the network of --workdir, its teacher and others, and look into its tokens and attention.",
+@_mode("analyze", "compare the network of --workdir, its teacher and others, and inspect its tokens and attention.",
     "--mode=analyze --workdir=runs/quickstart --compare=runs/other",
-    needs=("workdir",), takes=("config",), output="a folder, else WORKDIR/analysis",
+    needs=("workdir",), takes=("config",), output="a folder; default: WORKDIR/analysis",
     flags=(
         _WEIGHTS,
-        Flag("compare", "further networks: workdirs, weights files of the same model, MODEL:FILE, MODEL:pretrained; by commas",
-            list),
-        Flag("images", "image files whose attention is pictured; else the first evaluated", list),
-        Flag("image_size", "pixels at which position embeddings are compared; else 384/224 of the network's own", int)))
+        Flag("compare", "other networks: workdirs, weights files of the same model, MODEL:FILE or MODEL:pretrained; separated by "
+            "commas", list),
+        Flag("images", "image files for the attention maps, separated by commas; default: the first evaluation images", list),
+        Flag("image_size", "pixels at which position embeddings are compared; default: 384/224 of the network's size", int)))
 def _analyze(given: Given) -> None:
     from deit_jax.modes.analyze import analyze
 
@@ -228,13 +228,13 @@ def _analyze(given: Given) -> None:
         image_size=flags["image_size"], output=given.output)
 
 
-@_mode("compile", "compile the train step for devices that need not be here, and tell its memory, collectives and least time.",
+@_mode("compile", "compile the train step for devices that need not be present; print its memory, collectives and minimum time.",
     "--mode=compile --config=configs/deit.py:base,distilled --topology=v5e-8",
-    needs=("config", "topology"), output="a JSON file of the figures, else printed last",
+    needs=("config", "topology"), output="a JSON file for the figures; default: the last printed line",
     flags=(
-        Flag("topology", "the devices, e.g. v5e-8, v4-64, v6e-8 or h100-8 (a wrong name lists all)",
+        Flag("topology", "the devices, e.g. v5e-8, v4-64, v6e-8 or h100-8 (an unknown name lists all)",
             missing="--topology is missing: the devices to compile for, e.g. --topology=v5e-8"),
-        Flag("search_batch", "look for the largest batch that fits; several compilations", bool, default=False)),
+        Flag("search_batch", "search for the largest batch that fits, by several compilations", bool, default=False)),
     devices="untouched", prints="page")
 def _compile(given: Given) -> None:
     from deit_jax.modes.compile import compile_step
@@ -243,13 +243,13 @@ def _compile(given: Given) -> None:
     compile_step(given.config, topology, output=given.output, search_batch=search_batch)
 
 
-@_mode("throughput", "images/s of inference and training here, with random weights.",
+@_mode("throughput", "measure images/s of inference and training on the local devices, with random weights.",
     "--mode=throughput --config=configs/deit.py:small",
     needs=("config",), output="a JSON file",
     flags=(
-        Flag("measure", "what; give it twice for both", list, default=["inference", "training"],
+        Flag("measure", "what to measure; repeat the flag for both", list, default=["inference", "training"],
             choices=("inference", "training")),
-        Flag("batch_size", "images over all devices; else the largest batch that fits (CPU: the fastest)", int),
+        Flag("batch_size", "images over all devices; default: the largest batch that fits (CPU: the fastest)", int),
         Flag("runs", "timed runs", int, default=30)),
     prints="page")
 def _throughput(given: Given) -> None:
@@ -259,7 +259,7 @@ def _throughput(given: Given) -> None:
     throughput(given.config, measures=tuple(dict.fromkeys(measures)), **sizes, output=given.output)
 
 
-@_mode("models", "parameters and multiply-adds of every model.", "--mode=models",
+@_mode("models", "print the parameters and multiply-adds of every model.", "--mode=models",
     output="a JSON file", devices="found", prints="page")
 def _models(given: Given) -> None:
     from deit_jax.modes.models import show_models
@@ -267,13 +267,13 @@ def _models(given: Given) -> None:
     show_models(output=given.output)
 
 
-@_mode("figures", "draw the paper's Figure 1 or 3, with finished runs of your own.",
+@_mode("figures", "draw the paper's Figure 1 or 3 with your own finished runs added.",
     "--mode=figures --figure=1 --results=runs/a,runs/b --output=figure1.png",
-    needs=("figure", "output"), output="the picture",
+    needs=("figure", "output"), output="the picture to write",
     flags=(
-        Flag("figure", "which of the paper's", choices=("1", "3"),
+        Flag("figure", "the number of the paper's figure", choices=("1", "3"),
             missing="--figure is missing: 1 (throughput against top-1) or 3 (epochs against top-1)"),
-        Flag("results", "workdirs of finished runs; by commas", list),
+        Flag("results", "workdirs of finished runs, separated by commas", list),
         _WEIGHTS),
     devices="found")
 def _figures(given: Given) -> None:
@@ -284,7 +284,7 @@ def _figures(given: Given) -> None:
 # fmt: on
 
 
-_MODE = Flag("mode", "what to do; see the modes", default="train", choices=tuple(MODES))
+_MODE = Flag("mode", "what to do; see below", default="train", choices=tuple(MODES))
 FLAGS = {
     flag.name: flag
     for flag in (_MODE, *GENERAL, *PAGES, *PROCESSES, *(flag for mode in MODES.values() for flag in mode.flags))

@@ -1,4 +1,4 @@
-"""What --mode=analyze found: JSON files, tables and pictures in a folder, tables on the console."""
+"""Output of --mode=analyze: JSON files, tables and pictures in a folder, and tables on the console."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from deit_jax.storage.files import replace_file, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Writes into `folder`, which is there; `facts` (data, images, classifiers) stand in every JSON file."""
+    """Writes to the existing `folder`. Every JSON file contains `facts` (data, images, classifiers)."""
 
     folder: Path
     facts: Mapping[str, Any]
 
     def disagreement(self, names: Sequence[str], matrix: np.ndarray) -> dict[str, Any]:
-        """disagreement.json, .md and .png of the shares [n, n] in 0..1; returns what the JSON file holds."""
+        """Writes disagreement.json, .md and .png for the shares [n, n] in 0..1. Returns the content of the JSON file."""
         title = f"Share of {self.facts['images']:,} images decided differently"
         result = {
             **self.facts,
@@ -47,7 +47,7 @@ class Report:
         return result
 
     def tokens(self, curves: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """tokens.json and .png of `token_cosines` by classifier; returns what the JSON file holds."""
+        """Writes tokens.json and .png from `token_cosines` by classifier. Returns the content of the JSON file."""
         source = f"{tables.SOURCE}, section 4, DeiT-B on ImageNet"
         figures = {"learned": tables.TOKEN_COSINE_INPUT, "last_layer": tables.TOKEN_COSINE_LAST}
         result = {**self.facts, "cosines": dict(curves), "published": {"source": source, **figures}}
@@ -58,9 +58,8 @@ class Report:
              f"{c['after_norm']:.3f}")
             for label, c in curves.items()
         ]  # fmt: skip
-        rows.append(
-            (f"published ({source})", f"{figures['learned']:.2f}", "", f"last: {figures['last_layer']:.2f}", "")
-        )
+        last = f"last: {figures['last_layer']:.2f}"
+        rows.append((f"published ({source})", f"{figures['learned']:.2f}", "", last, ""))
         columns = ("network", "as learned", "+ position", "after each block", "after the norm")
         console.table("Cosine of class and distillation token, mean over the images", columns, rows)
         return result
@@ -68,7 +67,7 @@ class Report:
     def position_embedding(
         self, table: Mapping[str, Mapping[str, Any]], norms: Mapping[str, np.ndarray]
     ) -> dict[str, Any]:
-        """position_embedding.json and .png: norms and accuracy by interpolation; returns what the JSON file holds."""
+        """Writes position_embedding.json and .png: norms and accuracy by interpolation. Returns the content of the JSON file."""
         result = {**self.facts, "versions": dict(table)}
         write_json(self.folder / "position_embedding.json", result)
         top1 = {label: row["top1"] for label, row in table.items()}
@@ -77,31 +76,31 @@ class Report:
             (label, f"{row['norm_mean']:.4f}", f"{row['norm_min']:.4f} to {row['norm_max']:.4f}", f"{row['top1']:.2f}")
             for label, row in table.items()
         ]
-        title = (
-            "Position embedding without fine-tuning (published: bilinear lowers the norms, and with them the accuracy)"
-        )
+        title = "Position embedding without fine-tuning (published: bilinear lowers the norms and the accuracy)"
         console.table(title, ("interpolation", "mean l2 norm", "range", "top-1 %"), rows)
         return result
 
     def attention(self, names: Sequence[str], images: np.ndarray, maps: np.ndarray, rollout: np.ndarray) -> None:
-        """attention.npz, and for each image an overview and a picture of every block and head.
+        """Writes attention.npz, and for each image an overview and one picture with every block and head.
 
-        names: "0_name", numbered. images: uint8[B, H, W, 3]; maps: float32[B, L, heads, P, h, w]; rollout: float32[B, P, h, w].
+        Args:
+          names: numbered names, "0_name".
+          images: uint8[B, H, W, 3].
+          maps: float32[B, L, heads, P, h, w].
+          rollout: float32[B, P, h, w].
         """
         np.savez_compressed(self.folder / "attention.npz", names=list(names), maps=maps, rollout=rollout)
         tokens = TOKEN_NAMES[: maps.shape[3]]
         for name, image, by_block, rolled in zip(names, images, maps, rollout, strict=True):
-            title = name.partition("_")[2]  # without its number
+            title = name.partition("_")[2]  # without the number
             last = by_block[-1].mean(axis=0)
-            panels = {
-                f"{token} token, last block\nmean of {by_block.shape[1]} heads": last[i]
-                for i, token in enumerate(tokens)
-            }
+            heads = f"last block\nmean of {by_block.shape[1]} heads"
+            panels = {f"{token} token, {heads}": last[i] for i, token in enumerate(tokens)}
             panels |= {f"{token} token, rollout\nall blocks": rolled[i] for i, token in enumerate(tokens)}
             plot_attention(self.folder / f"attention_{name}.png", title, image, panels)
             for i, token in enumerate(tokens):
                 path = self.folder / f"attention_{name}_{token}_heads.png"
-                plot_attention_heads(path, f"{title}: where the {token} token looks", image, by_block[:, :, i])
+                plot_attention_heads(path, f"{title}: attention of the {token} token", image, by_block[:, :, i])
 
 
 def _markdown(names: Sequence[str], matrix: Any) -> str:
@@ -113,19 +112,14 @@ def _markdown(names: Sequence[str], matrix: Any) -> str:
 
 
 def _show_matrix(title: str, names: Sequence[str], matrix: Any) -> None:
-    # Numbers above the columns: the names would not fit.
-    rows = [
-        (f"{i} {name}", *(f"{value:.3f}" for value in row))
-        for i, (name, row) in enumerate(zip(names, matrix, strict=True), 1)
-    ]
+    # The columns are numbered because names would not fit.
+    numbered = enumerate(zip(names, matrix, strict=True), 1)
+    rows = [(f"{i} {name}", *(f"{value:.3f}" for value in row)) for i, (name, row) in numbered]
     console.table(title, ("", *map(str, range(1, len(rows) + 1))), rows)
 
 
-# --- Pictures ---
-
-
 def plot_disagreement(path: Path, names: Sequence[str], matrix: np.ndarray, *, title: str) -> None:
-    """The matrix [n, n] of shares in 0..1 as coloured cells with their numbers."""
+    """Plots the matrix [n, n] of shares in 0..1 as coloured cells with numbers."""
     count = len(names)
     wrapped = ["\n".join(drawn(part, width=30, lines=3) for part in name.split(", ")) for name in names]
     figure = new_figure(0.85 * count + 3.2, 0.65 * count + 2.2)
@@ -146,16 +140,15 @@ def plot_disagreement(path: Path, names: Sequence[str], matrix: np.ndarray, *, t
 
 
 def plot_tokens(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> None:
-    """Cosine of class and distillation token by layer, a curve for each classifier, and the paper's two points."""
+    """Plots the cosine of class and distillation token by layer, one curve per classifier, with the paper's two points."""
     depth = max(len(curve["after_block"]) for curve in curves.values())
     figure = new_figure(max(6.5, 0.45 * depth + 3), 4.2)
     axis = figure.subplots()
     for label, curve in curves.items():
         values = [curve["learned"], curve["with_position"], *curve["after_block"]]
         (line,) = axis.plot(range(-1, len(values) - 1), values, marker="o", markersize=4, label=drawn(label))
-        axis.plot(
-            [len(values) - 1], [curve["after_norm"]], marker="s", markersize=6, color=line.get_color(), mfc="none"
-        )
+        norm = [curve["after_norm"]]
+        axis.plot([len(values) - 1], norm, marker="s", markersize=6, color=line.get_color(), mfc="none")
     points = [tables.TOKEN_COSINE_INPUT, tables.TOKEN_COSINE_LAST]
     axis.plot(
         [-1, depth], points, linestyle="none", marker="*", markersize=11, color="0.35",
@@ -167,15 +160,15 @@ def plot_tokens(path: Path, curves: Mapping[str, Mapping[str, Any]]) -> None:
     axis.set_xticks(list(ticks), list(ticks.values()), fontsize=8)
     axis.set_xlabel("after block (square: after the final norm)")
     axis.set_ylabel("cosine of class and distillation token")
-    axis.set_ylim(min(0.0, *(v for c in curves.values() for v in (c["learned"], c["with_position"], *c["after_block"]))) - 0.05,
-                  1.05)  # fmt: skip
+    lowest = min(0.0, *(v for c in curves.values() for v in (c["learned"], c["with_position"], *c["after_block"])))
+    axis.set_ylim(lowest - 0.05, 1.05)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.22), frameon=False)
     save(figure, path)
 
 
 def plot_position_norms(path: Path, norms: Mapping[str, np.ndarray], top1: Mapping[str, float]) -> None:
-    """The l2 norm of each position's embedding, float32[rows, columns] by name, on one colour scale, and top-1 in percent."""
+    """Plots l2 norms of position embeddings, float32[rows, columns] by name, on one colour scale, with top-1 in percent."""
     figure = new_figure(3.0 * len(norms) + 0.9, 3.6)
     axes = figure.subplots(1, len(norms), squeeze=False)[0]
     low, high = min(float(n.min()) for n in norms.values()), max(float(n.max()) for n in norms.values())
@@ -183,14 +176,13 @@ def plot_position_norms(path: Path, norms: Mapping[str, np.ndarray], top1: Mappi
         shown = axis.imshow(values, vmin=low, vmax=high, cmap="viridis")
         axis.set_title(label, fontsize=9)
         axis.set_xlabel(f"mean norm {values.mean():.3f}\ntop-1 {top1[label]:.2f} %", fontsize=9)
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
     figure.colorbar(shown, ax=list(axes), label="l2 norm of a patch's embedding", shrink=0.75)
     save(figure, path)
 
 
 def plot_attention(path: Path, title: str, image: np.ndarray, panels: Mapping[str, np.ndarray]) -> None:
-    """An image uint8[H, W, 3], and maps float32[h, w] over it by title; each map has a colour scale of its own."""
+    """Plots an image uint8[H, W, 3] and maps float32[h, w] over it, by title; each map has its own colour scale."""
     figure = new_figure(2.5 * (len(panels) + 1), 3.3)
     axes = figure.subplots(1, len(panels) + 1, squeeze=False)[0]
     axes[0].imshow(image)
@@ -200,13 +192,12 @@ def plot_attention(path: Path, title: str, image: np.ndarray, panels: Mapping[st
         axis.set_title(label, fontsize=9)
         axis.set_xlabel(f"to patches {values.sum():.2f}\nmost {values.max():.3f}, even {values.mean():.3f}", fontsize=8)
     for axis in axes:
-        axis.set_xticks([])
-        axis.set_yticks([])
+        axis.set(xticks=[], yticks=[])
     save(figure, path)
 
 
 def plot_attention_heads(path: Path, title: str, image: np.ndarray, maps: np.ndarray) -> None:
-    """Maps float32[blocks, heads, h, w] of one token over the image uint8[H, W, 3]: a row for each block, a column for a head."""
+    """Plots one token's maps float32[blocks, heads, h, w] over the image uint8[H, W, 3]: a row per block, a column per head."""
     blocks, heads = maps.shape[:2]
     figure = new_figure(1.15 * heads + 0.8, 1.15 * blocks + 0.7)
     axes = figure.subplots(blocks, heads, squeeze=False)
@@ -214,8 +205,7 @@ def plot_attention_heads(path: Path, title: str, image: np.ndarray, maps: np.nda
         for head in range(heads):
             axis = axes[block, head]
             _overlay(axis, image, maps[block, head])
-            axis.set_xticks([])
-            axis.set_yticks([])
+            axis.set(xticks=[], yticks=[])
             if block == 0:
                 axis.set_title(f"head {head + 1}", fontsize=8)
             if head == 0:
@@ -227,7 +217,7 @@ def plot_attention_heads(path: Path, title: str, image: np.ndarray, maps: np.nda
 def _overlay(axis: Any, image: np.ndarray, values: np.ndarray) -> None:
     height, width = image.shape[:2]
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    # A pale image: its own light and dark would be taken for the map's.
+    # The image is pale, so that its light and dark areas are not mistaken for the map's.
     axis.imshow(image.mean(axis=-1), cmap="gray", vmin=-300, vmax=255, extent=extent)
     share = values / max(float(values.max()), 1e-12)
     axis.imshow(values, cmap="Reds", alpha=0.15 + 0.75 * share, extent=extent, interpolation="nearest", vmin=0)

@@ -1,4 +1,4 @@
-"""--mode=analyze: what trained networks agree on, what their tokens become, and where they look."""
+"""--mode=analyze: disagreement of trained networks, similarity of their tokens, position embeddings and attention."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from deit_jax.storage.workdir import ANALYSIS, Workdir
 from deit_jax.training.record import read_config
 
 GROUND_TRUTH = "ground truth"
-FIRST_IMAGES = 4  # whose attention is pictured where no files are given
+FIRST_IMAGES = 4  # images for the attention maps if no files are given
 
 
 @dataclasses.dataclass
 class EvaluationImages:
-    """The evaluation images of a configuration, in one order, at any size.
+    """The evaluation images of a configuration, always in the same order, at any image size.
 
-    `unreadable` counts those that the last pass left out (config.data.on_bad_image).
+    `unreadable` counts the images that the last pass left out (config.data.on_bad_image).
     """
 
     config: ConfigDict
@@ -55,9 +55,9 @@ class EvaluationImages:
     unreadable: int = 0
 
     def batches(self, image_size: int) -> Iterator[dict[str, jax.Array]]:
-        """All of them once, as `eval_batches` gives them, on the mesh."""
+        """Yields all images once, as `eval_batches` does, on the mesh."""
         config, data = self.config, self.config.data
-        bad_images = BadImages(lambda line: None if self.unreadable else console.warn(line), "left out")  # said once
+        bad_images = BadImages(lambda line: None if self.unreadable else console.warn(line), "left out")  # warn once
         batches = eval_batches(
             self.source,
             evaluation_crop(config.evaluation, image_size),
@@ -72,17 +72,17 @@ class EvaluationImages:
         self.unreadable = bad_images.count()
 
     def first(self, count: int) -> list[np.ndarray]:
-        """The pixels of the first images that can be used."""
-        found: list[np.ndarray] = []
+        """Returns the pixels of the first readable images."""
+        images: list[np.ndarray] = []
         for index in range(len(self.source)):
-            if len(found) == count:
+            if len(images) == count:
                 break
             try:
-                found.append(decode(self.source[index].image))
+                images.append(decode(self.source[index].image))
             except DataError:
                 if self.config.data.on_bad_image == "stop":
                     raise
-        return found
+        return images
 
 
 def analyze(
@@ -95,22 +95,22 @@ def analyze(
     image_size: int | None = None,
     output: Path | None = None,
 ) -> dict[str, Any]:
-    """Compare the network of `workdir`, its teacher and `others`, look into it, and write tables and pictures.
+    """Compares the network of `workdir`, its teacher and `others`, inspects it, and writes tables and pictures.
 
     Args:
-      workdir: of a training run.
-      config: whose evaluation images; None: the run's own configuration.
-      others: workdirs or weights files, as `compared_networks` takes them.
-      which: "raw" or "ema" weights of workdirs.
-      image_files: images whose attention is pictured; none: the first evaluation images.
-      image_size: pixels, where position embeddings are compared; None: 384/224 of the network's own, the paper's step.
-      output: the folder to write to; None: WORKDIR/analysis. Files of the same names are replaced.
+      workdir: a training run.
+      config: specifies the evaluation images; None: the run's own configuration.
+      others: workdirs or weights files, as in `compared_networks`.
+      which: "raw" or "ema" weights of the workdirs.
+      image_files: images for the attention maps; empty: the first evaluation images.
+      image_size: pixels at which position embeddings are compared; None: 384/224 of the network's size, as in the paper.
+      output: the folder to write to; None: WORKDIR/analysis. Files with the same names are replaced.
 
-    Returns {"disagreement", "tokens", "position_embedding"}, as in the JSON files; None what the network cannot tell. Raises
-    ConfigError, DataError, CheckpointError or WeightsError, each with one clear line.
+    Returns {"disagreement", "tokens", "position_embedding"} as in the JSON files; None for parts that do not apply. Raises
+    ConfigError, DataError, CheckpointError or WeightsError, each with a one-line message.
     """
     if jax.process_count() > 1:
-        raise ConfigError("--mode=analyze is for one process: start it without --num_processes")
+        raise ConfigError("--mode=analyze runs in one process: start it without --num_processes")
     if config is None:
         config = recorded_config(read_config(workdir))
     else:
@@ -120,7 +120,7 @@ def analyze(
     networks = compared_networks(workdir, others, which=which, image_size=config.image_size)
     label, first = next(iter(networks.items()))
     other_size = _other_size(label, first, image_size)
-    files = [(Path(file).stem, _read_image(Path(file))) for file in image_files]  # before anything takes long
+    files = [(Path(file).stem, _read_image(Path(file))) for file in image_files]  # fail early
     source = as_labelled(
         open_source(config.data, "eval"), first.class_names, first.model.num_classes, first.description
     )
@@ -129,17 +129,17 @@ def analyze(
         folder.mkdir(parents=True, exist_ok=True)
     report = analysis.Report(folder, facts=_facts(config, images, networks))
 
-    found = {"disagreement": _compare(images, networks, report), "tokens": _tokens(images, networks, report)}
-    found["position_embedding"] = None
+    result = {"disagreement": _compare(images, networks, report), "tokens": _tokens(images, networks, report)}
+    result["position_embedding"] = None
     if can_inspect(first.model):
-        found["position_embedding"] = _position_embedding(images, first, other_size, report)
+        result["position_embedding"] = _position_embedding(images, first, other_size, report)
         if not files:
             files = [(f"eval_{i}", pixels) for i, pixels in enumerate(images.first(FIRST_IMAGES))]
         _attention(config, first, files, report)
     else:
-        console.say(f"{label} is no transformer: it has no position embedding and no attention to look at")
+        console.say(f"{label} is not a transformer: it has no position embedding and no attention maps")
     console.say(f"tables and pictures are in {folder}")
-    return found
+    return result
 
 
 def _facts(config: ConfigDict, images: EvaluationImages, networks: Mapping[str, Network]) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _on_mesh(network: Network, mesh: Mesh) -> tuple[nn.Module, Any]:
 
 
 def _compare(images: EvaluationImages, networks: Mapping[str, Network], report: analysis.Report) -> dict[str, Any]:
-    """Table 4 of these networks."""
+    """The disagreement matrix of these networks, as in Table 4."""
     columns: dict[str, np.ndarray] = {}
     for label, network in networks.items():
         model, variables = _on_mesh(network, images.mesh)
@@ -173,7 +173,7 @@ def _compare(images: EvaluationImages, networks: Mapping[str, Network], report: 
 def _tokens(
     images: EvaluationImages, networks: Mapping[str, Network], report: analysis.Report
 ) -> dict[str, Any] | None:
-    """The two tokens' cosines in every distilled transformer."""
+    """The cosine of class and distillation token in every distilled transformer."""
     curves = {}
     for label, network in networks.items():
         if not (can_inspect(network.model) and is_distilled(network.model)):
@@ -183,13 +183,13 @@ def _tokens(
         ready = network.preprocessing
         curves[label] = token_cosines(network.model, variables, batches, mean=ready.mean, std=ready.std)
     if not curves:
-        console.say("no network here has a distillation token: there is no cosine to its class token")
+        console.say("none of these networks has a distillation token, so there is no cosine to the class token")
         return None
     return report.tokens(curves)
 
 
 def _other_size(label: str, network: Network, image_size: int | None) -> int:
-    """The size at which position embeddings are compared: a multiple of the patch. Raises ConfigError for one that is none."""
+    """The image size at which position embeddings are compared. Raises ConfigError if it is not a multiple of the patch size."""
     model = network.model
     if not can_inspect(model):
         if image_size is not None:
@@ -199,16 +199,14 @@ def _other_size(label: str, network: Network, image_size: int | None) -> int:
         side = model.image_size // model.patch_size
         return max(round(side * 384 / 224), side + 1) * model.patch_size
     if image_size < 1 or image_size % model.patch_size:
-        raise ConfigError(
-            f"--image_size={image_size} is not a multiple of {label}'s patches of {model.patch_size} pixels"
-        )
+        raise ConfigError(f"--image_size={image_size} is not a multiple of {label}'s patches of {model.patch_size}")
     return image_size
 
 
 def _position_embedding(
     images: EvaluationImages, network: Network, image_size: int, report: analysis.Report
 ) -> dict[str, Any]:
-    """Norms and accuracy as trained, and at another size without training, by either interpolation."""
+    """Norms and accuracy at the trained size, and at another size without fine-tuning, by either interpolation."""
     own = network.model
     native = f"as trained, {network.image_size} px"
     versions = {native: (own, network.variables)}
@@ -217,10 +215,10 @@ def _position_embedding(
         versions[label] = at_resolution(own, network.variables, image_size, method=method)
     table, norms, steps = {}, {}, {}
     for label, (model, variables) in versions.items():
-        if model not in steps:  # the two at the other size are compiled once
+        if model not in steps:  # compile once for the two interpolations
             steps[model] = make_eval_step(model, mean=network.preprocessing.mean, std=network.preprocessing.std)
         on_mesh = jax.device_put(variables, replicated(images.mesh))
-        counted = len(images.source) - images.unreadable  # of the passes before
+        counted = len(images.source) - images.unreadable  # as in the passes before
         scores = evaluate(steps[model], on_mesh, images.batches(model.image_size), counted)
         norms[label] = position_norms(model, variables)
         table[label] = {
@@ -246,11 +244,10 @@ def _read_image(path: Path) -> np.ndarray:
 def _attention(
     config: ConfigDict, network: Network, pictures: Sequence[tuple[str, np.ndarray]], report: analysis.Report
 ) -> None:
-    """Maps of the two tokens on each picture, cropped as in evaluation."""
-    model = network.model
+    """Attention maps of the prefix tokens on each picture, cropped as in evaluation."""
     crop = evaluation_crop(config.evaluation, network.image_size)
     cropped = np.stack([crop(pixels, None) for _, pixels in pictures])
     prepared = prepare_for_evaluation(cropped, network.preprocessing.mean, network.preprocessing.std)
-    found = attention_maps(model, network.variables, prepared)
+    attention = attention_maps(network.model, network.variables, prepared)
     names = [f"{i}_{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}" for i, (name, _) in enumerate(pictures)]
-    report.attention(names, cropped, np.asarray(found.maps), np.asarray(found.rollout))
+    report.attention(names, cropped, np.asarray(attention.maps), np.asarray(attention.rollout))

@@ -1,4 +1,4 @@
-"""The networks that --mode=analyze compares, by label: a run's, its teacher's, and others by what a user types."""
+"""The networks that --mode=analyze compares, by label: the run's, its teacher's, and others that the user names."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from deit_jax.weights.files import kind_of
 def compared_networks(
     workdir: Path, others: Sequence[str], *, which: str, image_size: int | None = None
 ) -> dict[str, Network]:
-    """By labels that differ: the network of `workdir` first, the teacher that was trained in it if there is one, and `others`.
+    """Loads the networks under unique labels: first that of `workdir`, then the teacher trained in it, if any, then `others`.
 
     Args:
-      others: workdirs; weights files of the model of `workdir`; MODEL:FILE or MODEL:pretrained by a model's name. What a file
-        does not tell is taken from the first network (classes, type, normalisation).
-      which: "raw" or "ema", of workdirs.
-      image_size: pixels, of the first; None: as trained.
+      others: workdirs; weights files of the model of `workdir`; MODEL:FILE or MODEL:pretrained with a model's name. What a file
+        does not specify (classes, dtype, normalisation) comes from the first network.
+      which: "raw" or "ema", for workdirs.
+      image_size: pixels, of the first network; None: as trained.
 
-    Raises ConfigError if they do not answer in the same classes, and as `load_network`.
+    Raises ConfigError if the networks do not have the same classes, and the errors of `load_network`.
     """
     first = load_network(workdir, kind="workdir", which=which, image_size=image_size)
     name = workdir.name or str(workdir)
-    found = [(name, first)]
+    loaded = [(name, first)]
     if (teacher := Workdir.at(workdir).teacher).has(CONFIG):
-        network = load_network(teacher.path, kind="workdir", which=which, check=_as_many_classes(str(teacher), first))
-        found.append((f"{name}/teacher", network))
-    found += [_other(entry, first, which) for entry in others]
+        network = load_network(teacher.path, kind="workdir", which=which, check=_same_class_count(str(teacher), first))
+        loaded.append((f"{name}/teacher", network))
+    loaded += [_other(entry, first, which) for entry in others]
     networks: dict[str, Network] = {}
-    for name, network in found:
+    for name, network in loaded:
         _check_names(network, first)
         label, count = name, 2
         while label in networks:
@@ -50,8 +50,8 @@ def compared_networks(
 
 
 def _other(entry: str, first: Network, which: str) -> tuple[str, Network]:
-    """The label and the network of an entry of --compare."""
-    check = _as_many_classes(entry, first)
+    """The label and the network of one entry of --compare."""
+    check = _same_class_count(entry, first)
     name, _, spec = entry.partition(":")
     named = bool(spec) and name in list_models()
     if named:
@@ -72,13 +72,13 @@ def _other(entry: str, first: Network, which: str) -> tuple[str, Network]:
     return label, dataclasses.replace(network, mean=network.mean or first.mean, std=network.std or first.std)
 
 
-def _as_many_classes(what: str, first: Network) -> Callable[[nn.Module], None]:
-    """The check, before weights are fetched or read, that a model has as many classes as the first."""
+def _same_class_count(what: str, first: Network) -> Callable[[nn.Module], None]:
+    """A check, run before weights are downloaded or read, that a model has as many classes as `first`."""
 
     def check(model: nn.Module) -> None:
         if model.num_classes != first.model.num_classes:
             raise ConfigError(
-                f"{what} answers in {model.num_classes} classes, {first.description} in {first.model.num_classes}: their "
+                f"{what} has {model.num_classes} classes, {first.description} has {first.model.num_classes}: their "
                 "decisions cannot be compared"
             )
 
@@ -88,6 +88,6 @@ def _as_many_classes(what: str, first: Network) -> Callable[[nn.Module], None]:
 def _check_names(network: Network, first: Network) -> None:
     if network.class_names and first.class_names and network.class_names != first.class_names:
         raise ConfigError(
-            f"{network.description} answers in other classes than {first.description} "
+            f"{network.description} has other classes than {first.description} "
             f"({difference(network.class_names, first.class_names)}): their decisions cannot be compared"
         )

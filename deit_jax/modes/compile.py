@@ -1,4 +1,4 @@
-"""--mode=compile: the trainer's own step compiled for devices that are not there, and what that tells."""
+"""--mode=compile: the trainer's own step, compiled for devices that need not be present, and its memory and cost."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from deit_jax.training.program import Program, build_program
 from deit_jax.training.state import count_parameters
 from deit_jax.training.teacher import Teacher
 
-IMAGENET = 1_281_167, 1000  # training images and classes: what is assumed where the data set is not here
+IMAGENET = 1_281_167, 1000  # training images and classes, assumed if the data set is not available
 Report = dict[str, Any]
 
 
@@ -48,10 +48,10 @@ def compile_step(
     search_batch: bool = False,
     max_compiles: int = 5,
 ) -> Report:
-    """Compile the train step of `config` for a topology's devices, print what it takes, and return the figures.
+    """Compiles the train step of `config` for a topology's devices, prints and returns the figures.
 
-    Neither data nor a teacher's weights are needed, shapes do. `search_batch` looks for the largest batch that fits, by at most
-    `max_compiles` compilations in all. The figures go to `output` as JSON, or else to the last line printed.
+    Needs neither data nor a teacher's weights, only shapes. With `search_batch` it also searches for the largest batch that fits,
+    with at most `max_compiles` compilations in all. The figures go to `output` as JSON, or else to the last printed line.
 
     Raises UserError, with one line, for an unknown topology, a compiler that is not installed, or a bad configuration.
     """
@@ -62,7 +62,7 @@ def compile_step(
     devices = compiling.topology_devices(topology)
     try:
         mesh = make_mesh(devices, fsdp=config.parallel.fsdp)
-    except NotImplementedError as error:  # its links cannot be laid out so
+    except NotImplementedError as error:  # the topology's links do not allow this mesh
         raise ConfigError(
             f"config.parallel.fsdp={config.parallel.fsdp} is not a product of {topology.name}'s sides "
             f"({topology.arguments.get('topology_name')})"
@@ -97,7 +97,7 @@ def compile_step(
 
 
 def without_weights(config: ConfigDict) -> ConfigDict:
-    """A copy in which a teacher of which only the shape is known counts as given."""
+    """Returns a copy in which a teacher without weights counts as configured; only its shape is needed."""
     config = copy.deepcopy(config)
     teacher = config.teacher
     if needs_teacher(config) and teacher.recipe is None and not teacher.weights:
@@ -106,9 +106,9 @@ def without_weights(config: ConfigDict) -> ConfigDict:
 
 
 def training_data(config: ConfigDict) -> tuple[int, int]:
-    """Training images and classes: of the configuration, else of its data set if it is here, else ImageNet's.
+    """Returns (training images, classes): from the configuration, else from its data set if available, else ImageNet's.
 
-    The number of images changes the schedule's numbers alone, so that no data set is opened for it.
+    The number of images affects only the schedule's numbers, so no data set is opened for it.
     """
     images, classes = IMAGENET
     if config.num_classes is not None:
@@ -123,7 +123,7 @@ def training_data(config: ConfigDict) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """The trainer's step of a configuration on a mesh of devices that are not there, for any batch size."""
+    """The trainer's step of a configuration, for any batch size, on a mesh of devices that need not be present."""
 
     config: ConfigDict
     topology: Topology
@@ -132,7 +132,7 @@ class Step:
     data_classes: int
 
     def build(self, batch_size: int) -> tuple[Plan, Program, Teacher | None]:
-        """What the trainer would build. Raises ConfigError as it would."""
+        """Returns what the trainer would build, and raises ConfigError as it would."""
         config = copy.deepcopy(self.config)
         config.train.batch_size = batch_size
         platform = self.mesh.devices.flat[0].platform
@@ -141,7 +141,7 @@ class Step:
         return plan, build_program(config, plan, self.mesh), teacher
 
     def arguments(self, plan: Plan, program: Program, teacher: Teacher | None) -> tuple[Any, Any, Any]:
-        """State, teacher and batch of the step: shapes, types and where they lie."""
+        """State, teacher and batch of the step: shapes, dtypes and shardings."""
         whole, rows = replicated(self.mesh), split_rows(self.mesh)
         frozen = None if teacher is None else teacher.for_step(self.mesh)
         frozen = jax.tree.map(lambda leaf: leaf.update(sharding=whole), frozen)
@@ -153,12 +153,12 @@ class Step:
         return program.abstract_state, frozen, batch
 
     def fixed_bytes(self) -> int:
-        """What a device holds whatever the batch: state, teacher and gradients."""
+        """Bytes that a device holds at any batch size: state, teacher and gradients."""
         state, teacher, _ = self.arguments(*self.build(self.config.train.batch_size))
         return sum(program_report.bytes_per_device(tree) for tree in (state, teacher, state.params))
 
     def compile(self, batch_size: int) -> Report:
-        """The figures of the step with a global batch of `batch_size`."""
+        """Returns the figures of the step with a global batch of `batch_size`."""
         plan, program, teacher = self.build(batch_size)
         state, frozen, batch = self.arguments(plan, program, teacher)
         flops = train_flops(program.model, None if teacher is None else teacher.model, plan.image_size)
@@ -181,16 +181,16 @@ class Step:
             "batch": batch,
         }
         memory = program_report.memory_of(compiled.executable, kinds)
-        told = program_report.bytes_accessed(compiled.executable)
+        counted = program_report.bytes_accessed(compiled.executable)
         try:
             text = compiled.executable.as_text()
-            assert text is not None  # TPUs' and GPUs' compilers give it
+            assert text is not None  # the compilers for TPUs and GPUs return it
             collectives = program_report.collectives_of(text, self.mesh.size)
-            accessed = bytes_in_text(text) if told is None else told
-        except jax.errors.JaxRuntimeError as error:  # libtpu has written what this jaxlib cannot read
-            if told is None:
+            accessed = bytes_in_text(text) if counted is None else counted
+        except jax.errors.JaxRuntimeError as error:  # libtpu wrote a format that this jaxlib cannot read
+            if counted is None:
                 raise
-            collectives, accessed = None, told
+            collectives, accessed = None, counted
             report["unreadable"] = str(error).splitlines()[0]
         roof = program_report.roofline(
             self.topology.chip,
@@ -203,7 +203,7 @@ class Step:
             "fits": memory.total <= capacity,
             "memory": memory.by_kind() | {"capacity": capacity},
             "bytes_accessed": accessed,
-            "bytes_accessed_from": "text" if told is None else "compiler",
+            "bytes_accessed_from": "text" if counted is None else "compiler",
             "collectives": None if collectives is None else program_report.summarize_collectives(collectives),
             "roofline": dataclasses.asdict(roof) | {"bound": roof.bound, "in_turn": roof.in_turn, "limit": roof.limit},
             "images_per_second_bound": batch_size / roof.bound,
@@ -238,9 +238,9 @@ class Step:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    """Of those that are installed."""
-    found = {}
+    """The versions of the installed ones among `packages`."""
+    versions = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            versions[package] = importlib.metadata.version(package)
+    return versions

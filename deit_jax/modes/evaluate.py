@@ -1,4 +1,4 @@
-"""--mode=eval: a checkpoint of a workdir, or weights from elsewhere, on the evaluation images."""
+"""--mode=eval: scores a checkpoint of a workdir, or weights from elsewhere, on the evaluation images."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from deit_jax.weights.files import kind_of
 def evaluate(
     config: ConfigDict, workdir: Path | None, *, checkpoint: str = "newest", output: Path | None = None
 ) -> dict[str, Any]:
-    """Score weights on the evaluation images that `config` names, and on those of `config.evaluation.extra` that are there.
+    """Scores weights on the evaluation images of `config`, and on the available ones of `config.evaluation.extra`.
 
-    The weights are those of `workdir` if it has checkpoints, else those that `config.model.weights` names. At another image size
-    than they were trained at (`config.image_size`) position embeddings are resized.
+    The weights are those of `workdir` if it has checkpoints, else `config.model.weights`. If `config.image_size` is not the size
+    they were trained at, position embeddings are resized.
 
     Args:
-      config: needs no teacher, whatever it distils from.
-      workdir: of a run; None: `config.model.weights` is evaluated.
-      checkpoint: "newest", "best" or a step's number.
-      output: the JSON file to write; None: `workdir`/evaluation.json, and without a workdir none.
+      config: needs no teacher, even if it distils.
+      workdir: a run; None: `config.model.weights` is evaluated.
+      checkpoint: "newest", "best" or a step number.
+      output: the JSON file to write; None: `workdir`/evaluation.json, or no file without a workdir.
 
-    Returns what is written: {"scores": {"raw": scores by head, "ema": ...}, "extra": by name, "protocol": ..., and more}. Raises
-    ConfigError, DataError, CheckpointError or WeightsError, each with one clear line.
+    Returns the content of the file: {"scores": {"raw": scores by head, "ema": ...}, "extra": by name, "protocol": ..., ...}.
+    Raises ConfigError, DataError, CheckpointError or WeightsError, each with a one-line message.
     """
     config = without_teacher(config)
     shared = None if workdir is None else shared_cache_folder(workdir)
@@ -56,7 +56,7 @@ def evaluate(
     if shared is not None and (unsafe := share_compiled_programs(config.parallel.compilation_cache, shared)):
         console.warn(unsafe)
     networks = evaluated_networks(config, workdir, source.class_names, checkpoint)
-    network = next(iter(networks.values()))  # they differ in their weights
+    network = next(iter(networks.values()))  # the networks differ only in their weights
     origin = network.origin if network.step is None else network.where
     source = as_labelled(source, network.class_names, network.model.num_classes, origin)
     extra = open_extra_sets(config, source.class_names, strict=True, index=_data(config, shared).index)
@@ -96,8 +96,7 @@ def _open(config: ConfigDict, shared: Path | None) -> ImageSource:
     validate(config)
     if shared is None and not config.model.weights:
         raise ConfigError(
-            "there is nothing to evaluate: give the --workdir of a training run, or --config.model.weights=FILE "
-            "(or =pretrained) without one"
+            "nothing to evaluate: give the --workdir of a training run, or --config.model.weights=FILE (or =pretrained)"
         )
     return open_source(_data(config, shared), "eval")
 
@@ -108,34 +107,35 @@ def _data(config: ConfigDict, shared: Path | None) -> ConfigDict:
 
 def _facts(config: ConfigDict, source: ImageSource) -> dict[str, Any]:
     images = Images.of(source)
-    found = {"class names": list(source.class_names), "images": images.images, "digest of the images": images.digest}
-    return common_facts(config) | found
+    facts = {"class names": list(source.class_names), "images": images.images, "digest of the images": images.digest}
+    return common_facts(config) | facts
 
 
 def as_labelled(source: ImageSource, class_names: Sequence[str] | None, num_classes: int, origin: str) -> ImageSource:
-    """Evaluation images with labels that count in the model's classes, matched by name. They may be of some of the classes only.
+    """Returns the evaluation images with labels that count in the model's classes, matched by name. A subset of them will do.
 
-    class_names, num_classes: the model's; None: names that nothing tells. origin: whose model it is, for messages.
+    class_names, num_classes: the model's; names that are None are not known. origin: describes the model in messages.
 
-    Raises DataError for a class that the model does not know, ConfigError for too many where names are not known.
+    Raises DataError for a class that the model does not have, ConfigError for more classes than a model with unknown names has.
     """
-    there = len(source.class_names)
+    num_data_classes = len(source.class_names)
     if class_names is None:
-        if there > num_classes:
+        if num_data_classes > num_classes:
             raise ConfigError(
-                f"the evaluation images have {there} classes, the model {num_classes}: set config.data to images of its own"
+                f"the evaluation images have {num_data_classes} classes, the model {num_classes}: set config.data to images "
+                "of the model's classes"
             )
         return source
     source = with_classes(source, class_names, what="the evaluation images", of=origin, numbers=True)
-    if there < len(class_names):
-        console.say(f"the evaluation images are of {there} of the {len(class_names)} classes")
+    if num_data_classes < len(class_names):
+        console.say(f"the evaluation images are of {num_data_classes} of the {len(class_names)} classes")
     return source
 
 
 def evaluated_networks(
     config: ConfigDict, workdir: Path | None, class_names: Sequence[str], checkpoint: str
 ) -> dict[str, Network]:
-    """What `evaluate` scores, by "raw" and "ema". class_names: the data's, for weights that know no names."""
+    """The networks that `evaluate` scores, by "raw" and "ema". class_names: the data's, for weights without class names."""
     weights, size = config.model.weights, config.image_size
     wanted = wanted_by(config, class_names, likely_classes=len(class_names))
     if workdir is not None and (has_checkpoints(workdir) or not weights):
@@ -154,7 +154,7 @@ def evaluated_networks(
 
 
 def without_teacher(config: ConfigDict) -> ConfigDict:
-    """A configuration that distils from none: a finished student needs no teacher's weights, nor those it began with."""
+    """Returns a copy without distillation: a finished student needs neither the teacher's weights nor its initial ones."""
     config = config.copy_and_resolve_references()
     if config.model.weights == MUST_BE_GIVEN:
         config.model.weights = ""

@@ -1,4 +1,4 @@
-"""--mode=export: a checkpoint of a workdir, the newest if no other is asked for, as files that others open."""
+"""--mode=export: writes a checkpoint of a workdir, by default the newest, for other frameworks."""
 
 from __future__ import annotations
 
@@ -20,40 +20,38 @@ PROGRAMS = ("jax", "onnx")
 def export(
     workdir: Path, output: Path, *, layout: str, which: str, checkpoint: str = "newest", opset: int | None = None
 ) -> Path:
-    """Write the "raw" or "ema" weights of a training run to `output` (see `save_weights`); returns the path of the weights file.
+    """Writes the "raw" or "ema" weights of a training run to `output` and returns the path of the weights file.
 
-    checkpoint: "newest", "best" or a step's number. Model, image size, preprocessing and class names are those of the run. Raises
-    ConfigError, CheckpointError or WeightsError, each with one clear line. layout: "jax" and "onnx" are programs that hold their
-    weights and need no such model elsewhere (see inference/), the others tensors by another framework's names. opset: of "onnx",
-    as of `export_onnx`; refused with the others.
+    Model, image size, preprocessing and class names are those of the run.
+
+    layout: "jax" or "onnx": a program that contains its weights (see inference/); else the framework whose tensor names are used
+    (see `save_weights`). checkpoint: "newest", "best" or a step number. opset: for "onnx", as in `export_onnx`.
+
+    Raises ConfigError, CheckpointError or WeightsError, each with a one-line message.
     """
     if opset is not None and layout != "onnx":
-        raise ConfigError(f"--opset={opset} is of --layout=onnx, not of {layout}")
-    if layout in PROGRAMS:
-        return _export_program(workdir, output, layout=layout, which=which, checkpoint=checkpoint, opset=opset)
+        raise ConfigError(f"--opset={opset} applies to --layout=onnx, not to {layout}")
+    if layout in PROGRAMS and Workdir.at(output).checkpoints.exist():
+        raise ConfigError(f"{output} is the --workdir of a training run: give another folder")
     network = load_network(workdir, kind="workdir", which=which, checkpoint=checkpoint)
+    if layout in PROGRAMS:
+        return _export_program(Classifier.from_network(network), output, layout, opset)
     model, names = network.model, network.class_names
-    # The model may have more classes than its data set, which then cannot name them all.
+    # The model may have more classes than its data set, which then cannot name all of them.
     names = names if names and len(names) == model.num_classes else None
     path = save_weights(
         network.variables, model, output, layout, preprocessing=network.preprocessing, class_names=names
     )
     if is_distilled(model) and fusion_of(model) != "logits":
-        own, read = "fuses its heads by softmax", "read the two heads there"
+        fusion, advice = "averages the softmax of its heads", "read the two heads there"
         if fusion_of(model) == "class":
-            own, read = "answers by its class head alone", "read its class head there, the other one is not trained"
-        console.warn(f"the model {own}, the layout's framework will fuse the heads by logits: {read}")
+            fusion, advice = "uses only its class head", "read its class head there, the other one is not trained"
+        console.warn(f"the model {fusion}, the layout's framework will average the logits of the heads: {advice}")
     console.say(f"{which} weights of {network.name} after step {network.step:,}, {layout} layout: {path}")
     return path
 
 
-def _export_program(
-    workdir: Path, output: Path, *, layout: str, which: str, checkpoint: str, opset: int | None
-) -> Path:
-    if Workdir.at(output).checkpoints.exist():
-        raise ConfigError(f"{output} is the --workdir of a training run: give another folder")
-    network = load_network(workdir, kind="workdir", which=which, checkpoint=checkpoint)
-    classifier = Classifier.from_network(network)
+def _export_program(classifier: Classifier, output: Path, layout: str, opset: int | None) -> Path:
     if layout == "jax":
         path = export_jax(classifier, output)
     else:
@@ -65,7 +63,5 @@ def _export_program(
         except ImportError:
             console.say("not checked in onnxruntime, which is not installed (pip install onnxruntime)")
         else:
-            console.say(
-                f"checked in onnxruntime: its logits differ from this model's by at most {difference:.1e}, relative"
-            )
+            console.say(f"checked in onnxruntime: maximum relative difference of the logits {difference:.1e}")
     return path

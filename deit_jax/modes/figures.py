@@ -1,4 +1,4 @@
-"""--mode=figures: the paper's Figures 1 and 3 as pictures, with results of one's own."""
+"""--mode=figures: the paper's Figures 1 and 3 as pictures, with your own results added."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 
 
 def draw(figure: str, output: Path, *, workdirs: Sequence[Path] = (), which: str = "raw") -> Path:
-    """Write a figure of FIGURES to `output`: the published points, and those of finished runs in `workdirs`.
+    """Writes a figure of FIGURES to `output`: the published points, and those of the finished runs in `workdirs`.
 
-    which: "raw" or "ema": whose accuracy. Figure 1 also needs WORKDIR/throughput.json, which --mode=throughput writes.
-    Raises ConfigError, with one clear line, for another suffix and for a workdir that lacks what the figure shows.
+    which: "raw" or "ema", the weights whose accuracy is shown. Figure 1 also needs WORKDIR/throughput.json, which
+    --mode=throughput writes. Raises ConfigError, with one line, for an unknown suffix or a workdir without what the figure shows.
     """
     if output.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--output={output} is not a picture: end it in {', '.join(SUFFIXES)}")
+        raise ConfigError(f"--output={output}: a figure must end in {', '.join(SUFFIXES)}")
     own = [read_result(workdir, which, with_throughput=figure == "1") for workdir in workdirs]
     with disk_faults(lambda reason: ConfigError(f"--output={output} cannot be written ({reason})")):
         FIGURES[figure](output, own)
@@ -36,9 +36,9 @@ def draw(figure: str, output: Path, *, workdirs: Sequence[Path] = (), which: str
 
 
 def read_result(workdir: Path, which: str, *, with_throughput: bool) -> OwnResult:
-    """What a finished run tells of itself: results.json, config.json and, if asked for, throughput.json.
+    """Reads results.json, config.json and, for `with_throughput`, throughput.json of a finished run.
 
-    The accuracy is the model's own answer. Raises ConfigError for a file that is not there or says something else.
+    The accuracy is that of the model's own answer. Raises ConfigError for a file that is missing or does not fit.
     """
     record = read_config(workdir)
     config = recorded_config(record)
@@ -68,7 +68,7 @@ def read_result(workdir: Path, which: str, *, with_throughput: bool) -> OwnResul
 
 
 def _kind(config: Any, image_size: int) -> str:
-    """The kind of distillation, named as the published curves are."""
+    """The kind of distillation, named as in the published curves."""
     kind = config.distillation.kind
     if not needs_teacher(config):
         return "no distillation"

@@ -1,4 +1,4 @@
-"""The weights that a new run starts from, wherever they come from."""
+"""The weights that a new run starts from."""
 
 from __future__ import annotations
 
@@ -23,31 +23,26 @@ from deit_jax.weights.errors import TokenMisfitError
 
 
 def load_initial(
-    config: ConfigDict,
-    workdir: Path,
-    record: dict[str, Any] | None = None,
-    class_names: tuple[str, ...] | None = None,
+    config: ConfigDict, workdir: Path, record: dict[str, Any] | None = None, class_names: tuple[str, ...] | None = None
 ) -> Initial | None:
-    """The weights that config.model.weights names, fitted to the configured model; None for a random start.
+    """Loads config.model.weights into the configured model; returns None for a random start.
 
-    None, too, where `workdir` has a checkpoint: a resumed run reads that, and its first weights need not be there any more.
-    Weights that config.model.weights names in another place than `record`, the workdir's, are read all the same and compared. As
-    in the released code heads of another number of classes start from scratch (from config.seed) and position embeddings are
-    resized; unlike there everything else must fit.
+    Also returns None if `workdir` has a checkpoint: a resumed run reads that, and its initial weights may be gone. If
+    config.model.weights now names another place than in `record` (the workdir's), the weights are still read and compared. As in
+    the released code, heads with another number of classes start from scratch (from config.seed) and position embeddings are
+    resized; unlike there, everything else must fit.
 
-    class_names: of the training images; None: they are opened for them.
+    class_names: of the training images; None: they are opened to find out.
 
-    Raises ConfigError if the weights are of another kind of model, CheckpointError if their workdir holds none, WeightsError if a
-    file cannot be had, read or does not fit.
+    Raises ConfigError if the weights are of another kind of model, CheckpointError if their workdir has no checkpoint, and
+    WeightsError if a file cannot be downloaded or read, or does not fit.
     """
     weights, name = config.model.weights, config.model.name
     if not weights:
         _warn_of_a_random_start(config)
         return None
     if Path(weights).absolute() == workdir.absolute():
-        raise ConfigError(
-            f"config.model.weights={weights} is this run's own --workdir: give another --workdir to start in"
-        )
+        raise ConfigError(f"config.model.weights={weights} is this run's own --workdir: give another --workdir")
     resuming = from_main_process(lambda: newest_step(workdir)) is not None
     if resuming and (record is None or record["config"]["model"]["weights"] == weights):
         return None
@@ -58,24 +53,24 @@ def load_initial(
     try:
         network = load_network(weights, wanted, which=config.model.variables, image_size=config.image_size, heads=heads)
     except TokenMisfitError as error:
-        one, other = ("no distillation token", "one") if error.wanted else ("a distillation token", "none")
+        theirs, ours = ("no distillation token", "one") if error.wanted else ("a distillation token", "none")
         raise ConfigError(
-            f"config.model.weights={weights} are of a model with {one}, config.model.name={name} has {other}: take "
+            f"config.model.weights={weights} are of a model with {theirs}, config.model.name={name} has {ours}: take "
             "weights and a model that are both distilled or both plain"
         ) from error
     warn_of_another_normalisation(network, config.augment.mean, config.augment.std, "config.augment")
     _warn_of_other_classes(network, class_names)
-    variables, found = jax.tree.map(np.asarray, network.variables), network.digest()
-    check_initial(workdir, record, found)
-    return None if resuming else Initial(variables, network.description, found)
+    variables, digest = jax.tree.map(np.asarray, network.variables), network.digest()
+    check_initial(workdir, record, digest)
+    return None if resuming else Initial(variables, network.description, digest)
 
 
 def _warn_of_other_classes(network: Network, class_names: Sequence[str]) -> None:
-    """Warn of heads that are kept although they tell other classes apart than those of the data, as far as names are known."""
+    """Warns if kept heads were trained on other classes than those of the data, as far as names are known."""
     own_names = network.class_names
     if own_names and not network.renewed and own_names != tuple(class_names):
         console.warn(
-            f"the heads of {network.where} fit by their number of classes, but the classes are others "
+            f"the heads of {network.where} fit by their number of classes, but their classes differ "
             f"({difference(own_names, class_names)}): config.model.reset_heads=True starts them from scratch"
         )
 
@@ -86,9 +81,9 @@ def _warn_of_a_random_start(config: ConfigDict) -> None:
         "config.train.train_mode": not config.train.train_mode,
         "config.model.reset_heads": config.model.reset_heads,
     }
-    odd = [name for name, is_set in fields.items() if is_set]
-    if odd:
+    set_fields = [name for name, is_set in fields.items() if is_set]
+    if set_fields:
         console.warn(
-            f"the model starts from RANDOM weights (config.model.weights is empty), although {' and '.join(odd)} "
-            "are as for fine-tuning"
+            f"the model starts from RANDOM weights (config.model.weights is empty), although {' and '.join(set_fields)} "
+            "are set as for fine-tuning"
         )

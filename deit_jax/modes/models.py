@@ -1,4 +1,4 @@
-"""--mode=models: every registered model, its size and its arithmetic."""
+"""--mode=models: the number of parameters and multiply-adds of every registered model."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from deit_jax.training.state import count_parameters
 
 
 class ModelSize(NamedTuple):
-    """A model with 1000 classes at the image size it is trained at. MACs are multiply-adds of one image's forward pass."""
+    """The size of a model with 1000 classes at its own image size. MACs are multiply-adds of one image's forward pass."""
 
     name: str
     image_size: int  # pixels
     parameters: int
-    linear_macs: int  # of linear layers and convolutions
-    macs: int  # with the two products of attention
+    linear_macs: int  # linear layers and convolutions
+    macs: int  # with the two matrix products of attention
 
 
 def model_size(name: str) -> ModelSize:
-    """The size of a registered model, from shapes alone. Raises ValueError for an unknown name."""
+    """Returns the size of a registered model, computed from shapes. Raises ValueError for an unknown name."""
     model, size = create_model(name), native_image_size(name)
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     parameters = count_parameters(jax.eval_shape(functools.partial(initial_variables, model), jax.random.key(0), image))
@@ -39,7 +39,7 @@ def model_size(name: str) -> ModelSize:
 
 
 def show_models(names: Sequence[str] | None = None, output: Path | None = None) -> list[ModelSize]:
-    """Print the sizes of the named models (None: all) and write them to `output` as JSON if one is given.
+    """Prints the sizes of the named models (None: all) and writes them to `output` as JSON, if given.
 
     Raises ConfigError if the file cannot be written.
     """

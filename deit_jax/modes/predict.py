@@ -1,4 +1,4 @@
-"""--mode=predict: image files in, a table of classes and probabilities out."""
+"""--mode=predict: prints the most probable classes of image files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deit_jax.printable import in_a_spreadsheet
 from deit_jax.storage.files import as_file, write_file
 from deit_jax.weights.class_names import imagenet_class_names
 
-SHOWN = 5  # classes of an image
+SHOWN = 5  # classes per image
 _IMAGENET = "imagenet2012"
 
 
@@ -36,24 +36,26 @@ def predict(
     checkpoint: str = "newest",
     output: Path | None = None,
 ) -> list[list[Prediction]]:
-    """Print, and write to `output` (.json or .csv), the five most probable classes of every file; returns them.
+    """Prints, returns and optionally writes to `output` (.json or .csv) the five most probable classes of every file.
 
-    The network is that of `workdir`, else the one of `config.model.weights`. Raises ConfigError, CheckpointError, WeightsError or
-    DataError, each with one clear line; nothing is written then.
+    The network is that of `workdir`, or else of `config.model.weights`. Raises ConfigError, CheckpointError, WeightsError or
+    DataError, each with a one-line message, before anything is written.
     """
     if output is not None and output.suffix.lower() not in (".json", ".csv"):
         raise ConfigError(f"--output={output}: predictions are written as .json or .csv")
     if workdir is not None:
         network = load_network(workdir, kind="workdir", which=which, checkpoint=checkpoint)
     else:
-        network = _of_config(config, which, checkpoint)
+        network = _configured_network(config, which, checkpoint)
     classifier = Classifier.from_network(network)
-    predictions = cast(list[list[Prediction]], classifier(list(files), SHOWN))  # one of several images each
+    predictions = cast(
+        list[list[Prediction]], classifier(list(files), SHOWN)
+    )  # a list, since several images are passed
     console.say(classifier.description)
     rows = [
-        (file if rank == 0 else "", one.label, f"{one.probability:.4f}")
+        (file if rank == 0 else "", prediction.label, f"{prediction.probability:.4f}")
         for file, best in zip(files, predictions, strict=True)
-        for rank, one in enumerate(best)
+        for rank, prediction in enumerate(best)
     ]
     console.table(f"{len(files):,} image{'s' * (len(files) != 1)}", ("file", "class", "probability"), rows)
     if output is not None:
@@ -61,13 +63,12 @@ def predict(
     return predictions
 
 
-def _of_config(config: ConfigDict, which: str, checkpoint: str) -> Network:
-    """The network that `config.model.weights` names; what it does not know of its images is as the configuration says."""
+def _configured_network(config: ConfigDict, which: str, checkpoint: str) -> Network:
+    """Loads `config.model.weights`; the configuration supplies the preprocessing and class names that the weights lack."""
     weights = config.model.weights
     if not weights:
         raise ConfigError(
-            "there is nothing to predict with: give the --workdir of a training run, or --config.model.weights=FILE "
-            "(or =pretrained)"
+            "nothing to predict with: give the --workdir of a training run, or --config.model.weights=FILE (or =pretrained)"
         )
     known = known_set(config.data.name)
     wanted = wanted_by(config, likely_classes=known.num_classes if known else None)
@@ -86,7 +87,7 @@ def _of_config(config: ConfigDict, which: str, checkpoint: str) -> Network:
 
 
 def _class_names(config: ConfigDict, num_classes: int) -> tuple[str, ...] | None:
-    """Those of the configuration's data, ImageNet's also without its images; None if they are not here, or do not fit."""
+    """Class names of the configuration's data, for ImageNet even without its images; None if unavailable or of another number."""
     if config.data.source == "tfds" and config.data.name.startswith(_IMAGENET):
         names = imagenet_class_names()
     else:
@@ -95,7 +96,7 @@ def _class_names(config: ConfigDict, num_classes: int) -> tuple[str, ...] | None
         except DataError:
             return None
     if names is not None and not (len(names) == num_classes or (config.num_classes and len(names) < num_classes)):
-        console.warn(f"classes are called by number: config.data has {len(names)}, the network {num_classes}")
+        console.warn(f"classes are shown by number: config.data has {len(names)} names, the network {num_classes}")
         return None
     return names
 
@@ -103,15 +104,15 @@ def _class_names(config: ConfigDict, num_classes: int) -> tuple[str, ...] | None
 def _write(path: Path, files: Sequence[str], predictions: Sequence[Sequence[Prediction]]) -> None:
     if path.suffix.lower() == ".json":
         by_file = zip(files, predictions, strict=True)
-        found = [{"file": file, "predictions": [one._asdict() for one in best]} for file, best in by_file]
-        write_file(path, as_file(found), ConfigError)
+        content = [{"file": file, "predictions": [each._asdict() for each in best]} for file, best in by_file]
+        write_file(path, as_file(content), ConfigError)
         return
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("file", "rank", *Prediction._fields))
     for file, best in zip(files, predictions, strict=True):
         writer.writerows(
-            (in_a_spreadsheet(file), rank, *one._replace(label=in_a_spreadsheet(one.label)))
-            for rank, one in enumerate(best, start=1)
+            (in_a_spreadsheet(file), rank, *each._replace(label=in_a_spreadsheet(each.label)))
+            for rank, each in enumerate(best, start=1)
         )
     write_file(path, text.getvalue(), ConfigError)

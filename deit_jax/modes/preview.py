@@ -1,4 +1,4 @@
-"""--mode=preview: the first training images of a configuration after each stage of its recipe, as a picture."""
+"""--mode=preview: a picture of the first training images after each stage of the augmentation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from deit_jax.config_check import validate
 from deit_jax.reporting.plots import image_grid, undrawable
 from deit_jax.training.first_images import as_pixels, first_images
 
-_NAMED = 20  # classes on the console, of those that the picture numbers
-# Which parts of the recipe are still off after a stage. Every stage draws by itself, so that a part that is off changes
-# nothing of the others: each picture is the very image that the first training step would see at that point.
+_NAMED = 20  # classes that are named on the console if the picture shows only their numbers
+# The fields that are off up to each stage. Every stage draws its own random numbers, so switching a later one off changes nothing
+# before it: each picture is exactly what the first training step sees at that point.
 _MIXING_OFF = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}
 _STAGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("flip", {**_MIXING_OFF, "erase_probability": 0.0, "rand_augment": "", "auto_augment": "", "color_jitter": 0.0}),
@@ -32,13 +32,13 @@ _STAGES: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def preview(config: ConfigDict, output: Path, *, rows: int = 8) -> Path:
-    """Write a grid of the first `rows` images of the first step to `output`: a column for each stage, the draws named under it.
+    """Writes a grid of the first `rows` images of the first step to `output`: a column per stage, captioned with what was drawn.
 
-    Raises ConfigError or DataError, each with one clear line.
+    Raises ConfigError or DataError with a one-line message.
     """
     validate(config)
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
-        raise ConfigError(f"--output={output} is not a picture: end it in .png, .jpg, .pdf or .svg")
+        raise ConfigError(f"--output={output}: a preview must end in .png, .jpg, .pdf or .svg")
     seen = first_images(config, rows)
     rows = min(rows, len(seen.images))
 
@@ -53,9 +53,7 @@ def preview(config: ConfigDict, output: Path, *, rows: int = 8) -> Path:
     if unwritten := undrawable(seen.class_names):
         numbered = ", ".join(f"{number} {name}" for number, name in sorted(unwritten.items())[:_NAMED])
         more = ", ..." if len(unwritten) > _NAMED else ""
-        console.say(
-            f"no installed font has the characters of some classes, which the picture numbers: {numbered}{more}"
-        )
+        console.say(f"no installed font can draw the names of some classes; the picture numbers them: {numbered}{more}")
     console.say(f"the first {rows} images of the first step are in {output}")
     return output
 
@@ -63,9 +61,9 @@ def preview(config: ConfigDict, output: Path, *, rows: int = 8) -> Path:
 def stages(
     augment: TrainAugmentation, key: jax.Array, images: np.ndarray, labels: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images as they come, and after each of _STAGES: uint8[B, 1 + stages, H, W, 3]; and the targets float32[B, K].
+    """Returns the images before and after each of _STAGES, uint8[B, 1 + stages, H, W, 3], and the targets float32[B, K].
 
-    images: uint8[B, H, W, 3]; labels: int32[B]; B is a multiple of the group size where the recipe mixes.
+    images: uint8[B, H, W, 3]; labels: int32[B]; B must be a multiple of the group size if the recipe mixes.
     """
     pictures, targets = [images], None
     for _, off in _STAGES:
@@ -75,7 +73,7 @@ def stages(
 
 
 def operation_names(augment: TrainAugmentation, key: jax.Array, count: int) -> list[str]:
-    """What was drawn for each of the first `count` rows: "Rotate -27, Posterize 1"."""
+    """Returns the operations that were drawn for each of the first `count` rows, e.g. "Rotate -27, Posterize 1"."""
     drawn = augment.draw_operations(key, jnp.arange(count))
     if drawn is None:
         return [""] * count

@@ -1,7 +1,8 @@
-"""--mode=report: report.html of a workdir; also what a finished run writes at its end."""
+"""--mode=report: writes report.html of a workdir, as does a finished run."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,18 +47,37 @@ from deit_jax.training.checkpoint_folder import has_checkpoints
 from deit_jax.training.first_images import TRAINING_IMAGES, first_images
 from deit_jax.training.record import closing_table, read_config, recorded_mixing
 
-PREDICTED_IMAGES = 2000  # or, of many classes, IMAGES_A_CLASS each; at most MOST_IMAGES
+PREDICTED_IMAGES = 2000  # or IMAGES_A_CLASS per class if there are many classes; at most MOST_IMAGES
 IMAGES_A_CLASS, MOST_IMAGES = 10, 10_000
-_SAMPLES = 8  # right ones, and as many wrong ones
+_SAMPLES = 8  # sample predictions that are right, and as many that are wrong
 _ATTENTION_IMAGES = 4
-# Into the run's log: name, images uint8[H, W, 3], captions.
+# Logs pictures: name, images uint8[H, W, 3], captions.
 Draw = Callable[[str, Sequence[np.ndarray], Sequence[str]], None]
 
 
-def report_of_finished_run(workdir: WorkdirLike, log: RunLog | None = None) -> None:
-    """Write `workdir`/report.html unless it is there; its pictures go to the run's log, too, if that has been begun.
+@dataclasses.dataclass(frozen=True)
+class _Predicted:
+    """A network's predictions on a sample of the evaluation images."""
 
-    A report that cannot be written is a warning: the run itself is done. Every process calls it; the main one writes.
+    config: ConfigDict
+    network: Network
+    source: ImageSource
+    classes: list[str]
+    indices: np.ndarray  # int[N]: the positions in `source` of the readable images of the sample
+    predictions: Predictions
+    note: str  # describes the sample and the weights
+    draw: Draw
+
+    def images(self, rows: np.ndarray) -> np.ndarray:
+        """The images of some rows of `indices` as the network sees them: uint8[B, H, W, 3]."""
+        crop = evaluation_crop(self.config.evaluation, self.network.image_size)
+        return np.stack([crop(decode(self.source[int(index)].image), None) for index in self.indices[rows]])
+
+
+def report_of_finished_run(workdir: WorkdirLike, log: RunLog | None = None) -> None:
+    """Writes `workdir`/report.html unless it exists; the pictures also go to `log`, if given.
+
+    A report that cannot be written is only a warning, since the run is complete. Every process calls this; the main one writes.
     """
     workdir = Workdir.at(workdir)
     if is_main_process() and not workdir.has(REPORT):
@@ -65,9 +85,9 @@ def report_of_finished_run(workdir: WorkdirLike, log: RunLog | None = None) -> N
             workdir.write_json(ENVIRONMENT, environment())
             console.say("writing the report")
             report(workdir, log=log)
-        except Exception as error:  # whatever it is, it must not fail the training
+        except Exception as error:  # any error: it must not fail the training
             console.warn(
-                f"{workdir}/report.html is not written ({first_line(error)}); --mode=report --workdir={workdir} tries again"
+                f"{workdir}/report.html is not written ({first_line(error)}); to retry: --mode=report --workdir={workdir}"
             )
     wait_for_all("the report is written")
 
@@ -80,23 +100,23 @@ def report(
     output: Path | None = None,
     log: RunLog | None = None,
 ) -> Path:
-    """Write the report of the run in `workdir`; returns the file.
+    """Writes the report of the run in `workdir` and returns the path of the file.
 
-    Parts whose data or checkpoint are gone are left out, with a note in the page.
+    Parts whose data or checkpoint are gone are left out, with a note on the page.
 
     Args:
-      workdir: of a training run, finished or not.
-      config: whose data; None: the run's own.
+      workdir: a training run, finished or not.
+      config: specifies the data; None: the run's own configuration.
       which: "raw" or "ema" weights, for the predictions and the attention.
-      output: the file, replaced if it is there; None: `workdir`/report.html.
-      log: where the pictures of the evaluation go besides.
+      output: the file, replaced if it exists; None: `workdir`/report.html.
+      log: also gets the pictures of the evaluation.
 
-    Raises ConfigError where `workdir` is that of no run, or the file cannot be written.
+    Raises ConfigError if `workdir` has no run, or if the file cannot be written.
     """
     workdir = Workdir.at(workdir)
     record = read_config(workdir)
     if not has_checkpoints(workdir) and not read_metrics(workdir):
-        raise ConfigError(f"{workdir}: nothing has been trained here yet, so there is nothing to report")
+        raise ConfigError(f"{workdir}: no step has been trained here yet, so there is nothing to report")
     trained = recorded_config(record)
     if config is not None:
         trained.data, trained.evaluation = config.data, config.evaluation
@@ -130,21 +150,17 @@ def _lead(
     resolved = record["resolved"]
     step = results["step"] if results else max((row["step"] for row in rows), default=0)
     data = config.data.name if config.data.source == "tfds" else config.data.path or config.data.source
+    kind = config.distillation.kind
     values = {
         "model": f"{config.model.name}, {resolved['image_size']} pixels",
         "data": f"{data}, {resolved['num_classes']:,} classes",
         "trained": f"{step:,} steps, {step / resolved['steps_per_epoch']:.4g} epochs" + ("" if results else " so far"),
-        "distillation": _distillation(record, config),
+        "distillation": f"{kind}, teacher {record['config']['teacher']['name']}" if needs_teacher(config) else kind,
     }
     if results:
         best = {name: answer_of(heads, config.model.fusion)["top1"] for name, heads in results["scores"].items()}
         values["top-1"] = ", ".join(f"{top1:.2f} % ({name} weights)" for name, top1 in best.items())
     return html.facts(values)
-
-
-def _distillation(record: dict[str, Any], config: ConfigDict) -> str:
-    kind, teacher = config.distillation.kind, record["config"]["teacher"]["name"]
-    return f"{kind}, teacher {teacher}" if needs_teacher(config) else kind
 
 
 def _results(record: dict[str, Any], config: ConfigDict, results: dict[str, Any] | None) -> Section:
@@ -157,7 +173,7 @@ def _results(record: dict[str, Any], config: ConfigDict, results: dict[str, Any]
 
 
 def _part(anchor: str, title: str, make: Callable[[], Section]) -> Section:
-    """What `make` returns, or if data, weights or memory lack the reason."""
+    """Returns the section, or the reason for its absence if data, weights or memory are missing."""
     try:
         return make()
     except (UserError, jax.errors.JaxRuntimeError) as error:
@@ -169,118 +185,90 @@ def _training_images(config: ConfigDict, mixing: tuple[int, int] | None) -> Sect
 
 
 def _network_parts(config: ConfigDict, workdir: Path, which: str, log: RunLog | None) -> list[Section]:
-    """Confusion matrix, sample predictions and attention: what needs the weights and the evaluation images."""
+    """Confusion matrix, sample predictions and attention: the parts that need the weights and the evaluation images."""
     names = ("confusion", "Confusion matrix"), ("predictions", "Sample predictions"), ("attention", "Attention")
     try:
         if jax.process_count() > 1:
-            raise UserError(f"the run is of several processes; run.py --mode=report --workdir={workdir} in one adds it")
+            raise UserError(f"the run has several processes; --mode=report --workdir={workdir} in one process adds it")
         source = open_source(config.data, "eval")
         network = load_network(workdir, kind="workdir", which=which)
         source = as_labelled(source, network.class_names, network.model.num_classes, network.where)
         wanted = min(max(PREDICTED_IMAGES, IMAGES_A_CLASS * len(source.class_names)), MOST_IMAGES)
         indices = spread_indices(len(source), wanted)
-        found = _predict(config, network, Subset(source, indices))
-        readable = indices[found.positions]  # of those that config.data.on_bad_image lets be left out
+        predictions = _predict(config, network, Subset(source, indices))
+        readable = indices[predictions.positions]  # config.data.on_bad_image may leave some out
     except (UserError, jax.errors.JaxRuntimeError) as error:
         return [sections.left_out(*name, first_line(error)) for name in names]
 
     whole = len(indices) == len(source)
-    sample = f"all {len(source):,}" if whole else f"{len(indices):,}, evenly taken, of {len(source):,}"
+    sample = f"all {len(source):,}" if whole else f"{len(indices):,}, evenly spaced, of {len(source):,}"
     if len(readable) < len(indices):
         sample += f" ({len(indices) - len(readable):,} of them unreadable)"
-    indices = readable
-    told = f"{sample} evaluation images, {which} weights after step {network.step:,}, the model's own answer."
-    classes = _class_names(source, network)
-    matrix = confusion_matrix(found.labels, found.classes[:, 0], len(classes))
+    note = f"{sample} evaluation images, {which} weights after step {network.step:,}, the model's own answer."
+    unnamed = range(len(source.class_names), network.model.num_classes)  # the model may have more classes than the data
+    classes = [*source.class_names, *(f"class {k}" for k in unnamed)]
+    matrix = confusion_matrix(predictions.labels, predictions.classes[:, 0], len(classes))
 
     def draw(name: str, images: Sequence[np.ndarray], captions: Sequence[str]) -> None:
         if log is not None and network.step is not None and len(images):
             log.pictures(network.step, Pictures(f"images/{name}", images, captions, classes))
 
     if log is not None and len(classes) <= sections.MOST_CLASSES_OF_A_MATRIX:
-        draw("confusion", [confusion_picture(matrix, classes)], ["row: class, column: what it was taken for"])
+        draw("confusion", [confusion_picture(matrix, classes)], ["row: class, column: predicted class"])
     numbered = log is not None and log.shows_pictures and bool(undrawable(tuple(classes)))
-    made = [
-        sections.confusion(matrix, classes, told, numbered_in_the_log=numbered),
-        _part(*names[1], lambda: _samples(config, source, indices, found, classes, network, told, draw)),
+    predicted = _Predicted(config, network, source, classes, readable, predictions, note, draw)
+    parts = [
+        sections.confusion(matrix, classes, note, numbered_in_the_log=numbered),
+        _part(*names[1], lambda: _samples(predicted)),
     ]
     if can_inspect(network.model):
-        made.append(_part(*names[2], lambda: _attention(config, source, indices, classes, found, network, draw)))
-    return made
-
-
-def _class_names(source: ImageSource, network: Network) -> list[str]:
-    """A name for each class of the model, which may have more than the data."""
-    names = list(source.class_names)
-    return names + [f"class {k}" for k in range(len(names), network.model.num_classes)]
+        parts.append(_part(*names[2], lambda: _attention(predicted)))
+    return parts
 
 
 def _predict(config: ConfigDict, network: Network, source: ImageSource) -> Predictions:
     mesh = make_mesh()
     batch = rounded_up(min(config.evaluation.batch_size, len(source)), mesh)
     crop = evaluation_crop(config.evaluation, network.image_size)
-    step = make_predict_step(
-        on_mesh(network.model, mesh), mean=tuple(config.augment.mean), std=tuple(config.augment.std)
-    )
+    normalisation = {"mean": tuple(config.augment.mean), "std": tuple(config.augment.std)}
+    step = make_predict_step(on_mesh(network.model, mesh), **normalisation)
     variables = jax.device_put(network.variables, replicated(mesh))
     data = config.data
     batches = eval_batches(source, crop, batch, num_threads=data.num_threads, on_bad_image=data.on_bad_image)
     return predict(step, variables, (put_batch(mesh, batch) for batch in batches))
 
 
-def _as_seen(config: ConfigDict, source: ImageSource, indices: np.ndarray, network: Network) -> np.ndarray:
-    """Evaluation images as the network sees them: uint8[B, H, W, 3]."""
-    crop = evaluation_crop(config.evaluation, network.image_size)
-    return np.stack([crop(decode(source[int(index)].image), None) for index in indices])
-
-
-def _samples(
-    config: ConfigDict,
-    source: ImageSource,
-    indices: np.ndarray,
-    found: Predictions,
-    classes: list[str],
-    network: Network,
-    told: str,
-    draw: Draw,
-) -> Section:
-    surest_wrong = np.flatnonzero(~found.right)
-    surest_wrong = surest_wrong[np.argsort(-found.probabilities[surest_wrong, 0], kind="stable")][:_SAMPLES]
+def _samples(predicted: _Predicted) -> Section:
+    found, classes = predicted.predictions, predicted.classes
+    wrong = np.flatnonzero(~found.right)
+    wrong = wrong[np.argsort(-found.probabilities[wrong, 0], kind="stable")][:_SAMPLES]
     right = np.flatnonzero(found.right)
     right = right[spread_indices(len(right), _SAMPLES)]
-    chosen = {"Wrong, and surest of it": surest_wrong, "Right, evenly taken": right}
     samples = {}
-    for heading, rows in chosen.items():
-        images = list(_as_seen(config, source, indices[rows], network)) if len(rows) else []
+    for heading, rows in {"Wrong, most confident first": wrong, "Right, evenly spaced": right}.items():
+        images = list(predicted.images(rows)) if len(rows) else []
         samples[heading] = [
             (image, classes[found.labels[row]],
              [(classes[k], float(p)) for k, p in zip(found.classes[row], found.probabilities[row], strict=True)])
             for image, row in zip(images, rows, strict=True)
         ]  # fmt: skip
         captions = [
-            f"is {label}, said {answers[0][0]} ({100 * answers[0][1]:.1f} %)" for _, label, answers in samples[heading]
+            f"is {label}, predicted {answers[0][0]} ({100 * answers[0][1]:.1f} %)"
+            for _, label, answers in samples[heading]
         ]
-        draw(heading.split(",")[0].lower(), images, captions)
-    return sections.predictions(samples, f"Of {told}")
+        predicted.draw(heading.split(",")[0].lower(), images, captions)
+    return sections.predictions(samples, f"Of {predicted.note}")
 
 
-def _attention(
-    config: ConfigDict,
-    source: ImageSource,
-    indices: np.ndarray,
-    classes: list[str],
-    found: Predictions,
-    network: Network,
-    draw: Draw,
-) -> Section:
-    rows = spread_indices(len(indices), _ATTENTION_IMAGES)
-    images = _as_seen(config, source, indices[rows], network)
+def _attention(predicted: _Predicted) -> Section:
+    config, network = predicted.config, predicted.network
+    rows = spread_indices(len(predicted.indices), _ATTENTION_IMAGES)
+    images = predicted.images(rows)
     prepared = prepare_for_evaluation(images, tuple(config.augment.mean), tuple(config.augment.std))
-    seen = attention_maps(network.model, network.variables, prepared)
-    names = [classes[label] for label in found.labels[rows]]
-    maps, rollout = np.asarray(seen.maps), np.asarray(seen.rollout)
-    pictures, captions = sections.attention_pictures(names, images, maps, rollout)
-    draw("attention", pictures, captions)
+    attention = attention_maps(network.model, network.variables, prepared)
+    names = [predicted.classes[label] for label in predicted.predictions.labels[rows]]
+    maps, rollout = np.asarray(attention.maps), np.asarray(attention.rollout)
+    predicted.draw("attention", *sections.attention_pictures(names, images, maps, rollout))
     return sections.attention(names, images, maps, rollout)
 
 

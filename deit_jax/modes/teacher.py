@@ -1,4 +1,4 @@
-"""The frozen teacher of a configuration, or the teachers, wherever their weights come from."""
+"""Loads the frozen teacher, or the ensemble of teachers, of a configuration."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from deit_jax.weights.files import is_workdir
 
 
 def load_teacher(config: ConfigDict, workdir: Path, class_names: tuple[str, ...] | None = None) -> Teacher | None:
-    """The frozen teacher of a validated configuration; None if it distils from none.
+    """Loads the frozen teacher of a validated configuration; returns None if it does not distil.
 
-    Its weights are those trained in another workdir or in `workdir`/teacher, a file of another framework, or published ones.
-    Several teachers, another normalisation and other classes than the student's become one `Ensemble`.
+    The weights are those trained in another workdir or in `workdir`/teacher, a file of another framework, or published ones.
+    Several teachers, or one with another normalisation or other classes than the student's, become an `Ensemble`.
 
-    class_names: of the student's training images; None: they are opened for them.
+    class_names: of the student's training images; None: they are opened to find out.
 
-    Raises ConfigError if it does not fit the student (another name than configured, other classes, another image size),
-    CheckpointError if its workdir holds no trained weights, WeightsError if a file cannot be had, read or does not fit.
+    Raises ConfigError if it does not fit the student (another model, other classes, another image size), CheckpointError if its
+    workdir has no trained weights, WeightsError if a file cannot be downloaded or read, or does not fit.
     """
     if not needs_teacher(config):
         return None
@@ -47,8 +47,8 @@ def load_teacher(config: ConfigDict, workdir: Path, class_names: tuple[str, ...]
     num_classes = config.num_classes or len(class_names)
     image_size = config.image_size or native_image_size(config.model.name)
     _check_number_of_classes(config, num_classes)
-    in_it = [(config.teacher.name, str(Workdir.at(workdir).teacher))]
-    places = named_teachers(config) if config.teacher.recipe is None else in_it
+    own = [(config.teacher.name, str(Workdir.at(workdir).teacher))]
+    places = named_teachers(config) if config.teacher.recipe is None else own
     members = [
         _load_one(config, number, name, weights, num_classes, class_names, image_size)
         for number, (name, weights) in enumerate(places)
@@ -57,9 +57,9 @@ def load_teacher(config: ConfigDict, workdir: Path, class_names: tuple[str, ...]
 
 
 def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, platform: str) -> Teacher | None:
-    """The frozen teacher in shapes and types alone, as the train step takes it on `platform`; it needs no weights.
+    """Returns the frozen teacher as shapes and dtypes, as the train step takes it on `platform`, without weights.
 
-    None if the configuration distils from none. Raises ConfigError for a teacher that cannot be built.
+    None if the configuration does not distil. Raises ConfigError for a teacher that cannot be built.
     """
     if not needs_teacher(config):
         return None
@@ -71,7 +71,7 @@ def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, plat
         models = [
             _abstract_model(config, name, weights, num_classes, image_size) for name, weights in named_teachers(config)
         ]
-    frozen = []  # what is not an array does not come out of eval_shape
+    frozen = []  # eval_shape returns only arrays
 
     def variables() -> Variables:
         image = jnp.zeros((1, image_size, image_size, 3))
@@ -86,7 +86,7 @@ def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, plat
 
 
 def _abstract_model(config: ConfigDict, name: str, weights: str, num_classes: int, image_size: int) -> nn.Module:
-    if is_workdir(weights) and Path(weights).exists():  # the shapes of a missing one are those of its name
+    if is_workdir(weights) and Path(weights).exists():  # else the shapes follow from the name
         model = build_recorded_model(read_config(Path(weights)))
         _check_image_size(model, weights, image_size)
         if config.teacher.classes is not None:
@@ -104,8 +104,8 @@ def _load_one(
     class_names: tuple[str, ...],
     image_size: int,
 ) -> Teacher:
-    """The teacher of that number in the list, counted from 0, with its classes in the student's order where both have names."""
-    where, drawn = "the published weights" if weights == "pretrained" else weights, weights == "random"
+    """Loads teacher `number` of the list (from 0), with its classes in the student's order if both have names."""
+    where, random = "the published weights" if weights == "pretrained" else weights, weights == "random"
 
     def check(model: nn.Module) -> None:
         _check_classes(config, model.num_classes, num_classes, where)
@@ -115,41 +115,41 @@ def _load_one(
         name,
         functools.partial(_create, config, name),
         image_size,
-        num_classes=_assumed_classes(config, weights, num_classes) if drawn else None,
+        num_classes=_assumed_classes(config, weights, num_classes) if random else None,
         class_names=class_names,
         section="config.teacher",
         seed=config.seed,
         position=number,
     )
     network = load_network(weights, wanted, which=config.teacher.variables, check=check)
-    if drawn:
+    if random:
         console.warn(f"the teacher {name} has RANDOM weights (config.teacher.weights='random'): it teaches nothing")
     if network.resized:
         raise ConfigError(
-            f"the teacher {name}, {network.where} is made for another image size than the student's {image_size} pixels (its "
+            f"the teacher {name}, {network.where} was trained at another image size than the student's {image_size} pixels (its "
             f"position embedding would be resized from {network.resized}): {_fine_tune_first(weights, image_size)}"
         )
     given = config.teacher.mean or config.augment.mean, config.teacher.std or config.augment.std
     warn_of_another_normalisation(network, *given, "config.teacher")
     teacher = freeze(network.model, network.variables, network.description, compute_dtype=compute_dtype(config))
-    teacher = dataclasses.replace(teacher, networks=() if drawn else (network.identity(),))
+    teacher = dataclasses.replace(teacher, networks=() if random else (network.identity(),))
     return _by_name(config, teacher, network.class_names, class_names, weights)
 
 
 def _by_name(
     config: ConfigDict, teacher: Teacher, own_names: Sequence[str] | None, class_names: tuple[str, ...], where: str
 ) -> Teacher:
-    """The teacher with its classes in the student's order, `class_names`; as it is where it does not know its own names.
+    """Reorders the teacher's classes to the student's `class_names`; does nothing if the teacher has no class names.
 
-    Raises ConfigError if the names differ: labels are positions, and it would teach the wrong classes.
+    Raises ConfigError if the names differ: labels are positions, so the teacher would teach the wrong classes.
     """
     if config.teacher.classes is not None or not own_names or tuple(own_names) == class_names:
         return teacher
     numbers = order_of(class_names, own_names)
     if numbers is None:
         raise ConfigError(
-            f"the teacher in {where} has other classes than the student ({difference(own_names, class_names)}): use one that was "
-            "trained on the same classes, or let config.teacher.classes name the student's among the teacher's"
+            f"the teacher in {where} has other classes than the student ({difference(own_names, class_names)}): use one trained "
+            "on the same classes, or map the classes with config.teacher.classes"
         )
     unnamed = range(len(numbers), teacher.model.num_classes)
     return dataclasses.replace(
@@ -161,7 +161,7 @@ def _by_name(
 
 
 def _joined(config: ConfigDict, members: list[Teacher]) -> Teacher:
-    """One teacher of all; the very one if it is alone and takes the student's images and classes."""
+    """Joins all members into one teacher; returns a single one unchanged if it takes the student's images and classes."""
     teacher, augment = config.teacher, config.augment
     change = renormalisation((augment.mean, augment.std), (teacher.mean or augment.mean, teacher.std or augment.std))
     classes = None if teacher.classes is None else tuple(int(number) for number in teacher.classes)
@@ -197,7 +197,7 @@ def _create(config: ConfigDict, name: str, num_classes: int, image_size: int) ->
 
 
 def _assumed_classes(config: ConfigDict, weights: str, num_classes: int) -> int:
-    """How many classes to give a teacher whose number is not known: no more than are asked for."""
+    """Number of classes for a teacher whose weights do not say: no more than needed."""
     if config.teacher.classes is None:
         return num_classes
     return IMAGENET_CLASSES if weights == "pretrained" else max(config.teacher.classes) + 1
@@ -210,23 +210,23 @@ def _check_number_of_classes(config: ConfigDict, num_classes: int) -> None:
     if len(classes) != num_classes:
         raise ConfigError(
             f"config.teacher.classes names {len(classes)} of the teacher's classes, the student has {num_classes}: "
-            "name one for each"
+            "give one for each"
         )
     if min(classes) < 0:
-        raise ConfigError(f"config.teacher.classes: {min(classes)} is not a class, they are counted from 0")
+        raise ConfigError(f"config.teacher.classes: {min(classes)} is not a class; classes are counted from 0")
 
 
 def _check_classes(config: ConfigDict, classes: int, num_classes: int, where: str) -> None:
-    """Refuse a teacher of so many classes if they are not what the student asks for."""
-    asked = config.teacher.classes
-    if asked is None and classes != num_classes:
+    """Raises ConfigError if a teacher with `classes` classes cannot teach the student's `num_classes`."""
+    wanted = config.teacher.classes
+    if wanted is None and classes != num_classes:
         raise ConfigError(
-            f"the teacher in {where} has {classes} classes, the student {num_classes}: they must be equal, or "
-            "config.teacher.classes must name the student's among the teacher's"
+            f"the teacher in {where} has {classes} classes, the student {num_classes}: use an equal number, or map the classes "
+            "with config.teacher.classes"
         )
-    if asked is not None and max(asked) >= classes:
+    if wanted is not None and max(wanted) >= classes:
         raise ConfigError(
-            f"config.teacher.classes asks for class {max(asked)}, the teacher in {where} has {classes}, counted from 0"
+            f"config.teacher.classes has class {max(wanted)}, but the teacher in {where} has {classes}, counted from 0"
         )
 
 
@@ -234,7 +234,7 @@ def _check_image_size(model: nn.Module, where: str, image_size: int) -> None:
     own = getattr(model, "image_size", image_size)  # a convnet takes any size
     if own != image_size:
         raise ConfigError(
-            f"the teacher in {where} is made for {own} pixels, the student's images have {image_size}: "
+            f"the teacher in {where} takes images of {own} pixels, the student's have {image_size}: "
             f"{_fine_tune_first(where, image_size)}"
         )
 

@@ -1,4 +1,4 @@
-"""--mode=throughput: images/s of a configuration's model on the devices here, in inference and in training."""
+"""--mode=throughput: images/s of a configuration's model on the local devices, in inference and in training."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -35,9 +36,10 @@ from deit_jax.storage.files import disk_faults, write_json
 from deit_jax.training.plan import compute_dtype, resolve, sizes_of_mixing
 from deit_jax.training.program import build_model, build_program
 from deit_jax.training.state import count_parameters
+from deit_jax.training.teacher import Teacher
 
 MEASURES = ("inference", "training")
-_SEARCH_RUNS, _SEARCH_SECONDS = 3, 0.5  # at least, of each batch size that is only tried
+_SEARCH: dict[str, Any] = {"runs": 3, "warmup": 2, "at_least": 0.5}  # timing of each batch size that the search tries
 
 
 def throughput(
@@ -48,26 +50,26 @@ def throughput(
     runs: int = RUNS,
     output: Path | None = None,
 ) -> dict[str, Any]:
-    """Time the forward pass and the train step of `config` with random weights on random images, print and return the figures.
+    """Times the forward pass and the train step of `config`, prints and returns the figures. Weights and images are random.
 
-    Inference is the forward pass alone, of normalised images that lie on the device. Training is the trainer's own step:
-    augmentation, teacher (random weights too), both passes, optimizer and EMA; reading and decoding images are in neither.
+    Inference is the forward pass on normalised images that are already on the device. Training is the trainer's own step:
+    augmentation, teacher, both passes, optimizer and EMA. Neither includes reading and decoding images.
 
     Args:
-      config: validated here. Neither data nor a teacher's weights are needed.
-      measures: of MEASURES.
+      config: validated here; needs neither data nor a teacher's weights.
+      measures: a subset of MEASURES.
       batch_size: over all devices; None: searched, see `search_batch`.
-      runs: timed runs; three more come before them.
-      output: a JSON file for the figures, replaced if it is there; None: none.
+      runs: timed runs, after three warm-up runs.
+      output: JSON file for the figures, replaced if it exists.
 
-    Raises ConfigError, with one clear line.
+    Raises ConfigError with a one-line message.
     """
     config = without_weights(config)
     validate(config)
     if runs < 1 or (batch_size is not None and batch_size < 1):
-        raise ConfigError(f"--runs={runs}, --batch_size={batch_size}: neither may be below 1")
-    if batch_size is None and jax.process_count() > 1:  # each would go by its own clock and memory
-        raise ConfigError("several processes do not search for a batch: give --batch_size")
+        raise ConfigError(f"--runs={runs}, --batch_size={batch_size}: both must be at least 1")
+    if batch_size is None and jax.process_count() > 1:  # each process would decide by its own clock and memory
+        raise ConfigError("the batch size is not searched with several processes: give --batch_size")
     bench = Bench(config, make_mesh(fsdp=config.parallel.fsdp), *training_data(config))
     report = bench.facts() | {"runs": runs}
     for what in measures:
@@ -82,37 +84,29 @@ def throughput(
     return report
 
 
-# Of a batch size: what runs one batch. All that it allocates goes when it goes.
+# Takes a batch size and returns a function that runs one batch. Its arrays are freed with it.
 Prepare = Callable[[int], Callable[[], Any]]
 
 
 def measure(
     bench: Bench, what: str, unit: int, prepare: Prepare, *, batch_size: int | None, runs: int
 ) -> dict[str, Any]:
-    """The figures of one measurement: batch size, how it was chosen, images/s and MFU."""
+    """Returns the figures of one measurement: batch size, how it was chosen, images/s and MFU."""
     if batch_size is None:
 
         def attempt(size: int) -> float | None:
             console.say(f"{what}: trying a batch of {size}")
+            return fits(lambda: Timing(size, time_runs(prepare(size), **_SEARCH)).median)
 
-            def median() -> float:
-                seconds = time_runs(prepare(size), runs=_SEARCH_RUNS, warmup=2, at_least=_SEARCH_SECONDS)
-                return Timing(size, seconds).median
-
-            return fits(median)
-
-        until_full = bench.platform != "cpu"
-        search = search_batch(attempt, start=unit, until_full=until_full)
+        search = search_batch(attempt, start=unit, until_full=bench.platform != "cpu")
     else:
-        search = BatchSearch(batch_size, "as asked for (--batch_size)", [])
+        search = BatchSearch(batch_size, "as given (--batch_size)", [])
     seconds = fits(lambda: time_runs(prepare(search.batch_size), runs=runs))
     if seconds is None:
-        raise ConfigError(
-            f"a batch of {search.batch_size} images does not fit into memory: give a smaller --batch_size"
-        )
+        raise ConfigError(f"a batch of {search.batch_size} images does not fit into memory: reduce --batch_size")
     timing = Timing(search.batch_size, seconds)
     peak = peak_flops(bench.device.device_kind, bench.config.log.peak_tflops)
-    rates = Speed(search.batch_size, bench.mesh.size, bench.flops(what), peak)
+    rates = Speed(search.batch_size, bench.mesh.size, bench.flops(what), peak).metrics(search.batch_size / timing.mean)
     return {
         "batch_size": search.batch_size,
         "rule": search.rule,
@@ -120,15 +114,15 @@ def measure(
         "seconds": timing.seconds,
         "images_per_second": timing.mean,
         "images_per_second_median": timing.median,
-        "mfu": rates.metrics(search.batch_size / timing.mean).get("mfu"),
-        "model_tflops_per_second": rates.metrics(search.batch_size / timing.mean)["model_tflops_per_second"],
+        "mfu": rates.get("mfu"),
+        "model_tflops_per_second": rates["model_tflops_per_second"],
         "gflops_per_image": bench.flops(what).total / 1e9,
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """The programs that are measured, made from a configuration on a mesh."""
+    """The programs to measure, built from a configuration on a mesh."""
 
     config: ConfigDict
     mesh: Mesh
@@ -137,15 +131,17 @@ class Bench:
 
     @property
     def device(self) -> jax.Device:
-        """The first of the devices, which are all alike."""
+        """The first device; all are of one kind."""
         return self.mesh.devices.flat[0]
 
     @property
     def platform(self) -> str:
-        """What the devices are: cpu, gpu or tpu."""
+        """The platform of the devices: cpu, gpu or tpu."""
         return self.device.platform
 
-    def _shape(self) -> dict[str, Any]:
+    @functools.cached_property
+    def shape(self) -> dict[str, Any]:
+        """Classes, image size and compute dtype. Raises ConfigError for an unknown model."""
         try:
             size = self.config.image_size or native_image_size(self.config.model.name)
         except ValueError as error:
@@ -156,18 +152,25 @@ class Bench:
             "compute_dtype": compute_dtype(self.config, self.platform),
         }
 
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The configured model."""
+        return build_model(self.config, **self.shape)
+
+    @functools.cached_property
+    def teacher(self) -> Teacher | None:
+        """The configured teacher as shapes."""
+        return abstract_teacher(self.config, self.shape["num_classes"], self.shape["image_size"], self.platform)
+
     def facts(self) -> dict[str, Any]:
-        """What the figures belong to."""
-        shape = self._shape()
-        model = build_model(self.config, **shape)
-        image = jax.ShapeDtypeStruct((1, shape["image_size"], shape["image_size"], 3), jnp.float32)
+        """What was measured, and on what."""
+        image = jax.ShapeDtypeStruct((1, self.shape["image_size"], self.shape["image_size"], 3), jnp.float32)
+        init = functools.partial(initial_variables, self.model)
         return {
             "model": self.config.model.name,
             "overrides": self.config.model.overrides.to_dict(),
-            **shape,
-            "parameters": count_parameters(
-                jax.eval_shape(functools.partial(initial_variables, model), jax.random.key(0), image)
-            ),
+            **self.shape,
+            "parameters": count_parameters(jax.eval_shape(init, jax.random.key(0), image)),
             "teacher": self.config.teacher.name if needs_teacher(self.config) else None,
             "device": self.device.device_kind,
             "platform": self.platform,
@@ -179,18 +182,15 @@ class Bench:
 
     def flops(self, what: str) -> TrainFlops:
         """Model FLOPs of one image."""
-        shape = self._shape()
-        model = build_model(self.config, **shape)
+        size = self.shape["image_size"]
         if what == "inference":
-            return TrainFlops(forward_flops(model, shape["image_size"]), 0)
-        teacher = abstract_teacher(self.config, shape["num_classes"], shape["image_size"], self.platform)
-        return train_flops(model, None if teacher is None else teacher.model, shape["image_size"])
+            return TrainFlops(forward_flops(self.model, size), 0)
+        return train_flops(self.model, None if self.teacher is None else self.teacher.model, size)
 
     def inference(self) -> tuple[int, Prepare]:
-        """The smallest batch, and the forward pass."""
-        shape = self._shape()
-        size, dtype = shape["image_size"], jnp.dtype(shape["compute_dtype"])
-        model = on_mesh(build_model(self.config, **shape), self.mesh)
+        """Returns the smallest batch size, and the forward pass."""
+        size, dtype = self.shape["image_size"], jnp.dtype(self.shape["compute_dtype"])
+        model = on_mesh(self.model, self.mesh)
         init = jax.jit(functools.partial(initial_variables, model), out_shardings=replicated(self.mesh))
         variables = init(jax.random.key(self.config.seed), jnp.zeros((1, size, size, 3), jnp.float32))
         forward = jax.jit(lambda variables, images: classify(model, variables, images).logits)
@@ -198,25 +198,22 @@ class Bench:
         def prepare(batch_size: int) -> Callable[[], Any]:
             if batch_size % self.mesh.size:
                 raise ConfigError(f"--batch_size={batch_size} does not divide among {self.mesh.size} devices")
-            draw = jax.jit(
-                lambda key: jax.random.normal(key, (batch_size, size, size, 3), dtype),
-                out_shardings=split_rows(self.mesh),
-            )
+            shape = (batch_size, size, size, 3)
+            draw = jax.jit(lambda key: jax.random.normal(key, shape, dtype), out_shardings=split_rows(self.mesh))
             images = jax.block_until_ready(draw(jax.random.key(0)))
             return lambda: forward(variables, images)
 
         return self.mesh.size, prepare
 
     def training(self) -> tuple[int, Prepare]:
-        """The smallest batch (whole mixing blocks on whole devices), and the train step."""
-        config, shape = self.config, self._shape()
-        teacher = abstract_teacher(config, shape["num_classes"], shape["image_size"], self.platform)
-        frozen = None if teacher is None else self._random(teacher.for_step(self.mesh))
+        """Returns the smallest batch size (whole mixing blocks on whole devices), and the train step."""
+        config = self.config
+        frozen = None if self.teacher is None else self._random(self.teacher.for_step(self.mesh))
 
         def prepare(batch_size: int) -> Callable[[], Any]:
             own = copy.deepcopy(config)
             own.train.batch_size = batch_size
-            images = max(self.num_images, batch_size)  # an epoch has at least a step
+            images = max(self.num_images, batch_size)  # an epoch must have a step
             plan = resolve(own, num_images=images, data_classes=self.data_classes, platform=self.platform)
             program = build_program(own, plan, self.mesh)
             state, batch = program.init(), self._random_batch(batch_size, plan.image_size, plan.num_classes)
@@ -231,16 +228,13 @@ class Bench:
         return math.lcm(math.prod(sizes_of_mixing(config)), self.mesh.size * config.train.accumulation_steps), prepare
 
     def _random(self, shapes: Any) -> Any:
-        """Small random values in the shapes of a frozen teacher."""
+        """Small random values with the shapes and dtypes of a frozen teacher."""
         leaves, tree = jax.tree.flatten(shapes)
 
         def draw(key: jax.Array) -> Any:
             keys = jax.random.split(key, len(leaves))
-            values = [
-                (0.02 * jax.random.normal(k, leaf.shape)).astype(leaf.dtype)
-                for k, leaf in zip(keys, leaves, strict=True)
-            ]
-            return jax.tree.unflatten(tree, values)
+            values = (0.02 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True))
+            return jax.tree.unflatten(tree, [x.astype(leaf.dtype) for x, leaf in zip(values, leaves, strict=True)])
 
         return jax.jit(draw, out_shardings=replicated(self.mesh))(jax.random.key(1))
 
@@ -253,7 +247,7 @@ class Bench:
 
 
 def published_throughput(model: str, image_size: int) -> float | None:
-    """Images/s that the paper printed for a model at a size in pixels (Tables 5 and 10); None where it printed none."""
+    """Images/s of a model at an image size in pixels as published in Tables 5 and 10; None if not published."""
     for row in tables.TABLE_5:
         if (row.model, row.image_size) == (model, image_size):
             return row.images_per_second
@@ -262,7 +256,7 @@ def published_throughput(model: str, image_size: int) -> float | None:
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """Print the figures that `throughput` returns, with the paper's beside them."""
+    """Prints the figures that `throughput` returns, next to the published ones."""
     facts = {
         "devices": f"{report['devices']} x {report['device']} ({report['platform']})",
         "model": f"{report['model']}, {report['parameters']:,} parameters, {report['image_size']} px, random weights",
@@ -274,22 +268,16 @@ def show(report: Mapping[str, Any]) -> None:
     for what in ("inference", "training"):
         if what not in report:
             continue
-        found = report[what]
-        facts[f"{what} batch"] = f"{found['batch_size']}: {found['rule']}"
-        rate, mfu = found["images_per_second"], found["mfu"]
+        figures = report[what]
+        facts[f"{what} batch"] = f"{figures['batch_size']}: {figures['rule']}"
+        rate, mfu = figures["images_per_second"], figures["mfu"]
         rows.append(
-            (
-                what,
-                str(found["batch_size"]),
-                f"{rate:,.1f}",
-                f"{found['images_per_second_median']:,.1f}",
-                f"{rate / report['devices']:,.1f}",
-                f"{found['gflops_per_image']:,.2f}",
-                "unknown peak" if mfu is None else f"{100 * mfu:.1f}",
-            )
-        )
+            (what, str(figures["batch_size"]), f"{rate:,.1f}", f"{figures['images_per_second_median']:,.1f}",
+             f"{rate / report['devices']:,.1f}", f"{figures['gflops_per_image']:,.2f}",
+             "unknown peak" if mfu is None else f"{100 * mfu:.1f}")
+        )  # fmt: skip
     console.announce("Throughput", facts)
-    columns = ("", "batch", "images/s, mean", "images/s, median", "mean a device", "model GFLOPs an image", "MFU %")
+    columns = ("", "batch", "images/s, mean", "images/s, median", "mean per device", "model GFLOPs per image", "MFU %")
     paper = None if report["overrides"] else published_throughput(report["model"], report["image_size"])
     if paper is not None:
         rows.append(("published: inference, V100", "", f"{paper:,.1f}", "", f"{paper:,.1f}", "", ""))
@@ -297,4 +285,4 @@ def show(report: Mapping[str, Any]) -> None:
     if paper is not None:
         console.say(f"published: {tables.SOURCE}, {tables.THROUGHPUT_NOTE.removeprefix('published, ')}")
     if any(report[what]["mfu"] is None for what in ("inference", "training") if what in report):
-        console.say("MFU: this device's peak is not listed; set it by --config.log.peak_tflops=X")
+        console.say("MFU: the peak of this device is not listed; set it with --config.log.peak_tflops=X")

@@ -1,4 +1,4 @@
-"""--mode=train: the teacher first if the configuration trains one, then the model."""
+"""--mode=train: trains the teacher first, if the configuration has a recipe for it, then the model."""
 
 from __future__ import annotations
 
@@ -25,24 +25,28 @@ from deit_jax.training.preparation import Opened, build_run, facts, open_run, wi
 
 
 def train(config: ConfigDict, workdir: WorkdirLike) -> Results:
-    """Train what `config` describes in `workdir`, or go on where an earlier call stopped.
+    """Trains `config` in `workdir`, or resumes there. Returns the content of `results.json`.
 
     A new run starts from config.model.weights, if given. With `config.teacher.recipe` the teacher is trained first, in
-    `workdir`/teacher. Returns the content of `results.json`. Raises ConfigError, DataError, WeightsError, CheckpointError or
-    LogError, each with one clear line.
+    `workdir`/teacher. Raises ConfigError, DataError, WeightsError, CheckpointError or LogError, each with a one-line message.
     """
     workdir = Workdir.at(workdir)
     return _train_with(config, workdir, shared_cache_folder(workdir.path))
 
 
 def _train_with(config: ConfigDict, workdir: Workdir, shared: Path) -> Results:
-    """The same, with the folder that several processes share; a teacher's run has its student's."""
+    """Like `train`; `shared` is the folder shared by all processes, which a teacher's run has in common with its student's."""
     opened = agree(
         lambda: first_process_first(lambda: _open(config, workdir, shared)), lambda opened: facts(config, opened)
     )
     config = opened.config
     with RunLog(config, workdir, silent=not is_main_process()) as log:
-        return _train(config, workdir, opened, log)
+        results = finished_run(config, workdir, opened)
+        if results is None:
+            results = _train_on(config, workdir, opened, log)
+        if config.log.report:
+            report_of_finished_run(workdir, log)
+    return results
 
 
 def _open(config: ConfigDict, workdir: Workdir, shared: Path) -> Opened:
@@ -55,21 +59,13 @@ def _open(config: ConfigDict, workdir: Workdir, shared: Path) -> Opened:
     return open_run(config, workdir, shared)
 
 
-def _train(config: ConfigDict, workdir: Workdir, opened: Opened, log: RunLog) -> Results:
-    if (results := finished_run(config, workdir, opened)) is None:
-        results = _train_on(config, workdir, opened, log)
-    if config.log.report:
-        report_of_finished_run(workdir, log)
-    return results
-
-
 def _train_on(config: ConfigDict, workdir: Workdir, opened: Opened, log: RunLog) -> Results:
     class_names = opened.train_source.class_names
     initial = load_initial(config, workdir.path, opened.record, class_names)
     if config.teacher.recipe is not None:
-        build_run(config, opened)  # refused now rather than after the teacher's training
+        build_run(config, opened)  # fail before the teacher is trained
         _check_classes_of_recipe(config, opened)
-        console.say("first the teacher, then its student")
+        console.say("training the teacher first, then its student")
         _train_with(config.teacher.recipe, workdir.teacher, opened.shared)
     teacher = load_teacher(config, workdir.path, class_names)
     networks = () if teacher is None else teacher.networks
@@ -79,13 +75,13 @@ def _train_on(config: ConfigDict, workdir: Workdir, opened: Opened, log: RunLog)
 
 def _check_classes_of_recipe(config: ConfigDict, opened: Opened) -> None:
     data = with_shared_index(config.teacher.recipe.data, opened.shared)
-    taught = agree(
-        lambda: first_process_first(lambda: open_source(data, "train").class_names),
-        lambda found: {"the teacher's class names": list(found)},
-    )
     names = opened.train_source.class_names
-    if config.teacher.classes is None and order_of(names, taught) is None:
+    teacher_names = agree(
+        lambda: first_process_first(lambda: open_source(data, "train").class_names),
+        lambda names: {"the teacher's class names": list(names)},
+    )
+    if config.teacher.classes is None and order_of(names, teacher_names) is None:
         raise ConfigError(
-            f"config.teacher.recipe trains on other classes than the student's ({difference(taught, names)}): set its data, or "
-            "let config.teacher.classes name the student's among the teacher's"
+            f"config.teacher.recipe trains on other classes than the student's ({difference(teacher_names, names)}): set its "
+            "data, or map the classes with config.teacher.classes"
         )

@@ -1,1 +1,1 @@
-"""The paper: its tables and figures as data, and every row of them as a command of this project (run.py --list)."""
+"""The paper: its tables and figures as data, and the rows as commands of this project (run.py --list)."""

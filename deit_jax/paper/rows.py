@@ -1,4 +1,4 @@
-"""Every row of the paper's tables, and every point of its figures, by the configuration that reproduces it."""
+"""The rows of the paper's tables and the points of its figures, each with the configuration that reproduces it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,18 @@ from deit_jax.paper import tables
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A row of a table, or a point of a figure, as one command."""
+    """A row of a table, or a point of a figure, reproduced by one command."""
 
     where: str  # "Table 8", "Figure 3", "Section 4"
-    argument: str  # what stands after the file's colon
-    what: str  # in words
-    # top-1 in percent, by what it was measured on
-    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    argument: str  # of the configuration file, after the colon
+    what: str  # description
+    published: Mapping[str, float] = dataclasses.field(default_factory=dict)  # top-1 in percent, by data set or head
     note: str = ""
-    start: str = ""  # the file:argument whose workdir --config.model.weights takes
-    teacher: str = ""  # the file:argument whose workdir --config.teacher.weights takes
+    start: str = ""  # file:argument of the run whose workdir goes to --config.model.weights
+    teacher: str = ""  # file:argument of the run whose workdir goes to --config.teacher.weights
 
 
-# The words of the files' arguments.
+# The words that occur in arguments.
 _LABELS = {"tiny": "DeiT-Ti", "small": "DeiT-S", "base": "DeiT-B"}
 _TEACHER = "teacher.py:regnety_160"
 _DATA_SETS = {  # Table 6's names
@@ -47,7 +46,8 @@ def _deit() -> list[Row]:
     rows.append(Row("Table 2", "base", "DeiT-B, the teacher", {"ImageNet": tables.TABLE_2[0].teacher_top1}))
     none = tables.TABLE_3[0]
     rows += [
-        Row("Table 3", size, f"{_LABELS[size]}, no teacher", {"ImageNet": getattr(none, size)}) for size in _LABELS
+        Row("Table 3", size, f"{label}, no teacher", {"ImageNet": getattr(none, size)})
+        for size, label in _LABELS.items()
     ]
     rows.append(Row("Table 4", "base", "DeiT", note=f"wrong on {100 * tables.TABLE_4[0][2]:.1f} % of the images"))
     for row in tables.TABLE_5:
@@ -72,7 +72,7 @@ def _deit() -> list[Row]:
     rows += [
         Row("Figure 3", f"base,{epochs}" if epochs != 300 else "base", f"no teacher, {epochs} epochs",
             {"ImageNet": tables.FIGURE_3_NO_DISTILLATION} if epochs != 300 else {"ImageNet": none.base},
-            note="the dotted line: no more after about 400 epochs" if epochs != 300 else "")
+            note="the dotted line: no gain after about 400 epochs" if epochs != 300 else "")
         for epochs in tables.FIGURE_3_EPOCHS
     ]  # fmt: skip
     return rows
@@ -123,7 +123,7 @@ def _table_2() -> list[Row]:
 
 def _table_3() -> list[Row]:
     rows = []
-    labels = {"tiny": "DeiT-Ti", "small": "DeiT-S", "base": "DeiT-B", "base_384": "DeiT-B at 384 pixels"}
+    labels = _LABELS | {"base_384": "DeiT-B at 384 pixels"}
     for kind, token in (("soft", False), ("hard", False), ("hard", True)):
         word = "token" if token else kind
         lines = [row for row in tables.TABLE_3 if (row.kind, row.token) == (kind, token)]
@@ -133,15 +133,10 @@ def _table_3() -> list[Row]:
                 f"{line.head} head" if line.head != "both" else "both heads": getattr(line, size) for line in lines
             }
             rows.append(
-                Row(
-                    "Table 3",
-                    f"{word},{student}" + ",384px" * at_384,
-                    f"{label}, {word if token else word + ' distillation'}",
+                Row("Table 3", f"{word},{student}" + ",384px" * at_384, f"{label}, {word if token else word + ' distillation'}",
                     heads if token else {"ImageNet": heads["class head"]},
-                    start=f"distillation.py:{word},{student}" if at_384 else "",
-                    teacher=_teacher_of("regnety_160", at_384),
-                )
-            )
+                    start=f"distillation.py:{word},{student}" if at_384 else "", teacher=_teacher_of("regnety_160", at_384))
+            )  # fmt: skip
     return rows
 
 
@@ -160,20 +155,12 @@ def _figure_3() -> list[Row]:
             word = words.get(curve, "token")
             at_224 = f"{word},base" + f",{epochs}" * (epochs != 300)
             note = "" if epochs in tables.FIGURE_3_EXACT[curve] else "read off the plot"
-            figures = {"ImageNet": value}
-            if curve in words:
-                row = Row(
-                    "Figure 3",
-                    at_224,
-                    f"{curve}, {epochs} epochs",
-                    figures,
-                    note,
-                    teacher=_teacher_of("regnety_160", False),
-                )
-            else:
-                row = Row("Figure 3", f"{word},base,384px", f"{curve}, {epochs} epochs", figures, note,
-                          start=f"distillation.py:{at_224}", teacher=_teacher_of("regnety_160", True))  # fmt: skip
-            rows.append(row)
+            at_384 = curve not in words
+            rows.append(
+                Row("Figure 3", f"{word},base,384px" if at_384 else at_224, f"{curve}, {epochs} epochs",
+                    {"ImageNet": value}, note, start=f"distillation.py:{at_224}" if at_384 else "",
+                    teacher=_teacher_of("regnety_160", at_384))
+            )  # fmt: skip
     return rows
 
 
@@ -202,17 +189,12 @@ def _finetune() -> list[Row]:
     for row in tables.TABLE_5:
         if not row.model.startswith("deit") or row.image_size != 384:
             continue
-        distilled = "distilled" in row.model
+        distilled = ",distilled" * ("distilled" in row.model)
         rows.append(
-            Row(
-                "Table 5",
-                "384px" + ",distilled" * distilled,
-                row.label + f", {row.epochs} epochs" * (row.epochs != 300),
-                row.figures,
-                start="deit.py:base" + ",distilled" * distilled + ",1000" * (row.epochs == 1000),
-                teacher="teacher.py:regnety_160,384px" if distilled else "",
-            )
-        )
+            Row("Table 5", f"384px{distilled}", row.label + f", {row.epochs} epochs" * (row.epochs != 300), row.figures,
+                start=f"deit.py:base{distilled}" + ",1000" * (row.epochs == 1000),
+                teacher="teacher.py:regnety_160,384px" if distilled else "")
+        )  # fmt: skip
     rows += [
         Row("Table 10", f"{row.image_size}px", f"{row.image_size} pixels",
             {"ImageNet": row.imagenet, "ReaL": row.real, "V2": row.v2}, start="deit.py:base")
@@ -233,16 +215,12 @@ def _transfer() -> list[Row]:
     for row in tables.TABLE_7:
         distilled, at_384 = "distilled" in row.model, row.model.endswith("384")
         start = "finetune.py:384px" if at_384 else "deit.py:base"
-        for word, label in _DATA_SETS.items():
-            rows.append(
-                Row(
-                    "Table 7",
-                    f"{word},base" + ",distilled" * distilled + ",384px" * at_384,
-                    "DeiT-B" + " distilled" * distilled + " at 384 pixels" * at_384,
-                    {label: getattr(row, word)},
-                    start=start + ",distilled" * distilled,
-                )
-            )
+        rows += [
+            Row("Table 7", f"{word},base" + ",distilled" * distilled + ",384px" * at_384,
+                "DeiT-B" + " distilled" * distilled + " at 384 pixels" * at_384, {label: getattr(row, word)},
+                start=start + ",distilled" * distilled)
+            for word, label in _DATA_SETS.items()
+        ]  # fmt: skip
     scratch = tables.CIFAR10_FROM_SCRATCH
     teacher = "transfer.py:cifar10,regnety_160,scratch"
     return rows + [
@@ -270,9 +248,9 @@ def _ablation() -> list[Row]:
 
 @functools.cache
 def rows_of(file: str) -> tuple[Row, ...]:
-    """The rows of configs/`file`.py, "deit" for example; () if it reproduces none."""
+    """Returns the rows of configs/`file`.py, e.g. "deit"; () if it reproduces none."""
     sections = _sections()
-    found = {
+    rows = {
         "deit": _deit(),
         "teacher": _teachers(),
         "distillation": [
@@ -283,11 +261,11 @@ def rows_of(file: str) -> tuple[Row, ...]:
         "ablation": _ablation(),
         "search": [row for row in sections if row.where == "Section 6"],
     }  # fmt: skip
-    return tuple(found.get(file, ()))
+    return tuple(rows.get(file, ()))
 
 
 def publish(config: ConfigDict, file: str, argument: str) -> None:
-    """Put the figures of configs/`file`.py's rows with the words of `argument`, in any order, into `config.published`."""
+    """Adds to `config.published` the figures of the rows of configs/`file`.py with the words of `argument`, in any order."""
     seen = set()
     for row in rows_of(file):
         if set(row.argument.split(",")) != set(argument.split(",")):
@@ -295,7 +273,7 @@ def publish(config: ConfigDict, file: str, argument: str) -> None:
         for measure, value in row.published.items():
             if (measure, value) not in seen:
                 seen.add((measure, value))
-                # A dot would part a field's name.
+                # A dot would split the name of the field.
                 name = f"published: {row.what}, {measure} ({row.where})".replace(".", "·")
                 with config.unlocked():
                     config.published[name] = value

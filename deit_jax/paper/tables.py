@@ -1,7 +1,7 @@
-"""The paper's figures as data: tables and Figure 3 of arXiv 2012.12877v2, DeiT and RegNetY rows. Table 9 is configs/deit.py.
+"""The published results: DeiT and RegNetY rows of the tables and Figure 3 of arXiv 2012.12877v2. Table 9 is configs/deit.py.
 
-Accuracies are top-1 in percent, of a single crop; throughputs are images/s of a float32 forward pass on one V100 with 16 GB, as
-the paper measured them. Models have their names in `deit_jax.list_models()`. None of this was obtained by this project.
+Accuracies are top-1 in percent on a single crop. Throughputs are images/s of a float32 forward pass on one V100 with 16 GB.
+Models have their names in `deit_jax.list_models()`. The paper measured all of this; this project did not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TABLE_1 = (
 
 
 class TeacherRow(NamedTuple):
-    """A row of Table 2: a teacher, and the DeiT-B that it taught by hard distillation through the token."""
+    """A row of Table 2: a teacher, and the DeiT-B distilled from it through the token, by hard distillation."""
 
     teacher: str
     teacher_top1: float
@@ -49,7 +49,7 @@ TABLE_2 = (
 
 
 class DistillationRow(NamedTuple):
-    """A row of Table 3: a kind of distillation and what is read out; Ti, S and B at 224 pixels, B fine-tuned at 384."""
+    """A row of Table 3: a kind of distillation and a head; Ti, S and B at 224 pixels, B fine-tuned at 384."""
 
     kind: str  # config.distillation.kind
     token: bool  # with a distillation token
@@ -69,8 +69,7 @@ TABLE_3 = (
     DistillationRow("hard", True, "both", 74.5, 81.2, 83.4, 84.5),
 )
 
-# Table 4: the share of ImageNet's validation images on which two classifiers decide differently. DeiT is without distillation;
-# the last three are the heads of the distilled one. Symmetrical, 0 on the diagonal.
+# Table 4: the share of ImageNet's validation images on which two classifiers disagree. "DeiT" is trained without distillation.
 TABLE_4_NAMES = (
     "ground truth", "RegNetY", "DeiT", "distilled DeiT, class", "distilled DeiT, distillation", "distilled DeiT, both",
 )  # fmt: skip
@@ -85,12 +84,12 @@ TABLE_4 = (
 
 
 class ModelRow(NamedTuple):
-    """A row of Table 5. None: not printed."""
+    """A row of Table 5. None: not published."""
 
-    label: str  # for people
-    model: str  # "" for one that is not registered here
+    label: str
+    model: str  # "" if it is not registered here
     image_size: int  # pixels
-    epochs: int | None  # DeiT's; None: the paper gives none for this row
+    epochs: int | None  # None except for DeiT
     images_per_second: float | None
     imagenet: float
     real: float
@@ -98,9 +97,9 @@ class ModelRow(NamedTuple):
 
     @property
     def figures(self) -> dict[str, float]:
-        """The top-1 that is printed, in percent, by what it was measured on."""
-        printed = {"ImageNet": self.imagenet, "ReaL": self.real, "V2": self.v2}
-        return {measure: value for measure, value in printed.items() if value is not None}
+        """The published top-1 in percent, by data set."""
+        published = {"ImageNet": self.imagenet, "ReaL": self.real, "V2": self.v2}
+        return {measure: value for measure, value in published.items() if value is not None}
 
 
 TABLE_5 = (
@@ -143,7 +142,7 @@ TABLE_6 = {
 
 
 class TransferRow(NamedTuple):
-    """A row of Table 7: a DeiT pre-trained on ImageNet and fine-tuned on another set at its own resolution."""
+    """A row of Table 7: a DeiT pre-trained on ImageNet and fine-tuned on another data set."""
 
     model: str
     cifar10: float
@@ -154,7 +153,7 @@ class TransferRow(NamedTuple):
     inat19: float
 
 
-# The last row's own ImageNet column says 84.4, Tables 3 and 5 84.5.
+# In the last row the ImageNet column of this table has 84.4, while Tables 3 and 5 have 84.5.
 TABLE_7 = (
     TransferRow("deit_base_patch16_224", 99.1, 90.8, 98.4, 92.1, 73.2, 77.7),
     TransferRow("deit_base_patch16_384", 99.1, 90.8, 98.5, 93.3, 79.5, 81.4),
@@ -162,20 +161,16 @@ TABLE_7 = (
     TransferRow("deit_base_distilled_patch16_384", 99.2, 91.4, 98.9, 93.9, 80.1, 83.0),
 )
 # CIFAR-10 without ImageNet, up to 7200 epochs at 224 pixels.
-CIFAR10_FROM_SCRATCH = {
-    "regnety_160": 98.0,
-    "deit_base_patch16_224": 97.5,
-    "deit_base_distilled_patch16_224": 98.5,
-}
+CIFAR10_FROM_SCRATCH = {"regnety_160": 98.0, "deit_base_patch16_224": 97.5, "deit_base_distilled_patch16_224": 98.5}
 
 
 class AblationRow(NamedTuple):
     """A row of Table 8: DeiT-B without distillation, pre-trained at 224 pixels, then fine-tuned at 384."""
 
-    change: str  # against the first row
+    change: str  # relative to the first row
     top1: float
     top1_384: float
-    trained: bool = True  # False: it did not train
+    trained: bool = True  # False: the training failed
 
 
 TABLE_8 = (
@@ -193,11 +188,11 @@ TABLE_8 = (
     AblationRow("with dropout", 81.3, 83.1),
     AblationRow("with EMA", 81.9, 83.1),
 )
-TABLE_8_DEVIATION = (0.2, 0.1)  # of the first row's two figures
+TABLE_8_DEVIATION = (0.2, 0.1)  # for the two figures of the first row
 
 
 class ResolutionRow(NamedTuple):
-    """A row of Table 10: DeiT-B, trained at 224 pixels and, but for that row, fine-tuned at another size."""
+    """A row of Table 10: DeiT-B, trained at 224 pixels and, except for that row, fine-tuned at another size."""
 
     image_size: int  # pixels
     images_per_second: float
@@ -213,8 +208,8 @@ TABLE_10 = (
     ResolutionRow(384, 86.0, 83.1, 87.7, 72.4),
 )
 
-# Figure 3: top-1 of DeiT-B by epochs. Read off a plot and so approximate, but for the points in FIGURE_3_EXACT, which Tables 3
-# and 5 print.
+# Figure 3: top-1 of DeiT-B by epochs. Approximate, because read off a plot, except for the points in FIGURE_3_EXACT, which are in
+# Tables 3 and 5.
 FIGURE_3_EPOCHS = (300, 500, 800, 1000)
 FIGURE_3 = {
     "soft distillation": (81.8, 82.2, 81.6, 81.8),
@@ -222,15 +217,15 @@ FIGURE_3 = {
     "hard distillation, token": (83.4, 84.1, 84.2, 84.2),
     "hard distillation, token, 384": (84.5, 84.9, 85.1, 85.2),
 }
-FIGURE_3_EXACT = {  # curve to the epochs whose values are printed in a table
+FIGURE_3_EXACT = {  # by curve: the epochs whose values are in a table
     "soft distillation": (300,),
     "hard distillation": (300,),
     "hard distillation, token": (300, 1000),
     "hard distillation, token, 384": (300, 1000),
 }
-FIGURE_3_NO_DISTILLATION = 82.2  # the dotted line: without a teacher accuracy saturates there after about 400 epochs
+FIGURE_3_NO_DISTILLATION = 82.2  # the dotted line: without a teacher, accuracy saturates here after about 400 epochs
 
-# Section 4: the cosine between the class and the distillation token of the distilled DeiT-B.
+# Section 4: the cosine of the class and the distillation token of the distilled DeiT-B.
 TOKEN_COSINE_INPUT = 0.06  # as learned
 TOKEN_COSINE_LAST = 0.93  # after the last layer
-TWO_CLASS_TOKENS_COSINE = 0.999  # two class tokens with the same label instead: they end the same
+TWO_CLASS_TOKENS_COSINE = 0.999  # with two class tokens trained on the same labels: they become equal

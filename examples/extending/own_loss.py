@@ -1,4 +1,4 @@
-"""A loss of your own: the student copies the teacher's logits, as they are or without their scale.
+"""A custom loss: the student matches the teacher's logits, optionally without their scale.
 
     PYTHONPATH=examples/extending python run.py --config=configs/quickstart.py --workdir=runs/matched \
         --config.plugins=own_loss --config.distillation.kind=logit_matching --config.logit_matching.weight=0.8
@@ -16,11 +16,11 @@ from deit_jax import register_loss
 class LogitMatching:
     """Cross-entropy of the class head, and the squared distance of the other head's logits from the teacher's."""
 
-    weight: float = 0.5  # of the distance; these fields are config.logit_matching
-    normalise: bool = True  # only the logits' pattern counts, not their scale
+    weight: float = 0.5  # of the distance; the fields are those of config.logit_matching
+    normalise: bool = True  # ignore the scale of the logits
 
     def __call__(self, outputs, targets, teacher_logits):
-        """Return the loss and what to log. All arguments are [batch, classes]."""
+        """Returns the loss and the metrics to log. All arguments are [batch, classes]."""
         token = outputs.distillation_logits  # None for a model without a distillation token
         student = outputs.class_logits if token is None else token
         labels = -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(outputs.class_logits), axis=-1))
@@ -28,7 +28,7 @@ class LogitMatching:
         return (1 - self.weight) * labels + self.weight * distance, {"label_loss": labels, "distance": distance}
 
     def standard(self, logits):
-        """The logits without their mean, and perhaps without their scale."""
+        """Returns the logits without their mean and, if configured, without their scale."""
         centred = logits - jnp.mean(logits, axis=-1, keepdims=True)
         return centred / (jnp.std(logits, axis=-1, keepdims=True) + 1e-6) if self.normalise else centred
 

@@ -1,4 +1,4 @@
-"""A ConvMixer (arXiv 2201.09792), registered under a name that any configuration can use, as student or as teacher.
+"""A ConvMixer (arXiv 2201.09792), registered under a name that configurations can use for a student or a teacher.
 
     PYTHONPATH=examples/extending python run.py --config=configs/quickstart.py:no_teacher --workdir=runs/convmixer \
         --config.plugins=own_model --config.model.name=convmixer_tiny --config.model.overrides={} --config.model.drop_path_rate=0
@@ -14,7 +14,7 @@ from deit_jax import register_model
 
 
 class ConvMixer(nn.Module):
-    """Patches, then depthwise and pointwise convolutions: float[B, S, S, 3] to logits [B, num_classes]."""
+    """Patch embedding, then depthwise and pointwise convolutions: float[B, S, S, 3] to logits [B, num_classes]."""
 
     num_classes: int = 1000
     width: int = 64

@@ -1,4 +1,4 @@
-"""run.py as a user types it, each command in a process of its own."""
+"""Runs commands of run.py, each in its own process."""
 
 import multiprocessing
 import os
@@ -14,10 +14,10 @@ from deit_jax.reporting.run_log import read_metrics
 
 ROOT = Path(__file__).parents[2]
 TINY = "--config=tests/tiny.py"
-TIMEOUT = 1200  # seconds of a command
+TIMEOUT = 1200  # seconds per command
 
-# Importing JAX, Orbax and Grain takes most of a short command's time: a server imports them once and forks for each command. No
-# device is touched before the fork. `command` is for what a test starts itself, as a shell would.
+# Most of the time of a short command goes into importing JAX, Orbax and Grain, so a server imports them once and forks for each
+# command. No device is used before the fork. `command` is for processes that a test starts itself.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["deit_jax.main", "deit_jax.modes.train", "tests.end_to_end.commands"])
 
@@ -27,7 +27,7 @@ def command(*arguments):
 
 
 def environment(devices=1):
-    # The processes of this file compile the same programs: one compiles, the others read.
+    # The commands share compiled programs.
     return os.environ | {
         "XLA_FLAGS": re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"]),
         "PYTHONPATH": str(ROOT),
@@ -36,7 +36,7 @@ def environment(devices=1):
 
 
 def run(*arguments, devices=1, cwd=ROOT, **settings):
-    """A command, as `subprocess.CompletedProcess` has it; `settings` are environment variables as of `forked`."""
+    """Runs a command; returns a `subprocess.CompletedProcess`. `settings` are environment variables, see `forked`."""
     return forked(_run, str(ROOT / "run.py"), *map(str, arguments), cwd=cwd, **environment(devices) | settings)
 
 
@@ -48,7 +48,7 @@ def _run(*arguments):
 
 
 def forked(function, *arguments, cwd=ROOT, **variables):
-    """`function(*arguments)` in a process of its own, as `subprocess.CompletedProcess` has a command.
+    """Runs `function(*arguments)` in its own process; returns a `subprocess.CompletedProcess`.
 
     function: of a module's top level. variables: the environment, of what is not read when JAX is imported.
     """
@@ -65,7 +65,7 @@ def forked(function, *arguments, cwd=ROOT, **variables):
 
 
 def forked_together(function, calls, devices=1):
-    """What `forked` gives for each of several calls that run at the same time."""
+    """Runs several calls at the same time; returns the results of `forked`."""
     with ThreadPoolExecutor(len(calls)) as threads:
         return list(threads.map(lambda call: forked(function, *call, **environment(devices)), calls))
 
@@ -86,7 +86,7 @@ def succeed(*arguments, devices=1):
 
 
 def refused(*arguments) -> str:
-    """The one line of a refused command."""
+    """Runs a command that must be refused; returns its one line."""
     done = run(*arguments)
     assert done.returncode == 2, done.stdout[-3000:] + done.stderr[-3000:]
     lines = done.stderr.strip().splitlines()
@@ -101,7 +101,7 @@ def free_port():
 
 
 def run_together(workdir, *arguments, processes, devices=1):
-    """What each of several processes of one run printed."""
+    """Returns the output of each of the processes of one run."""
     flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
     started = [
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""The analysis of two short runs, as a user types it."""
+"""The analysis of two short runs, by the command."""
 
 import json
 
@@ -29,7 +29,7 @@ def test_two_trained_checkpoints_are_analyzed(tmp_path):
     )
 
 
-def test_what_a_mode_lacks_is_told_in_one_line(tmp_path):
+def test_missing_flags_are_reported_in_one_line(tmp_path):
     assert "--workdir is missing" in refused("--mode=analyze")
     assert "--figure is missing" in refused("--mode=figures", f"--output={tmp_path}/a.png")
     assert "--config is missing" in refused("--mode=throughput")

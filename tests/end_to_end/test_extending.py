@@ -1,4 +1,4 @@
-"""A user's own source, loss and model, from a folder outside of the package, in every mode; the examples of docs/extending.md."""
+"""The examples of docs/extending.md: a source, a loss and a model from outside of the package, in every mode."""
 
 import ast
 import json
@@ -20,7 +20,7 @@ EXAMPLES = ROOT / "examples/extending"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Runs run.py with the examples' copies on PYTHONPATH, or without."""
+    """Returns a function that runs run.py, with or without copies of the examples on PYTHONPATH."""
     folder = tmp_path_factory.mktemp("plugins")
     for file in ("own_source.py", "own_loss.py", "own_model.py"):
         shutil.copy(EXAMPLES / file, folder)
@@ -42,7 +42,7 @@ def succeed(done):
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.stem)
-def test_an_example_is_short_and_uses_public_names_alone(file):
+def test_an_example_is_short_and_uses_only_public_names(file):
     text = file.read_text()
     assert len(text.splitlines()) <= 40
     for node in ast.walk(ast.parse(text)):
@@ -58,9 +58,7 @@ def test_an_example_is_short_and_uses_public_names_alone(file):
 def test_the_command_of_an_example_is_accepted(file, run, tmp_path):
     text = ast.get_docstring(ast.parse(file.read_text()))
     arguments = shlex.split(text.partition("run.py ")[2].replace("\\\n", " "))
-    arguments = [
-        argument for argument in arguments if not argument.startswith("--workdir=")
-    ]  # which a preview has no use for
+    arguments = [argument for argument in arguments if not argument.startswith("--workdir=")]  # not for a preview
     succeed(run(*arguments, "--mode=preview", f"--output={tmp_path / 'images.png'}"))
 
 
@@ -108,8 +106,8 @@ def test_an_own_source_and_an_own_loss_work_in_every_mode(run, tmp_path):
     missing = run("--mode=predict", f"--workdir={workdir}", tmp_path / "square.png", plugins=False)
     assert missing.returncode == 2
     assert missing.stderr == (
-        f"error: plugins of {workdir}/config.json: there is no module 'own_source': install it, or put the folder that it is "
-        "in on PYTHONPATH\n"
+        f"error: plugins of {workdir}/config.json: there is no module 'own_source': install it, or put its folder "
+        "on PYTHONPATH\n"
     )
 
 
@@ -148,4 +146,4 @@ def test_an_own_model_is_student_and_teacher_in_every_mode(run, tmp_path):
         student = tmp_path / f"student_of_{place.name}"
         succeed(run(TINY, f"--workdir={student}", *teacher, *extra, f"--config.teacher.weights={place}"))
         rows.append([row["train/loss"] for row in read_metrics(student) if "train/loss" in row])
-    assert len(rows[0]) == 4 and rows[0] == rows[1]  # one network, from either place
+    assert len(rows[0]) == 4 and rows[0] == rows[1]  # the same network from both places

@@ -1,4 +1,4 @@
-"""Commands on machines as they are: no home, no terminal, a full disk behind the log, names that act."""
+"""Commands on difficult machines: no home, no terminal, a full disk, control characters in names."""
 
 import itertools
 import os
@@ -13,7 +13,7 @@ from deit_jax.reporting.run_log import read_metrics
 from .commands import ROOT, TINY, command, environment, forked, refused, succeed
 from .commands import _run as run_here
 
-# One step of the smallest student: what is tested happens outside of it.
+# A single step of a tiny student, because these tests are about everything else.
 SHORT = (TINY, "--config.distillation.kind=labels", "--config.teacher.weights=", "--config.train.max_steps=1",
          "--config.evaluation.every_epochs=0", "--config.data.max_eval_images=40")  # fmt: skip
 
@@ -31,7 +31,7 @@ def into_a_closed_pipe(*arguments):
     reader, writer = os.pipe()
     os.close(reader)
     os.dup2(writer, 1)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (as a new process has it)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (as in a new process)
     run_here(*arguments)
 
 
@@ -45,7 +45,9 @@ def without_standard_streams(*arguments):
 def test_a_run_survives_the_loss_of_its_output(tmp_path):
     done = run(onto_a_full_disk, *SHORT, f"--workdir={tmp_path}/full")
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "warning: standard output cannot be written (No space left on device); the command goes on\n"
+    assert (
+        done.stderr == "warning: standard output cannot be written (No space left on device); the command continues\n"
+    )
     done = run(without_standard_streams, *SHORT, f"--workdir={tmp_path}/none")
     assert done.returncode == 0
     for name in ("full", "none"):
@@ -53,7 +55,7 @@ def test_a_run_survives_the_loss_of_its_output(tmp_path):
         assert all("printed" not in row for row in read_metrics(tmp_path / name))
 
 
-def test_a_page_that_cannot_be_printed_is_an_error_and_a_reader_that_ends_is_none():
+def test_a_page_that_cannot_be_printed_is_an_error_but_a_closed_pipe_is_not():
     done = run(onto_a_full_disk, "--list=table8")
     assert done.returncode == 2
     assert (
@@ -63,7 +65,7 @@ def test_a_page_that_cannot_be_printed_is_an_error_and_a_reader_that_ends_is_non
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_user_without_a_home_trains_and_leaves_nothing_beside_the_workdir(tmp_path):
+def test_a_user_without_a_home_can_train_and_leaves_no_other_files(tmp_path):
     done = forked(
         run_here, str(ROOT / "run.py"), f"--config={ROOT}/tests/tiny.py", *SHORT[1:], "--workdir=run", "--config.log.report=True",
         cwd=tmp_path, **environment() | {"HOME": ""},
@@ -73,13 +75,11 @@ def test_a_user_without_a_home_trains_and_leaves_nothing_beside_the_workdir(tmp_
     assert os.listdir(tmp_path) == ["run"]
 
 
-def test_names_that_act_are_escaped_in_the_line_of_an_error(tmp_path):
+def test_control_characters_in_names_are_escaped_in_error_messages(tmp_path):
     line = refused("--config=a\x1b[31m\nb\u202e.py", f"--workdir={tmp_path}/run")
     assert r"a\x1b[31m b\u202e.py" in line
     workdir = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
-    assert r"caf\xe9: checkpoints cannot be in a folder whose path is not UTF-8" in refused(
-        TINY, f"--workdir={workdir}"
-    )
+    assert r"caf\xe9: checkpoints need a folder whose path is UTF-8" in refused(TINY, f"--workdir={workdir}")
     assert os.listdir(tmp_path) == []
 
 
@@ -87,11 +87,11 @@ ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
 def typed(*arguments):
-    """A command in a process that starts with the C locale."""
+    """Runs a command in a process with the C locale."""
     return subprocess.run(command(*arguments), cwd=ROOT, env=environment() | ASCII, capture_output=True)
 
 
-def test_a_file_name_that_the_locale_does_not_have_is_one_line(tmp_path):
+def test_a_file_name_that_the_locale_cannot_encode_is_reported_in_one_line(tmp_path):
     config = tmp_path / "config.py"
     config.write_text(
         "from tests.tiny import tiny_config\n"
@@ -108,7 +108,7 @@ def test_a_file_name_that_the_locale_does_not_have_is_one_line(tmp_path):
 
 
 @pytest.mark.long
-def test_folders_of_any_name_are_read_and_written_in_the_c_locale(tmp_path):
+def test_folders_with_any_name_are_read_and_written_in_the_c_locale(tmp_path):
     for split, name in itertools.product(("train", "val"), ("花", "Köln")):
         for number in range(8):
             path = tmp_path / "Bilder ü" / split / name / f"{number}.png"
@@ -126,7 +126,7 @@ def test_folders_of_any_name_are_read_and_written_in_the_c_locale(tmp_path):
     assert "Bilder ü/val/花/3.png" in (tmp_path / "gefunden ü.csv").read_text(encoding="utf-8")
 
 
-def test_a_finished_run_in_a_folder_of_any_utf8_name(tmp_path):
+def test_a_run_in_a_folder_with_any_utf8_name(tmp_path):
     workdir = tmp_path / "[red] 花 $x$"
     done = succeed(*SHORT, f"--workdir={workdir}", "--config.log.tensorboard=True", "--config.log.report=True")
     assert "Training in" in done.stdout and "[red] 花 $x$" in done.stdout.replace("\n", "")

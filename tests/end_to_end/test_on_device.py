@@ -1,4 +1,4 @@
-"""benchmarks/on_device.py: its times with a process that computes nothing, and all of its rows on a CPU."""
+"""benchmarks/on_device.py: its time limits with a fake worker, and all of its rows on a CPU."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from benchmarks import on_device
 from deit_jax.models.vit import ATTENTIONS
 
 SCRIPT = on_device.ROWS.with_name("on_device.py")
-# Answers rows as the real one does, but for what the row tells it to do.
+# Answers like the real worker, or fails as the row specifies.
 STAND_IN = """
 import json, os, sys, time
 for line in sys.stdin:
@@ -28,7 +28,7 @@ for line in sys.stdin:
 
 
 def measured(tmp_path, rows, minutes=1.0, command=(sys.executable, "-c", STAND_IN)):
-    """What `measure_all` writes, the machine's row first, and what ended it early, if anything did."""
+    """Returns what `measure_all` writes, with the row of the machine first, and the reason if it ended early."""
     written, line = [], None
     worker = on_device.Worker(tmp_path / "log", command)
     try:
@@ -44,7 +44,7 @@ def step(**fields):
     return {"part": "step", "what": "a step", "recipe": "small", "attention": "xla"} | fields
 
 
-def test_a_row_that_breaks_or_hangs_is_told_in_a_line_and_the_others_go_on(tmp_path, monkeypatch):
+def test_a_row_that_fails_or_hangs_is_reported_and_the_others_continue(tmp_path, monkeypatch):
     monkeypatch.setitem(on_device.PARTS, "step", on_device.Part(end=400, most=16, least=0))  # 2 seconds of a minute
     error = {"answer": {"status": "error", "error": "ConfigError: odd tokens"}}
     rows = [step(), step(**error), step(do="die"), step(do="hang"), step()]
@@ -66,10 +66,10 @@ def test_a_row_that_breaks_or_hangs_is_told_in_a_line_and_the_others_go_on(tmp_p
     assert "| 1,234 |" in text and "error; ConfigError: odd tokens" in text and "Segmentation / fault" in text
 
 
-def test_all_ends_in_time_and_rows_that_were_not_started_are_there(tmp_path, monkeypatch):
+def test_everything_ends_in_time_and_unstarted_rows_are_recorded(tmp_path, monkeypatch):
     monkeypatch.setitem(on_device.PARTS, "machine", on_device.Part(end=200, most=200, least=0))  # time to start Python
     start = time.monotonic()
-    # Of three seconds the steps have two and a half at most, and one of them 0.75.
+    # Of three seconds the steps may use at most 2.5, and a single step 0.75.
     rows, line = measured(tmp_path, [step(do="hang") for _ in range(8)], minutes=3 / 60)
     assert time.monotonic() - start < 4 and line is None and len(rows) == 9
     assert [row["status"] for row in rows] == ["ok"] + 8 * ["not reached"]
@@ -78,7 +78,7 @@ def test_all_ends_in_time_and_rows_that_were_not_started_are_there(tmp_path, mon
     assert {row["note"] for row in rows if row.get("note", "").startswith("no")} == {"no time left"}
 
 
-def test_what_a_part_leaves_goes_to_rows_that_were_not_started(tmp_path, monkeypatch):
+def test_time_left_by_a_part_is_used_for_unstarted_rows(tmp_path, monkeypatch):
     monkeypatch.setitem(on_device.PARTS, "step", on_device.Part(end=0, most=100, least=0))
     rows = [step(), {"part": "quick start", "what": "quick start"}]
     written, _ = measured(tmp_path, rows)
@@ -89,14 +89,14 @@ def test_what_a_part_leaves_goes_to_rows_that_were_not_started(tmp_path, monkeyp
 def test_without_a_gpu_nothing_is_measured(tmp_path):
     stand_in = STAND_IN.replace('"gpu"', '"cpu"')
     rows, line = measured(tmp_path, [step()], command=(sys.executable, "-c", stand_in))
-    assert line == "JAX finds no GPU here (it finds: a card); --tiny tries this script on a CPU"
+    assert line == "JAX finds no GPU here (it finds: a card); --tiny tests this script on a CPU"
     assert [row["status"] for row in rows] == ["ok", "not reached"]
     rows, line = measured(tmp_path, [step()], command=(sys.executable, "-c", "raise SystemExit('no driver')"))
     assert line == "JAX does not start here: the process ended with status 1: no driver"
     assert [row["status"] for row in rows] == ["error", "not reached"]
 
 
-def test_missing_packages_are_one_line_with_the_wheels(monkeypatch):
+def test_missing_packages_are_reported_in_one_line_with_the_wheels(monkeypatch):
     assert on_device.missing_packages() is None
     monkeypatch.setitem(on_device.WHEELS, "no_such_package", "no-such-package")
     line = on_device.missing_packages()
@@ -111,7 +111,7 @@ def test_every_attention_of_the_model_is_measured():
 
 @pytest.mark.long
 def test_all_rows_on_a_cpu(tmp_path):
-    """Of every kind of row the real functions, small. cuDNN's attention needs a GPU."""
+    """The real functions for every kind of row, at small sizes. cuDNN's attention needs a GPU."""
     path = tmp_path / "rows.jsonl"
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(SCRIPT), f"--output={path}", "--tiny"]
@@ -133,6 +133,4 @@ def test_all_rows_on_a_cpu(tmp_path):
     quick = rows["quick start's student"]
     assert quick["steps"] == 4 and 0 < quick["last_loss"] < 4 and quick["images_per_second"] > 0
     shown = subprocess.run([*command[:2], f"--table={path}"], capture_output=True, text=True, check=True)
-    assert (
-        len(shown.stdout.splitlines()) == len(rows) + 4 * 2 + 3
-    )  # a head of two lines a part, an empty line between two
+    assert len(shown.stdout.splitlines()) == len(rows) + 4 * 2 + 3  # two header lines per part, empty lines in between

@@ -1,4 +1,4 @@
-"""One's own folder of JPEGs, from fine-tuning to an ONNX file, by the commands that the README shows."""
+"""The commands of the README for your own images, from a folder of JPEGs to an ONNX file."""
 
 import json
 import re
@@ -18,7 +18,7 @@ CLASSES = ("Trouser", "Sandal", "Bag")
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Three classes of 20 JPEGs, of different sizes."""
+    """Three classes with 20 JPEGs each, of different sizes."""
     root = tmp_path_factory.mktemp("own") / "photos"
     with np.load(EMBEDDED) as file:
         images, labels, names = file["train_images"], file["train_labels"], list(file["class_names"])
@@ -33,7 +33,7 @@ def photos(tmp_path_factory):
 def test_from_a_folder_to_a_checked_program(photos, tmp_path):
     pytest.importorskip("jax2onnx")
     pytest.importorskip("onnxruntime")
-    # In place of the published file: the same names and shapes.
+    # Random weights with the names and shapes of the published file.
     model = deit_jax.create_model("deit_tiny_patch16_224")
     variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
     weights = deit_jax.save_weights(variables, model, tmp_path / "published.safetensors", "timm")
@@ -41,9 +41,9 @@ def test_from_a_folder_to_a_checked_program(photos, tmp_path):
     run = tmp_path / "run"
     done = succeed("--config=configs/own_images.py", f"--config.data.path={photos}", f"--workdir={run}",
                    f"--config.model.weights={weights}", "--config.train.epochs=2")  # fmt: skip
-    told = " ".join(done.stdout.split())  # long paths fold the table's lines
-    assert "48 training images, 12 for evaluation, 3 classes (20% of every class held out)" in told
-    assert "head reinitialised" in told and done.stderr == ""
+    printed = " ".join(done.stdout.split())  # long paths fold the table's lines
+    assert "48 training images, 12 for evaluation, 3 classes (20% of every class held out)" in printed
+    assert "head reinitialised" in printed and done.stderr == ""
     assert (run / "report.html").is_file()
     results = json.loads((run / "results.json").read_text())
     assert results["step"] == 6

@@ -1,4 +1,4 @@
-"""What a user gets who installs the package: made, put into a folder of its own and used from an empty one."""
+"""The installed package: built, installed into a folder and used from an empty one."""
 
 import shutil
 import subprocess
@@ -38,7 +38,7 @@ def call(*command, cwd, **environment):
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory):
-    """(source distribution, wheel made of it), of a copy: building leaves its work beside the sources."""
+    """(source distribution, wheel built from it), of a copy, because building leaves files next to the sources."""
     folder = tmp_path_factory.mktemp("dist")
     tree = folder / "tree"
     for name in ("benchmarks", "configs", "deit_jax", "docs", "tests"):
@@ -53,7 +53,7 @@ def archives(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(archives, tmp_path_factory):
-    """A folder that holds the installed package and nothing else."""
+    """A folder with only the installed package."""
     folder = tmp_path_factory.mktemp("site")
     done = call(
         "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", folder, archives[1], cwd=folder
@@ -69,7 +69,7 @@ def empty(tmp_path_factory):
 
 @pytest.fixture
 def use(installed, empty):
-    """`python -m deit_jax` of the installed package, in a folder that has nothing to do with the repository."""
+    """Runs `python -m deit_jax` of the installed package in a folder outside of the repository."""
 
     def used(*arguments):
         return call("-m", "deit_jax", *arguments, cwd=empty, PYTHONPATH=str(installed))
@@ -85,7 +85,7 @@ def files_of(folder):
     }
 
 
-def test_the_wheel_holds_the_package_its_data_and_the_configurations_alone(archives):
+def test_the_wheel_contains_only_the_package_its_data_and_the_configurations(archives):
     names = {name for name in zipfile.ZipFile(archives[1]).namelist() if ".dist-info/" not in name}
     package = {f"deit_jax/{name}" for name in files_of(ROOT / "deit_jax")}
     configs = {f"deit_jax/configs/{name}" for name in files_of(ROOT / "configs")}
@@ -93,7 +93,7 @@ def test_the_wheel_holds_the_package_its_data_and_the_configurations_alone(archi
     assert {"deit_jax/py.typed", "deit_jax/reporting/report.css", "deit_jax/configs/deit.py"} <= names
 
 
-def test_both_archives_carry_the_licences_and_the_version(archives):
+def test_both_archives_contain_the_licences_and_the_version(archives):
     source, wheel = archives
     assert source.name == f"deit_jax-{__version__}.tar.gz" and wheel.name == f"deit_jax-{__version__}-py3-none-any.whl"
     licences = ("LICENSE", "deit_jax/data/embedded/LICENSE.fashion_mnist")
@@ -120,19 +120,17 @@ def test_a_run_a_report_and_predictions_need_no_repository(use, empty):
     assert Path(CHINA).name in predicted.stdout and "2 images" in predicted.stdout
 
 
-def test_its_flags_tell_what_is_there(use, installed):
+def test_list_version_and_errors_of_the_installed_package(use, installed):
     assert use("--version").stdout.startswith(f"deit_jax {__version__}\nPython 3.")
     assert "configs/ablation.py:no_mixup" in use("--list=table8").stdout
     done = use("--config=configs/deti.py", "--workdir=run")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "configs/deit.py" in done.stderr and "configs/quickstart.py" in done.stderr
-    where = use(
-        "--mode=export", "--config=configs/deit.py:huge"
-    ).stderr  # read from the package, which knows no such size
+    where = use("--mode=export", "--config=configs/deit.py:huge").stderr  # the message comes from the package
     assert "tiny | small | base" in where
 
 
-def test_names_are_typed_for_who_imports_it(installed, empty):
+def test_the_installed_package_is_typed(installed, empty):
     pytest.importorskip("mypy")
     (empty / "mine.py").write_text("import deit_jax\nnames: int = deit_jax.list_models()\n")
     done = call("-m", "mypy", "--follow-imports=silent", "mine.py", cwd=empty, PYTHONPATH=str(installed))

@@ -1,4 +1,4 @@
-"""Several real processes on this machine as one run."""
+"""Runs with several real processes on this machine."""
 
 import re
 import subprocess
@@ -21,20 +21,20 @@ def assert_same_run(one, other):
     for which in ("raw", "ema"):
         (found, _), (expected, _) = (load_variables(it, which) for it in (one, other))
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            # Adam makes much of the order of sums where a gradient is near 0.
+            # Where a gradient is near 0, Adam amplifies differences in the order of sums.
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.long
-def test_two_processes_make_the_run_of_one_with_as_many_devices(tmp_path):
+def test_two_processes_equal_one_process_with_the_same_devices(tmp_path):
     printed = run_together(tmp_path / "two", processes=2)
     succeed(TINY, f"--workdir={tmp_path / 'one'}", devices=2)
     assert_same_run(tmp_path / "two", tmp_path / "one")
-    # One of them speaks, and writes each row once.
+    # Only one of them prints, and each row is written once.
     assert "2 process(es)" in printed[0] and "distillation head" in printed[0]
     assert "step" not in printed[1]
     assert [row["step"] for row in train_rows(tmp_path / "two")] == [1, 2, 3, 4]
-    # What they saved, one process goes on with.
+    # One process resumes from their checkpoint.
     done = succeed(TINY, f"--workdir={tmp_path / 'two'}", "--config.train.max_steps=5")
     assert "resuming after step 4" in done.stdout
 
@@ -48,12 +48,12 @@ def test_four_processes_of_two_devices_share_one_copy_of_the_parameters(tmp_path
 
 
 @pytest.mark.long
-def test_four_processes_that_share_one_block_make_the_run_of_one_with_four_devices(tmp_path):
-    block = ["--config.augment.group_size=8"]  # of 32 rows, the whole batch: the step deals it
+def test_four_processes_that_share_a_mixing_block_equal_one_process(tmp_path):
+    block = ["--config.augment.group_size=8"]  # a block of 32 rows, the whole batch, is distributed in the step
     run_together(tmp_path / "runs" / "four", *block, processes=4)
     succeed(TINY, f"--workdir={tmp_path / 'one'}", *block, devices=4)
     assert_same_run(tmp_path / "runs" / "four", tmp_path / "one")
-    # Two go on with what they saved, of which neither holds a whole block.
+    # Two processes resume, neither of which has a whole block.
     more = ["--config.train.max_steps=6", "--config.evaluation.batch_size=41"]
     run_together(tmp_path / "runs" / "four", *block, *more, processes=2, devices=2)
     succeed(TINY, f"--workdir={tmp_path / 'one'}", *block, *more, devices=4)
@@ -71,15 +71,15 @@ def test_a_workdir_that_the_processes_do_not_share_is_refused_by_both(tmp_path):
         for number in range(2)
     ]  # fmt: skip
     for process in started:
-        _, told = process.communicate(timeout=300)
-        assert process.returncode == 2, told[-2000:]
-        assert "error: 1 of 2 processes do not see what the first one writes in --workdir=" in told
+        _, output = process.communicate(timeout=300)
+        assert process.returncode == 2, output[-2000:]
+        assert "error: 1 of 2 processes do not see what the first one writes in --workdir=" in output
     assert not (tmp_path / "0" / "checkpoints").exists()
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Folders of images: `same`, `other` with other class names, `fewer` with an image less."""
+    """Folders of images: `same`, `other` with other class names, `fewer` with one image less."""
     root = tmp_path_factory.mktemp("folders")
     for name in ("same", "other", "fewer"):
         for label in "ab":
@@ -92,7 +92,7 @@ def folders(tmp_path_factory):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("schedule.base_learning_rate", "1e-3", r"config\.schedule\.base_learning_rate: 0\.001, not 0\.0005"),
         ("data.path", "{}/other", r"class names: \['b', 'z'\], not \['a', 'b'\]"),
@@ -101,7 +101,7 @@ def folders(tmp_path_factory):
         ("train.batch_size", "-1", r"config\.train\.batch_size=-1 must be at least 1"),
     ],
 )
-def test_processes_that_would_do_different_things_are_refused_in_both(folders, tmp_path, field, value, said):
+def test_processes_with_different_settings_are_all_refused(folders, tmp_path, field, value, message):
     same = ["--config.data.source=folder", f"--config.data.path={folders}/same", "--config.data.held_out=0.2"]
     flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
     calls = [
@@ -114,15 +114,15 @@ def test_processes_that_would_do_different_things_are_refused_in_both(folders, t
         for call in calls
     ]
     for process in started:
-        _, told = process.communicate(timeout=60)
-        lines = [line for line in told.splitlines() if "Gloo" not in line]
-        assert process.returncode == 2 and len(lines) == 1 and re.search(said, lines[0]), told
+        _, output = process.communicate(timeout=60)
+        lines = [line for line in output.splitlines() if "Gloo" not in line]
+        assert process.returncode == 2 and len(lines) == 1 and re.search(message, lines[0]), output
     assert not (tmp_path / "run").exists()
 
 
-def test_half_of_the_flags_is_refused(tmp_path):
+def test_incomplete_process_flags_are_refused(tmp_path):
     assert "give all three or none" in refused(TINY, f"--workdir={tmp_path}", "--num_processes=2")
 
 
-def test_an_address_is_no_workdir():
+def test_an_address_is_refused_as_a_workdir():
     assert "gs://bucket/run is an address: give a folder" in refused(TINY, "--workdir=gs://bucket/run")

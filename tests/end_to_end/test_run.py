@@ -1,4 +1,4 @@
-"""run.py as a user types it, in processes of its own."""
+"""Commands of run.py, each in its own process."""
 
 import json
 import re
@@ -19,12 +19,12 @@ from .commands import ROOT, TINY, command, environment, refused, run_together, s
 
 @pytest.fixture(scope="module")
 def one_device(tmp_path_factory):
-    """A finished run on one device: (workdir, what it printed)."""
+    """A finished run on one device: (workdir, output)."""
     workdir = tmp_path_factory.mktemp("one") / "run"
     return workdir, succeed(TINY, f"--workdir={workdir}", "--config.log.peak_tflops=0.2").stdout
 
 
-def test_it_tells_what_runs_how_it_goes_and_what_came_of_it(one_device):
+def test_a_run_prints_its_settings_progress_and_results(one_device):
     workdir, printed = one_device
     for fact in (
         "parameters",
@@ -41,7 +41,7 @@ def test_it_tells_what_runs_how_it_goes_and_what_came_of_it(one_device):
         printed,
     )
     for head in ("class head", "distillation head", "both, mean of logits", "both, mean of softmax"):
-        assert printed.count(head) >= 4, head  # the evaluation's line and the table, raw and EMA
+        assert printed.count(head) >= 4, head  # the evaluation line and the table, each raw and EMA
     results = json.loads((workdir / "results.json").read_text())
     assert results["step"] == 4 and results["eval_images"] == 90
     assert set(results["scores"]) == {"raw", "ema"}
@@ -62,7 +62,7 @@ def test_two_processes_give_the_same_losses(one_device, tmp_path):
     """Rule 8 of deit_jax/training/loop.py."""
     printed = run_together(tmp_path / "run", processes=2)
     assert "2 process(es)" in printed[0] and "distillation head" in printed[0]
-    assert "step" not in printed[1]  # one of them speaks
+    assert "step" not in printed[1]  # only one of them prints
     assert_same_losses(tmp_path / "run", one_device[0])
 
 
@@ -75,7 +75,7 @@ def assert_same_losses(workdir, other):
         )
 
 
-def test_a_finished_run_says_so_and_shows_its_table(one_device):
+def test_a_finished_run_is_reported_with_its_table(one_device):
     before = (one_device[0] / "metrics.jsonl").read_bytes()
     done = succeed(TINY, f"--workdir={one_device[0]}")
     assert (
@@ -85,14 +85,14 @@ def test_a_finished_run_says_so_and_shows_its_table(one_device):
     assert (one_device[0] / "metrics.jsonl").read_bytes() == before
 
 
-def test_eval_repeats_the_runs_own_scores(one_device):
+def test_eval_reproduces_the_scores_of_the_run(one_device):
     done = succeed(TINY, f"--workdir={one_device[0]}", "--mode=eval")
     results = json.loads((one_device[0] / "results.json").read_text())
     assert f"{results['scores']['ema']['fused_softmax']['top1']:.2f}" in done.stdout
     assert f"{results['scores']['raw']['class']['loss']:.4f}" in done.stdout
 
 
-def test_further_sets_are_scored_and_named_on_the_command_line(one_device, tmp_path):
+def test_extra_sets_can_be_given_on_the_command_line(one_device, tmp_path):
     workdir, _ = one_device
     scored = "--config.evaluation.extra.held_out.split=test[:30]", "--checkpoint=best", f"--output={tmp_path}/e.json"
     done = succeed(TINY + ":extra", f"--workdir={workdir}", "--mode=eval", *scored)
@@ -102,12 +102,12 @@ def test_further_sets_are_scored_and_named_on_the_command_line(one_device, tmp_p
     for argument, name in ((":extra", "hold_out"), ("", "held_out")):
         line = refused(TINY + argument, "--mode=eval", f"--config.evaluation.extra.{name}.split=test")
         assert f"config.evaluation.extra has no set '{name}'" in line
-    assert "there is nothing to evaluate" in refused(TINY, "--mode=eval")
+    assert "nothing to evaluate" in refused(TINY, "--mode=eval")
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
+def test_a_killed_run_resumes_bit_exactly(tmp_path):
     """Rules 2, 3 and 4 of deit_jax/training/loop.py."""
-    # So many that the kill falls well before the end, in the first of the epochs of 312 steps.
+    # Enough steps that the kill comes before the end, in the first epoch of 312 steps.
     changes = ["--config.train.max_steps=80", "--config.checkpoint.every_steps=10", "--config.log.every_steps=5"]
     succeed(TINY, *changes, f"--workdir={tmp_path}/whole")
 
@@ -118,7 +118,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
     deadline = time.monotonic() + 300
     while not any(
         (tmp_path / "killed" / "checkpoints").glob("1[0-9]/manifest.json")
-    ):  # after the save of step 10, far from an epoch's end
+    ):  # after the checkpoint of step 10, far from the end of the epoch
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path):
 
 
 def optimizer_state(workdir) -> list[bytes]:
-    """The bytes of every leaf of the newest checkpoint's optimizer state."""
+    """Returns the bytes of every leaf of the optimizer state in the newest checkpoint."""
     from deit_jax.training.checkpointing import load_state
 
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(load_state(workdir)[0]["opt_state"])]
@@ -149,7 +149,7 @@ def optimizer_state(workdir) -> list[bytes]:
 
 def test_teacher_and_student_in_one_command(tmp_path):
     done = succeed(f"{TINY}:both", f"--workdir={tmp_path}/run", "--config.train.max_steps=3")
-    assert "first the teacher" in done.stdout
+    assert "training the teacher first" in done.stdout
     assert f"raw weights of {tmp_path}/run/teacher after step 4".replace(" ", "") in "".join(
         done.stdout.split()
     )  # lines are folded
@@ -157,7 +157,7 @@ def test_teacher_and_student_in_one_command(tmp_path):
 
 
 @pytest.mark.long
-def test_another_student_takes_a_teacher_from_its_workdir(tmp_path):
+def test_another_student_uses_a_teacher_from_its_workdir(tmp_path):
     succeed(f"{TINY}:teacher", f"--workdir={tmp_path}/teacher", "--config.train.max_steps=1")
     weights = f"--config.teacher.weights={tmp_path}/teacher"
     done = succeed(TINY, weights, "--config.train.max_steps=1", f"--workdir={tmp_path}/student")
@@ -165,7 +165,7 @@ def test_another_student_takes_a_teacher_from_its_workdir(tmp_path):
 
 
 @pytest.mark.long
-def test_the_papers_configuration_runs_here(tmp_path):
+def test_the_configurations_of_the_paper_run_locally(tmp_path):
     done = succeed("--config=configs/deit.py:small,distilled,runlocal", f"--workdir={tmp_path}/run")
     for fact in ("22,436,432", "83,590,140", "RANDOM", "224 px", "rand-m9-mstd0.5-inc1", "3 repeat(s)"):
         assert fact in done.stdout, fact
@@ -203,13 +203,13 @@ def test_the_papers_configuration_runs_here(tmp_path):
         ([], ["--config"]),
     ],
 )
-def test_mistakes_are_told_in_one_line(tmp_path, arguments, words):
+def test_mistakes_are_reported_in_one_line(tmp_path, arguments, words):
     line = refused(*arguments, f"--workdir={tmp_path}/run")
     for word in words:
         assert word in line, line
 
 
-def test_a_workdir_of_another_configuration_is_left_alone(one_device):
+def test_a_workdir_of_another_configuration_is_not_changed(one_device):
     line = refused(TINY, f"--workdir={one_device[0]}", "--config.train.batch_size=16", "--config.optimizer.eps=1e-7")
     assert "train.batch_size" in line and "optimizer.eps" in line
 
@@ -230,7 +230,7 @@ def test_a_trained_model_is_exported(one_device, tmp_path):
         np.testing.assert_array_equal(one, other)
 
 
-def test_exports_that_cannot_be_are_told_in_one_line(one_device, tmp_path):
+def test_invalid_exports_are_refused_in_one_line(one_device, tmp_path):
     workdir, _ = one_device
     assert "--output is missing" in refused("--mode=export", f"--workdir={workdir}")
     assert "is not the --workdir of a training run" in refused(

@@ -33,7 +33,7 @@ def test_missing_jax2onnx_and_invalid_arguments(vit, monkeypatch, tmp_path):
     for wrong in (17, 24):
         with pytest.raises(PortableError, match=rf"^opset={wrong}: give 18 \(which the oldest runtimes read\) to 23$"):
             export_onnx(vit, tmp_path / "model.onnx", opset=wrong)
-    with pytest.raises(ConfigError, match=r"^--opset=20 is of --layout=onnx, not of jax$"):
+    with pytest.raises(ConfigError, match=r"^--opset=20 applies to --layout=onnx, not to jax$"):
         export(tmp_path, tmp_path / "folder", layout="jax", which="raw", opset=20)
     assert not any(tmp_path.iterdir())
 

@@ -44,7 +44,7 @@ def analysis(workdirs, tmp_path_factory):
     )
 
 
-def test_the_matrix_is_that_of_the_networks_own_answers(workdirs, analysis):
+def test_the_matrix_compares_the_predictions_of_the_networks(workdirs, analysis):
     folder, found = analysis
     names = found["disagreement"]["names"]
     assert names == [
@@ -98,7 +98,7 @@ def test_every_table_and_picture_is_written(analysis):
         assert arrays["maps"].shape == (1, 2, 2, 2, 2, 2) and arrays["rollout"].shape == (1, 2, 2, 2)
 
 
-def test_the_moving_average_is_taken_when_asked_for(trained_teacher):
+def test_the_moving_average_is_loaded_on_request(trained_teacher):
     for which in ("raw", "ema"):
         found = load_network(trained_teacher, which=which)
         expected, _ = load_variables(trained_teacher, which)
@@ -106,7 +106,7 @@ def test_the_moving_average_is_taken_when_asked_for(trained_teacher):
         jax.tree.map(np.testing.assert_array_equal, found.variables, expected)
 
 
-def test_a_convnet_alone_is_compared_with_the_truth(trained_teacher, tmp_path, capsys):
+def test_a_single_convnet_is_compared_with_the_labels(trained_teacher, tmp_path, capsys):
     config = tiny_teacher_config()
     config.data.max_eval_images = 20
     config.evaluation.batch_size = 8
@@ -114,15 +114,15 @@ def test_a_convnet_alone_is_compared_with_the_truth(trained_teacher, tmp_path, c
     assert found["tokens"] is None and found["position_embedding"] is None
     assert np.array(found["disagreement"]["matrix"]).shape == (2, 2)
     printed = capsys.readouterr().out
-    assert "no network here has a distillation token" in printed and "is no transformer" in printed
+    assert "none of these networks has a distillation token" in printed and "is not a transformer" in printed
 
 
-def test_same_names_get_labels_that_differ(workdirs):
+def test_equal_names_get_distinct_labels(workdirs):
     labels = compared_networks(workdirs[0], [str(workdirs[0])], which="raw")
     assert list(labels) == ["distilled", "distilled/teacher", "distilled (2)"]
 
 
-def test_what_cannot_be_analyzed_is_told(workdirs, tmp_path):
+def test_invalid_arguments_are_refused(workdirs, tmp_path):
     distilled, _ = workdirs
     with pytest.raises(ConfigError, match="not a multiple of distilled's patches of 14"):
         analyze(distilled, image_size=30)
@@ -134,11 +134,11 @@ def test_what_cannot_be_analyzed_is_told(workdirs, tmp_path):
         analyze(distilled, others=[f"regnety_002:{tmp_path}/gone.npz"])
     twelve = {"num_classes": 12, "distillation__kind": "none", "teacher__weights": ""}
     other = untrained(tmp_path / "twelve", tiny_config(**twelve))
-    with pytest.raises(ConfigError, match="answers in 12 classes"):
+    with pytest.raises(ConfigError, match="has 12 classes"):
         analyze(distilled, others=[str(other)])
 
 
-def test_images_that_cannot_be_used_are_left_out_of_every_part(workdirs, tmp_path, capsys):
+def test_unreadable_images_are_left_out_of_every_part(workdirs, tmp_path, capsys):
     source = open_source(tiny_config().data, "eval")
     for i in range(30):
         image, label = source[i]

@@ -1,4 +1,4 @@
-"""Classes are matched by name, wherever images or networks of two origins meet."""
+"""Classes of images, networks and teachers are matched by name."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ SHUFFLED = tuple(np.random.default_rng(0).permutation(NAMES).tolist())
 
 
 def arrays(path, names, spelled=str, rows=80):
-    """A .npz file of embedded images of these classes, in this order of names; `spelled` changes the names."""
+    """Writes a .npz file of embedded images of these classes, in this order; `spelled` changes the names."""
     chosen = [SOURCE[i] for i in range(rows) if NAMES[SOURCE[i].label] in names]
     images = np.stack([example.image for example in chosen])
     labels = np.array([names.index(NAMES[example.label]) for example in chosen])
@@ -43,7 +43,7 @@ def scores_of(workdir, tmp_path, **changes):
 
 
 @pytest.mark.parametrize("names", [NAMES[3:6], tuple(reversed(NAMES)), NAMES[7:8] + NAMES[1:2]])
-def test_evaluation_scores_a_part_of_the_classes_with_the_right_labels(trained_student, tmp_path, names, capsys):
+def test_evaluation_on_a_subset_of_the_classes_matches_labels_by_name(trained_student, tmp_path, names, capsys):
     known = arrays(tmp_path / "known.npz", NAMES)  # the same images, in the order that the run knows
     keep = [i for i in range(80) if NAMES[SOURCE[i].label] in names]
     with np.load(tmp_path / "known.npz") as file:
@@ -55,7 +55,7 @@ def test_evaluation_scores_a_part_of_the_classes_with_the_right_labels(trained_s
     assert ("the evaluation images are of" in capsys.readouterr().out) == (len(names) < 10)
 
 
-def test_numbers_are_positions_and_other_names_are_refused(trained_student, tmp_path):
+def test_numeric_names_are_positions_and_other_names_are_refused(trained_student, tmp_path):
     known = scores_of(trained_student, tmp_path, **arrays(tmp_path / "a.npz", NAMES))
     numbered = arrays(tmp_path / "b.npz", NAMES, lambda name: NAMES.index(name))
     assert scores_of(trained_student, tmp_path, **numbered) == known
@@ -67,7 +67,7 @@ def test_numbers_are_positions_and_other_names_are_refused(trained_student, tmp_
     assert not (tmp_path / "analysis").exists()
 
 
-def test_an_exported_file_knows_its_classes(trained_student, tmp_path):
+def test_an_exported_file_contains_its_class_names(trained_student, tmp_path):
     file = export(trained_student, tmp_path / "w.safetensors", layout="timm", which="raw")
     folder = export(trained_student, tmp_path / "hf", layout="hf", which="raw")
     known = scores_of(trained_student, tmp_path, **arrays(tmp_path / "a.npz", NAMES))["raw"]
@@ -97,7 +97,9 @@ def test_a_teacher_teaches_the_students_classes_by_name(trained_teacher, tmp_pat
     np.testing.assert_allclose(found, expected[:, [NAMES.index(name) for name in SHUFFLED]], rtol=1e-5)
 
     renamed = arrays(tmp_path / "c.npz", NAMES, str.upper)
-    with pytest.raises(ConfigError, match=r"has other classes than the student .*or let config\.teacher\.classes name"):
+    with pytest.raises(
+        ConfigError, match=r"has other classes than the student .*or map the classes with config\.teacher\.classes"
+    ):
         answers(**renamed)
     _, found = answers(**renamed, teacher__classes=tuple(range(10)))  # as the user says
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -113,8 +115,8 @@ def test_networks_of_other_classes_are_not_compared(trained_student, tmp_path):
         compared_networks(trained_student, [str(other)], which="raw")
 
 
-def test_there_is_no_report_of_what_was_not_trained(trained_student, tmp_path):
+def test_report_needs_a_trained_step(trained_student, tmp_path):
     shutil.copy(trained_student / "config.json", tmp_path / "config.json")
-    with pytest.raises(ConfigError, match="nothing has been trained here yet"):
+    with pytest.raises(ConfigError, match="no step has been trained here yet"):
         report(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

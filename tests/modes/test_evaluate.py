@@ -23,7 +23,7 @@ from deit_jax.weights import WeightsError
 from tests.tiny import tiny_config
 
 
-def further(**fields):
+def extra_set(**fields):
     return ConfigDict({"source": "folder", "name": "", "path": "", "split": "validation", "labels": ""} | fields)
 
 
@@ -52,7 +52,7 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, photos):
-    """The workdir of a tiny distilled DeiT trained for two steps, its configuration, and what it said."""
+    """The workdir of a tiny distilled DeiT trained for two steps, its configuration, and its warnings."""
     root, _ = photos
     np.savez(
         root / "two.npz", test_images=np.zeros((3, 28, 28), np.uint8), test_labels=[0, 1, 0], class_names=["a", "b"]
@@ -63,35 +63,35 @@ def trained(tmp_path_factory, photos):
         (root / "damaged" / "val" / str(number) / "a.png").write_bytes(b"no image")
     config = config_with(
         {
-            "again": further(source="fashion_mnist_10k", split="test[:80]"),
-            "real": further(path=str(root), labels=str(root / "real.json")),
-            "nowhere": further(path=str(root / "nowhere")),
-            "unprepared": further(source="tfds", name="cifar10", path=str(root / "tfds"), split="test"),
-            "two": further(source="npz", path=str(root / "two.npz"), split="test"),
-            "damaged": further(path=str(root / "damaged")),
+            "again": extra_set(source="fashion_mnist_10k", split="test[:80]"),
+            "real": extra_set(path=str(root), labels=str(root / "real.json")),
+            "nowhere": extra_set(path=str(root / "nowhere")),
+            "unprepared": extra_set(source="tfds", name="cifar10", path=str(root / "tfds"), split="test"),
+            "two": extra_set(source="npz", path=str(root / "two.npz"), split="test"),
+            "damaged": extra_set(path=str(root / "damaged")),
         },
         distillation__kind="labels",
         teacher__weights="",
     )
     workdir = tmp_path_factory.mktemp("student")
-    said: list[str] = []
+    warnings: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("deit_jax.console.warn", said.append)
+        patch.setattr("deit_jax.console.warn", warnings.append)
         train(config, workdir)
-    return workdir, config, said
+    return workdir, config, warnings
 
 
 def as_trained(**changes):
     return config_with({}, **changes)
 
 
-def test_a_run_ends_with_the_sets_that_are_there_and_a_line_for_each_that_is_not(trained):
-    workdir, _, said = trained
+def test_a_run_scores_the_available_extra_sets_and_reports_each_missing_one(trained):
+    workdir, _, warnings = trained
     results = json.loads((workdir / "results.json").read_text())
     assert set(results["extra"]) == {"again", "real"}
     assert results["extra"]["again"] == {"images": 80, "unreadable": 0, "scores": results["scores"]}
-    lines = {line.split(" is skipped: ")[0].rpartition(".")[2]: line for line in said if " is skipped: " in line}
-    assert len(lines) == sum(" is skipped: " in line for line in said) == 4
+    lines = {line.split(" is skipped: ")[0].rpartition(".")[2]: line for line in warnings if " is skipped: " in line}
+    assert len(lines) == sum(" is skipped: " in line for line in warnings) == 4
     assert "nowhere: no such folder" in lines["nowhere"]
     assert "tfds build cifar10" in lines["unprepared"]
     assert "the classes differ from those of the model (new: 'a', 'b'; missing:" in lines["two"]
@@ -99,7 +99,7 @@ def test_a_run_ends_with_the_sets_that_are_there_and_a_line_for_each_that_is_not
     assert results["protocol"]["resize"] == results["protocol"]["crop"] == 28
 
 
-def test_the_newest_checkpoint_scores_as_at_the_end_of_its_run(trained, capsys):
+def test_the_newest_checkpoint_scores_as_the_run_did_at_its_end(trained, capsys):
     workdir, config, _ = trained
     config = config.copy_and_resolve_references()
     del config.evaluation.extra["two"], config.evaluation.extra["damaged"]
@@ -115,7 +115,7 @@ def test_the_newest_checkpoint_scores_as_at_the_end_of_its_run(trained, capsys):
     assert printed.count("config.evaluation.extra.real: skipped in ") == printed.count("1 file: 1 .txt\n") == 1
 
 
-def test_real_scores_are_those_counted_by_hand(trained, photos):
+def test_scores_on_real_labels_match_a_direct_count(trained, photos):
     workdir, config, _ = trained
     root, lists = photos
     found = json.loads((workdir / "results.json").read_text())["extra"]["real"]
@@ -135,13 +135,13 @@ def test_real_scores_are_those_counted_by_hand(trained, photos):
 
 
 @pytest.mark.parametrize(("name", "message"), [("two", "new: 'a', 'b'"), ("damaged", "cannot be decoded")])
-def test_a_faulty_set_is_an_error_where_it_was_asked_for(trained, name, message):
+def test_a_faulty_extra_set_is_an_error_in_mode_eval(trained, name, message):
     workdir, config, _ = trained
     with pytest.raises(DataError, match=rf"config\.evaluation\.extra\.{name}: .*{message}"):
         evaluate(config_with({name: config.evaluation.extra[name]}), workdir)
 
 
-def test_programs_are_shared_beside_the_workdir_of_what_is_evaluated(trained, monkeypatch):
+def test_compiled_programs_are_shared_next_to_the_evaluated_workdir(trained, monkeypatch):
     def share(cache, shared):
         raise UserError(f"{cache} {shared}")
 
@@ -152,7 +152,7 @@ def test_programs_are_shared_beside_the_workdir_of_what_is_evaluated(trained, mo
     assert str(error.value) == f"auto {shared_cache_folder(workdir)}"
 
 
-def test_another_checkpoint_can_be_asked_for(trained, tmp_path):
+def test_another_checkpoint_can_be_selected(trained, tmp_path):
     workdir, _, _ = trained
     first = evaluate(as_trained(), workdir, checkpoint="1", output=tmp_path / "deep" / "first.json")
     best = evaluate(as_trained(), workdir, checkpoint="best", output=tmp_path / "best.json")
@@ -180,7 +180,7 @@ def test_a_file_is_evaluated_without_a_workdir_and_without_a_teacher(trained, tm
     assert (tmp_path / "new" / "evaluation.json").exists()
 
 
-def test_another_image_size_is_told_and_resizes_the_position_embedding(trained, tmp_path, capsys):
+def test_another_image_size_is_reported_and_resizes_the_position_embedding(trained, tmp_path, capsys):
     workdir, _, _ = trained
     larger = as_trained(image_size=42)
     found = evaluate(larger, workdir, output=tmp_path / "a.json")
@@ -192,9 +192,9 @@ def test_another_image_size_is_told_and_resizes_the_position_embedding(trained, 
     assert evaluate(larger, None)["scores"]["raw"] == found["scores"]["raw"]
 
 
-def test_what_cannot_be_evaluated_is_refused(trained, tmp_path):
+def test_invalid_arguments_are_refused(trained, tmp_path):
     workdir, _, _ = trained
-    with pytest.raises(ConfigError, match="there is nothing to evaluate: give the --workdir"):
+    with pytest.raises(ConfigError, match="nothing to evaluate: give the --workdir"):
         evaluate(as_trained(), None)
     with pytest.raises(ConfigError, match="is not the --workdir of a training run"):
         evaluate(as_trained(), tmp_path)
@@ -220,7 +220,7 @@ def make_weights(path, num_classes):
     save_weights(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes), model, path)
 
 
-def test_what_must_be_given_to_train_is_asked_for():
+def test_a_config_without_its_required_weights_is_refused():
     config = default_config()
     config.model.weights = MUST_BE_GIVEN
     with pytest.raises(ConfigError, match="nothing to evaluate: give the --workdir of a training run"):

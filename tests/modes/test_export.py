@@ -17,7 +17,7 @@ from tests.tiny import tiny_config
 
 @pytest.mark.parametrize("which", ["raw", "ema"])
 @pytest.mark.parametrize("layout", ["timm", "hf", "mmpretrain"])
-def test_the_exported_weights_are_the_checkpoints(trained_student, tmp_path, layout, which):
+def test_the_exported_weights_are_those_of_the_checkpoint(trained_student, tmp_path, layout, which):
     output = tmp_path / ("out.safetensors" if layout == "mmpretrain" else "out")
     path = export(trained_student, output, layout=layout, which=which)
     found = load_weights(path, build_recorded_model(read_config(trained_student)))
@@ -29,7 +29,7 @@ def test_the_exported_weights_are_the_checkpoints(trained_student, tmp_path, lay
             np.testing.assert_array_equal(one, other)
 
 
-def test_the_card_tells_the_runs_own_preprocessing_and_classes(trained_student, tmp_path):
+def test_the_exported_config_has_the_preprocessing_and_classes_of_the_run(trained_student, tmp_path):
     export(trained_student, tmp_path, layout="hf", which="raw")
     config = json.loads((tmp_path / "config.json").read_text())
     processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
@@ -38,7 +38,7 @@ def test_the_card_tells_the_runs_own_preprocessing_and_classes(trained_student, 
     assert processor["size"] == {"shortest_edge": 28}  # tests/tiny.py evaluates whole images
 
 
-def test_what_cannot_be_exported_is_refused(trained_student, tmp_path):
+def test_a_folder_without_a_checkpoint_is_refused(trained_student, tmp_path):
     with pytest.raises(ConfigError, match="is not the --workdir of a training run"):
         export(tmp_path, tmp_path / "out", layout="timm", which="raw")
     (tmp_path / "config.json").write_text((trained_student / "config.json").read_text())
@@ -50,7 +50,7 @@ def test_what_cannot_be_exported_is_refused(trained_student, tmp_path):
 # --- and back: a file as the teacher --------------------------------------------------------------------------------
 
 
-def test_a_teacher_comes_from_a_file_of_another_framework(trained_teacher, tmp_path):
+def test_a_teacher_is_loaded_from_a_file_of_another_framework(trained_teacher, tmp_path):
     path = export(trained_teacher, tmp_path / "teacher.safetensors", layout="timm", which="raw")
     from_file = load_teacher(tiny_config(teacher__weights=str(path)), tmp_path)
     from_workdir = load_teacher(tiny_config(teacher__weights=str(trained_teacher)), tmp_path)
@@ -61,7 +61,7 @@ def test_a_teacher_comes_from_a_file_of_another_framework(trained_teacher, tmp_p
     assert str(path) in from_file.description
 
 
-def test_a_file_that_is_no_average_is_not_taken_for_one(trained_teacher, tmp_path):
+def test_a_file_without_a_moving_average_is_refused_as_ema(trained_teacher, tmp_path):
     path = export(trained_teacher, tmp_path / "raw.safetensors", layout="timm", which="raw")
     config = tiny_config(teacher__weights=str(path), teacher__variables="ema")
     with pytest.raises(WeightsError, match="does not say that it holds a moving average"):

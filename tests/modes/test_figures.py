@@ -22,14 +22,14 @@ SPEED = {
 
 @pytest.fixture
 def workdir(tmp_path):
-    """A run that says it is finished."""
+    """A run with the files of a finished one."""
     workdir = untrained(tmp_path / "run", tiny_config())
     steps = json.loads((workdir / "config.json").read_text())["resolved"]["steps_per_epoch"]
     (workdir / "results.json").write_text(json.dumps({"step": 3 * steps, "scores": SCORES}))
     return workdir
 
 
-def test_a_result_is_what_the_workdir_says(workdir):
+def test_a_result_is_read_from_the_workdir(workdir):
     (workdir / "throughput.json").write_text(json.dumps(SPEED))
     found = read_result(workdir, "ema", with_throughput=True)
     assert found.label == "run" and found.data == "fashion_mnist_10k"
@@ -39,13 +39,13 @@ def test_a_result_is_what_the_workdir_says(workdir):
     assert len(np.unique(np.asarray(Image.open(workdir / "1.png").convert("L")))) > 50
 
 
-def test_what_a_figure_lacks_is_told(workdir, tmp_path):
+def test_missing_inputs_of_a_figure_are_errors(workdir, tmp_path):
     with pytest.raises(ConfigError, match=r"throughput\.json does not exist: run\.py --mode=throughput"):
         draw("1", tmp_path / "1.png", workdirs=[workdir])
     (workdir / "throughput.json").write_text(json.dumps(SPEED | {"image_size": 56}))
     with pytest.raises(ConfigError, match="is of another model"):
         draw("1", tmp_path / "1.png", workdirs=[workdir])
-    with pytest.raises(ConfigError, match="is not a picture"):
+    with pytest.raises(ConfigError, match="a figure must end in"):
         draw("3", tmp_path / "3.txt")
     (workdir / "results.json").unlink()
     with pytest.raises(ConfigError, match=r"results\.json does not exist: the run is not finished"):

@@ -1,4 +1,4 @@
-"""What a run starts from: the checkpoint surgery of the released code, and what it would not have refused."""
+"""Initial weights: adapted as in the released code, which refused less."""
 
 import jax
 import numpy as np
@@ -44,7 +44,7 @@ def without(params, *names):
 
 
 @pytest.mark.parametrize("which", ["raw", "ema"])
-def test_weights_of_a_workdir_come_back_to_the_bit(trained_student, tmp_path, which):
+def test_weights_of_a_workdir_are_loaded_bit_exactly(trained_student, tmp_path, which):
     initial = load_initial(tiny_config(model__weights=str(trained_student), model__variables=which), tmp_path)
     assert_equal(initial.variables["params"], load_variables(trained_student, which)[0]["params"])
     where = f"{which} weights of {trained_student} after step 1"
@@ -58,8 +58,8 @@ def test_weights_of_a_workdir_fit_scanned_blocks(trained_student, tmp_path):
     np.testing.assert_array_equal(blocks["mlp"]["fc1"]["kernel"][1], trained["blocks_1"]["mlp"]["fc1"]["kernel"])
 
 
-def test_another_size_and_other_classes_change_what_the_released_code_changes(files, tmp_path):
-    """Heads of another shape dropped, prefix tokens kept, the patches' embedding resized bicubically; the rest is the file."""
+def test_another_size_and_other_classes_change_the_same_weights_as_the_released_code(files, tmp_path):
+    """Heads of another shape are dropped, prefix tokens kept, patch embeddings resized bicubically; the rest is unchanged."""
     initial = load_initial(tiny_config(model__weights=files["distilled"], num_classes=12, image_size=42), tmp_path)
     tensors = safetensors.numpy.load_file(files["distilled"])
     given, params = timm.to_variables(tensors)["params"], initial.variables["params"]
@@ -79,7 +79,7 @@ def test_another_size_and_other_classes_change_what_the_released_code_changes(fi
     )
 
 
-def test_heads_that_fit_begin_anew_on_demand(files, tmp_path):
+def test_heads_that_fit_are_reset_on_request(files, tmp_path):
     kept, reset = (
         load_initial(tiny_config(model__weights=files["distilled"], model__reset_heads=value), tmp_path)
         for value in (False, True)
@@ -91,7 +91,7 @@ def test_heads_that_fit_begin_anew_on_demand(files, tmp_path):
         assert np.abs(difference).max() > 1e-3
 
 
-def test_a_convnets_head_begins_anew_and_its_statistics_are_kept(trained_teacher, tmp_path):
+def test_a_convnet_gets_a_new_head_and_keeps_its_statistics(trained_teacher, tmp_path):
     config = tiny_teacher_config()
     config.model.weights, config.num_classes, config.image_size = str(trained_teacher), 11, 56
     initial = load_initial(config, tmp_path)
@@ -121,15 +121,15 @@ def test_weights_that_do_not_fit_are_refused(trained_student, trained_teacher, f
         load_initial(tiny_config(model__weights=str(tmp_path / "nothing")), tmp_path)
 
 
-def test_a_random_start_with_the_fields_of_a_fine_tuning_is_told(tmp_path, capsys):
+def test_a_random_start_with_fine_tuning_fields_warns(tmp_path, capsys):
     assert load_initial(tiny_config(), tmp_path) is None
     assert "RANDOM" not in capsys.readouterr().out
     assert load_initial(tiny_config(train__train_mode=False, optimizer__trainable=("head",)), tmp_path) is None
-    said = " ".join(capsys.readouterr().out.split())
-    assert "RANDOM weights" in said and "config.optimizer.trainable and config.train.train_mode" in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "RANDOM weights" in printed and "config.optimizer.trainable and config.train.train_mode" in printed
 
 
-def test_classes_of_other_names_are_told(trained_student, tmp_path, capsys, monkeypatch):
+def test_heads_for_classes_with_other_names_warn(trained_student, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("deit_jax.network.read_config", _with_other_classes)
     load_initial(tiny_config(model__weights=str(trained_student)), tmp_path)
     assert "config.model.reset_heads=True starts them from scratch" in " ".join(capsys.readouterr().out.split())
@@ -145,7 +145,7 @@ def _with_other_classes(folder):
 
 @pytest.mark.long
 def test_fine_tuning_at_a_larger_size_with_a_teacher_at_that_size(trained_student, trained_teacher, tmp_path, capsys):
-    """Two steps through the trainer, one of them after a restart that finds the first weights gone."""
+    """Two steps through the trainer, one of them after a restart after the initial weights were moved away."""
     start = tmp_path / "start"
     trained_student.rename(start)
     config = tiny_config(
@@ -161,8 +161,8 @@ def test_fine_tuning_at_a_larger_size_with_a_teacher_at_that_size(trained_studen
     workdir = tmp_path / "fine_tuned"
     try:
         train(config, workdir)
-        said = " ".join(capsys.readouterr().out.split())
-        assert "after step 1; position embedding resized from 2x2 to 3x3" in said and "as in evaluation" in said
+        printed = " ".join(capsys.readouterr().out.split())
+        assert "after step 1; position embedding resized from 2x2 to 3x3" in printed and "as in evaluation" in printed
         # At rate 0 the step leaves the weights and their average as they came; the optimizer is at its first step.
         state, _ = load_state(workdir)
         initial = load_initial(config, tmp_path / "new").variables
@@ -177,5 +177,5 @@ def test_fine_tuning_at_a_larger_size_with_a_teacher_at_that_size(trained_studen
         start.rename(trained_student)
     config.train.max_steps = 2
     assert train(config, workdir)["step"] == 2
-    said = capsys.readouterr().out
-    assert "resuming after step 1" in said and "started from" in said
+    printed = capsys.readouterr().out
+    assert "resuming after step 1" in printed and "started from" in printed

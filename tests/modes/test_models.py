@@ -41,13 +41,13 @@ _QUICK = ("deit_small_patch16_224", "deit_base_distilled_patch16_384", "regnety_
 @pytest.mark.parametrize(
     "name", [name if name in _QUICK else pytest.param(name, marks=pytest.mark.long) for name in SIZES]
 )
-def test_sizes_are_the_published_ones(name):
+def test_sizes_are_as_published(name):
     size = model_size(name)
     assert size.parameters == SIZES[name][0]
     assert (round(size.linear_macs / 1e9, 3), round(size.macs / 1e9, 3)) == SIZES[name][1:]
 
 
-def test_they_are_printed_and_written(tmp_path, capsys):
+def test_sizes_are_printed_and_written(tmp_path, capsys):
     names = ["deit_tiny_patch16_224", "regnety_002"]
     show_models(names, tmp_path / "models.json")
     printed = capsys.readouterr().out

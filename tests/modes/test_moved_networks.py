@@ -1,4 +1,4 @@
-"""Teachers and initial weights are known by what they are: they may move, and may not change unseen."""
+"""Teachers and initial weights are identified by content: they may move, but a change is detected."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ def student(weights, steps, **changes):
     return tiny_config(teacher__weights=str(weights), train__max_steps=steps, evaluation__teacher=False, **changes)
 
 
-def test_a_teacher_may_move_and_may_not_change(trained_teacher, tmp_path, capsys):
+def test_a_teacher_may_move_but_not_change(trained_teacher, tmp_path, capsys):
     teacher, run = tmp_path / "teacher", tmp_path / "run"
     shutil.copytree(trained_teacher, teacher)
     train(student(teacher, 1), run)
@@ -39,7 +39,7 @@ def test_a_teacher_may_move_and_may_not_change(trained_teacher, tmp_path, capsys
     assert (run / "config.json").read_bytes() == before
 
 
-def test_initial_weights_may_move_and_may_not_change(trained_student, tmp_path):
+def test_initial_weights_may_move_but_not_change(trained_student, tmp_path):
     weights, run = tmp_path / "weights", tmp_path / "run"
     shutil.copytree(trained_student, weights)
 
@@ -57,7 +57,7 @@ def test_initial_weights_may_move_and_may_not_change(trained_student, tmp_path):
         train(student("random", 4), run)
 
 
-def test_a_run_beyond_what_is_asked_for_is_left_as_it_is(trained_teacher, tmp_path):
+def test_a_run_with_more_steps_than_configured_is_not_changed(trained_teacher, tmp_path):
     run = tmp_path / "run"
     train(student("random", 2), run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -19,7 +19,7 @@ def workdir(tmp_path_factory):
     return untrained(tmp_path_factory.mktemp("run"), tiny_config())
 
 
-def test_a_workdirs_predictions_are_printed_and_written(workdir, tmp_path, capsys):
+def test_predictions_of_a_workdir_are_printed_and_written(workdir, tmp_path, capsys):
     wanted = Classifier.from_workdir(workdir)(FILES)
     assert predict(FILES, workdir=workdir, output=tmp_path / "made" / "found.json") == wanted
     printed = capsys.readouterr().out
@@ -34,7 +34,7 @@ def test_a_workdirs_predictions_are_printed_and_written(workdir, tmp_path, capsy
     assert rows[5]["label"] == wanted[1][0].label and float(rows[5]["probability"]) == wanted[1][0].probability
 
 
-def test_names_that_others_chose_do_nothing_in_a_spreadsheet_and_are_exact_as_json(tmp_path):
+def test_untrusted_names_are_escaped_in_csv_and_exact_in_json(tmp_path):
     files, names = ["=1+1.png", "caf\udce9.png"], ["@SUM(A1)", 'a "b", c\n\x1b']
     found = [[Prediction(name, 0, 0.5)] for name in names]
     _write(tmp_path / "found.csv", files, found)
@@ -56,8 +56,8 @@ def test_a_weights_file_takes_names_and_crop_from_the_configuration(workdir, tmp
         assert [it.probability for it in one] == pytest.approx([it.probability for it in other], abs=1e-5)
 
 
-def test_what_cannot_be_answered_is_refused(workdir, tmp_path):
-    with pytest.raises(ConfigError, match="there is nothing to predict with: give the --workdir"):
+def test_invalid_arguments_are_refused(workdir, tmp_path):
+    with pytest.raises(ConfigError, match="nothing to predict with: give the --workdir"):
         predict(FILES, config=tiny_config())
     with pytest.raises(ConfigError, match=r"predictions are written as \.json or \.csv"):
         predict(FILES, workdir=workdir, output=tmp_path / "found.txt")

@@ -22,7 +22,7 @@ def seen():
     return augment, operation_names(augment, key, 16), *stages(augment, key, images, labels)
 
 
-def test_every_column_is_the_one_before_with_one_stage_more(seen):
+def test_every_column_adds_one_stage_to_the_previous_one(seen):
     _, names, pictures, _ = seen
     crop, flip, operations, erased, mixed = (pictures[:, i] for i in range(5))
     flipped = [np.array_equal(a[:, ::-1], b) for a, b in zip(crop, flip, strict=True)]
@@ -38,14 +38,14 @@ def test_every_column_is_the_one_before_with_one_stage_more(seen):
     assert any("Rotate" in name or "Shear" in name or "Posterize" in name for name in names)
 
 
-def test_captions_tell_the_mixture_without_the_smoothing():
+def test_captions_show_the_mixture_without_the_smoothing():
     names = ("cat", "dog", "cow")
     target = 0.9 * np.array([0.25, 0.75, 0]) + 0.1 / 3
     assert mixture(target, names, 0.1) == "0.75 dog + 0.25 cat"
     assert mixture(0.9 * np.array([0, 0, 1.0]) + 0.1 / 3, names, 0.1) == "cow"
 
 
-def test_stages_that_are_off_are_left_alone(seen):
+def test_disabled_stages_change_nothing(seen):
     _, _, pictures, _ = seen
     augment = table_9(10, rand_augment="", erase_probability=0.0, mixup_alpha=0.0, cutmix_alpha=0.0)
     key, _ = step_keys(0, 0)
@@ -60,5 +60,5 @@ def test_a_picture_is_written(tmp_path):
     picture = Image.open(tmp_path / "deep" / "a.png")
     assert picture.width > 900 and picture.height > 600
     assert len(np.unique(np.asarray(picture.convert("L")))) > 100
-    with pytest.raises(ConfigError, match=r"is not a picture: end it in \.png"):
+    with pytest.raises(ConfigError, match=r"a preview must end in \.png"):
         preview(tiny_config(), tmp_path / "a.txt")

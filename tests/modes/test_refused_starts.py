@@ -1,4 +1,4 @@
-"""A start that is refused changes nothing: neither a new workdir, nor that of a run."""
+"""A start that is refused changes nothing: neither a new workdir nor an existing one."""
 
 import re
 
@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
 
 
 def contents(folder):
-    """Every file's bytes and time of modification."""
+    """The content and modification time of every file."""
     return {
         path.relative_to(folder): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
         for path in sorted(folder.rglob("*"))
@@ -67,7 +67,7 @@ def contents(folder):
         ({"num_classes": 4}, "the dataset has 10 classes"),
     ],
 )
-def test_nothing_is_written_where_a_start_is_refused(tmp_path, changes, message):
+def test_a_refused_start_writes_nothing(tmp_path, changes, message):
     config = tiny_config()
     with config.unlocked():
         config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
@@ -99,7 +99,7 @@ def test_a_recipe_of_other_classes_is_refused_before_the_teacher_is_trained(tmp_
     assert not (tmp_path / "work").exists()
 
 
-def test_a_class_that_was_renamed_is_refused_by_the_command_and_no_byte_changes(trained):
+def test_a_renamed_class_is_refused_and_the_workdir_is_unchanged(trained):
     folder, workdir = trained
     before = contents(workdir)
     for split in ("train", "val"):
@@ -117,7 +117,7 @@ def test_a_class_that_was_renamed_is_refused_by_the_command_and_no_byte_changes(
     assert contents(workdir) == before
 
 
-def test_images_that_were_added_are_refused_and_the_run_may_go_on_with_them(trained, capsys):
+def test_added_images_are_refused_unless_on_change_is_continue(trained, capsys):
     folder, workdir = trained
     before = contents(workdir)
     for i in range(8):
@@ -130,12 +130,12 @@ def test_images_that_were_added_are_refused_and_the_run_may_go_on_with_them(trai
     assert contents(workdir) == before
     config.data.on_change = "continue"
     assert train(config, workdir)["step"] == 3
-    told = " ".join(capsys.readouterr().out.split())
-    assert "resuming after step 2" in told and re.search(r"3 steps of 8 images, 7 per epoch", told)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "resuming after step 2" in printed and re.search(r"3 steps of 8 images, 7 per epoch", printed)
 
 
 class Faulty(nn.Module):
-    """A registered model that cannot be trained, as its author meets it."""
+    """A registered model that cannot be trained."""
 
     num_classes: int = 1000
 
@@ -146,7 +146,7 @@ class Faulty(nn.Module):
         return nn.Dense(self.num_classes)(images.mean(axis=(1, 2)))
 
 
-def test_a_faulty_model_of_ones_own_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_faulty_registered_model_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
     register_model("faulty", Faulty, image_size=28)
     config = tiny_config(

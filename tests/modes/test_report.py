@@ -25,7 +25,7 @@ NAMES = ("<script>alert('cat')</script>", 'a "dog" & more', *(f"class {k}" for k
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Random images, with names that a page must escape: an .npz file."""
+    """An .npz file of random images, with class names that must be escaped."""
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("data") / "set.npz"
     np.savez(
@@ -53,7 +53,7 @@ def read(path):
     return Page(path.read_text())
 
 
-def test_a_finished_run_has_a_whole_report(finished):
+def test_a_finished_run_has_a_complete_report(finished):
     page = read(finished / "report.html")
     assert page.sections() == SECTIONS and page.needs_nothing_else()
     assert "Left out" not in page.text.replace("Left out: the run was too short", "")
@@ -71,7 +71,7 @@ def test_a_finished_run_has_a_whole_report(finished):
     assert len(page.all("td")) > 9
 
 
-def test_its_pictures_are_in_tensorboard_too_and_those_of_the_training_at_the_start(finished):
+def test_its_pictures_are_in_tensorboard_and_training_images_are_at_step_0(finished):
     pictures = [(tag, step) for tag, step, kind in shown(finished / "tensorboard") if kind == "image"]
     assert pictures[0] == ("images/training", 0)
     assert {tag for tag, step in pictures if step == 4} == {
@@ -89,7 +89,7 @@ def test_the_confusion_matrix_agrees_with_the_results(finished):
     assert 100 * np.trace(matrix) / 45 == pytest.approx(results["scores"]["raw"]["fused_logits"]["top1"], abs=1e-3)
 
 
-def test_it_is_rebuilt_and_without_its_data_leaves_out_what_needs_them(finished, data, tmp_path):
+def test_it_can_be_rebuilt_and_leaves_out_sections_whose_data_are_gone(finished, data, tmp_path):
     path = report(finished, which="ema", output=tmp_path / "deep" / "page.html")
     assert "ema weights after step 4" in read(path).text
     hidden = data.rename(data.with_suffix(".gone"))
@@ -102,7 +102,7 @@ def test_it_is_rebuilt_and_without_its_data_leaves_out_what_needs_them(finished,
     assert "a published figure" in page.text and not page.all("img")
 
 
-def test_the_training_images_are_in_the_groups_that_the_run_recorded(finished, tmp_path, monkeypatch):
+def test_the_training_images_use_the_recorded_mixing_groups(finished, tmp_path, monkeypatch):
     def unreadable(config, rows, mixing=None):
         raise UserError(f"groups of {mixing}")
 
@@ -116,19 +116,19 @@ def test_the_training_images_are_in_the_groups_that_the_run_recorded(finished, t
     assert "groups of (2, 8)" in read(report(workdir)).text
 
 
-def test_a_convnet_has_no_attention_and_an_unfinished_run_a_report(trained_teacher, tmp_path):
+def test_an_unfinished_convnet_run_has_a_report_without_attention(trained_teacher, tmp_path):
     workdir = tmp_path / "copy"
     shutil.copytree(trained_teacher, workdir)
     (workdir / "results.json").unlink()
     page = read(report(workdir))
     assert page.sections() == [name for name in SECTIONS if name != "attention"]
     assert "the run is not finished" in page.text and "regnety_002" in page.text
-    assert "not recorded in its folder" in page.text  # the run was told to write no report
+    assert "not recorded in its folder" in page.text  # log.report is False
 
 
-def test_a_report_that_cannot_be_written_fails_no_run(finished, tmp_path, monkeypatch, capsys):
+def test_a_failing_report_does_not_fail_the_run(finished, tmp_path, monkeypatch, capsys):
     def fail(*arguments):
-        raise RuntimeError("no room\nfor it")
+        raise RuntimeError("disk full\nnow")
 
     workdir = tmp_path / "copy"
     shutil.copytree(finished, workdir)
@@ -136,11 +136,11 @@ def test_a_report_that_cannot_be_written_fails_no_run(finished, tmp_path, monkey
     monkeypatch.setattr(mode, "first_images", fail)
     mode.report_of_finished_run(workdir)
     printed = capsys.readouterr().out
-    assert "warning: " in printed and "report.html is not written (no room)" in printed
+    assert "warning: " in printed and "report.html is not written (disk full)" in printed
     assert not (workdir / "report.html").exists()
 
 
-def test_what_is_no_run_is_refused(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not the --workdir of a training run"):
         report(tmp_path)
 
@@ -149,17 +149,17 @@ def test_what_is_no_run_is_refused(tmp_path):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_opens_it_without_an_error_or_a_sideways_scroll(finished, tmp_path, width):
-    # The copy tells of itself: errors of any kind, the sizes, and the pictures that were not drawn.
-    told = """<script>addEventListener("load", () => { document.body.dataset.told = JSON.stringify([
+    # The copy records its sizes, the pictures that were not drawn, and what it loaded.
+    script = """<script>addEventListener("load", () => { document.body.dataset.result = JSON.stringify([
       document.documentElement.scrollWidth, innerWidth, [...document.images].filter(i => !i.naturalWidth).length,
       performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:"))]); });</script>"""
     copy = tmp_path / "page.html"
-    copy.write_text((finished / "report.html").read_text().replace("</body>", told + "</body>"))
-    # Headless windows are at least 500 pixels wide: the page is put into a frame of the width asked for.
+    copy.write_text((finished / "report.html").read_text().replace("</body>", script + "</body>"))
+    # Headless windows are at least 500 pixels wide: the page is put into a frame of that width.
     frame = tmp_path / "frame.html"
     frame.write_text(
         f'<iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe><script>addEventListener("load", () => '
-        "{ document.body.dataset.told = frames[0].document.body.dataset.told; });</script>"
+        "{ document.body.dataset.result = frames[0].document.body.dataset.result; });</script>"
     )
     done = subprocess.run(
         [
@@ -172,6 +172,6 @@ def test_a_browser_opens_it_without_an_error_or_a_sideways_scroll(finished, tmp_
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
     found = Page(done.stdout.replace("<!DOCTYPE html>", ""))
-    scroll_width, inner_width, broken, loaded = json.loads(found.all("body")[0]["data-told"])
+    scroll_width, inner_width, broken, loaded = json.loads(found.all("body")[0]["data-result"])
     assert inner_width == width and scroll_width <= width
     assert broken == 0 and loaded == []

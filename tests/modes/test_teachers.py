@@ -1,4 +1,4 @@
-"""Several teachers, and teachers of other images and classes than the student's."""
+"""Several teachers, and teachers with other images and classes than the student."""
 
 import jax
 import numpy as np
@@ -32,7 +32,7 @@ def vit_teacher(path, **changes):
 
 @pytest.fixture(scope="module")
 def pair(trained_teacher, vit_file):
-    """The configuration of a convnet and a transformer that teach together, with other images and classes than theirs."""
+    """A configuration with a convnet and a transformer as teachers, and other images and classes than theirs."""
     fields = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "classes": (4, 2, 9)}
     changes = {f"teacher__{name}": value for name, value in fields.items()}
     config = vit_teacher(f"{trained_teacher}, {vit_file}", num_classes=3, **changes)
@@ -59,7 +59,7 @@ def test_two_teachers_become_one(pair, trained_teacher, vit_file, tmp_path):
     np.testing.assert_allclose(np.exp(found), expected, rtol=1e-4)
 
 
-def test_the_shapes_of_two_teachers_need_only_the_papers_of_a_workdir(pair, tmp_path):
+def test_the_shapes_of_teachers_need_only_config_json_of_a_workdir(pair, tmp_path):
     loaded, shapes = load_teacher(pair, tmp_path), abstract_teacher(pair, 3, 28, "cpu")
     # The file is not opened: of its classes only those asked for are known, 10 here.
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes.variables) == jax.tree.map(
@@ -68,7 +68,7 @@ def test_the_shapes_of_two_teachers_need_only_the_papers_of_a_workdir(pair, tmp_
     assert shapes.model == loaded.model
 
 
-def test_a_folder_of_another_framework_is_no_workdir(tmp_path):
+def test_a_folder_of_another_framework_is_not_a_workdir(tmp_path):
     for name in ("config.json", "model.safetensors"):  # as transformers and timm save
         (tmp_path / name).write_text("{}")
     config = tiny_config(teacher__weights=str(tmp_path), augment__group_size=4)
@@ -79,7 +79,7 @@ def test_a_folder_of_another_framework_is_no_workdir(tmp_path):
         validate(config)
 
 
-def test_random_teachers_of_one_name_differ(tmp_path):
+def test_random_teachers_with_the_same_name_differ(tmp_path):
     config = tiny_config(teacher__name="regnety_002,regnety_002", teacher__weights="random,random")
     params = load_teacher(config, tmp_path).variables["params"]
     kernels = [np.asarray(params[f"members_{i}"]["head"]["fc"]["kernel"]) for i in range(2)]
@@ -96,13 +96,13 @@ def test_random_teachers_of_one_name_differ(tmp_path):
         ({"teacher__std": (0.5, 0.5, 0.0)}, "config.teacher.std=.* above 0"),
         (
             {"distillation__kind": "none", "teacher__weights": "", "teacher__classes": (1, 2)},
-            r"config\.teacher is given",
+            r"config\.teacher is set",
         ),
         ({"distillation__kind": "labels"}, "config.distillation.kind is labels"),
         ({"model__weights": "pretrained", "model__variables": "ema"}, "config.model.variables=ema"),
     ],
 )
-def test_what_cannot_be_is_refused_at_once(changes, message):
+def test_invalid_teachers_are_refused_by_validate(changes, message):
     with pytest.raises(ConfigError, match=message):
         validate(tiny_config(**changes))
 
@@ -111,18 +111,18 @@ def test_what_cannot_be_is_refused_at_once(changes, message):
     ("classes", "message"),
     [
         ((0, 1, 2), "names 3 of the teacher's classes, the student has 10"),
-        ((*range(9), 10), "asks for class 10, the teacher in .* has 10, counted from 0"),
+        ((*range(9), 10), "has class 10, but the teacher in .* has 10, counted from 0"),
         ((*range(9), -1), "-1 is not a class"),
     ],
 )
-def test_classes_that_a_teacher_has_not_are_refused(trained_teacher, tmp_path, classes, message):
+def test_classes_that_a_teacher_does_not_have_are_refused(trained_teacher, tmp_path, classes, message):
     with pytest.raises(ConfigError, match=message):
         load_teacher(tiny_config(teacher__weights=str(trained_teacher), teacher__classes=classes), tmp_path)
 
 
 def test_a_file_of_other_classes_or_another_size_is_refused(vit_file, tmp_path):
     with pytest.raises(
-        ConfigError, match=r"has 10 classes, the student 12: they must be equal, or config.teacher.classes"
+        ConfigError, match=r"has 10 classes, the student 12: use an equal number, or map .* config.teacher.classes"
     ):
         load_teacher(vit_teacher(vit_file, num_classes=12), tmp_path)
     with pytest.raises(
@@ -133,6 +133,6 @@ def test_a_file_of_other_classes_or_another_size_is_refused(vit_file, tmp_path):
         load_teacher(vit_teacher("pretrained"), tmp_path)
 
 
-def test_a_teacher_of_another_normalisation_is_told(trained_teacher, tmp_path, capsys):
+def test_a_teacher_with_another_normalisation_warns(trained_teacher, tmp_path, capsys):
     load_teacher(tiny_config(teacher__weights=str(trained_teacher), augment__mean=(0.5, 0.5, 0.5)), tmp_path)
     assert "see config.teacher.mean" in " ".join(capsys.readouterr().out.split())

@@ -18,13 +18,13 @@ def devices():
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """(what was returned, what was written) of a training and an inference measurement; the teacher has no weights."""
+    """(returned, written) figures of a training and an inference measurement; the teacher has no weights."""
     output = tmp_path_factory.mktemp("throughput") / "deep" / "speed.json"
     config = tiny_config(teacher__weights="", log__peak_tflops=0.5)
     return throughput(config, batch_size=32, runs=3, output=output), json.loads(output.read_text())
 
 
-def test_the_figures_belong_together(measured):
+def test_the_figures_are_consistent(measured):
     report, written = measured
     assert written == json.loads(json.dumps(report))
     assert (report["devices"], report["platform"], report["compute_dtype"]) == (2, "cpu", "float32")
@@ -42,14 +42,18 @@ def test_the_figures_belong_together(measured):
 
 
 @pytest.mark.long
-def test_the_batch_is_searched_where_none_is_given(capsys):
+def test_the_batch_size_is_searched_by_default(capsys):
     report = throughput(tiny_config(), measures=("inference",), runs=1)
     found = report["inference"]
     sizes = [trial["batch_size"] for trial in found["tried"]]
     assert sizes == [2 << i for i in range(len(sizes))] and len(sizes) >= 3 and found["batch_size"] in sizes
     assert "training" not in report
     printed = capsys.readouterr().out
-    assert "gained no more than 3 %" in printed and "2 x cpu" in printed and "peak is not listed" in printed
+    assert (
+        "gained no more than 3 %" in printed
+        and "2 x cpu" in printed
+        and "the peak of this device is not listed" in printed
+    )
 
 
 def test_published_figures_are_found_by_model_and_size():
@@ -64,11 +68,11 @@ def test_published_figures_are_found_by_model_and_size():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "neither may be below 1"),
+        ({"batch_size": 0}, "both must be at least 1"),
         ({"batch_size": 13, "measures": ("inference",)}, "does not divide among 2 devices"),
         ({"batch_size": 24, "measures": ("training",)}, "batch_size=24"),
     ],
 )
-def test_batches_that_cannot_be_are_told(options, message):
+def test_invalid_batch_sizes_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         throughput(tiny_config(augment__group_size=4, augment__groups_per_block=4), runs=1, **options)

@@ -15,7 +15,7 @@ from tests.tiny import STUDENT, tiny_config, tiny_teacher_config
 from .workdirs import untrained
 
 
-def test_a_teacher_comes_from_the_workdir_with_the_shape_it_was_trained_in(trained_teacher, tmp_path):
+def test_a_teacher_is_built_as_recorded_in_its_workdir(trained_teacher, tmp_path):
     config = tiny_config(teacher__weights=str(trained_teacher))
     with config.unlocked():
         config.teacher.overrides = {}  # its own configuration knows better
@@ -53,7 +53,7 @@ def test_a_transformer_teacher_of_another_size_is_refused(tmp_path):
     untrained(tmp_path / "teacher", config)
     wanted = {"teacher__weights": str(tmp_path / "teacher"), "teacher__name": config.model.name}
     assert load_teacher(tiny_config(**wanted), tmp_path).model.image_size == 28
-    with pytest.raises(ConfigError, match="made for 28 pixels, the student's images have 56"):
+    with pytest.raises(ConfigError, match="takes images of 28 pixels, the student's have 56"):
         load_teacher(tiny_config(**wanted, image_size=56), tmp_path)
 
 
@@ -67,7 +67,7 @@ def test_a_student_that_cannot_be_built_is_refused_before_the_teacher_is_trained
     assert not (tmp_path / "teacher").exists()
 
 
-def test_a_teacher_that_is_trained_first_shares_the_folder_of_its_student(tmp_path, monkeypatch):
+def test_a_teacher_trained_first_shares_the_cache_folder_of_its_student(tmp_path, monkeypatch):
     opened = {}
 
     def open_run(config, workdir, shared):
@@ -85,9 +85,7 @@ def test_a_teacher_that_is_trained_first_shares_the_folder_of_its_student(tmp_pa
     assert opened == {tmp_path / "run": shared, tmp_path / "run" / "teacher": shared}
 
 
-def test_teacher_and_initial_weights_take_the_class_names_of_the_data_that_is_open_already(
-    trained_teacher, trained_student, tmp_path
-):
+def test_teacher_and_initial_weights_use_the_class_names_of_the_open_data(trained_teacher, trained_student, tmp_path):
     names = open_source(tiny_config().data, "train").class_names
     gone = {"data__source": "npz", "data__path": str(tmp_path / "gone.npz")}
     config = tiny_config(teacher__weights=str(trained_teacher), **gone)

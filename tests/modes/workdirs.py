@@ -1,4 +1,4 @@
-"""Workdirs of runs that have not taken a step: a genuine record and checkpoint, and nothing compiled but the initialisation."""
+"""Workdirs of runs at step 0, with a real record and checkpoint, for which only the initialisation is compiled."""
 
 import jax
 
@@ -12,7 +12,7 @@ from deit_jax.training.record import claim_workdir
 
 
 def untrained(workdir, config):
-    """Write into `workdir` what a run of `config` has before its first step; returns it."""
+    """Writes the files of a run of `config` before its first step into `workdir`; returns it."""
     source = open_source(config.data, "train")
     plan = resolve(config, num_images=len(source), data_classes=len(source.class_names))
     program = build_program(config, plan, make_mesh(jax.devices()[:1]))

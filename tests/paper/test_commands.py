@@ -1,15 +1,14 @@
-"""The paper's rows as commands: complete, printed, and written down."""
+"""The rows of the paper as commands: completeness, printing and the page in docs."""
 
 import pytest
 
 from deit_jax.errors import UserError
 from deit_jax.models.flops import train_flops
 from deit_jax.models.registry import create_model
-from deit_jax.modes.listing import PAGE_COMMAND, list_recipes, to_line
 from deit_jax.paper import commands as recipes
 from deit_jax.paper import tables
-from deit_jax.paper.cost import training_cost
-from deit_jax.paper.page import TITLES
+from deit_jax.paper.commands import training_cost
+from deit_jax.paper.page import PAGE_COMMAND, TITLES, list_recipes
 from deit_jax.paper.rows import rows_of
 from tests.end_to_end.commands import ROOT, run
 from tests.recipes.programs import CONFIGS, get_config
@@ -26,14 +25,14 @@ def figures(commands, where):
     return {f"{command.file}:{command.row.argument} {command.row.what}": command.row.published for command in found}
 
 
-def test_every_table_and_figure_has_its_rows_in_the_papers_order(commands):
+def test_every_table_and_figure_has_rows_in_the_order_of_the_paper(commands):
     places = list(dict.fromkeys(command.row.where for command in commands))
     assert places == list(TITLES)
     tables = {f"Table {number}" for number in range(1, 11)} | {"Figure 3"}
     assert tables <= set(places)
 
 
-def test_every_published_figure_is_some_rows(commands):
+def test_every_published_figure_has_a_row(commands):
     def values(where):
         return sorted(value for row in figures(commands, where).values() for value in row.values())
 
@@ -51,7 +50,7 @@ def test_every_published_figure_is_some_rows(commands):
     assert values("Figure 3") == sorted(curves + no_teacher)
 
 
-def test_the_rows_that_a_row_builds_on_are_there(commands):
+def test_the_rows_that_a_row_builds_on_exist(commands):
     known = {f"{command.file}.py:{command.row.argument}" for command in commands}
     for command in commands:
         config = command.config()
@@ -73,7 +72,7 @@ def test_the_rows_that_a_row_builds_on_are_there(commands):
             assert start.model.name.rsplit("_", 1)[0] == config.model.name.rsplit("_", 1)[0]
 
 
-def test_every_distilled_students_teacher_trains_as_long_as_table_9_says(commands):
+def test_teachers_train_for_the_epochs_of_table_9(commands):
     starts = {f"{command.file}.py:{command.row.argument}": command.row.start for command in commands}
 
     def root(name):  # of what is fine-tuned, the training that it continues
@@ -99,7 +98,7 @@ def test_cost_is_model_flops_times_images():
     assert training_cost(get_config("distillation:token_labels,base")).teacher_flops == 0
 
 
-def test_tables_are_found_by_name_and_a_wrong_one_is_one_line(commands):
+def test_rows_are_selected_by_name_and_an_unknown_name_is_an_error(commands):
     assert {command.row.where for command in recipes.select(commands, "table8")} == {"Table 8"}
     assert {command.row.where for command in recipes.select(commands, "Figure 3")} == {"Figure 3"}
     assert {command.file for command in recipes.select(commands, "finetune")} == {"finetune"}
@@ -113,21 +112,20 @@ def test_the_page_is_what_the_command_writes(tmp_path):
     list_recipes(output=page)
     assert page.read_text() == (ROOT / "docs/recipes.md").read_text(), f"out of date: {PAGE_COMMAND}"
     row = next(line for line in page.read_text().splitlines() if "`configs/ablation.py:no_mixup`" in line)
-    assert "ImageNet 78.7" in row and row.endswith("| not yet run on ImageNet |")
+    assert "ImageNet 78.7" in row and "has not yet run any of these rows" in page.read_text()
 
 
-def test_the_page_and_the_list_say_the_same(commands, capsys):
+def test_the_list_agrees_with_the_commands(commands, capsys):
     list_recipes("table8")
     printed = capsys.readouterr().out
     for command in recipes.select(commands, "table8"):
-        line = to_line(command)
-        assert line.command in printed and f"{line.exaflop:.3g}" in printed
-    printed = " ".join(printed.split())  # however it was folded
-    assert "not yet run on ImageNet" in printed and "an estimate" in printed
+        assert command.name in printed and f"{training_cost(command.config()).exaflop:.3g}" in printed
+    printed = " ".join(printed.split())  # undo the folding
+    assert "has not yet run any of these rows" in printed and "an estimate" in printed
 
 
 @pytest.mark.parametrize(("columns", "wanted", "files"), [(100, "all", CONFIGS), (200, "ablation", ["ablation"])])
-def test_a_narrow_terminal_folds_no_command(columns, wanted, files, monkeypatch, capsys):
+def test_commands_are_not_folded_in_a_narrow_terminal(columns, wanted, files, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", str(columns))
     list_recipes(wanted)
     lines = capsys.readouterr().out.splitlines()
@@ -137,8 +135,8 @@ def test_a_narrow_terminal_folds_no_command(columns, wanted, files, monkeypatch,
             assert any(line.startswith(f"configs/{file}.py:{row.argument} ") for line in lines)
 
 
-def test_it_needs_no_other_flag_and_says_what_is_wrong(tmp_path):
-    assert "configs/ablation.py:no_mixup" in run("--list=table8", cwd=tmp_path).stdout  # the configs beside run.py
+def test_the_flag_works_alone_and_refuses_an_unknown_table(tmp_path):
+    assert "configs/ablation.py:no_mixup" in run("--list=table8", cwd=tmp_path).stdout  # the configs next to run.py
     done = run("--list=table11")
     assert (
         done.returncode == 2

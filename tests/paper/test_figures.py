@@ -27,7 +27,7 @@ def points(axis):
     return {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axis.get_lines()}
 
 
-def test_figure_1_has_every_row_of_table_5_and_ones_own(drawn, tmp_path):
+def test_figure_1_has_every_row_of_table_5_and_own_results(drawn, tmp_path):
     throughput_against_top1(tmp_path / "deep" / "1.png", OWN)
     published_axis, own_axis = drawn[0]
     found = points(published_axis)
@@ -41,7 +41,7 @@ def test_figure_1_has_every_row_of_table_5_and_ones_own(drawn, tmp_path):
     assert picture.width > 1000 and len(np.unique(np.asarray(picture.convert("L")))) > 50
 
 
-def test_figure_3_tells_what_is_read_off_and_joins_runs_of_a_kind(drawn, tmp_path):
+def test_figure_3_marks_exact_points_and_joins_runs_of_a_kind(drawn, tmp_path):
     epochs_against_top1(tmp_path / "3.png", OWN)
     published_axis, own_axis = drawn[0]
     found = points(published_axis)
@@ -52,14 +52,14 @@ def test_figure_3_tells_what_is_read_off_and_joins_runs_of_a_kind(drawn, tmp_pat
     assert points(own_axis)["own: no distillation, cifar10"] == [(10.0, 79.0)]
 
 
-def test_results_on_imagenet_share_the_papers_axes(drawn, tmp_path):
+def test_imagenet_results_share_the_axes_of_the_paper(drawn, tmp_path):
     own = [OwnResult("a", "imagenet2012", "hard distillation", 300.0, 83.1)]
     epochs_against_top1(tmp_path / "3.svg", own)
     (axis,) = drawn[0]
     assert points(axis)["own: hard distillation, imagenet2012"] == [(300.0, 83.1)]
 
 
-def test_published_tables_hold_together():
+def test_published_tables_are_consistent():
     table_4 = np.array(tables.TABLE_4)
     np.testing.assert_array_equal(table_4, table_4.T)
     np.testing.assert_array_equal(np.diag(table_4), 0)

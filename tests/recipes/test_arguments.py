@@ -104,7 +104,7 @@ def test_the_default_argument_is_valid_and_a_wrong_one_raises(file):
         ("deit:tiny,small", "'tiny' and 'small' exclude each other"),
         ("deit:vit_base,distilled", "vit_base has no distillation token"),
         ("distillation:token_labels,base,regnety_160", "token_labels has no teacher"),
-        ("distillation:token,base,384px,500", "the epochs are of the training at 224 pixels"),
+        ("distillation:token,base,384px,500", "epochs apply to the training at 224 pixels"),
         ("transfer:cars,base,scratch", "scratch is for cifar10"),
         ("transfer:cifar10,regnety_160,distilled", "a RegNetY has no distillation token"),
         (

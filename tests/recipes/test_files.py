@@ -66,5 +66,5 @@ def test_load_commands_uses_the_files_that_its_commands_select(elsewhere):
 
 def test_load_commands_refuses_files_of_another_project(elsewhere):
     write(elsewhere / "configs" / "deit.py", "import ml_collections\n")
-    with pytest.raises(UserError, match=r"configs/deit\.py .*is of another project and publishes no row"):
+    with pytest.raises(UserError, match=r"configs/deit\.py .*belongs to another project"):
         load_commands()

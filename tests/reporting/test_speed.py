@@ -83,7 +83,7 @@ def test_without_a_known_peak_mfu_is_left_out():
 
 @pytest.mark.parametrize(
     ("devices", "peak", "expected"),
-    [(4, 64e12, "512 images/s, 128 a device, MFU 1.6 %"), (1, None, "512 images/s  ETA")],
+    [(4, 64e12, "512 images/s, 128 per device, MFU 1.6 %"), (1, None, "512 images/s  ETA")],
 )
 def test_the_progress_line_shows_the_speed(capsys, devices, peak, expected):
     rates = Speed(256, devices, FLOPS, peak).metrics(0.5)

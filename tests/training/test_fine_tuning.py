@@ -123,7 +123,7 @@ def test_labels_kinds_need_a_distillation_token(kind):
 
 def test_an_untrained_head_does_not_affect_the_prediction():
     fields = {"distillation__kind": "labels_class", "teacher__weights": ""}
-    with pytest.raises(ConfigError, match=r"labels_class does not teach .*: set config\.model\.fusion=class"):
+    with pytest.raises(ConfigError, match=r"labels_class does not train .*: set config\.model\.fusion=class"):
         built(tiny_config(**fields))
     config = tiny_config(**fields, model__fusion="class", optimizer__trainable=(r"^(?!head_dist/)",))
     program, _, _ = built(config)

@@ -63,8 +63,8 @@ def test_a_convnet_has_the_options_of_all_models():
         ({"model__residual_dtype": "float32", "model__name": "regnety_002"}, "residual_dtype='float32': regnety_002 does not"),
         ({"model__regnet_init": "timm_0.3"}, "regnet_init='timm_0.3': deit_tiny_patch16_224 does not have"),
         ({"model__fusion": "softmax"}, "fusion='softmax': deit_tiny_patch16_224 has one head"),
-        ({"model__name": "deit_tiny_distilled_patch16_224"}, "kind=none does not teach .*model.name=deit_tiny_patch16_224"),
-        ({"model__overrides": {"distilled": True}}, "kind=none does not teach .*model.overrides.distilled=False"),
+        ({"model__name": "deit_tiny_distilled_patch16_224"}, "kind=none does not train .*model.name=deit_tiny_patch16_224"),
+        ({"model__overrides": {"distilled": True}}, "kind=none does not train .*model.overrides.distilled=False"),
     ],
 )  # fmt: skip
 def test_options_without_effect_and_heads_without_a_target_raise(changes, message):
@@ -99,7 +99,7 @@ def test_a_resumed_run_with_a_head_without_a_target_only_warns(capsys):
     config = tiny_config()
     config.distillation.kind, config.teacher.weights = "none", ""
     plan = resolve(config, num_images=10_000, data_classes=10)
-    with pytest.raises(ConfigError, match="does not teach the distillation token"):
+    with pytest.raises(ConfigError, match="does not train the distillation token"):
         build_program(config, plan, make_mesh(jax.devices()[:1]))
     build_program(config, plan, make_mesh(jax.devices()[:1]), resumed=True)
     assert "the run continues as an earlier version started it" in " ".join(capsys.readouterr().out.split())
