@@ -15,7 +15,7 @@ INSTALL_WITHOUT_REQUIREMENTS := jax2onnx==0.17.1
 # half of what the other has left. A worker that dies ends the run with the name of its test.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --max-worker-restart=0
 
-.PHONY: quickstart quickstart-short test test-short test-compiler test-long test-torch test-all docs lint format constraints clean
+.PHONY: quickstart quickstart-short test test-short test-compiler test-not-long test-long test-torch test-all docs lint format constraints clean
 
 $(VENV)/bin/python:
 	$(if $(PYTHON),,$(error no Python 3.11, 3.12 or 3.13 runs here: install one, or name it with PYTHON=))
@@ -52,13 +52,18 @@ quickstart-short: $(VENV)/installed
 test: $(VENV)/installed-tests
 	$(PYTEST) -m "not long and not compiler"
 
-# Models and training alone, compiled with the usual optimizations, which tests/conftest.py leaves out: for further Pythons.
+# Models and training alone, for further Pythons; compiled with the usual optimizations (3), which tests/conftest.py leaves out (0).
+OPTIMIZATION ?= 3
 test-short: $(VENV)/installed-tests
-	XLA_FLAGS=--xla_backend_optimization_level=3 $(PYTEST) -m "not long and not compiler" tests/models tests/training \
+	XLA_FLAGS=--xla_backend_optimization_level=$(OPTIMIZATION) $(PYTEST) -m "not long and not compiler" tests/models tests/training \
 	    tests/reliability/test_earlier_version.py
 
 test-compiler: $(VENV)/installed-tests
 	$(PYTEST) -m compiler
+
+# `test` and `test-compiler` at once: many programs are of both.
+test-not-long: $(VENV)/installed-tests
+	$(PYTEST) -m "not long"
 
 test-long: $(VENV)/installed-peers
 	$(PYTEST) -m "long and not compiler"
@@ -67,7 +72,7 @@ test-long: $(VENV)/installed-peers
 test-torch: $(VENV)/installed-peers
 	$(PYTEST) -m "not compiler" tests/weights/test_pickles.py tests/weights/test_peers.py tests/weights/test_loading.py
 
-test-all: test test-compiler test-long
+test-all: test-not-long test-long
 
 # build/site/index.html; fails for a link, page or anchor that is not there (--quiet would count no warnings).
 docs: $(VENV)/installed-docs
