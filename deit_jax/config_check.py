@@ -111,8 +111,8 @@ def _check_teacher_section(config: ConfigDict) -> None:
     names, weights = listed_names(teacher.name), listed_names(teacher.weights)
     if not needs_teacher(config):
         if teacher.weights or any(teacher[field] is not None for field in ("recipe", "mean", "std", "classes")):
-            *kinds, last = kinds_with_teacher()
-            choices = f"{', '.join(kinds)} or {last}"
+            *others, last = kinds_with_teacher()
+            choices = f"{', '.join(others)} or {last}"
             raise ConfigError(f"config.teacher is set but config.distillation.kind is {kind}: set it to {choices}")
     elif teacher.recipe is not None:
         if teacher.weights:
