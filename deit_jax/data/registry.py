@@ -41,8 +41,8 @@ EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
 class _Kind:
     """A value of data.source."""
 
-    open: Callable[[Any, Split, str], ImageSource]  # (section, split, prefix of fields in messages)
-    takes_parts: bool = False  # handles "train[:50%]" itself; otherwise `open` returns the whole split
+    open_split: Callable[[Any, Split, str], ImageSource]  # (section, split, prefix of fields in messages)
+    takes_parts: bool = False  # handles "train[:50%]" itself; otherwise parts are taken from the whole split
     needs_path: bool = False
     unread: tuple[str, ...] = ()  # fields of `data` without effect
     registered: Callable[[Any, Split], Any] | None = None  # a user's opener
@@ -140,7 +140,7 @@ def _open(data: Any, split: Split) -> ImageSource:
         raise DataError(f"data.source={data.source!r} is unknown; choose {_listed()}")
     if kind.needs_path and not data.path:
         raise DataError(f"data.source={data.source} needs data.path, which is empty; set --config.data.path")
-    source = kind.open(data, split, MAIN)
+    source = kind.open_split(data, split, MAIN)
     return source if kind.takes_parts else _part(source, _expression(data, split))
 
 
@@ -162,7 +162,7 @@ def open_extra_set(entry: Any, index: str = AUTO) -> ImageSource:
     data = default_config().data
     data.update({"source": entry.source, "name": entry.get("name", ""), "path": entry.path, "index": index})
     data.train_split = data.eval_split = entry.split
-    images = kind.open(data, "eval", "")
+    images = kind.open_split(data, "eval", "")
     if labels := entry.get("labels", ""):
         images = RealLabels(images, labels)
     return images if kind.takes_parts else _part(images, entry.split)

@@ -189,7 +189,7 @@ def test_center_crop_in_training_equals_that_of_evaluation(protocol):
     config = tiny_config(data__train_crop="center", evaluation__protocol=protocol, evaluation__crop_ratio=0.8)
     crop = train_crop(config.data, 28, config.evaluation)
     assert crop == evaluation_crop(config.evaluation, 28)
-    with pytest.raises(ValueError, match="give the evaluation section"):
+    with pytest.raises(ValueError, match="pass the evaluation section"):
         train_crop(config.data, 28)
 
 
