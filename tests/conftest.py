@@ -11,7 +11,7 @@ import pytest
 
 # Before jax is imported. Tests of one device take a mesh of the first.
 # Most of the tests' time was LLVM's: without its optimizations code is made in a third of the time. XLA's own passes, so the
-# operations and their order, are the same. The long tier asks for the default level (Makefile).
+# operations and their order, are the same. `make test-short` asks for the usual level.
 _flags = os.environ.get("XLA_FLAGS", "")
 if "xla_backend_optimization_level" not in _flags:
     _flags += " --xla_backend_optimization_level=0"

@@ -121,9 +121,7 @@ def program_key(config: ConfigDict, *, sizes: bool = True) -> str:
         "dropping": [config.model.drop_path_rate > 0, config.model.dropout_rate > 0, config.train.train_mode],
         "distillation": [config.distillation[name] for name in ("kind", "kl", "kl_mean")],
         "teacher": [config.teacher[name] for name in ("name", "overrides", "mean", "std", "classes")] if taught else None,
-        "augment": {
-            name: value > 0 if isinstance(value, float) else value for name, value in config.augment.items()
-        },
+        "augment": augmentation_key(config),
         "optimizer": [config.optimizer[name] for name in ("name", "trainable", "no_decay")],
         "rates": [config.schedule.kind, config.schedule.per_step, config.train.clip_norm is None, config.ema.decay > 0],
     }  # fmt: skip
@@ -132,6 +130,12 @@ def program_key(config: ConfigDict, *, sizes: bool = True) -> str:
         form["model"][0] = kind_of_model(config.model.name)
         if taught:
             form["teacher"][0] = kind_of_model(config.teacher.name)
+    return json.dumps(form, sort_keys=True, default=str)
+
+
+def augmentation_key(config: ConfigDict) -> str:
+    """What gives the augmentation its form."""
+    form = {name: value > 0 if isinstance(value, float) else value for name, value in config.augment.items()}
     return json.dumps(form, sort_keys=True, default=str)
 
 

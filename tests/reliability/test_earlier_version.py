@@ -103,6 +103,7 @@ def test_a_workdir_of_version_0_1_0_is_restored_bit_identically_and_resumes(reco
         close(after, expected["rows"], 2e-4)
 
 
+@pytest.mark.long
 def test_in_bfloat16_it_keeps_the_division_of_stochastic_depth_in_bfloat16(recorded):
     """Bit-identical on the recording machine; on others rounding hides the effect (tests/training/test_record.py)."""
     workdir, _ = recorded
