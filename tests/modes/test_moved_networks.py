@@ -12,7 +12,8 @@ from tests.tiny import tiny_config
 
 
 def student(weights, steps, **changes):
-    return tiny_config(teacher__weights=str(weights), train__max_steps=steps, evaluation__teacher=False, **changes)
+    fast = {"evaluation__teacher": False, "data__max_eval_images": 40}
+    return tiny_config(teacher__weights=str(weights), train__max_steps=steps, **fast, **changes)
 
 
 def test_a_teacher_may_move_but_not_change(trained_teacher, tmp_path, capsys):

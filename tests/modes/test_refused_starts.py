@@ -30,7 +30,8 @@ def images(root, classes="abc", count=20):
 
 
 PLAIN = dict(distillation__kind="none", teacher__weights="", model__name="deit_tiny_patch16_224", data__repeats=1,
-             data__source="folder", augment__groups_per_block=2, train__batch_size=8, evaluation__batch_size=8)  # fmt: skip
+             data__source="folder", augment__groups_per_block=2, train__batch_size=8, evaluation__batch_size=8,
+             model__overrides__depth=1, augment__erase_probability=0.0, ema__decay=0.0)  # fmt: skip
 
 
 def plain(folder, **changes):
