@@ -247,7 +247,7 @@ def read_mutated_images(count: int, seed: int, answer: Any) -> None:
 
 
 def images(count: int, seed: int) -> dict[str, Any]:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # no thread of this process comes along
     answer = context.Queue()
     process = context.Process(target=read_mutated_images, args=(count, seed, answer))
     process.start()

@@ -7,15 +7,14 @@ import pytest
 from absl import flags
 
 from deit_jax.main import main
-from tests.end_to_end.commands import TINY, environment, forked
+from tests.end_to_end.commands import SHORT, TINY, environment, forked
 
 
 def _several_calls(folder):
     """Two runs of different configurations with a refused command between them, then other modes."""
-    fast = ["--config.train.max_steps=1", "--config.data.max_eval_images=20", "--config.evaluation.batch_size=20"]
     flags.FLAGS(["kernel", "--log_dir=/theirs"])  # flags that other code has parsed are kept
     argv = list(sys.argv)
-    main([TINY + ":teacher", f"--workdir={folder}/a", "--config.seed=7", "--config.optimizer.betas=(0.8, 0.9)", *fast])
+    main([*SHORT, f"--workdir={folder}/a", "--config.seed=7", "--config.optimizer.betas=(0.8, 0.9)"])
     with pytest.raises(SystemExit, match=r"^2$"):
         main([TINY, f"--workdir={folder}/refused", "--config.seed=8", "--mode=eval", "--config.ema.decay=3"])
     with pytest.raises(SystemExit, match=r"^2$"):
@@ -23,7 +22,7 @@ def _several_calls(folder):
     sys.argv = ["/lib/ipykernel_launcher.py", "-f", "kernel.json"]
     with pytest.raises(SystemExit, match=r"^2$"):
         main()
-    sys.argv = ["run.py", TINY + ":teacher", f"--workdir={folder}/b", "--config.model.drop_path_rate=0.1", *fast]
+    sys.argv = ["run.py", *SHORT, f"--workdir={folder}/b", "--config.log.every_steps=2"]
     main()
     sys.argv = argv
     main(["--mode=export", f"--workdir={folder}/a", f"--output={folder}/a.safetensors"])
@@ -45,6 +44,6 @@ def test_a_second_run_in_a_process_has_its_own_flags(tmp_path):
     first, second = (json.loads((tmp_path / name / "config.json").read_text())["config"] for name in "ab")
     assert (first["seed"], first["optimizer"]["betas"]) == (7, [0.8, 0.9])
     assert (second["seed"], second["optimizer"]["betas"]) == (0, [0.9, 0.999])
-    assert (first["model"]["drop_path_rate"], second["model"]["drop_path_rate"]) == (0.0, 0.1)
+    assert (first["log"]["every_steps"], second["log"]["every_steps"]) == (1, 2)
     assert (tmp_path / "a.safetensors").exists()
     assert not (tmp_path / "refused").exists()

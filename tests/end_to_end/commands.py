@@ -15,6 +15,10 @@ from deit_jax.reporting.run_log import read_metrics
 ROOT = Path(__file__).parents[2]
 TINY = "--config=tests/tiny.py"
 TIMEOUT = 1200  # seconds per command
+# One step of the smallest student, for tests of everything else. They share one compiled program.
+SHORT = (TINY, "--config.distillation.kind=labels", "--config.teacher.weights=", "--config.train.max_steps=1",
+         "--config.evaluation.every_epochs=0", "--config.data.max_eval_images=40", "--config.model.overrides.depth=1",
+         "--config.augment.erase_probability=0")  # fmt: skip
 
 # Most of the time of a short command goes into importing JAX, Orbax and Grain, so a server imports them once and forks for each
 # command. No device is used before the fork. `command` is for processes that a test starts itself.
@@ -37,11 +41,12 @@ def environment(devices=1):
 
 def run(*arguments, devices=1, cwd=ROOT, **settings):
     """Runs a command; returns a `subprocess.CompletedProcess`. `settings` are environment variables, see `forked`."""
-    return forked(_run, str(ROOT / "run.py"), *map(str, arguments), cwd=cwd, **environment(devices) | settings)
+    return forked(run_here, *map(str, arguments), cwd=cwd, **environment(devices) | settings)
 
 
-def _run(*arguments):
-    sys.argv = list(arguments)
+def run_here(*arguments):
+    """Runs the command in this process, which it may end."""
+    sys.argv = [str(ROOT / "run.py"), *arguments]
     from deit_jax.main import main
 
     main()
@@ -100,24 +105,19 @@ def free_port():
         return it.getsockname()[1]
 
 
+def run_processes(calls, devices=1):
+    """Runs commands as the processes of one run; returns a `subprocess.CompletedProcess` for each."""
+    flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={len(calls)}"]
+    calls = [(*map(str, call), *flags, f"--process_id={number}") for number, call in enumerate(calls)]
+    return forked_together(run_here, calls, devices)
+
+
 def run_together(workdir, *arguments, processes, devices=1):
     """Returns the output of each of the processes of one run."""
-    flags = [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={processes}"]
-    started = [
-        subprocess.Popen(
-            command(TINY, f"--workdir={workdir}", *arguments, *flags, f"--process_id={number}"),
-            cwd=ROOT,
-            env=environment(devices),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(processes)
-    ]
-    printed = [process.communicate(timeout=TIMEOUT) for process in started]
-    for process, (out, error) in zip(started, printed, strict=True):
-        assert process.returncode == 0, out[-2000:] + error[-2000:]
-    return [out for out, _ in printed]
+    all_done = run_processes([(TINY, f"--workdir={workdir}", *arguments)] * processes, devices)
+    for done in all_done:
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return [done.stdout for done in all_done]
 
 
 def train_rows(workdir):

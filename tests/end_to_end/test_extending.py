@@ -5,7 +5,7 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from PIL import Image
 
 import deit_jax
 from deit_jax.reporting.run_log import read_metrics
-from tests.end_to_end.commands import ROOT, TIMEOUT, TINY, command, environment
+from tests.end_to_end.commands import ROOT, TINY, environment, forked, run_here
 
 EXAMPLES = ROOT / "examples/extending"
 
@@ -26,14 +26,17 @@ def run(tmp_path_factory):
         shutil.copy(EXAMPLES / file, folder)
 
     def run(*arguments, plugins=True):
-        path = os.pathsep.join(map(str, (folder, ROOT) if plugins else (ROOT,)))
-        variables = environment() | {"PYTHONPATH": path}
-        return subprocess.run(
-            command(*arguments), cwd=ROOT, env=variables, capture_output=True, text=True, timeout=TIMEOUT
-        )
+        path = list(map(str, (folder, ROOT) if plugins else (ROOT,)))
+        variables = environment() | {"PYTHONPATH": os.pathsep.join(path)}
+        return forked(_run_with_path, path, *map(str, arguments), **variables)
 
     run.folder = folder
     return run
+
+
+def _run_with_path(path, *arguments):
+    sys.path[:0] = path  # as Python reads PYTHONPATH when it starts
+    run_here(*arguments)
 
 
 def succeed(done):

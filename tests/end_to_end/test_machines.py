@@ -10,16 +10,11 @@ from PIL import Image
 
 from deit_jax.reporting.run_log import read_metrics
 
-from .commands import ROOT, TINY, command, environment, forked, refused, succeed
-from .commands import _run as run_here
-
-# A single step of a tiny student, because these tests are about everything else.
-SHORT = (TINY, "--config.distillation.kind=labels", "--config.teacher.weights=", "--config.train.max_steps=1",
-         "--config.evaluation.every_epochs=0", "--config.data.max_eval_images=40")  # fmt: skip
+from .commands import ROOT, SHORT, TINY, command, environment, forked, refused, run_here, succeed
 
 
 def run(function, *arguments, **settings):
-    return forked(function, str(ROOT / "run.py"), *map(str, arguments), **environment() | settings)
+    return forked(function, *map(str, arguments), **environment() | settings)
 
 
 def onto_a_full_disk(*arguments):
@@ -67,7 +62,7 @@ def test_a_page_that_cannot_be_printed_is_an_error_but_a_closed_pipe_is_not():
 
 def test_a_user_without_a_home_can_train_and_leaves_no_other_files(tmp_path):
     done = forked(
-        run_here, str(ROOT / "run.py"), f"--config={ROOT}/tests/tiny.py", *SHORT[1:], "--workdir=run", "--config.log.report=True",
+        run_here, f"--config={ROOT}/tests/tiny.py", *SHORT[1:], "--workdir=run", "--config.log.report=True",
         cwd=tmp_path, **environment() | {"HOME": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -114,8 +109,12 @@ def test_folders_with_any_name_are_read_and_written_in_the_c_locale(tmp_path):
             path = tmp_path / "Bilder ü" / split / name / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (28, 28), (30 * number, 0, 0)).save(path)
-    data = (*SHORT, "--config.data.source=folder", f"--config.data.path={tmp_path}/Bilder ü", "--config.train.batch_size=16",
-            "--config.model.overrides.depth=1")  # fmt: skip
+    data = (
+        *SHORT,
+        "--config.data.source=folder",
+        f"--config.data.path={tmp_path}/Bilder ü",
+        "--config.train.batch_size=16",
+    )
     done = typed(*data, f"--workdir={tmp_path}/run", "--config.log.report=True", "--config.log.tensorboard=True")
     assert done.returncode == 0, done.stderr
     assert "Bilder \\xfc" in done.stdout.decode("ascii")

@@ -1,7 +1,6 @@
 """Runs with several real processes on this machine."""
 
 import re
-import subprocess
 
 import jax
 import numpy as np
@@ -10,7 +9,7 @@ from PIL import Image
 
 from deit_jax.training.checkpointing import load_variables
 
-from .commands import ROOT, TINY, command, environment, free_port, refused, run_together, succeed, train_rows
+from .commands import TINY, refused, run_processes, run_together, succeed, train_rows
 
 
 def assert_same_run(one, other):
@@ -26,25 +25,14 @@ def assert_same_run(one, other):
 
 
 @pytest.mark.long
-def test_two_processes_equal_one_process_with_the_same_devices(tmp_path):
-    printed = run_together(tmp_path / "two", processes=2)
-    succeed(TINY, f"--workdir={tmp_path / 'one'}", devices=2)
-    assert_same_run(tmp_path / "two", tmp_path / "one")
-    # Only one of them prints, and each row is written once.
-    assert "2 process(es)" in printed[0] and "distillation head" in printed[0]
-    assert "step" not in printed[1]
-    assert [row["step"] for row in train_rows(tmp_path / "two")] == [1, 2, 3, 4]
-    # One process resumes from their checkpoint.
-    done = succeed(TINY, f"--workdir={tmp_path / 'two'}", "--config.train.max_steps=5")
-    assert "resuming after step 4" in done.stdout
-
-
-@pytest.mark.long
 def test_four_processes_of_two_devices_share_one_copy_of_the_parameters(tmp_path):
     split = ["--config.parallel.fsdp=4", "--config.parallel.fsdp_min_size=0", "--config.augment.group_size=2"]
     run_together(tmp_path / "four", *split, processes=4, devices=2)
     succeed(TINY, f"--workdir={tmp_path / 'one'}", *split, devices=8)
     assert_same_run(tmp_path / "four", tmp_path / "one")
+    # What they saved, one process goes on with.
+    done = succeed(TINY, f"--workdir={tmp_path / 'four'}", *split, "--config.train.max_steps=5", devices=8)
+    assert "resuming after step 4" in done.stdout
 
 
 @pytest.mark.long
@@ -62,18 +50,9 @@ def test_four_processes_that_share_a_mixing_block_equal_one_process(tmp_path):
 
 @pytest.mark.long
 def test_a_workdir_that_the_processes_do_not_share_is_refused_by_both(tmp_path):
-    flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
-    started = [
-        subprocess.Popen(
-            command(TINY, f"--workdir={tmp_path / str(number)}", *flags, f"--process_id={number}"),
-            cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for number in range(2)
-    ]  # fmt: skip
-    for process in started:
-        _, output = process.communicate(timeout=300)
-        assert process.returncode == 2, output[-2000:]
-        assert "error: 1 of 2 processes do not see what the first one writes in --workdir=" in output
+    for done in run_processes([(TINY, f"--workdir={tmp_path / str(number)}") for number in range(2)]):
+        assert done.returncode == 2, done.stderr[-2000:]
+        assert "error: 1 of 2 processes do not see what the first one writes in --workdir=" in done.stderr
     assert not (tmp_path / "0" / "checkpoints").exists()
 
 
@@ -103,20 +82,10 @@ def folders(tmp_path_factory):
 )
 def test_processes_with_different_settings_are_all_refused(folders, tmp_path, field, value, message):
     same = ["--config.data.source=folder", f"--config.data.path={folders}/same", "--config.data.held_out=0.2"]
-    flags = [f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
-    calls = [
-        command(TINY + ":teacher", f"--workdir={tmp_path / 'run'}", *same, *flags, f"--process_id={i}")
-        for i in range(2)
-    ]
-    calls[1].append(f"--config.{field}={value.format(folders)}")
-    started = [
-        subprocess.Popen(call, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for call in calls
-    ]
-    for process in started:
-        _, output = process.communicate(timeout=60)
-        lines = [line for line in output.splitlines() if "Gloo" not in line]
-        assert process.returncode == 2 and len(lines) == 1 and re.search(message, lines[0]), output
+    call = (TINY + ":teacher", f"--workdir={tmp_path / 'run'}", *same)
+    for done in run_processes([call, (*call, f"--config.{field}={value.format(folders)}")]):
+        lines = [line for line in done.stderr.splitlines() if "Gloo" not in line]
+        assert done.returncode == 2 and len(lines) == 1 and re.search(message, lines[0]), done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -51,16 +51,15 @@ def test_a_run_prints_its_settings_progress_and_results(one_device):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("devices", [2, 8])
-def test_any_number_of_devices_gives_the_same_losses(one_device, tmp_path, devices):
-    done = succeed(TINY, f"--workdir={tmp_path}/run", devices=devices)
-    assert f"{devices} x cpu" in done.stdout
+def test_eight_devices_give_the_same_losses(one_device, tmp_path):
+    done = succeed(TINY, f"--workdir={tmp_path}/run", devices=8)
+    assert "8 x cpu" in done.stdout
     assert_same_losses(tmp_path / "run", one_device[0])
 
 
 def test_two_processes_give_the_same_losses(one_device, tmp_path):
     """Rule 8 of deit_jax/training/loop.py."""
-    printed = run_together(tmp_path / "run", processes=2)
+    printed = run_together(tmp_path / "run", "--config.evaluation.teacher=False", processes=2)
     assert "2 process(es)" in printed[0] and "distillation head" in printed[0]
     assert "step" not in printed[1]  # only one of them prints
     assert_same_losses(tmp_path / "run", one_device[0])

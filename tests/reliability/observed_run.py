@@ -1,14 +1,6 @@
-"""One process of a run that records the inputs of its steps; test_elastic.py starts several.
-
-    python -m tests.reliability.observed_run WORKDIR RECORD MAX_STEPS [COORDINATOR PROCESSES PROCESS]
-
-RECORD.npz gets for each step and row of this process: the cropped image and label from the host, and the augmented image and
-target that the recipe makes of them on the mesh, by the key of that step.
-"""
+"""One process of a run that records the inputs of its steps; test_elastic.py starts several."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -35,10 +27,14 @@ def config_for(max_steps):
     return config
 
 
-def main(workdir, record, max_steps, coordinator=None, processes=None, process=None):
-    cluster = (coordinator, int(processes), int(process)) if coordinator else ()
-    distributed.start(*cluster)
-    config, seen = config_for(int(max_steps)), {}
+def observed_run(workdir, record, max_steps, *where):
+    """Trains. `where`: for one of several processes, the coordinator's address, the number of processes and its own number.
+
+    The file `record`, .npz, gets for each step and row of this process: the cropped image and label from the host, and the
+    augmented image and target that the recipe makes of them on the mesh, by the key of that step.
+    """
+    distributed.start(*where)
+    config, seen = config_for(max_steps), {}
 
     def observed(build):
         def build_program(config, plan, mesh, **options):
@@ -67,9 +63,5 @@ def main(workdir, record, max_steps, coordinator=None, processes=None, process=N
 
     preparation.build_program = observed(preparation.build_program)
     loop.compiled_together = lambda function: function  # the recorder is not a jitted function, but it calls one
-    train(config, Path(workdir))
+    train(config, workdir)
     np.savez(record, **seen)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

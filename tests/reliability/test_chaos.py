@@ -22,7 +22,7 @@ def test_mutated_weights_load_completely_or_raise_one_line(tmp_path):
 def test_killed_runs_and_damaged_checkpoints_lose_nothing(tmp_path):
     """Rules 2, 3 and 4 of deit_jax/training/loop.py, for a kill at any time."""
     rng = random.Random(1)
-    tally = chaos.kills(4, tmp_path, 2, rng)
-    assert tally["lost"] == [] and tally["identical"] == tally["tried"] == 4
+    tally = chaos.kills(2, tmp_path, 2, rng)
+    assert tally["lost"] == [] and tally["identical"] == tally["tried"] == 2
     tally = chaos.checkpoints(12, tmp_path, rng)
     assert tally["lost"] == [] and tally["detected"] == tally["tried"] == 12 and tally["resumed_identical"] == 2

@@ -1,8 +1,5 @@
 """A run that resumes with another number of processes uses the same data, crops and augmentations."""
 
-import subprocess
-import sys
-
 import jax
 import numpy as np
 import pytest
@@ -12,24 +9,19 @@ from deit_jax.data.registry import open_source, train_crop
 from deit_jax.parallel.host_rows import deal_on_devices
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.training.plan import resolve
-from tests.end_to_end.commands import ROOT, environment, free_port, train_rows
+from tests.end_to_end.commands import forked_together, free_port, train_rows
 
-from .observed_run import config_for
+from .observed_run import config_for, observed_run
 
 
 def stretch(workdir, records, steps, processes):
     """Runs to `steps` with real processes; adds their inputs to `records`."""
     address = f"127.0.0.1:{free_port()}"
     paths = [workdir.parent / f"{workdir.name}_{steps}_{number}.npz" for number in range(processes)]
-    started = []
-    for number, path in enumerate(paths):
-        cluster = [address, processes, number] if processes > 1 else []
-        arguments = [sys.executable, "-m", "tests.reliability.observed_run", workdir, path, steps, *cluster]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(list(map(str, arguments)), cwd=ROOT, env=environment(), **pipes))
-    for process in started:
-        printed, _ = process.communicate(timeout=1200)
-        assert process.returncode == 0, printed[-3000:]
+    clusters = [(address, processes, number) if processes > 1 else () for number in range(processes)]
+    calls = [(workdir, path, steps, *more) for path, more in zip(paths, clusters, strict=True)]
+    for done in forked_together(observed_run, calls):
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for path in paths:
         with np.load(path) as file:
             found = {name: file[name] for name in file.files}

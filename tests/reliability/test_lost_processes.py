@@ -12,7 +12,7 @@ from deit_jax.data.registry import open_source, train_crop
 from deit_jax.data.sources import DataError
 from deit_jax.training.checkpointing import load_state
 from deit_jax.training.plan import resolve
-from tests.end_to_end.commands import ROOT, TINY, command, environment, free_port
+from tests.end_to_end.commands import ROOT, TINY, command, environment, free_port, run_processes
 from tests.tiny import tiny_config
 
 
@@ -94,7 +94,6 @@ def test_a_workdir_in_use_is_refused_by_all_processes(tmp_path):
     from deit_jax.training.lock import hold
 
     with hold(tmp_path / "run"):
-        processes = start_two(tmp_path / "run")
-        output = [process.communicate(timeout=180)[1] for process in processes]
-    assert [process.returncode for process in processes] == [2, 2]
-    assert all("is in use by another run" in text for text in output)
+        all_done = run_processes([(TINY, f"--workdir={tmp_path / 'run'}")] * 2)
+    assert [done.returncode for done in all_done] == [2, 2]
+    assert all("is in use by another run" in done.stderr for done in all_done)
