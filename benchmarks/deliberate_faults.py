@@ -67,8 +67,8 @@ FAULTS = (
     Fault(
         "hard-decision-of-the-student",
         "deit_jax/training/losses.py",
-        "decision = jnp.argmax(teacher_logits, axis=-1)",
-        "decision = jnp.argmax(logits, axis=-1)",
+        "decision = decisions(teacher_logits)",
+        "decision = decisions(logits)",
         _LOSSES,
     ),
     Fault(

@@ -139,6 +139,15 @@ class _Teacher:
     classes: tuple[int, ...] | None = option(None, "for each class of the student its number in the teacher, e.g. (0, 217, "
         "482); None: the same classes", at_least=0, before=None)
     recipe: ConfigDict | None = option(None, "a complete config with which the teacher is trained first, in WORKDIR/teacher")
+    answers: str = option("", "a folder of recorded answers (from --mode=record or a training with teacher.record) that replace "
+        "the teacher: none is loaded or computed (docs/distillation.md)", before="")
+    answers_timeout: int = option(600, "seconds that a training waits for answers while their recorder makes no progress",
+        at_least=1, before=600, only_if_typed=True)
+    record: str = option("", "a folder to which a training writes its teacher's answers, for other trainings", before="")
+    record_as: str = option("auto", "what is recorded; auto: decisions if distillation.kind is hard, otherwise logits",
+        choices="answers.kinds.NAMES", before="auto", only_if_typed=True)
+    top_k: int | None = option(None, "record only this many of the logits, the largest, and the log-sum-exp of the rest at "
+        "distillation.tau; None: all", at_least=1, before=None, only_if_typed=True)
 
 
 @_section("data")
@@ -372,6 +381,11 @@ def needs_teacher(config: ConfigDict) -> bool:
     """Whether the configuration distils from a teacher."""
     kind = loss_kind(config.distillation.kind)
     return kind is not None and kind.needs_teacher
+
+
+def asks_teacher(config: ConfigDict) -> bool:
+    """Returns whether a run computes a teacher, i.e. distils, but not from recorded answers."""
+    return needs_teacher(config) and not config.teacher.answers
 
 
 def listed_names(text: str) -> list[str]:

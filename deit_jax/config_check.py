@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import OPTIONS, ConfigError, default_config, listed_names, needs_teacher
+from deit_jax.config import OPTIONS, ConfigError, asks_teacher, default_config, listed_names, needs_teacher
 from deit_jax.config_losses import complete_section, options_of
 from deit_jax.config_model import check_heads, check_model, check_teachers, named_teachers
 from deit_jax.data.registry import source_names, unread_fields
@@ -110,10 +110,13 @@ def _check_teacher_section(config: ConfigDict) -> None:
     kind, teacher = config.distillation.kind, config.teacher
     names, weights = listed_names(teacher.name), listed_names(teacher.weights)
     if not needs_teacher(config):
-        if teacher.weights or any(teacher[field] is not None for field in ("recipe", "mean", "std", "classes")):
+        fields = ("weights", "answers", "record", "recipe", "mean", "std", "classes")
+        if any(teacher[field] not in (None, "") for field in fields):
             *others, last = kinds_with_teacher()
             choices = f"{', '.join(others)} or {last}"
             raise ConfigError(f"config.teacher is set but config.distillation.kind is {kind}: set it to {choices}")
+    elif teacher.answers:
+        _refuse_bad_answers(config, "answers")
     elif teacher.recipe is not None:
         if teacher.weights:
             raise ConfigError("config.teacher.weights and config.teacher.recipe exclude each other: set only one")
@@ -135,7 +138,21 @@ def _check_teacher_section(config: ConfigDict) -> None:
     elif teacher.variables == "ema" and set(weights) <= {"pretrained", "random"}:
         kinds = " and ".join(weights)
         raise ConfigError(f"config.teacher.variables=ema: {kinds} weights have no moving average; use raw")
+    if asks_teacher(config) and teacher.record:
+        _refuse_bad_answers(config, "record")
     check_teachers(config)
+
+
+def _refuse_bad_answers(config: ConfigDict, field: str) -> None:
+    """Raises ConfigError if recorded answers contradict another field."""
+    teacher = config.teacher
+    if teacher.answers and teacher.record:
+        raise ConfigError("config.teacher.answers and config.teacher.record exclude each other: keep one of them")
+    if config.on_nonfinite == "rollback":
+        raise ConfigError(
+            f"config.on_nonfinite=rollback does not work with config.teacher.{field}, whose answers are for fixed data: set "
+            "config.on_nonfinite to stop or skip"
+        )
 
 
 def _validate_recipe(recipe: ConfigDict) -> None:
@@ -177,14 +194,20 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
     taught, known = needs_teacher(config), loss_kind(kind)
     used = ("kind", *(() if known is None else known.uses))
     loss_fields = [name for name in OPTIONS if name.startswith("distillation.") and name.partition(".")[2] not in used]
-    own_overrides = taught and teacher.recipe is None and all(is_workdir(path) for _, path in named_teachers(config))
+    answered = taught and bool(teacher.answers)
+    own_recipe = taught and not answered and teacher.recipe is not None
+    own_overrides = taught and not answered and teacher.recipe is None
+    own_overrides = own_overrides and all(is_workdir(path) for _, path in named_teachers(config))
     mixing = [bool(alpha) for alpha in (augment.mixup_alpha, augment.cutmix_alpha)]
     crop, source = f"data.train_crop is {data.train_crop}", f"data.source is {data.source}"
     rows: list[tuple[bool, str, Sequence[str]]] = [
         (True, f"distillation.kind is {kind}", loss_fields),
         (not taught, f"distillation.kind is {kind}",
-         ("teacher.name", "teacher.overrides", "teacher.variables", "evaluation.teacher")),
-        (taught and teacher.recipe is not None, "teacher.recipe has its own", ["teacher.overrides"]),
+         ("teacher.name", "teacher.overrides", "teacher.variables", "teacher.record_as", "teacher.top_k",
+          "evaluation.teacher")),
+        (answered, "teacher.answers is set", ("teacher.on_change", "teacher.record_as", "teacher.top_k", "evaluation.teacher")),
+        (not teacher.answers, "teacher.answers is empty", ["teacher.answers_timeout"]),
+        (own_recipe, "teacher.recipe has its own", ["teacher.overrides"]),
         (own_overrides, "a teacher from a workdir has its own", ["teacher.overrides"]),
         (not weights, "model.weights is empty", ["model.variables"]),
         (True, source, [f"data.{name}" for name in unread_fields(data.source)]),

@@ -138,8 +138,10 @@ def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
 
     The last value of a field wins; several single values of a tuple are joined. The order on the command line does not matter:
     plugins are set and imported first, then names of models and losses and whole sections, then fields whose type depends on the
-    model or the loss, i.e. overrides and the loss's section. Raises UserError, in one line, for an unknown field or a value of
-    the wrong type, and ConfigError for a plugin that cannot be imported.
+    model or the loss, i.e. overrides and the loss's section. The weights or answers of a teacher replace its recipe.
+
+    Raises UserError, in one line, for an unknown field or a value of the wrong type, and ConfigError for a plugin that cannot be
+    imported.
     """
     by_key: dict[str, list[str]] = {}
     for key, text in overrides:
@@ -149,8 +151,20 @@ def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
     _set(config, plugins)
     import_configured(config, say=False)
     _set(config, fixed)
+    _replace_recipe(config, by_key | fixed)
     _update_loss_sections(config, selected=any(_short(key) == "distillation.kind" for key in fixed))
     _set(config, by_key)
+
+
+def _replace_recipe(config: ConfigDict, given: Mapping[str, Sequence[str]]) -> None:
+    """Removes the teacher's recipe if the command line sets the teacher's weights or answers.
+
+    If it also sets a field of the recipe, the recipe stays and `validate` refuses the combination.
+    """
+    replaced = any(given.get(f"teacher.{name}", [""])[-1] for name in ("weights", "answers"))
+    if replaced and not any(key.startswith(_RECIPE) for key in given):
+        with config.teacher.ignore_type():
+            config.teacher.recipe = None
 
 
 def _update_loss_sections(config: ConfigDict, *, selected: bool) -> None:

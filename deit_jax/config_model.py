@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import OPTIONS, ConfigError, listed_names, needs_teacher
+from deit_jax.config import OPTIONS, ConfigError, asks_teacher, listed_names
 from deit_jax.loss_kinds import loss_kind
 from deit_jax.models.registry import check_fields, has_token, model_fields
 from deit_jax.weights.files import is_workdir
@@ -94,7 +94,7 @@ def check_teachers(config: ConfigDict) -> None:
 
     The overrides apply to all teachers except those from a workdir, which have their own.
     """
-    if not needs_teacher(config) or config.teacher.recipe is not None:
+    if not asks_teacher(config) or config.teacher.recipe is not None:
         return
     for name, weights in named_teachers(config):
         check_overrides("teacher", name, {} if is_workdir(weights) else config.teacher.overrides)

@@ -32,6 +32,7 @@ from deit_jax.weights.class_names import imagenet_class_names, names_of_weights
 from deit_jax.weights.errors import WeightsError
 from deit_jax.weights.files import kind_of
 from deit_jax.weights.loading import Fitted, count_classes, fit_variables, fit_weights
+from deit_jax.weights.program_file import read_program
 
 IMAGENET_CLASSES = 1000
 RGB = tuple[float, float, float]
@@ -59,6 +60,7 @@ class Network:
     renewed: tuple[str, ...] = ()  # reinitialised heads
     resized: str = ""  # the position embedding: "14x14 to 24x24"
     note: str = ""  # prefix removed from the names of a file, and ignored tensors
+    program: str = ""  # the digest of the file of a program, which contains its weights
 
     def with_weights(self, fitted: Fitted, which: str | None) -> Network:
         """Returns the network with these weights."""
@@ -91,6 +93,8 @@ class Network:
 
     def digest(self) -> str:
         """Returns `weights_digest` without reinitialised heads and resized position embeddings."""
+        if self.program:
+            return self.program
         return weights_digest(self.variables, without=[*self.renewed, *(["pos_embed"] if self.resized else [])])
 
     def identity(self) -> NetworkIdentity:
@@ -177,6 +181,8 @@ def load_networks(
         raise CheckpointError(
             f"--checkpoint={checkpoint} needs a --workdir; {wanted.section}.weights={spec} has no checkpoints"
         )
+    if kind == "program":
+        return {"raw": _of_program(spec, wanted, check)}
     source = _SOURCES[kind](str(spec), wanted, "ema" if which == "ema" else None)
     size = image_size or wanted.image_size
     model = wanted.build(source.num_classes, size)
@@ -227,6 +233,33 @@ def _of_run(
             fitted = fit_variables(variables, model, f"{each} weights of {network.where}", heads=heads, seed=seed)
         networks[each] = network.with_weights(fitted, each)
     return networks
+
+
+def _of_program(spec: str | Path, wanted: Wanted, check: Callable[[nn.Module], None]) -> Network:
+    if wanted.section != "config.teacher":
+        raise ConfigError(
+            f"{wanted.section or 'config.model'}.weights={spec} is a program, whose weights cannot be trained or read: only "
+            "config.teacher.weights takes one"
+        )
+    network = program_network(spec, jax.default_backend())
+    check(network.model)
+    return network
+
+
+def program_network(spec: str | Path, platform: str) -> Network:
+    """Returns the network that a `jax.export` program computes on `platform`; see `read_program`."""
+    read = read_program(spec, platform)
+    return Network(
+        "program",
+        read.model,
+        {},
+        str(spec),
+        read.model.image_size,
+        mean=read.mean,
+        std=read.std,
+        class_names=read.class_names,
+        program=read.model.program.digest,
+    )
 
 
 # --- Weights from elsewhere: one function per kind -----------------------------------------------------------------------------

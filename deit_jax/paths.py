@@ -56,6 +56,9 @@ def expand_paths(config: ConfigDict, section: str = "config") -> None:
     expanded = [_expanded(f"--{section}.teacher.weights", part) for part in parts]
     if expanded != parts:  # else keep the text as a workdir has recorded it
         teacher.weights = ",".join(expanded)
+    for field in ("answers", "record"):
+        if isinstance(teacher[field], str):
+            teacher[field] = _expanded(f"--{section}.teacher.{field}", teacher[field])
     for name, entry in config.evaluation.extra.items():
         for field in ("path", "labels"):
             if isinstance(entry, ConfigDict) and isinstance(entry.get(field), str):

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -51,6 +52,15 @@ def import_plugins(names: Sequence[str], where: str, *, workdir: Path | None = N
         say_plugins()
 
 
+def import_named(name: str, where: str) -> ModuleType:
+    """A module that the command line names and that is not a plugin: nothing else imports it.
+
+    Raises ConfigError as `import_plugins`.
+    """
+    _import(name, where, None, "module")
+    return sys.modules[name]
+
+
 def import_configured(config: ConfigDict, *, say: bool = True) -> None:
     """Imports the plugins of a configuration and of its teacher's recipe. Raises ConfigError as `import_plugins`."""
     import_plugins(config.plugins, "config.plugins", say=say)
@@ -85,7 +95,7 @@ def _import_pickled(names: Sequence[str]) -> ImportedPlugins:
     return ImportedPlugins()
 
 
-def _import(name: str, where: str, workdir: Path | None) -> str:
+def _import(name: str, where: str, workdir: Path | None, what: str = "plugin") -> str:
     """Imports a module and returns its file."""
     origin = name
     if name in sys.modules:  # imported by other code, so nothing runs now
@@ -93,18 +103,18 @@ def _import(name: str, where: str, workdir: Path | None) -> str:
         if workdir is not None:
             _refuse_inside(name, origin, where, workdir)
         return origin
-    for spec in _specs(name, where):
+    for spec in _specs(name, where, what):
         origin = spec.origin or origin
         if workdir is not None and spec.origin is not None:
             _refuse_inside(name, spec.origin, where, workdir)
     try:
         importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{where}: the plugin {name} raises {raised_outside(error)}; fix it") from error
+        raise ConfigError(f"{where}: the {what} {name} raises {raised_outside(error)}; fix it") from error
     return origin
 
 
-def _specs(name: str, where: str) -> Iterator[ModuleSpec]:
+def _specs(name: str, where: str, what: str) -> Iterator[ModuleSpec]:
     """Yields the specs of the packages around a module and of the module, without running code. Raises ConfigError if missing."""
     spec: ModuleSpec | None = None
     parts = name.split(".")
@@ -116,7 +126,7 @@ def _specs(name: str, where: str) -> Iterator[ModuleSpec]:
             folders = None if spec is None else spec.submodule_search_locations
             spec = None if folders is None else PathFinder.find_spec(part, list(folders))
         if spec is None:
-            missing = repr(part) if part == name else f"{part!r} of the plugin {name}"
+            missing = repr(part) if part == name else f"{part!r} of the {what} {name}"
             raise ConfigError(f"{where}: there is no module {missing}: install it, or put its folder on PYTHONPATH")
         yield spec
 

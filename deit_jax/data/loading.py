@@ -11,6 +11,7 @@ import dataclasses
 import gc
 import math
 import os
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -57,6 +58,7 @@ def train_batches(
     prefetch_batches: int = 2,
     on_bad_image: OnBadImage = "stop",
     bad_images: BadImages | None = None,
+    checksums: bool = False,
 ) -> Iterator[Batch]:
     """Iterates over the training batches of steps `start_step` to `stop_step - 1`; starting costs the same at any step.
 
@@ -75,6 +77,7 @@ def train_batches(
         on_bad_image: for an image that cannot be decoded or found, or has an invalid label: "stop" raises an error, "replace"
             reads the source's next usable image instead, with its own label.
         bad_images: counts the replaced images, batch by batch as they are returned; None: one that prints warnings.
+        checksums: also return `checksum` uint32 `[B']`, the CRC-32 of each row's image.
 
     Returns:
         An iterator over this host's rows of each global batch, stretch after stretch: `image` uint8 `[B', S, S, 3]` and `label`
@@ -93,13 +96,18 @@ def train_batches(
     if dealt and any(edge % order.block_size for stretch in stretches for edge in stretch):
         raise ValueError(f"rows {stretches} are not whole blocks of {order.block_size} rows: use dealt=False")
     chunks = chunks_of(stretches, order.batch_size, _CHUNK)
-    read = _TrainReader(source, order, crop, start_step, chunks, dealt, on_bad_image)
+    read = _TrainReader(source, order, crop, start_step, chunks, dealt, on_bad_image, checksums)
     rows = sum(stop - start for start, stop in stretches)
+
+    def empty() -> Batch:
+        batch: Batch = {"image": np.empty((rows, crop.size, crop.size, 3), np.uint8), "label": np.empty(rows, np.int32)}
+        return batch | ({"checksum": np.empty(rows, np.uint32)} if checksums else {})
+
     return _batches(
         read,
         steps=stop_step - start_step,
         chunks=len(chunks),
-        empty=lambda: {"image": np.empty((rows, crop.size, crop.size, 3), np.uint8), "label": np.empty(rows, np.int32)},
+        empty=empty,
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_batches=prefetch_batches,
@@ -202,6 +210,7 @@ class _TrainReader:
     chunks: tuple[Chunk, ...]  # of one batch
     dealt: bool
     on_bad_image: OnBadImage
+    checksums: bool
 
     def __call__(self, index: int) -> dict[str, Any]:
         step, number = divmod(index, len(self.chunks))
@@ -223,7 +232,10 @@ class _TrainReader:
             images[i] = self.crop(pixels, crop_rng(self.order.seed, step, row))
             labels[i] = label
         rows = (where.row if self.dealt else np.arange(start, stop)) + chunk.offset
-        return {"row": rows, "image": images, "label": labels, "bad": "\0".join(bad)}
+        found = {"row": rows, "image": images, "label": labels, "bad": "\0".join(bad)}
+        if self.checksums:
+            found["checksum"] = np.fromiter(map(zlib.crc32, images), np.uint32, len(images))
+        return found
 
     def _edge(self, step: int, edge: int, chunk: Chunk) -> int:
         """Moves a boundary between chunks to the end of an image's copies; the stretch's own bounds stay."""

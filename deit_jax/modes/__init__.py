@@ -138,6 +138,20 @@ def _train(given: Given) -> None:
         train(given.config, given.workdir)
 
 
+@_mode("record", "write the teacher's answers to all images of a training; other trainings learn from them without a teacher.",
+    "--mode=record --config=configs/quickstart.py --output=answers",
+    needs=("config", "output"), output="the folder of the answers; missing ones are added",
+    flags=(
+        Flag("teacher", "a teacher that replaces config.teacher's network: my_module:function, a function from images to logits "
+            "in any framework; timm:NAME; or hf:NAME, from transformers (docs/distillation.md)"),))
+def _record(given: Given) -> None:
+    from deit_jax.modes.record import record
+    from deit_jax.parallel.distributed import explain_lost_processes
+
+    with explain_lost_processes():
+        record(given.config, given.output, teacher=given.flags["teacher"])
+
+
 @_mode("eval", "score a checkpoint of --workdir, or without --workdir config.model.weights.",
     "--mode=eval --config=configs/quickstart.py --workdir=runs/quickstart",
     needs=("config",), takes=("workdir",), output="a JSON file; default: WORKDIR/evaluation.json", flags=(_CHECKPOINT,),
@@ -182,8 +196,9 @@ def _predict(given: Given) -> None:
         "preprocessing); or a .safetensors or .pth file for the tensors only; for layout=onnx an .onnx file",
     flags=(
         Flag("layout", "the framework whose tensor names are used; hf: Hugging Face transformers, flax: this package. jax, onnx: "
-            "write a program with its weights instead, which runs without this package",
-            default="timm", choices=("timm", "hf", "mmpretrain", "flax", "jax", "onnx")),
+            "write a program with its weights instead, which runs without this package; jax_float: one for normalised "
+            "images, for config.teacher.weights",
+            default="timm", choices=("timm", "hf", "mmpretrain", "flax", "jax", "jax_float", "onnx")),
         Flag("opset", "layout=onnx: the version of ONNX's operators, 18 to 23; default 18, which the oldest runtimes read", int),
         _WEIGHTS, _CHECKPOINT),
     devices="found")

@@ -17,12 +17,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deit_jax import console
+from deit_jax.answers.kinds import recorded_kind
 from deit_jax.aot import compiling, program_report
 from deit_jax.aot.batch_search import Attempt, largest_batch, summarize_search
 from deit_jax.aot.printed_report import show
 from deit_jax.aot.program_report import bytes_in_text
 from deit_jax.aot.topologies import Topology, find_topology
-from deit_jax.config import ConfigError, listed_names, needs_teacher
+from deit_jax.config import ConfigError, asks_teacher, listed_names
 from deit_jax.config_check import validate
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
@@ -52,6 +53,9 @@ def compile_step(
 
     Needs neither data nor a teacher's weights, only shapes. With `search_batch` it also searches for the largest batch that fits,
     with at most `max_compiles` compilations in all. The figures go to `output` as JSON, or else to the last printed line.
+
+    With config.teacher.answers no answers are needed. Such a step is two programs (training/answering.py); the figures are those
+    of the update, without the augmentation.
 
     Raises UserError, with one line, for an unknown topology, a compiler that is not installed, or a bad configuration.
     """
@@ -100,7 +104,7 @@ def without_weights(config: ConfigDict) -> ConfigDict:
     """Returns a copy in which a teacher without weights counts as configured; only its shape is needed."""
     config = copy.deepcopy(config)
     teacher = config.teacher
-    if needs_teacher(config) and teacher.recipe is None and not teacher.weights:
+    if asks_teacher(config) and teacher.recipe is None and not teacher.weights:
         teacher.weights = ",".join("random" for _ in listed_names(teacher.name))
     return config
 
@@ -138,7 +142,8 @@ class Step:
         platform = self.mesh.devices.flat[0].platform
         plan = resolve(config, num_images=self.num_images, data_classes=self.data_classes, platform=platform)
         teacher = abstract_teacher(config, plan.num_classes, plan.image_size, platform)
-        return plan, build_program(config, plan, self.mesh), teacher
+        kind = recorded_kind(config, plan.num_classes) if config.teacher.answers else None
+        return plan, build_program(config, plan, self.mesh, answers=kind), teacher
 
     def arguments(self, plan: Plan, program: Program, teacher: Teacher | None) -> tuple[Any, Any, Any]:
         """State, teacher and batch of the step: shapes, dtypes and shardings."""
@@ -152,6 +157,17 @@ class Step:
         }
         return program.abstract_state, frozen, batch
 
+    def answered(self, program: Program, batch: Any) -> tuple[Any, Any, Any]:
+        """Images, targets and answers of the update of a step from recorded answers, likewise."""
+        asking, rows = program.asking, split_rows(self.mesh)
+        assert asking is not None
+        images, targets = jax.eval_shape(asking.augment, jax.ShapeDtypeStruct((), jnp.int32), batch)
+        answers = jax.eval_shape(asking.select, jax.ShapeDtypeStruct(targets.shape, jnp.float32))
+        images, targets, answers = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), (images, targets, answers)
+        )
+        return images, targets, answers
+
     def fixed_bytes(self) -> int:
         """Bytes that a device holds at any batch size: state, teacher and gradients."""
         state, teacher, _ = self.arguments(*self.build(self.config.train.batch_size))
@@ -163,8 +179,13 @@ class Step:
         state, frozen, batch = self.arguments(plan, program, teacher)
         flops = train_flops(program.model, None if teacher is None else teacher.model, plan.image_size)
         report: Report = self._facts(plan, program, teacher, flops)
+        function: Any = program.train_step
+        arguments: tuple[Any, ...] = (state, frozen, batch)
+        if program.asking is not None:  # two programs, of which the update is reported
+            arguments = (state, *self.answered(program, batch))
+            function = program.update_step
         try:
-            compiled = compiling.compile_for(self.topology, program.train_step, state, frozen, batch)
+            compiled = compiling.compile_for(self.topology, function, *arguments)
         except compiling.DoesNotFit as error:
             capacity = error.available or self.topology.chip.memory
             return report | {
@@ -178,7 +199,7 @@ class Step:
             "optimizer": (state.opt_state, state.step),
             "EMA": state.ema,
             "teacher": frozen,
-            "batch": batch,
+            "batch": batch if program.asking is None else arguments[1:],
         }
         memory = program_report.memory_of(compiled.executable, kinds)
         counted = program_report.bytes_accessed(compiled.executable)
@@ -223,6 +244,7 @@ class Step:
             "model": self.config.model.name,
             "parameters": count_parameters(program.abstract_state.variables),
             "teacher": None if teacher is None else self.config.teacher.name,
+            "answers": bool(self.config.teacher.answers),  # recorded: the figures are those of the update alone
             "image_size": plan.image_size,
             "num_classes": plan.num_classes,
             "compute_dtype": plan.compute_dtype,

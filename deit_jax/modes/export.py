@@ -14,7 +14,7 @@ from deit_jax.network import load_network
 from deit_jax.storage.workdir import Workdir
 from deit_jax.weights import save_weights
 
-PROGRAMS = ("jax", "onnx")
+PROGRAMS = ("jax", "jax_float", "onnx")
 
 
 def export(
@@ -52,8 +52,8 @@ def export(
 
 
 def _export_program(classifier: Classifier, output: Path, layout: str, opset: int | None) -> Path:
-    if layout == "jax":
-        path = export_jax(classifier, output)
+    if layout in ("jax", "jax_float"):
+        path = export_jax(classifier, output, normalised=layout == "jax_float")
     else:
         path = export_onnx(classifier, output, opset=DEFAULT_OPSET if opset is None else opset)
     console.say(f"{classifier.description}, {layout} program: {path}")

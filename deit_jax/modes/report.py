@@ -163,6 +163,14 @@ def _lead(
     return html.facts(values)
 
 
+def _distillation(record: dict[str, Any], config: ConfigDict) -> str:
+    """Returns the kind of distillation and the teacher."""
+    kind, teacher = config.distillation.kind, record["config"]["teacher"]["name"]
+    if (answers := record["resolved"].get("answers")) is not None:
+        return f"{kind}, recorded answers of {answers['teacher']}"
+    return f"{kind}, teacher {teacher}" if needs_teacher(config) else kind
+
+
 def _results(record: dict[str, Any], config: ConfigDict, results: dict[str, Any] | None) -> Section:
     if results is None:
         return sections.left_out("results", "Results", "the run is not finished, or results.json is damaged")

@@ -13,25 +13,32 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from deit_jax import console
-from deit_jax.config import ConfigError, needs_teacher
+from deit_jax.config import ConfigError, asks_teacher
 from deit_jax.config_model import check_overrides, named_teachers
 from deit_jax.data.classes import difference, order_of
 from deit_jax.data.registry import open_source
 from deit_jax.models import create_model, native_image_size
 from deit_jax.models.ensemble import Ensemble, joined_variables, renormalisation
 from deit_jax.models.protocol import check_outputs, initial_variables
-from deit_jax.network import IMAGENET_CLASSES, Wanted, load_network, warn_of_another_normalisation
+from deit_jax.network import (
+    IMAGENET_CLASSES,
+    Network,
+    Wanted,
+    load_network,
+    program_network,
+    warn_of_another_normalisation,
+)
 from deit_jax.storage.workdir import Workdir
 from deit_jax.training.plan import compute_dtype
 from deit_jax.training.program import build_model, build_recorded_model
 from deit_jax.training.record import read_config
 from deit_jax.training.state import Variables
 from deit_jax.training.teacher import Teacher, freeze
-from deit_jax.weights.files import is_workdir
+from deit_jax.weights.files import is_workdir, kind_of
 
 
 def load_teacher(config: ConfigDict, workdir: Path, class_names: tuple[str, ...] | None = None) -> Teacher | None:
-    """Loads the frozen teacher of a validated configuration; returns None if it does not distil.
+    """Loads the frozen teacher of a validated configuration; returns None if there is none, or recorded answers instead.
 
     The weights are those trained in another workdir or in `workdir`/teacher, a file of another framework, or published ones.
     Several teachers, or one with another normalisation or other classes than the student's, become an `Ensemble`.
@@ -41,7 +48,7 @@ def load_teacher(config: ConfigDict, workdir: Path, class_names: tuple[str, ...]
     Raises ConfigError if it does not fit the student (another model, other classes, another image size), CheckpointError if its
     workdir has no trained weights, WeightsError if a file cannot be downloaded or read, or does not fit.
     """
-    if not needs_teacher(config):
+    if not asks_teacher(config):
         return None
     class_names = class_names or open_source(config.data, "train").class_names
     num_classes = config.num_classes or len(class_names)
@@ -59,17 +66,21 @@ def load_teacher(config: ConfigDict, workdir: Path, class_names: tuple[str, ...]
 def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, platform: str) -> Teacher | None:
     """Returns the frozen teacher as shapes and dtypes, as the train step takes it on `platform`, without weights.
 
-    None if the configuration does not distil. Raises ConfigError for a teacher that cannot be built.
+    None if the configuration does not distil, or has recorded answers. Raises ConfigError for a teacher that cannot be built.
     """
-    if not needs_teacher(config):
+    if not asks_teacher(config):
         return None
     _check_number_of_classes(config, num_classes)
+    models: list[nn.Module | Teacher]
     if config.teacher.recipe is not None:
         recipe = config.teacher.recipe
         models = [build_model(recipe, num_classes=num_classes, image_size=image_size, compute_dtype="float32")]
     else:
         models = [
-            _abstract_model(config, name, weights, num_classes, image_size) for name, weights in named_teachers(config)
+            _abstract_program(config, weights, num_classes, image_size, platform)
+            if kind_of(weights) == "program"
+            else _abstract_model(config, name, weights, num_classes, image_size)
+            for name, weights in named_teachers(config)
         ]
     frozen = []  # eval_shape returns only arrays
 
@@ -77,12 +88,22 @@ def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, plat
         image = jnp.zeros((1, image_size, image_size, 3))
         dtype = compute_dtype(config, platform)
         key = jax.random.key(0)
-        members = [freeze(model, initial_variables(model, key, image), "", compute_dtype=dtype) for model in models]
+        members = [
+            it if isinstance(it, Teacher) else freeze(it, initial_variables(it, key, image), "", compute_dtype=dtype)
+            for it in models
+        ]
         frozen.append(_joined(config, members))
         return frozen[0].variables
 
     shapes = jax.eval_shape(variables)
     return dataclasses.replace(frozen[0], variables=shapes, description=f"{config.teacher.name}, shapes alone")
+
+
+def _abstract_program(config: ConfigDict, weights: str, num_classes: int, image_size: int, platform: str) -> Teacher:
+    network = program_network(weights, platform)
+    _check_image_size(network.model, weights, image_size)
+    _check_classes(config, network.model.num_classes, num_classes, weights)
+    return _program_teacher(config, network)
 
 
 def _abstract_model(config: ConfigDict, name: str, weights: str, num_classes: int, image_size: int) -> nn.Module:
@@ -129,11 +150,27 @@ def _load_one(
             f"the teacher {name}, {network.where} was trained at another image size than the student's {image_size} pixels (its "
             f"position embedding would be resized from {network.resized}): {_fine_tune_first(weights, image_size)}"
         )
+    if network.program:
+        teacher = _program_teacher(config, network)
+        return _by_name(config, teacher, network.class_names, class_names, weights)
     given = config.teacher.mean or config.augment.mean, config.teacher.std or config.augment.std
     warn_of_another_normalisation(network, *given, "config.teacher")
     teacher = freeze(network.model, network.variables, network.description, compute_dtype=compute_dtype(config))
     teacher = dataclasses.replace(teacher, networks=() if random else (network.identity(),))
     return _by_name(config, teacher, network.class_names, class_names, weights)
+
+
+def _program_teacher(config: ConfigDict, network: Network) -> Teacher:
+    """A program as a teacher, which is given images normalised as its preprocessing.json says."""
+    if config.teacher.mean or config.teacher.std:
+        raise ConfigError(
+            f"config.teacher.mean and config.teacher.std do not go with the program {network.where}: its preprocessing.json "
+            "has them"
+        )
+    assert network.mean is not None and network.std is not None
+    change = renormalisation((config.augment.mean, config.augment.std), (network.mean, network.std))
+    model = network.model if change is None else Ensemble((network.model,), None, *change)
+    return Teacher(model, {}, f"the program {network.where}", networks=(network.identity(),))
 
 
 def _by_name(

@@ -70,6 +70,10 @@ def throughput(
         raise ConfigError(f"--runs={runs}, --batch_size={batch_size}: both must be at least 1")
     if batch_size is None and jax.process_count() > 1:  # each process would decide by its own clock and memory
         raise ConfigError("the batch size is not searched with several processes: give --batch_size")
+    if config.teacher.answers:
+        raise ConfigError(
+            "config.teacher.answers: --mode=throughput measures a step with a live teacher or none; leave it out"
+        )
     bench = Bench(config, make_mesh(fsdp=config.parallel.fsdp), *training_data(config))
     report = bench.facts() | {"runs": runs}
     for what in measures:

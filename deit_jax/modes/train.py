@@ -62,7 +62,7 @@ def _open(config: ConfigDict, workdir: Workdir, shared: Path) -> Opened:
 def _train_on(config: ConfigDict, workdir: Workdir, opened: Opened, log: RunLog) -> Results:
     class_names = opened.train_source.class_names
     initial = load_initial(config, workdir.path, opened.record, class_names)
-    if config.teacher.recipe is not None:
+    if config.teacher.recipe is not None and not config.teacher.answers:
         build_run(config, opened)  # fail before the teacher is trained
         _check_classes_of_recipe(config, opened)
         console.say("training the teacher first, then its student")

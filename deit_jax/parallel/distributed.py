@@ -229,15 +229,27 @@ def gather(value: Any, what: str) -> list[Any]:
     """Returns the values of all processes, by process number. Values of JSON types; `what`: see `wait_for_all`."""
     if jax.process_count() == 1:
         return [value]
+    return [json.loads(content) for content in _gather_bytes(json.dumps(value).encode(), what)]
+
+
+def gather_arrays(array: np.ndarray, what: str) -> list[np.ndarray]:
+    """Returns the arrays of all processes, by process number. They have the same type and shape; `what`: see `wait_for_all`."""
+    if jax.process_count() == 1:
+        return [array]
+    contents = _gather_bytes(np.ascontiguousarray(array).tobytes(), what)
+    return [np.frombuffer(content, array.dtype).reshape(array.shape) for content in contents]
+
+
+def _gather_bytes(content: bytes, what: str) -> list[bytes]:
     from jax.experimental import multihost_utils
 
-    own = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    own = np.frombuffer(content, np.uint8)
     wait_for_all(what)
     lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(own)))).reshape(-1)
     padded = np.zeros(int(lengths.max()), np.uint8)
     padded[: len(own)] = own
     rows = np.asarray(multihost_utils.process_allgather(padded)).astype(np.uint8).reshape(len(lengths), -1)
-    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+    return [row[:length].tobytes() for row, length in zip(rows, lengths, strict=True)]
 
 
 def sum_over_processes(count: int) -> int:

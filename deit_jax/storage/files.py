@@ -50,9 +50,14 @@ def write_json(path: Path, content: Any) -> None:
 
 def replace_file(path: Path, text: str) -> None:
     """Writes a file atomically, even across a power failure; it is synced when this returns. Raises OSError."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Does what `replace_file` does, with bytes."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    with partial.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)

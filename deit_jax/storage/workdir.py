@@ -42,6 +42,37 @@ class UnreadableError(UserError):
     """A file of a workdir that exists but cannot be read or parsed."""
 
 
+class InUseError(Exception):
+    """Another process holds a lock. The message names the process."""
+
+
+@contextlib.contextmanager
+def locked(path: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Holds the lock of a file, which names the holder, until the block or the process ends.
+
+    If the file system does not support locks, calls `warn` with a line and continues. Raises InUseError if another process holds
+    the lock, and OSError if the file cannot be written.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock(handle, path, warn)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        os.fsync(handle)  # for the run's other processes, which may be on other machines
+        yield
+    finally:
+        os.close(handle)  # releases the lock; so does the system when the process ends
+
+
+def _lock(handle: int, path: Path, warn: Callable[[str], None]) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise InUseError(os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown") from None
+        warn(f"{path} cannot be locked ({error.strerror}): make sure that no other run uses this folder")
+
+
 class Workdir:
     """The folder of one run. All its files are read and written here, and the checkpoints through `checkpoints`.
 
@@ -129,25 +160,13 @@ class Workdir:
         with contextlib.ExitStack() as stack:
             with disk_faults(self._unwritable):
                 self.path.mkdir(parents=True, exist_ok=True)
-                handle = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-                stack.callback(os.close, handle)  # releases the lock; so does the system when the process ends
-                self._lock(handle, warn)
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-                os.fsync(handle)  # for the run's other processes, which may be on other machines
+                try:
+                    stack.enter_context(locked(self.path / LOCK, warn))
+                except InUseError as holder:
+                    raise WorkdirError(
+                        f"--workdir={self} is in use by another run ({holder}); wait for it, stop it or use another"
+                    ) from None
             yield
-
-    def _lock(self, handle: int, warn: Callable[[str], None]) -> None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
-                raise WorkdirError(
-                    f"--workdir={self} is in use by another run ({holder}); wait for it, stop it or use another"
-                ) from None
-            path = self.address(LOCK)
-            warn(f"{path} cannot be locked ({error.strerror}): make sure that no other run uses this workdir")
 
     def _unwritable(self, reason: str) -> WorkdirError:
         return WorkdirError(f"--workdir={self} cannot be written ({reason}); fix that or use another")

@@ -7,6 +7,7 @@ from collections import Counter
 import jax
 from ml_collections import ConfigDict
 
+from deit_jax.answers.files import AnswersFolder, Facts, described
 from deit_jax.config_losses import loss_section
 from deit_jax.data.registry import holds_out
 from deit_jax.data.sampling import selected_positions
@@ -27,6 +28,7 @@ def describe(
     eval_source: ImageSource,
     teacher: Teacher | None,
     initial: Initial | None = None,
+    answers: tuple[AnswersFolder, Facts] | None = None,
 ) -> dict[str, str | list[str]]:
     """Describes a run: model, initial weights, teacher, devices, data, recipe and length, by name."""
     facts: dict[str, str | list[str]] = {
@@ -40,7 +42,13 @@ def describe(
         facts["start"] = f"started from {config.model.weights}, resumes from its checkpoint"
     facts |= _trained_part(config, program)
     if teacher is not None:
-        facts["teacher"] = f"{teacher.description}: {teacher.num_parameters:,} parameters, frozen"
+        size = f"{teacher.num_parameters:,} parameters, " if teacher.num_parameters else ""  # a program does not say
+        facts["teacher"] = f"{teacher.description}: {size}frozen"
+    if answers is not None:
+        folder, recorded = answers
+        facts["teacher"] = f"{recorded.teacher}: not loaded, its answers are in {folder} ({described(recorded)})"
+    elif config.teacher.record:
+        facts["answers"] = f"recorded in {config.teacher.record}"
     loss = loss_kind(config.distillation.kind)
     if loss is not None and loss.name != "none":
         facts["distillation"] = loss.described(loss_section(config))

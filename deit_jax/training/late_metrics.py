@@ -11,12 +11,11 @@ import jax
 
 from deit_jax import console
 from deit_jax.reporting.run_log import RunLog
-from deit_jax.reporting.speed import Pace, Speed
+from deit_jax.reporting.speed import Item, Pace, Speed
 from deit_jax.training.divergence import READ_EVERY, Watch
 from deit_jax.training.losses import Metrics
 from deit_jax.training.plan import Plan
 from deit_jax.training.state import TrainState
-from deit_jax.training.step import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ class LateMetrics:
         self._newest_loss: Any = None  # an array, whose `is_ready` JAX's types do not declare
         self._due: _Due | None = None
 
-    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
         """Yields the batches, and counts the time that the device waits for each."""
         return self._pace.waiting(batches, lambda: self._newest_loss is None or self._newest_loss.is_ready())
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -17,7 +16,6 @@ from deit_jax.errors import Stopped
 from deit_jax.evaluation.accuracy import Scores, as_row, best_top1
 from deit_jax.evaluation.run import Evaluator, protocol_of, score_extra_sets
 from deit_jax.models.flops import train_flops
-from deit_jax.parallel.compilation_cache import share_compiled_programs
 from deit_jax.parallel.distributed import (
     compiled_together,
     from_main_process,
@@ -31,6 +29,7 @@ from deit_jax.reporting.run_log import RunLog
 from deit_jax.reporting.speed import Speed
 from deit_jax.storage.workdir import TENSORBOARD, Workdir, WorkdirLike
 from deit_jax.training.announcement import describe
+from deit_jax.training.answering import RecordedTeacher, Recorder, Replay, Sent, answering_of, recording_of
 from deit_jax.training.checkpoint_folder import CheckpointError, last_step
 from deit_jax.training.checkpointing import Checkpoints
 from deit_jax.training.divergence import Detours, Rollback, Watch
@@ -38,19 +37,27 @@ from deit_jax.training.first_images import log_first_images
 from deit_jax.training.interruption import Interruption
 from deit_jax.training.late_metrics import LateMetrics
 from deit_jax.training.lock import hold
+from deit_jax.training.losses import Metrics
 from deit_jax.training.network_identity import check_teacher
 from deit_jax.training.optimizer import parameter_names
 from deit_jax.training.plan import Plan
-from deit_jax.training.preparation import Built, Opened, build_run, open_run, step_batches
+from deit_jax.training.preparation import (
+    Built,
+    Opened,
+    build_run,
+    claim,
+    finished_run,
+    open_run,
+    scored_by,
+    step_batches,
+)
 from deit_jax.training.program import Initial, Program
 from deit_jax.training.record import (
-    claim_workdir,
-    finished_results,
-    scheduled_steps,
     show_results,
     skipped_steps,
     write_results,
 )
+from deit_jax.training.recorded_answers import check_answers
 from deit_jax.training.state import TrainState
 from deit_jax.training.step import Batch
 from deit_jax.training.teacher import FrozenTeacher, Teacher, score_teacher
@@ -85,16 +92,18 @@ def train(
     if (results := finished_run(config, workdir, opened)) is not None:
         return results
     built = build_run(config, opened)
+    answers = check_answers(workdir, opened.record, None if built.answers is None else built.answers[1])
+    recording = recording_of(opened, built, teacher)
     networks, on_change = () if teacher is None else teacher.networks, config.teacher.on_change
     teachers = check_teacher(workdir, opened.record, networks, on_change=on_change, step=last_step(workdir) or 0)
 
     # --- Claim the workdir -------------------------------------------------------------------------------------------------
     with hold(workdir):
-        claim(workdir, opened, teachers, initial)
-        facts = describe(config, opened.plan, built.program, opened.train_source, opened.eval_source, teacher, initial)
-        console.announce(f"Training in {workdir}", facts)
-        with Checkpoints(workdir, keep=config.checkpoint.keep, scored_by=scored_by(opened)) as checkpoints:
-            frozen = None if teacher is None else jax.device_put(teacher.for_step(built.mesh), replicated(built.mesh))
+        claim(workdir, opened, teachers, initial, answers)
+        console.announce(f"Training in {workdir}", facts_of(opened, built, teacher, initial))
+        checkpointing = Checkpoints(workdir, keep=config.checkpoint.keep, scored_by=scored_by(opened))
+        with checkpointing as checkpoints, answering_of(opened, built, recording) as answering:
+            frozen = frozen_on_mesh(built, teacher, recording)
             teacher_scores = scores_of_teacher(workdir, opened, built, teacher, frozen)
 
             # --- Run the steps, from the newest checkpoint ---------------------------------------------------------------------
@@ -107,6 +116,7 @@ def train(
                 speed=speed_of(opened, built, teacher),
                 checkpoints=checkpoints,
                 log=log,
+                answering=answering,
             )
             done = run_to_the_end(run)
 
@@ -133,6 +143,7 @@ class Run:
     speed: Speed
     checkpoints: Checkpoints
     log: RunLog
+    answering: Replay | Recorder | None = None  # None: the teacher, if any, is a part of the train step
 
     @property
     def config(self) -> ConfigDict:
@@ -214,8 +225,10 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
         return replaced_before + sum_over_processes(bad_images.count(step - start))
 
     scores = None
-    train_step = compiled_together(program.train_step)
+    train_step = step_of(run)
     log.begin(start)
+    if run.answering is not None:
+        run.answering.begin(start)
     watch = Watch(config.on_nonfinite, parameter_names(program.abstract_state.params), log.write)
     late = LateMetrics(plan, watch, log, run.speed, log_every=config.log.every_steps)
     batches = late.timed(batches_on_mesh(run, detours, start, bad_images))
@@ -224,7 +237,7 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
     with Profile(traces, trace_after, config.log.profile_steps) as profile:
         for step, batch in enumerate(batches, start + 1):
             profile.before(step)
-            state, metrics = train_step(state, run.teacher, batch)
+            state, metrics = train_step(step, state, batch)
             profile.after(step, state)
             late.note(step, metrics)
             if step == start + 1:
@@ -233,7 +246,17 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
             if due.evaluation or due.save or due.stop:
                 with late.settled(step, state):
                     scores = evaluate_and_save(run, step, state, due, replaced)
+    if run.answering is not None:
+        run.answering.finish()
     return Done(state, scores, late.seconds_per_step(), replaced(plan.total_steps), len(detours))
+
+
+def step_of(run: Run) -> Callable[[int, TrainState, Any], tuple[TrainState, Metrics]]:
+    """Returns the function (step, state, batch) -> (state, metrics). step: from 1; batch: from `batches_on_mesh`."""
+    if (answering := run.answering) is not None:
+        return lambda step, state, batch: answering.take(step - 1, state, batch)
+    train_step = compiled_together(run.program.train_step)
+    return lambda step, state, batch: train_step(state, run.teacher, batch)
 
 
 def first_state(run: Run) -> tuple[TrainState, int]:
@@ -252,16 +275,19 @@ def first_state(run: Run) -> tuple[TrainState, int]:
     return state, start
 
 
-def batches_on_mesh(run: Run, detours: Detours, start: int, bad_images: BadImages) -> Iterator[Batch]:
+def batches_on_mesh(run: Run, detours: Detours, start: int, bad_images: BadImages) -> Iterator[Batch | Sent]:
     """Yields the batches of the steps from `start` (counted from 0), each sent while the step before it computes."""
-    rows, ahead = run.program.host_rows, None
+    rows, ahead, answering = run.program.host_rows, None, run.answering
+    sent: Batch | Sent
     pictures_due = start == 0 and run.log.shows_pictures
     for first, end in detours.stretches(start, run.plan.total_steps):
-        for batch in step_batches(run.config, run.opened.train_source, run.plan, rows, first, end, bad_images):
+        source, checksums = run.opened.train_source, answering is not None
+        read = step_batches(run.config, source, run.plan, rows, first, end, bad_images, checksums=checksums)
+        for step, batch in enumerate(read, first):
             if pictures_due:
                 log_first_images(run.log, run.config, run.plan, run.opened.train_source, rows, batch)
                 pictures_due = False
-            sent = put_batch(run.program.mesh, batch)
+            sent = put_batch(run.program.mesh, batch) if answering is None else answering.put(step, batch)
             if ahead is not None:
                 yield ahead
             ahead = sent
@@ -316,39 +342,17 @@ def weights_of(state: TrainState) -> dict[str, Any]:
     return {"raw": state.variables, "ema": state.ema}
 
 
-def finished_run(config: ConfigDict, workdir: WorkdirLike, opened: Opened) -> Results | None:
-    """Prints and returns the results of a finished run; None if steps remain."""
-    results = None if opened.record is None else finished_results(workdir, opened.plan)
-    if opened.record is None or results is None:
-        return None
-    done, schedule = opened.plan.total_steps, scheduled_steps(opened.record)
-    if done < schedule:
-        console.say(
-            f"{workdir} has finished config.train.max_steps={done} of the {schedule:,} steps of its schedule; raise it to resume"
-        )
-    else:
-        console.say(f"{workdir} is finished after {done:,} steps. Use another --workdir to start from scratch.")
-    show_results(config, results)
-    return results
+def facts_of(opened: Opened, built: Built, teacher: Teacher | None, initial: Initial | None) -> dict[str, Any]:
+    """Returns what is printed at the start, see `describe`."""
+    sources = opened.train_source, opened.eval_source
+    return describe(opened.config, opened.plan, built.program, *sources, teacher, initial, built.answers)
 
 
-def claim(workdir: Workdir, opened: Opened, teachers: Sequence[Mapping[str, Any]], initial: Initial | None) -> None:
-    """Writes `config.json` and enables the compilation cache. All processes call it, with the workdir locked."""
-    write = functools.partial(claim_workdir, workdir, opened.config, opened.plan, opened.identity)
-    began_with = "" if initial is None else initial.digest
-    from_main_process(lambda: write(checked=opened.record, teachers=teachers, initial=began_with))
-    if unsafe := share_compiled_programs(opened.config.parallel.compilation_cache, opened.shared):
-        console.warn(unsafe)
-
-
-def scored_by(opened: Opened) -> dict[str, Any]:
-    """Returns how the run scores its weights, see `Checkpoints`."""
-    config = opened.config
-    return dataclasses.asdict(opened.identity.evaluation) | {
-        "protocol": protocol_of(config, opened.plan.image_size),
-        "fusion": config.model.fusion,
-        "weights": ["raw", "ema"] if config.ema.decay else ["raw"],
-    }
+def frozen_on_mesh(built: Built, teacher: Teacher | None, recording: RecordedTeacher | None) -> FrozenTeacher | None:
+    """Returns the teacher on the mesh, once: a recorder has it there already."""
+    if recording is not None:
+        return recording.who.frozen
+    return None if teacher is None else jax.device_put(teacher.for_step(built.mesh), replicated(built.mesh))
 
 
 def scores_of_teacher(

@@ -19,6 +19,7 @@ from deit_jax.models.protocol import ModelOutput, fuse
 
 Metrics = dict[str, jax.Array]
 # (outputs, targets float32[B, K], teacher_logits float32[B, K] or None) -> (loss, metrics): float32 scalars, including "loss"
+# Recorded decisions int32[B] replace the logits if the kind is "hard".
 Loss = Callable[[ModelOutput, jax.Array, jax.Array | None], tuple[jax.Array, Metrics]]
 
 # Metrics that the step adds to those of the loss.
@@ -34,9 +35,17 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def hard_distillation(logits: jax.Array, teacher_logits: jax.Array) -> jax.Array:
-    """Returns the cross-entropy with the teacher's unsmoothed argmax on the same mixed image (equation 3). Both float32[B, K]."""
-    decision = jnp.argmax(teacher_logits, axis=-1)
+    """Returns the cross-entropy with the teacher's unsmoothed argmax on the same mixed image (equation 3). Both float32[B, K].
+
+    teacher_logits may also be recorded decisions, int32[B].
+    """
+    decision = decisions(teacher_logits)
     return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), decision[:, None], axis=-1))
+
+
+def decisions(teacher_logits: jax.Array) -> jax.Array:
+    """The classes that a teacher decides for, int32[B], of its logits float32[B, K], or as they were recorded."""
+    return jnp.argmax(teacher_logits, axis=-1) if teacher_logits.ndim == 2 else teacher_logits
 
 
 def soft_distillation(logits: jax.Array, teacher_logits: jax.Array, *, tau: float, kl: str, kl_mean: str) -> jax.Array:
@@ -107,7 +116,7 @@ class DistillationLoss:
                 student, teacher_logits, tau=self.tau, kl=self.kl, kl_mean=self.kl_mean
             )
         loss = (1 - self.alpha) * class_loss + self.alpha * distillation_loss
-        agreement = jnp.mean(jnp.argmax(student, axis=-1) == jnp.argmax(teacher_logits, axis=-1))
+        agreement = jnp.mean(jnp.argmax(student, axis=-1) == decisions(teacher_logits))
         return loss, {
             "loss": loss,
             "class_loss": class_loss,

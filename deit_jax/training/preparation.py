@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deit_jax import console
+from deit_jax.answers.files import AnswersFolder, Facts
+from deit_jax.answers.kinds import recorded_kind
 from deit_jax.cache_folder import shared_cache_folder, why_unsafe
 from deit_jax.config import ConfigError
 from deit_jax.data.bad_images import BadImages
@@ -25,7 +28,9 @@ from deit_jax.data.identity import Identity
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
 from deit_jax.data.sources import ImageSource, digest, searched_folders
-from deit_jax.evaluation.run import Evaluator, open_extra_sets
+from deit_jax.evaluation.run import Evaluator, open_extra_sets, protocol_of
+from deit_jax.parallel.compilation_cache import share_compiled_programs
+from deit_jax.parallel.distributed import from_main_process
 from deit_jax.parallel.host_rows import HostRows
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.rendezvous import versions
@@ -35,8 +40,17 @@ from deit_jax.reporting.run_log import read_metrics
 from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import is_opened, last_step
 from deit_jax.training.plan import Plan, resolve
-from deit_jax.training.program import Program, build_program
-from deit_jax.training.record import as_begun, check_workdir, recorded_mixing
+from deit_jax.training.program import Initial, Program, build_program
+from deit_jax.training.record import (
+    as_begun,
+    check_workdir,
+    claim_workdir,
+    finished_results,
+    recorded_mixing,
+    scheduled_steps,
+    show_results,
+)
+from deit_jax.training.recorded_answers import given_answers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +74,7 @@ class Built:
     program: Program
     evaluator: Evaluator
     extra_sources: dict[str, ImageSource]
+    answers: tuple[AnswersFolder, Facts] | None = None  # recorded answers that replace the teacher
 
 
 def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = None) -> Opened:
@@ -139,6 +154,8 @@ def step_batches(
     start: int,
     end: int,
     bad_images: BadImages | None = None,
+    *,
+    checksums: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this process's rows of the training batches of steps `start` (counted from 0) to `end` - 1; see `train_batches`."""
     data = config.data
@@ -155,6 +172,7 @@ def step_batches(
         prefetch_batches=data.prefetch_batches,
         on_bad_image=data.on_bad_image,
         bad_images=bad_images,
+        checksums=checksums,
     )
 
 
@@ -195,14 +213,59 @@ def facts(config: ConfigDict, opened: Opened) -> dict[str, Any]:
 def build_run(config: ConfigDict, opened: Opened) -> Built:
     """Builds program and evaluator, and opens the extra evaluation sets. Computes nothing on a device.
 
-    Raises ConfigError for a configuration that cannot be built.
+    Raises ConfigError for a configuration that cannot be built, and AnswersError for recorded answers that cannot be used.
     """
     plan = opened.plan
     mesh = make_mesh(fsdp=config.parallel.fsdp)
-    program = build_program(config, plan, mesh, resumed=opened.record is not None)
+    answers = given_answers(config, plan, opened.train_source, mesh) if config.teacher.answers else None
+    kind = None if answers is None else answers[1].kind
+    if config.teacher.record and not config.teacher.answers:
+        kind = recorded_kind(config, plan.num_classes)
+    program = build_program(config, plan, mesh, resumed=opened.record is not None, answers=kind)
     evaluator = Evaluator(config, opened.eval_source, mesh, image_size=plan.image_size, keep_images=True)
     # Opened but not read: raises, e.g. for workers without shared memory, before anything is written.
     step_batches(config, opened.train_source, plan, program.host_rows, 0, plan.total_steps)
     index = with_shared_index(config.data, opened.shared).index
     extra_sources = open_extra_sets(config, opened.train_source.class_names, strict=False, index=index)
-    return Built(mesh, program, evaluator, extra_sources)
+    return Built(mesh, program, evaluator, extra_sources, answers)
+
+
+def finished_run(config: ConfigDict, workdir: WorkdirLike, opened: Opened) -> dict[str, Any] | None:
+    """Prints and returns the results of a finished run; None if steps remain."""
+    results = None if opened.record is None else finished_results(workdir, opened.plan)
+    if opened.record is None or results is None:
+        return None
+    done, schedule = opened.plan.total_steps, scheduled_steps(opened.record)
+    if done < schedule:
+        console.say(
+            f"{workdir} has finished config.train.max_steps={done} of the {schedule:,} steps of its schedule; raise it to resume"
+        )
+    else:
+        console.say(f"{workdir} is finished after {done:,} steps. Use another --workdir to start from scratch.")
+    show_results(config, results)
+    return results
+
+
+def claim(
+    workdir: Workdir,
+    opened: Opened,
+    teachers: Sequence[Mapping[str, Any]],
+    initial: Initial | None,
+    answers: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes `config.json` and enables the compilation cache. All processes call it, with the workdir locked."""
+    write = functools.partial(claim_workdir, workdir, opened.config, opened.plan, opened.identity)
+    began_with = "" if initial is None else initial.digest
+    from_main_process(lambda: write(checked=opened.record, teachers=teachers, initial=began_with, answers=answers))
+    if unsafe := share_compiled_programs(opened.config.parallel.compilation_cache, opened.shared):
+        console.warn(unsafe)
+
+
+def scored_by(opened: Opened) -> dict[str, Any]:
+    """Returns how the run scores its weights, see `Checkpoints`."""
+    config = opened.config
+    return dataclasses.asdict(opened.identity.evaluation) | {
+        "protocol": protocol_of(config, opened.plan.image_size),
+        "fusion": config.model.fusion,
+        "weights": ["raw", "ema"] if config.ema.decay else ["raw"],
+    }

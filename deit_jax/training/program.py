@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deit_jax import console
+from deit_jax.answers.kinds import AnswerKind, needs_decisions
 from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.config_model import check_heads, check_model, module_options
@@ -28,7 +30,7 @@ from deit_jax.training.optimizer import make_optimizer, parameter_names, trained
 from deit_jax.training.plan import Plan
 from deit_jax.training.schedules import Schedule, cosine_schedule
 from deit_jax.training.state import TrainState, Variables, init_state, state_of
-from deit_jax.training.step import Batch, Training, TrainStep, make_train_step
+from deit_jax.training.step import Batch, Training, TrainStep, make_augment_step, make_train_step, make_update_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,16 @@ class Initial:
 
 
 @dataclasses.dataclass(frozen=True)
+class Asking:
+    """The compiled functions around a teacher whose answers are recorded; the same ones whoever learns from them."""
+
+    augment: Any  # (step int32[], counted from 0, batch) -> (images float32[B, S, S, 3], targets float32[B, K])
+    select: Any  # logits float32[B, K] -> the answers that are kept of them
+    host_rows: HostRows  # what this process reads of a batch
+    mesh: Mesh
+
+
+@dataclasses.dataclass(frozen=True)
 class Program:
     """The result of `build_program`. `abstract_state` has the shapes, dtypes and shardings that restoring or compiling needs."""
 
@@ -50,6 +62,10 @@ class Program:
     host_rows: HostRows  # the rows of a training batch that this process reads
     mesh: Mesh
     seed: int
+    asking: Asking | None  # of a run whose teacher's answers are, or were, recorded: it takes the place of `train_step`
+    update_step: (
+        Any  # (state, images, targets, answers) -> (state, metrics), jitted, the state donated; None without `asking`
+    )
     _init: Any
     _start: Any
 
@@ -106,10 +122,32 @@ def build_augmentation(config: ConfigDict, plan: Plan) -> TrainAugmentation:
         raise ConfigError(f"config.{error}") from error
 
 
-def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool = False) -> Program:
+def build_asking(config: ConfigDict, plan: Plan, mesh: Mesh, kind: AnswerKind) -> Asking:
+    """Builds what recording a teacher's answers compiles, apart from the teacher. Raises ConfigError if that is impossible."""
+    _check_batch(config, mesh)
+    return _asking(config, plan, mesh, kind, *_rows_of_process(plan, mesh))
+
+
+def _asking(
+    config: ConfigDict, plan: Plan, mesh: Mesh, kind: AnswerKind, rows: HostRows, deal: Callable[[Batch], Batch] | None
+) -> Asking:
+    options, split = xla_options(mesh, config.parallel.xla_options), split_rows(mesh)
+    augment = make_augment_step(build_augmentation(config, plan), config.seed, mesh, deal=deal)
+    return Asking(
+        augment=jax.jit(augment, in_shardings=(replicated(mesh), split), out_shardings=split, compiler_options=options),
+        select=jax.jit(kind.of_logits, in_shardings=split, out_shardings=split, compiler_options=options),
+        host_rows=rows,
+        mesh=mesh,
+    )
+
+
+def build_program(
+    config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool = False, answers: AnswerKind | None = None
+) -> Program:
     """Builds everything that a run compiles. Computes nothing on a device.
 
-    resumed: only warn of a distillation head without a target, which earlier versions accepted.
+    resumed: only warn of a distillation head without a target, which earlier versions accepted. answers: the kind of the answers
+    that the run records or learns from; None: a teacher, if any, is a part of the step.
 
     Raises ConfigError for a configuration that cannot be built.
     """
@@ -145,6 +183,17 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool =
         train_mode=config.train.train_mode,
         trained=_trained(config, shapes.params),
     )
+    options = xla_options(mesh, config.parallel.xla_options)
+    update_step = None
+    if answers is not None:
+        restored = functools.partial(answers.restored, decisions=needs_decisions(config))
+        update_step = jax.jit(
+            make_update_step(training, mesh, restored),
+            donate_argnums=0,
+            in_shardings=(sharding, split_rows(mesh), split_rows(mesh), split_rows(mesh)),
+            out_shardings=(sharding, replicated(mesh)),
+            compiler_options=options,
+        )
     return Program(
         model=model,
         abstract_state=jax.tree.map(
@@ -155,11 +204,13 @@ def build_program(config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool =
             donate_argnums=0,
             in_shardings=(sharding, replicated(mesh), split_rows(mesh)),
             out_shardings=(sharding, replicated(mesh)),
-            compiler_options=xla_options(mesh, config.parallel.xla_options),
+            compiler_options=options,
         ),
         host_rows=rows,
         mesh=mesh,
         seed=config.seed,
+        asking=None if answers is None else _asking(config, plan, mesh, answers, rows, deal),
+        update_step=update_step,
         _init=jax.jit(init, out_shardings=sharding),
         _start=jax.jit(start, out_shardings=sharding),
     )

@@ -33,6 +33,7 @@ _FREE_TO_CHANGE = (
     "log.", "checkpoint.", "evaluation.", "parallel.", "published.", "train.max_steps", "teacher.recipe.",
     "data.path", "data.eval_split", "data.max_eval_images", "data.num_threads", "data.num_workers", "data.prefetch_batches",
     "data.index", "data.on_bad_image", "data.on_change", "teacher.on_change", "on_nonfinite",
+    "teacher.answers_timeout",
     "plugins",  # the fields with the names that they register may not change
     "augment.max_group_size",  # the resulting group size is recorded and kept
 )  # fmt: skip
@@ -151,12 +152,13 @@ def recorded_mixing(record: Mapping[str, Any]) -> tuple[int, int] | None:
     return None if None in sizes else (sizes[0], sizes[1])
 
 
-# The path of a network may change; its identity may not, and is recorded.
-_PLACES = ("teacher.weights", "model.weights")
+# The path of a network or of answers may change; its identity may not, and is recorded.
+_PLACES = ("teacher.weights", "model.weights", "teacher.answers", "teacher.record")
 
 
 def _is_known(resolved: Mapping[str, Any], place: str) -> bool:
-    return bool(resolved.get("teachers" if place == "teacher.weights" else "initial"))
+    known = {"teacher.weights": "teachers", "model.weights": "initial", "teacher.answers": "answers"}
+    return place == "teacher.record" or bool(resolved.get(known[place]))
 
 
 def claim_workdir(
@@ -168,13 +170,15 @@ def claim_workdir(
     checked: dict[str, Any] | None = None,
     teachers: Sequence[Mapping[str, Any]] = (),
     initial: str = "",
+    answers: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes `config.json`, after all checks and with the workdir locked.
 
     Leaves out fields that the record of an earlier version lacks, so that they keep the meaning that they had then.
 
     checked: the result of `check_workdir`. teachers: the result of `check_teacher`. initial: the digest of the initial weights;
-    "": those of `checked`, or none. Raises ConfigError if another run has started here since, or if the file cannot be written.
+    "": those of `checked`, or none. answers: the result of `check_answers`. Raises ConfigError if another run has started here
+    since, or if the file cannot be written.
     """
     if not is_main_process():
         return
@@ -193,6 +197,8 @@ def claim_workdir(
     before = {} if checked is None else checked["resolved"]
     if teachers:
         resolved["teachers"] = list(teachers)
+    if answers:
+        resolved["answers"] = dict(answers)
     if initial or "initial" in before:
         resolved["initial"] = {"weights": initial} if initial else before["initial"]
     fields = json.loads(config.to_json_best_effort())

@@ -24,8 +24,10 @@ from deit_jax.training.state import TrainState, Variables
 from deit_jax.training.teacher import FrozenTeacher
 
 Batch = dict[str, jax.Array]  # "image": uint8[B, H, W, 3], "label": int32[B]
-# images float[B, H, W, 3], targets float32[B, K], positions in the global batch int32[B]
-Rows = tuple[jax.Array, jax.Array, jax.Array]
+# images float[B, H, W, 3], targets float32[B, K], positions in the global batch int32[B], and possibly recorded answers
+Rows = tuple[Any, ...]
+# From such rows, what the loss takes besides the targets: the teacher's logits float32[B, K], its decisions int32[B], or None
+Taught = Callable[[Rows], jax.Array | None]
 TrainStep = Callable[[TrainState, FrozenTeacher | None, Batch], tuple[TrainState, Metrics]]
 
 
@@ -64,55 +66,102 @@ def make_train_step(training: Training, mesh: Mesh, *, deal: Callable[[Batch], B
 
     def train_step(state: TrainState, teacher: FrozenTeacher | None, batch: Batch) -> tuple[TrainState, Metrics]:
         augment_key, dropout_key = step_keys(training.seed, state.step)
-        if deal is not None:
-            batch = deal(batch)
-        images, targets = training.augment(augment_key, batch["image"], batch["label"], mesh=mesh, axis=BATCH_AXES)
+        images, targets = augmented(training.augment, mesh, deal, augment_key, batch)
         rows = (images, targets, jnp.arange(images.shape[0]))
 
-        def gradients(batch_stats: Any, rows: Rows) -> tuple[Any, Any, Metrics]:
-            images, targets, positions = rows
-            # Outside the differentiated function, so that the backward pass keeps no activations of the teacher.
-            teacher_logits = None if teacher is None else teacher.logits(images)
+        def taught(rows: Rows) -> jax.Array | None:
+            return None if teacher is None else teacher.logits(rows[0])
 
-            def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-                outputs, updates = train_outputs(
-                    training.model,
-                    {"params": differentiated(params, training.trained), "batch_stats": batch_stats},
-                    images,
-                    train=training.train_mode,
-                    positions=positions,
-                    rngs={RNG_NAME: dropout_key},
-                )
-                # Otherwise XLA shards the logits by class, like a sharded head, and adds many small collectives.
-                outputs = jax.lax.with_sharding_constraint(outputs, split_rows(mesh))
-                value, metrics = training.loss(outputs, targets, teacher_logits)
-                return value, (updates.get("batch_stats", {}), metrics)
-
-            (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-            return batch_stats, grads, metrics
-
-        if training.accumulation_steps == 1:
-            batch_stats, grads, metrics = gradients(state.batch_stats, rows)
-        else:
-            microbatches = split_microbatches(rows, training.accumulation_steps, mesh)
-            batch_stats, grads, metrics = mean_over_microbatches(gradients, state.batch_stats, microbatches)
-
-        updates, opt_state = training.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            ema = moving_average(training, ema, {"params": params, "batch_stats": batch_stats})
-        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": training.schedule(state.step)}
-        metrics |= gradient_health(grads)
-        new_state = TrainState(
-            step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
-        )
-        if training.skip_nonfinite:
-            finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-            new_state = only_if(finite, new_state, state)
-        return new_state, metrics
+        return updated(training, mesh, state, dropout_key, rows, taught)
 
     return train_step
+
+
+def make_augment_step(
+    augment: TrainAugmentation, seed: int, mesh: Mesh, *, deal: Callable[[Batch], Batch] | None = None
+) -> Callable[[jax.Array, Batch], tuple[jax.Array, jax.Array]]:
+    """Returns the pure function (step, batch) -> (images, targets), the first part of a step. See `make_train_step`."""
+
+    def augment_step(step: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        augment_key, _ = step_keys(seed, step)
+        return augmented(augment, mesh, deal, augment_key, batch)
+
+    return augment_step
+
+
+def make_update_step(
+    training: Training, mesh: Mesh, restored: Callable[[Any], jax.Array]
+) -> Callable[[TrainState, jax.Array, jax.Array, Any], tuple[TrainState, Metrics]]:
+    """Returns the pure function (state, images, targets, answers) -> (state, metrics), the second part of a step.
+
+    restored: converts the answers for a microbatch to what the loss takes in place of the teacher's logits. answers: a tree of
+    arrays [B, ...].
+    """
+
+    def update_step(
+        state: TrainState, images: jax.Array, targets: jax.Array, answers: Any
+    ) -> tuple[TrainState, Metrics]:
+        _, dropout_key = step_keys(training.seed, state.step)
+        rows = (images, targets, jnp.arange(images.shape[0]), answers)
+        return updated(training, mesh, state, dropout_key, rows, lambda rows: restored(rows[3]))
+
+    return update_step
+
+
+def augmented(
+    augment: TrainAugmentation, mesh: Mesh, deal: Callable[[Batch], Batch] | None, key: jax.Array, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """Returns the images float32[B, H, W, 3] and targets float32[B, K] of a batch: the first part of a step."""
+    if deal is not None:
+        batch = deal(batch)
+    return augment(key, batch["image"], batch["label"], mesh=mesh, axis=BATCH_AXES)
+
+
+def updated(
+    training: Training, mesh: Mesh, state: TrainState, dropout_key: jax.Array, rows: Rows, taught: Taught
+) -> tuple[TrainState, Metrics]:
+    """Returns the new state and the metrics: the second part of a step. `taught` is called for each microbatch."""
+
+    def gradients(batch_stats: Any, rows: Rows) -> tuple[Any, Any, Metrics]:
+        images, targets, positions = rows[:3]
+        # Outside the differentiated function, so that the backward pass keeps no activations of the teacher.
+        teacher_logits = taught(rows)
+
+        def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+            outputs, updates = train_outputs(
+                training.model,
+                {"params": differentiated(params, training.trained), "batch_stats": batch_stats},
+                images,
+                train=training.train_mode,
+                positions=positions,
+                rngs={RNG_NAME: dropout_key},
+            )
+            # Otherwise XLA shards the logits by class, like a sharded head, and adds many small collectives.
+            outputs = jax.lax.with_sharding_constraint(outputs, split_rows(mesh))
+            value, metrics = training.loss(outputs, targets, teacher_logits)
+            return value, (updates.get("batch_stats", {}), metrics)
+
+        (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        return batch_stats, grads, metrics
+
+    if training.accumulation_steps == 1:
+        batch_stats, grads, metrics = gradients(state.batch_stats, rows)
+    else:
+        microbatches = split_microbatches(rows, training.accumulation_steps, mesh)
+        batch_stats, grads, metrics = mean_over_microbatches(gradients, state.batch_stats, microbatches)
+
+    updates, opt_state = training.optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        ema = moving_average(training, ema, {"params": params, "batch_stats": batch_stats})
+    metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": training.schedule(state.step)}
+    metrics |= gradient_health(grads)
+    new_state = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
+    if training.skip_nonfinite:
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        new_state = only_if(finite, new_state, state)
+    return new_state, metrics
 
 
 def differentiated(params: Any, trained: Any | None) -> Any:
@@ -162,25 +211,25 @@ def step_keys(seed: int, step: jax.Array | int) -> tuple[jax.Array, jax.Array]:
     return augment_key, dropout_key
 
 
-def split_microbatches(batch: tuple[jax.Array, ...], count: int, mesh: Mesh) -> tuple[jax.Array, ...]:
+def split_microbatches(batch: Rows, count: int, mesh: Mesh) -> Rows:
     """Splits arrays [B, ...] into [count, B / count, ...] without moving rows between devices."""
 
     def split(x: jax.Array) -> jax.Array:
         x = rearrange(x, "(device micro row) ... -> micro (device row) ...", device=mesh.size, micro=count)
         return jax.lax.with_sharding_constraint(x, split_microbatch_rows(mesh))
 
-    return tuple(split(x) for x in batch)
+    return jax.tree.map(split, batch)
 
 
 def mean_over_microbatches(
-    gradients: Callable[[Any, Any], tuple[Any, Any, Metrics]], batch_stats: Any, microbatches: tuple[jax.Array, ...]
+    gradients: Callable[[Any, Any], tuple[Any, Any, Metrics]], batch_stats: Any, microbatches: Rows
 ) -> tuple[Any, Any, Metrics]:
     """Scans `gradients` over the microbatches; returns the last BatchNorm statistics, the mean gradients and the mean metrics."""
     count = microbatches[0].shape[0]
     _, grads, metrics = jax.eval_shape(gradients, batch_stats, jax.tree.map(lambda x: x[0], microbatches))
     totals = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (grads, metrics))
 
-    def body(carry: tuple[Any, Any], microbatch: tuple[jax.Array, ...]) -> tuple[tuple[Any, Any], None]:
+    def body(carry: tuple[Any, Any], microbatch: Rows) -> tuple[tuple[Any, Any], None]:
         batch_stats, totals = carry
         batch_stats, *results = gradients(batch_stats, microbatch)
         return (batch_stats, jax.tree.map(jnp.add, totals, tuple(results))), None

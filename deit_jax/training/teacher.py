@@ -55,6 +55,11 @@ class Teacher:
         return FrozenTeacher(on_mesh(self.model, mesh), self.variables)
 
 
+def teacher_digest(teacher: Teacher) -> str:
+    """Returns a digest of the model and all weights, 32 hexadecimal digits."""
+    return digest(repr(teacher.model).encode(), *map(np.asarray, jax.tree.leaves(teacher.variables)))
+
+
 def freeze(model: nn.Module, variables: Variables, description: str, *, compute_dtype: str) -> Teacher:
     """Prepares a frozen teacher for inference: folds BatchNorm, and casts computation and kernels to `compute_dtype`."""
     count = count_parameters(variables)
@@ -72,7 +77,7 @@ def score_teacher(
     measure: evaluates the teacher. images: the evaluation images. protocol: see `protocol_of`. All processes call it.
     """
     workdir = Workdir.at(workdir)
-    weights = digest(repr(teacher.model).encode(), *map(np.asarray, jax.tree.leaves(teacher.variables)))
+    weights = teacher_digest(teacher)
     key = {"teacher": weights, "images": images.images, "digest": images.digest, "protocol": dict(protocol)}
     scores: Scores | None = from_main_process(lambda: _stored_scores(workdir, key)) if images.digest else None
     note = ""

@@ -104,13 +104,23 @@ def readable(class_names: Sequence[str]) -> tuple[str, ...]:
 
 def names_of_weights(weights: str, data_names: Sequence[str]) -> tuple[str, ...] | None:
     """Returns the class names of a weights file, or of published weights if the data's are ImageNet's; None if unknown."""
-    names = None if weights == "pretrained" else read_class_names(weights)
+    if weights != "pretrained":
+        names = read_class_names(weights)
+        return None if names is None else as_wordnet_ids(names, data_names)
+    ids = imagenet_wordnet_ids()
+    return ids if ids is not None and set(data_names) & set(ids) else None
+
+
+def as_wordnet_ids(names: Sequence[str], data_names: Sequence[str]) -> tuple[str, ...]:
+    """Returns a network's class names, as WordNet ids if the data has those and the network has ImageNet's classes by name.
+
+    ImageNet's classes by name ("tench, Tinca tinca") are the same classes in the same order.
+    """
     ids = imagenet_wordnet_ids()
     if ids is None or not set(data_names) & set(ids):
-        return names
-    # ImageNet's classes by name ("tench, Tinca tinca"): the data has the WordNet ids of the same classes, in the same order.
-    is_imagenet = names is not None and len(names) == len(ids) and not set(names) & set(ids)
-    return ids if weights == "pretrained" or is_imagenet else names
+        return tuple(names)
+    by_name = len(names) == len(ids) and not set(names) & set(ids)
+    return ids if by_name else tuple(names)
 
 
 def _tfds_folder() -> Path | None:

@@ -21,6 +21,7 @@ import safetensors.numpy
 
 from deit_jax.storage.workdir import Workdir
 from deit_jax.weights.errors import WeightsError
+from deit_jax.weights.program_file import is_program
 
 Tensors = dict[str, np.ndarray]
 
@@ -75,9 +76,11 @@ def is_weights(path: Path) -> bool:
 
 
 def kind_of(weights: str) -> str:
-    """Returns what `weights` specifies: "pretrained", "random", "file" (also "embedded"), else "workdir"."""
+    """Returns what `weights` specifies: "pretrained", "random", "program", "file" (also "embedded"), else "workdir"."""
     if weights in ("pretrained", "random"):
         return weights
+    if is_program(Path(os.path.expanduser(weights))):
+        return "program"
     return "file" if is_weights(Path(weights)) else "workdir"
 
 

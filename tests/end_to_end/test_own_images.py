@@ -11,6 +11,7 @@ from PIL import Image
 
 import deit_jax
 from deit_jax.data.registry import EMBEDDED
+from deit_jax.network import load_network
 from tests.end_to_end.commands import refused, succeed
 
 CLASSES = ("Trouser", "Sandal", "Bag")
@@ -61,6 +62,52 @@ def test_from_a_folder_to_a_checked_program(photos, tmp_path):
     done = succeed("--mode=export", f"--workdir={run}", f"--output={tmp_path / 'model.onnx'}", "--layout=onnx")
     [difference] = re.findall(r"checked in onnxruntime: .* at most (\S+), relative", done.stdout)
     assert float(difference) < 1e-5 and done.stderr == ""
+
+
+@pytest.mark.long
+def test_own_folder_and_own_teacher_in_one_command(photos, tmp_path):
+    """The smallest RegNetY in place of the published one, which has 81 million parameters."""
+    given = []
+    for name, field in (("deit_tiny_distilled_patch16_224", ""), ("regnety_002", "teacher.recipe.")):
+        model = deit_jax.create_model(name)
+        variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+        weights = deit_jax.save_weights(variables, model, tmp_path / f"{name}.safetensors", "timm")
+        given += [f"--config.{field}model.weights={weights}", f"--config.{field}train.epochs=2"]
+
+    run = tmp_path / "run"
+    command = ["--config=configs/own_images.py:distilled", f"--config.data.path={photos}", f"--workdir={run}",
+               "--config.teacher.name=regnety_002", *given]  # fmt: skip
+    done = succeed(*command)
+    printed = " ".join(done.stdout.split())
+    assert printed.count("48 training images, 12 for evaluation, 3 classes (20% of every class held out)") == 2
+    assert "first the teacher, then its student" in printed and done.stderr == ""
+    teacher, student = (json.loads((folder / "results.json").read_text()) for folder in (run / "teacher", run))
+    assert (teacher["step"], student["step"]) == (6, 6)
+    assert (run / "report.html").is_file() and (run / "teacher/report.html").is_file()
+    # The trunk is the published one's, BatchNorm's statistics too.
+    network, published = load_network(run / "teacher"), variables
+    for name in ("stem", "s1", "s3"):
+        for collection in ("params", "batch_stats"):
+            found, expected = (it[collection][name] for it in (network.variables, published))
+            jax.tree.map(np.testing.assert_array_equal, found, expected)
+    moved = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), *(it["params"]["s4"] for it in (network.variables, published))
+    )
+    assert max(jax.tree.leaves(moved)) > 0
+
+    again = succeed(*command)  # nothing is left to do
+    assert "step" not in again.stderr and json.loads((run / "results.json").read_text()) == student
+    output = tmp_path / "found.json"
+    succeed("--mode=predict", f"--workdir={run}", photos / "Bag/0.jpg", f"--output={output}")
+    [found] = json.loads(output.read_text())
+    assert sorted(guess["label"] for guess in found["predictions"]) == sorted(CLASSES)
+
+    # Another student under the same teacher, which is not trained again.
+    succeed("--config=configs/own_images.py:distilled", f"--config.data.path={photos}", f"--workdir={tmp_path / 'two'}",
+                   "--config.teacher.name=regnety_002", f"--config.teacher.weights={run / 'teacher'}", given[0],
+                   "--config.train.epochs=1")  # fmt: skip
+    assert not (tmp_path / "two/teacher").exists()
+    assert json.loads((tmp_path / "two/results.json").read_text())["teacher"] == student["teacher"]
 
 
 def test_a_folder_of_images_without_classes_is_refused(photos, tmp_path):

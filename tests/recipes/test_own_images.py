@@ -1,3 +1,8 @@
+import copy
+import json
+import re
+
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -5,8 +10,11 @@ from PIL import Image
 from configs.own_images import get_config
 from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
+from deit_jax.config_file import Override, apply
 from deit_jax.data.registry import open_source
+from deit_jax.training.optimizer import parameter_names
 from deit_jax.training.plan import resolve
+from deit_jax.training.program import build_model
 
 
 def test_three_classes_of_a_few_images_are_enough(tmp_path):
@@ -32,3 +40,49 @@ def test_it_starts_from_published_weights():
 def test_an_unknown_word_raises():
     with pytest.raises(ConfigError, match=r"configs/own_images\.py:smal: 'smal' is unknown, the nearest is 'small'"):
         get_config("smal")
+
+
+def test_a_distilled_model_has_a_teacher_of_the_same_images():
+    config = get_config("distilled").lock()
+    assert config.distillation.kind == "hard" and config.model.name == "deit_tiny_distilled_patch16_224"
+    given = {"data.path": "/photos", "data.held_out": "0.3", "data.num_threads": "3", "image_size": "256"}
+    apply(config, [Override(*each) for each in given.items()])
+    validate(config)
+    recipe = config.teacher.recipe
+    assert recipe.data.to_dict() == config.data.to_dict() and recipe.data.path == "/photos"
+    assert recipe.image_size == 256 and recipe.model.name == config.teacher.name == "regnety_160"
+    assert recipe.model.weights == "pretrained" and recipe.model.reset_heads
+    for other in (copy.deepcopy(config), config.copy_and_resolve_references()):
+        assert json.loads(other.to_json_best_effort()) == json.loads(config.to_json_best_effort())
+    assert get_config("base,distilled,384px").teacher.recipe.image_size == 384
+    apply(config, [Override("teacher.name", "regnety_032"), Override("teacher.recipe.model.weights", "/file")])
+    assert (recipe.model.name, config.model.weights) == ("regnety_032", "pretrained")
+    validate(config)
+
+
+def test_the_teacher_learns_its_last_stage_and_its_classifier():
+    recipe = get_config("distilled").teacher.recipe
+    model = build_model(recipe, num_classes=3, image_size=64, compute_dtype="float32")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 64, 64, 3), np.float32))["params"]
+    names = parameter_names(shapes)
+    learned = {name.split("/")[0] for name in names if any(re.search(p, name) for p in recipe.optimizer.trainable)}
+    assert learned == {"head", "s4"} < {name.split("/")[0] for name in names}
+
+
+def test_another_teacher_takes_the_recipes_place():
+    config = get_config("distilled").lock()
+    apply(config, [Override("teacher.weights", "/run")])
+    validate(config)
+    assert config.teacher.recipe is None
+    config = get_config("distilled").lock()
+    apply(config, [Override("teacher.weights", "/run"), Override("teacher.recipe.train.epochs", "3")])
+    with pytest.raises(ConfigError, match=r"config\.teacher\.weights and config\.teacher\.recipe exclude each other"):
+        validate(config)
+
+
+def test_both_heads_may_learn_the_labels():
+    config = get_config("small,distilled,labels")
+    assert config.distillation.kind == "labels" and config.teacher.recipe is None
+    validate(config)
+    with pytest.raises(ConfigError, match=r"own_images\.py:small,labels: labels is for distilled"):
+        get_config("small,labels")

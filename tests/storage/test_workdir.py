@@ -111,6 +111,7 @@ OTHERS = {
     "weights/class_names.py": "next to weights files; the ImageNet names of TFDS",
     "weights/files.py": "weights files",
     "weights/hub.py": "weights files",
+    "weights/program_file.py": "programs of teachers",
     "weights/saving.py": "weights files",
 }
 OWN_NAMES = {value for name, value in vars(module).items() if name.isupper() and "." in value} - {CONFIG}
