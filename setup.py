@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say beside a search for packages: the files of configs/ are shipped as deit_jax/configs."""
+"""Finds the packages and ships the files of configs/ as deit_jax/configs: pyproject.toml cannot declare both."""
 
 from setuptools import find_packages, setup
 

@@ -38,6 +38,7 @@ def get_config(argument: str = "small") -> ConfigDict:
         raise ConfigError(f"configs/deit.py:{argument}: vit_base has no distillation token")
     config = vit_base() if size == "vit_base" else recipe(size, distilled=bool(words["teaching"]))
     if words["teaching"]:
+        # The teacher is regnety_160. "hard" keeps the default alpha of 0.5: both heads have the same weight.
         distil(config, "soft" if words["teaching"] == "soft" else "hard")
     if words["epochs"]:
         config.train.epochs = int(words["epochs"])
@@ -60,7 +61,7 @@ def recipe(size: str, *, distilled: bool = False) -> ConfigDict:
 
     config.optimizer.name = "adamw"
     config.schedule.base_learning_rate, config.schedule.base_batch_size = 5e-4, 512  # 1e-3 for 1,024 images
-    config.schedule.kind = "released"  # cosine decay, one epoch late as in the released code
+    config.schedule.kind = "released"  # cosine decay; epoch e has the rate of epoch e - 1, as in the released code
     config.schedule.per_step = False
     config.schedule.warmup_learning_rate = 1e-6
     config.schedule.min_learning_rate = 1e-5

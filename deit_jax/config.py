@@ -75,8 +75,8 @@ class _Model:
         "must fit", before="")
     variables: str = option("raw", "the weights of a workdir or training checkpoint to use",
         choices="weights.loading.WHICH", before="raw", only_if_typed=True)
-    reset_heads: bool = option(False, "start the heads from scratch even if they fit: for other classes, equally many",
-        before=False)
+    reset_heads: bool = option(False, "start the heads from scratch even if they fit: for a different set of classes of the "
+        "same size", before=False)
     drop_path_rate: float = option(0.0, "stochastic depth rate of the last block; rates grow linearly from 0",
         at_least=0, at_most=0.999, of_model=True)
     dropout_rate: float = option(0.0, "dropout after the position embedding, attention projection and MLP layers",
@@ -124,7 +124,7 @@ class _Distillation:
 class _Teacher:
     """The teacher, if distillation.kind needs one."""
 
-    name: str = option("regnety_160", "of the model; several, separated by commas, are averaged in probability",
+    name: str = option("regnety_160", "teacher model name; several, separated by commas, are averaged in probability",
         only_if_typed=True)
     overrides: ConfigDict = option({}, "as model.overrides", only_if_typed=True)
     weights: str = option("", "a workdir of this project; a weights file of timm, torchvision, pycls, transformers or "
@@ -133,9 +133,10 @@ class _Teacher:
     variables: str = option("raw", "the weights of a workdir or training checkpoint to use", choices="weights.loading.WHICH")
     on_change: str = option("stop", "if the weights differ from those at the start of the run: stop, or continue with them",
         choices=("stop", "continue"), before="stop")
-    mean: tuple[float, float, float] | None = option(None, "of RGB in [0, 1], that the teacher was trained with; None: the "
-        "student's normalisation", at_least=0, at_most=1, before=None)
-    std: tuple[float, float, float] | None = option(None, "as mean", above=0, before=None)
+    mean: tuple[float, float, float] | None = option(None, "channel means (RGB in [0, 1]) used to train the "
+        "teacher; None: the student's normalisation", at_least=0, at_most=1, before=None)
+    std: tuple[float, float, float] | None = option(None, "channel standard deviations used to train the teacher; None: "
+        "the student's", above=0, before=None)
     classes: tuple[int, ...] | None = option(None, "for each class of the student its number in the teacher, e.g. (0, 217, "
         "482); None: the same classes", at_least=0, before=None)
     recipe: ConfigDict | None = option(None, "a complete config with which the teacher is trained first, in WORKDIR/teacher")
@@ -191,8 +192,8 @@ class _Data:
 class _Augment:
     """Augmentation of training images and labels, on the device."""
 
-    mean: tuple[float, float, float] = option((0.485, 0.456, 0.406), "of RGB in [0, 1]", at_least=0, at_most=1)
-    std: tuple[float, float, float] = option((0.229, 0.224, 0.225), "as mean", above=0)
+    mean: tuple[float, float, float] = option((0.485, 0.456, 0.406), "channel means (RGB in [0, 1])", at_least=0, at_most=1)
+    std: tuple[float, float, float] = option((0.229, 0.224, 0.225), "channel standard deviations", above=0)
     flip_probability: float = option(0.5, "horizontal flip", at_least=0, at_most=1)
     rand_augment: str = option("", "in timm's notation, e.g. rand-m9-mstd0.5-inc1; \"\": off")
     auto_augment: str = option("", "in timm's notation: original, originalr, v0 or v0r, optionally with -mstdX; \"\": off",
@@ -259,8 +260,8 @@ class _Schedule:
     base_learning_rate: float = option(5e-4, "for a batch of base_batch_size", at_least=0)
     base_batch_size: int = option(512, "peak rate = base_learning_rate * batch_size / base_batch_size", at_least=1)
     warmup_epochs: float = option(0.0, "epochs in which the rate rises linearly", at_least=0)
-    warmup_learning_rate: float = option(1e-6, "of the first epoch; not scaled", at_least=0)
-    min_learning_rate: float = option(0.0, "at the end; not scaled", at_least=0)
+    warmup_learning_rate: float = option(1e-6, "rate of the first epoch; not scaled", at_least=0)
+    min_learning_rate: float = option(0.0, "rate at the end; not scaled", at_least=0)
     per_step: bool = option(True, "update the rate every step; False: every epoch")
 
 

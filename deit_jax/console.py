@@ -137,16 +137,16 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 def summary(
     title: str,
     rows: Iterable[Row],
-    further: Mapping[str, Iterable[Row]] | None = None,
+    extra: Mapping[str, Iterable[Row]] | None = None,
     *,
     notes: Iterable[str] = (),
 ) -> None:
-    """Prints the closing table; the groups of `further` rows have headings, and the notes follow, one line each."""
+    """Prints the closing table; the groups of `extra` rows have headings, and the notes follow, one line each."""
     table = Table(title=_text(title, "bold"), title_justify="left")
     table.add_column("model")
     for column in ("top-1 %", "top-5 %", "loss"):
         table.add_column(column, justify="right")
-    for heading, group in {"": rows, **(further or {})}.items():
+    for heading, group in {"": rows, **(extra or {})}.items():
         if heading:
             table.add_section()
             table.add_row(_text(heading, "bold"))

@@ -43,18 +43,18 @@ Check = Callable[[nn.Module], None]
 class Network:
     """A trained network from any source. Unknown fields are None."""
 
-    name: str  # of the model
+    name: str  # the model's
     model: nn.Module
     variables: Variables
     where: str  # the source of the weights, for messages: "RUN after step 1,000", "weights of FILE"
     image_size: int  # pixels, of its input
     trained_image_size: int | None = None
-    mean: tuple[float, ...] | None = None  # of RGB in [0, 1], in training
+    mean: tuple[float, ...] | None = None  # channel means in training, RGB in [0, 1]
     std: tuple[float, ...] | None = None
-    crop: EvaluationCrop | None = None  # of the run's evaluation
+    crop: EvaluationCrop | None = None  # the run's evaluation crop
     class_names: tuple[str, ...] | None = None  # in the order of the outputs
     which: str | None = None  # "raw" or "ema"
-    step: int | None = None  # of the checkpoint
+    step: int | None = None  # the checkpoint's
     finished: bool | None = None  # whether training was complete
     # Changes that were needed to fit the model:
     renewed: tuple[str, ...] = ()  # reinitialised heads
@@ -110,10 +110,10 @@ class Wanted:
     name: str
     build: Callable[[int, int], nn.Module]  # (num_classes, image_size in pixels) -> model
     image_size: int  # default, in pixels
-    num_classes: int | None = None  # None: that of the weights
+    num_classes: int | None = None  # None: as the weights have
     likely_classes: int | None = None  # used if that cannot be determined
-    class_names: Sequence[str] = ()  # of the data
-    section: str = ""  # of the configuration that specifies the weights, for messages; "": none
+    class_names: Sequence[str] = ()  # the data's
+    section: str = ""  # section of the configuration that specifies the weights, for messages; "": none
     seed: int = 0  # for random values
     position: int = 0  # among random networks of one seed
 
@@ -176,7 +176,7 @@ def load_networks(
     if kind == "workdir":
         return _of_run(Path(spec), wanted, which, checkpoint, image_size, heads, check)
     if wanted is None:
-        raise ValueError(f"{spec}: only a run knows its own model")
+        raise ValueError(f"{spec}: `wanted` is required unless `spec` is a workdir")
     if checkpoint != "newest":
         raise CheckpointError(
             f"--checkpoint={checkpoint} needs a --workdir; {wanted.section}.weights={spec} has no checkpoints"
@@ -272,7 +272,7 @@ class _Source:
     where: str  # for messages
     num_classes: int
     fetch: Callable[[], str | Path] | None = None  # returns the file; None: random weights
-    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of `Network`
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # values for `Network`
 
     def read(self, model: nn.Module, image_size: int, wanted: Wanted, heads: str) -> Network:
         network = Network(wanted.name, model, {}, self.where, image_size, **self.fields)

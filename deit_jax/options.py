@@ -31,8 +31,8 @@ class Kind(NamedTuple):
 
     base: type  # bool, int, float, str, tuple or ConfigDict
     optional: bool = False  # whether None is a value
-    element: type = float  # of a tuple: float, int, str, or tuple for pairs of str
-    length: int | None = None  # of a tuple; None: any
+    element: type = float  # type of a tuple's elements: float, int, str, or tuple for pairs of str
+    length: int | None = None  # length of a tuple; None: any
 
     @classmethod
     def of_annotation(cls, annotation: Any) -> Kind:

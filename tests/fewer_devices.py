@@ -1,4 +1,4 @@
-"""Runs in the test's own process on few of its eight devices: most of what a run of tiny models costs on eight is theirs."""
+"""Gives a run in the test's own process fewer than its eight devices: with tiny models, most of the time is per device."""
 
 import contextlib
 
@@ -8,7 +8,7 @@ import pytest
 
 @contextlib.contextmanager
 def fewer_devices(count=1):
-    """JAX shows the first so many devices alone, so that a run's mesh has no others."""
+    """JAX shows only the first `count` devices, so that a run's mesh has no others."""
     first = jax.devices()[:count]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda *_: first)

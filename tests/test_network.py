@@ -86,7 +86,7 @@ def test_load_a_file(run, file):
     assert (network.model.num_classes, network.class_names, network.step, network.mean) == (10, NAMES, None, None)
     assert network.description == f"{NAME}, weights of {file}"
     assert network.digest() == load_network(run).digest()
-    with pytest.raises(ValueError, match="only a run knows its own model"):
+    with pytest.raises(ValueError, match="`wanted` is required unless `spec` is a workdir"):
         load_network(file)
 
 

@@ -64,7 +64,7 @@ def tiny_teacher_config() -> ConfigDict:
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """For run.py: `student`, `teacher`, `both` (the teacher trained first), or `extra` (with two further evaluation sets)."""
+    """For run.py: `student`, `teacher`, `both` (the teacher trained first), or `extra` (with two extra evaluation sets)."""
     if argument == "teacher":
         return tiny_teacher_config()
     config = tiny_config()

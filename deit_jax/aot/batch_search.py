@@ -78,7 +78,7 @@ def _is_known(low: int, high: int | None, unit: int) -> bool:
 
 
 def summarize_search(tried: list[Attempt], unit: int, num_devices: int) -> dict[str, Any]:
-    """Summarizes a search for the report, with a sentence for users."""
+    """Summarises a search for the report, with a sentence for users."""
     low, high = _ends(tried)
     text = f"{low}, {low // num_devices} per device" if low else "none of those tried"
     if not _is_known(low, high, unit):

@@ -12,15 +12,15 @@ _GIB = 2**30
 
 ASSUMPTIONS = (
     "compute: model FLOPs at the published bfloat16 peak, without augmentation, optimizer and recomputation",
-    "memory: {estimate} of bytes read and written, at the published bandwidth; counts loop bodies once, and also data that stays "
-    "on the chip, so it can be too low or too high",
-    "links: a ring over all links of a device at their published rate; counts loop bodies once, and no other network",
+    "memory: bytes read and written, {estimate}, at the published bandwidth. Loop bodies count once, and data that stays on the "
+    "chip counts too, so it can be too low or too high",
+    "links: a ring over all links of a device at their published rate. Loop bodies count once; other traffic does not count",
     "the step takes as long as the longest of the three, as if they overlapped completely",
 )
 # By report["bytes_accessed_from"].
 ESTIMATES = {
-    "compiler": "the compiler's estimate",
-    "text": "an estimate, from the program's text because this compiler gives none,",
+    "compiler": "as estimated by the compiler",
+    "text": "estimated from the HLO text (the compiler reports none)",
 }
 LIMITATIONS = (
     "step time: nothing is run, and real steps take longer than the roofline's",

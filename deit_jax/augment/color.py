@@ -1,4 +1,4 @@
-"""Color operations: normalization of a batch, and Pillow's operations on one planar uint8 RGB image [3, H, W].
+"""Color operations: normalisation of a batch, and Pillow's operations on one planar uint8 RGB image [3, H, W].
 
 The operations reproduce Pillow's ImageOps and ImageEnhance bit for bit, except `auto_contrast` (off by at most one gray level).
 """

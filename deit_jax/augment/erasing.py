@@ -1,4 +1,4 @@
-"""Random erasing (Zhong et al., arXiv 1708.04896) as in timm: after normalization, one or more boxes per image.
+"""Random erasing (Zhong et al., arXiv 1708.04896) as in timm: after normalisation, one or more boxes per image.
 
 Boxes are drawn and filled by separate functions. A box is int32 (top, bottom, left, right), bottom and right exclusive; the
 empty box (0, 0, 0, 0) erases nothing.
@@ -70,7 +70,7 @@ def erase(keys: jax.Array, images: jax.Array, boxes: jax.Array, mode: str = "pix
 
     Args:
         keys: keys[B], one per image, for the noise.
-        images: float32[B, H, W, C], normalized.
+        images: float32[B, H, W, C], normalised.
         boxes: int32[B, N, 4], (top, bottom, left, right); empty boxes have no effect.
         mode: "pixel": N(0, 1) noise for each pixel and channel; "rand": one color of N(0, 1) draws per box; "const": zero.
 

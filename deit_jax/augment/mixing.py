@@ -51,7 +51,7 @@ def cutmix_box(lam: jax.Array, center: jax.Array, image_size: tuple[int, int]) -
 def symmetric_beta(share: jax.Array, alpha: float) -> jax.Array:
     """Maps uniform shares in [0, 1) to draws from Beta(alpha, alpha) by its quantile function, with an error of at most 1e-6.
 
-    `jax.random.beta` uses rejection sampling, which takes seconds to compile and synchronizes devices in every iteration. share
+    `jax.random.beta` uses rejection sampling, which takes seconds to compile and synchronises devices in every iteration. share
     and result: float32 of any shape; alpha: greater than 0.
     """
     # As a function of share^(1 / alpha) the lower half is almost linear; the upper half is its mirror.

@@ -27,7 +27,7 @@ _MIX = 4
 
 @dataclasses.dataclass(frozen=True)
 class TrainAugmentation:
-    """Flips, applies RandAugment (or AutoAugment, or color jitter), normalizes, erases and mixes uint8 batches.
+    """Flips, applies RandAugment (or AutoAugment, or color jitter), normalises, erases and mixes uint8 batches.
 
     The fields are those of the configuration's `augment` section; config.py declares their meaning, bounds and choices. At most
     one of `rand_augment`, `auto_augment` and `color_jitter` is enabled. Hashable, so it can be a static argument of jit.
@@ -183,7 +183,7 @@ def _keys_of_rows(key: jax.Array, positions: jax.Array) -> jax.Array:
 def prepare_for_evaluation(
     images: jax.Array | np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> jax.Array:
-    """Normalizes a batch: uint8[B, H, W, 3] to float32[B, H, W, 3]."""
+    """Normalises a batch: uint8[B, H, W, 3] to float32[B, H, W, 3]."""
     return normalize(images, mean, std)
 
 

@@ -15,7 +15,7 @@ IMAGE_EXTENSIONS = (
 )  # fmt: skip
 ARCHIVE_EXTENSIONS = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
-INDEX_PREFIX = "deit_jax_index"  # of index files (folder_index.py); earlier versions hid them in the folder itself
+INDEX_PREFIX = "deit_jax_index"  # the index files' (folder_index.py); earlier versions hid them in the folder itself
 
 # Folders created by operating systems, storage devices and Python, in lower case. Some hold thumbnails of the images.
 _SYSTEM_FOLDERS = (

@@ -75,7 +75,7 @@ class _Folder:
     identity: FileId
     linked: bool  # reached through a link
     images: list[str] = dataclasses.field(default_factory=list)
-    inodes: array[int] = dataclasses.field(default_factory=lambda: array("Q"))  # of the images that are not links
+    inodes: array[int] = dataclasses.field(default_factory=lambda: array("Q"))  # those of images that are not links
 
 
 @dataclasses.dataclass

@@ -28,7 +28,7 @@ class KnownSet:
     eval_split: str
     train_images: int
     label_key: str = "label"  # TFDS's feature
-    manual_files: tuple[str, ...] = ()  # that TFDS cannot download and reads from --manual_dir
+    manual_files: tuple[str, ...] = ()  # files that TFDS cannot download and reads from --manual_dir
     manual_source: str = ""  # where to get them
     folders_only: str = ""  # why TFDS cannot be used, if so
 

@@ -207,7 +207,7 @@ class _TrainReader:
     order: TrainOrder
     crop: Crop
     start_step: int
-    chunks: tuple[Chunk, ...]  # of one batch
+    chunks: tuple[Chunk, ...]  # parts of one batch
     dealt: bool
     on_bad_image: OnBadImage
     checksums: bool
@@ -262,7 +262,7 @@ class _EvalReader:
     source: ImageSource
     crop: EvaluationCrop
     batch_size: int
-    chunks: tuple[Chunk, ...]  # of one batch
+    chunks: tuple[Chunk, ...]  # parts of one batch
     on_bad_image: OnBadImage
 
     def __call__(self, index: int) -> dict[str, Any]:

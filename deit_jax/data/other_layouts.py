@@ -14,7 +14,7 @@ from deit_jax.printable import printable
 
 # Prefix of a field's name in a message; "" for an extra set, whose section the message already names.
 MAIN = "--config.data."
-_MAX_LEVELS = 4  # of nested folders with nothing else in them, as archives have them
+_MAX_LEVELS = 4  # nested folders with nothing else in them, as in archives
 
 
 def no_such_folder(path: str, flags: str = MAIN) -> DataError:

@@ -42,7 +42,7 @@ class _WhileReading(threading.local):
 
 _reading = _WhileReading()
 _FILTER: Any = ("ignore", None, Warning, _reading, 0)
-_LOGGERS = ("PIL.TiffImagePlugin",)  # that log more than debug messages
+_LOGGERS = ("PIL.TiffImagePlugin",)  # loggers with more than debug messages
 _lock = threading.Lock()
 
 

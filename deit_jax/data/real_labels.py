@@ -21,7 +21,7 @@ class RealLabels(SourceView):
     """Another source's images with the labels of a ReaL file, matched by file name. Multi-label.
 
     Args:
-        source: ImageNet validation images, of a folder or of TFDS; its classes in ImageNet's order (sorted by WordNet ID).
+        source: ImageNet validation images, from a folder or TFDS, with classes in ImageNet's order (sorted by WordNet ID).
         path: real.json.
 
     Raises MissingDataError if the file does not exist; DataError if it is not such a list or the source has no file names, and
@@ -37,7 +37,7 @@ class RealLabels(SourceView):
         self._labels = read_real_labels(path, len(source.class_names))
 
     def __getitem__(self, index: int) -> Example:
-        source: Any = self._source  # which has file_name
+        source: Any = self._source  # it has file_name
         name = source.file_name(index)
         match = _NUMBER.search(name)
         if match is None or not 0 < int(match[1]) <= len(self._labels):

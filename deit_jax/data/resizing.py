@@ -1,8 +1,8 @@
 """Pillow's antialiased bicubic resize, bit for bit, several times faster.
 
 Resizing is the largest part of a crop, and Pillow's loops are scalar. `resizing_kernel.py` computes the same integer sums in
-vector registers with numba. Without numba Pillow resizes, and NumPy computes windows that are much smaller than the whole
-result, which Pillow would have to compute: the same pixels, more slowly.
+vector registers with numba. Without numba, Pillow resizes, more slowly. Windows much smaller than the whole result are then
+computed in NumPy, because Pillow would compute the whole result. The pixels are identical.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BITS = 22  # fractional bits of the weights
 _TILE = 1 << 20  # products in memory at a time
 
 _MAX_WIDTH = 1 << 16  # approximate number of pixels of an image row that the kernel processes at a time
-_MAX_PILLOW_PIXELS = 1 << 24  # that Pillow computes to return a window of them
+_MAX_PILLOW_PIXELS = 1 << 24  # maximum size of the image that Pillow may compute when only a window is needed
 
 
 class Box(NamedTuple):

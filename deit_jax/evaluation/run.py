@@ -184,7 +184,7 @@ def _present(weights: Weights) -> dict[str, Any]:
 def open_extra_sets(
     config: ConfigDict, class_names: Sequence[str], *, strict: bool, index: str | None = None
 ) -> dict[str, ImageSource]:
-    """Opens the available sets of `config.evaluation.extra`, by name; for each other one a warning says how to get it.
+    """Opens the available sets of `config.evaluation.extra`, by name. Warns about each unavailable set and says how to obtain it.
 
     config: validated. class_names: of the model, matched with the sets' classes. strict: a faulty set (damaged, or of other
     classes) is an error, not a warning. index: folder of the cached file lists; None: config.data.index.

@@ -37,7 +37,7 @@ class Timing:
     """Timed runs of one batch size."""
 
     batch_size: int  # over all devices
-    seconds: list[float]  # of each run
+    seconds: list[float]  # per run
 
     @property
     def mean(self) -> float:

@@ -23,10 +23,10 @@ from deit_jax.inference.portable import PortableError, portable_function, prepro
 from deit_jax.weights.files import write_files
 
 _LARGEST = 2**31  # bytes, the limit of a protocol buffer
-_TOLERANCE = 1e-3  # of logits, relative to the largest or 1; float32 networks differ by about 1e-6 to 1e-5
-PREPROCESSING_KEY = "preprocessing"  # of the file's metadata
+_TOLERANCE = 1e-3  # difference of logits, relative to the largest or 1; float32 networks differ by about 1e-6 to 1e-5
+PREPROCESSING_KEY = "preprocessing"  # a key of the file's metadata
 OPSETS = (18, 23)  # the lowest that jax2onnx writes correctly for these networks, and the highest tested
-DEFAULT_OPSET = OPSETS[0]  # all give the same results, and the oldest runtimes read the lowest
+DEFAULT_OPSET = OPSETS[0]  # all opsets give the same results; the lowest is supported by the oldest runtimes
 
 
 def export_onnx(classifier: Classifier, path: str | Path, *, opset: int = DEFAULT_OPSET) -> Path:
@@ -130,7 +130,7 @@ def _restored(module: ModuleType) -> Iterator[None]:
 
 
 def check_onnx(path: str | Path, classifier: Classifier) -> float:
-    """Runs the file in onnxruntime on CPU with 3, 1 and 0 images; returns the largest difference of its logits from ours.
+    """Runs the file in onnxruntime on CPU with 3, 1 and 0 images; returns the largest difference of its logits from JAX's.
 
     The images are fixed, blurred noise. The difference is relative to the largest logit or 1, whichever is larger. Raises
     PortableError if it exceeds 1e-3 or onnxruntime cannot run the file, ImportError without onnxruntime.

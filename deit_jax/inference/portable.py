@@ -23,9 +23,9 @@ from deit_jax.version import __version__
 from deit_jax.weights.files import write_files
 from deit_jax.weights.program_file import MODEL_FILE, PREPROCESSING_FILE
 
-FORMAT = 1  # of preprocessing.json; additional fields do not increase it
+FORMAT = 1  # version of preprocessing.json; additional fields do not increase it
 PLATFORMS = ("cpu", "cuda", "tpu")
-_FILE_SUFFIXES = (".jax", ".json", ".onnx", ".safetensors", ".pth")  # that users type for files
+_FILE_SUFFIXES = (".jax", ".json", ".onnx", ".safetensors", ".pth")  # indicate a file rather than a folder
 
 
 class PortableError(UserError):

@@ -46,7 +46,7 @@ class Ensemble(nn.Module):
 
     @nn.nowrap
     def on_mesh(self, mesh: Mesh) -> Ensemble:
-        """Returns the ensemble with every member specialized for `mesh`."""
+        """Returns the ensemble with every member specialised for `mesh`."""
         return self.clone(members=tuple(on_mesh(member, mesh) for member in self.members))
 
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-EPSILON = 1e-6  # of LayerNorm in the released code; PyTorch's default is 1e-5, transformers' DeiT uses 1e-12
+EPSILON = 1e-6  # LayerNorm's in the released code; PyTorch's default is 1e-5, transformers' DeiT uses 1e-12
 RNG_NAME = "dropout"  # the one random stream that models use: apply(..., rngs={"dropout": key})
 DIVISIONS = ("compute", "float32")
 
@@ -55,7 +55,7 @@ softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 class LayerNorm(nn.Module):
-    """Normalizes the last axis of x, float[..., D], then scales and shifts; parameters `scale` and `bias`, float32[D].
+    """Normalises the last axis of x, float[..., D], then scales and shifts; parameters `scale` and `bias`, float32[D].
 
     Statistics are always float32. The variance is computed from centred values, because E[x^2] - E[x]^2 loses digits.
     """

@@ -24,7 +24,7 @@ The functions below use these attributes, properties and methods:
     family                        the weights layouts that it supports ("vit", "regnet"; weights/saving.py)
     inference_form(variables)     equivalent (model, variables) that compute faster, for evaluation only
     portable_form(variables)      equivalent (model, variables) in operations that every platform has
-    on_mesh(mesh)                 the model specialized for batches split over a mesh
+    on_mesh(mesh)                 the model specialised for batches split over a mesh
     resize_variables(variables, method)   variables of this model at another image size, resized to this one's
     check_training(platform, image_size)  raises ValueError if it cannot be trained there
 """
@@ -263,7 +263,7 @@ def portable_form(model: nn.Module, variables: Variables) -> tuple[nn.Module, Va
 
 
 def on_mesh(model: nn.Module, mesh: Mesh) -> nn.Module:
-    """Returns `model` specialized for batches split over `mesh`, whose devices may be abstract."""
+    """Returns `model` specialised for batches split over `mesh`, whose devices may be abstract."""
     return _call_optional(model, "on_mesh", mesh, default=model)
 
 

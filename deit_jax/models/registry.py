@@ -45,12 +45,12 @@ class _Entry(NamedTuple):
     """A registered model."""
 
     module: type[nn.Module]
-    fields: dict[str, Any]  # that differ from the module's defaults
-    image_size: int  # of its training, in pixels
+    fields: dict[str, Any]  # overrides of the module's defaults
+    image_size: int  # training image size in pixels
 
 
 _MODELS: dict[str, _Entry] = {}
-_OWN_NAMES: set[str] = set()  # of this package; cannot be registered again
+_OWN_NAMES: set[str] = set()  # this package's models, which cannot be registered again
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -71,10 +71,10 @@ def register_model(
     Raises ValueError: another model has the name, or an argument is not a module, its fields, or a size.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise ValueError(f"a model's name is of letters, digits, '_', '.' and '-', not {name!r}")
+        raise ValueError(f"invalid model name {name!r}: use only letters, digits, '_', '.' and '-'")
     if not (isinstance(module, type) and issubclass(module, nn.Module)):
         what = f"a {type(module).__name__}" if not isinstance(module, type) else module.__name__
-        raise ValueError(f"the model {name} is registered with {what}: give a class of flax.linen.Module")
+        raise ValueError(f"{name}: `module` must be a subclass of flax.linen.Module, got {what}")
     if isinstance(image_size, bool) or not isinstance(image_size, Integral) or image_size < 1:
         raise ValueError(f"image_size={image_size!r} of {name}: give a number of pixels")
     if not has_field(module, "num_classes"):
@@ -90,7 +90,7 @@ def register_model(
     entry = _Entry(module, fields, int(image_size))
     known = _MODELS.get(name, entry)
     if known != entry and (name in _OWN_NAMES or not same_definition(known.module, module)):
-        raise ValueError(f"there is a model {name!r} already: choose another name")
+        raise ValueError(f"a model named {name!r} is already registered: choose another name")
     _MODELS[name] = entry
 
 

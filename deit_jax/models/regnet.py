@@ -53,15 +53,15 @@ def stage_plans(w0: int, wa: float, wm: float, depth: int, group_width: int) -> 
     """Returns the stages of a RegNet with these design space parameters (arXiv 2003.13678, section 4.1).
 
     Widths grow linearly (u_j = w0 + wa * j) and are rounded to w0 times powers of wm, then to multiples of 8 and of the group
-    width, half to even, as in pycls and timm. Raises ValueError if the parameters give no widths.
+    width, half to even, as in pycls and timm. Raises ValueError if the parameters do not define valid widths.
     """
     try:
         powers = [round(math.log((w0 + wa * block) / w0) / math.log(wm)) for block in range(depth)]
         widths = [round(w0 * wm**power / 8) * 8 for power in powers]
         groups = {width: min(group_width, width) for width in sorted(set(widths))}
         return tuple(StagePlan(round(w / group) * group, widths.count(w), group) for w, group in groups.items())
-    except (ArithmeticError, ValueError) as error:  # e.g. of wm=1.0, whose logarithm is 0
-        raise ValueError(f"w0={w0}, wa={wa} and wm={wm} give no widths of stages") from error
+    except (ArithmeticError, ValueError) as error:  # e.g. log(wm) = 0
+        raise ValueError(f"w0={w0}, wa={wa} and wm={wm} do not define valid stage widths") from error
 
 
 class ConvOptions(NamedTuple):
@@ -228,7 +228,7 @@ class RegNet(nn.Module):
             require_choice("grouped_conv", self.grouped_conv, IMPLEMENTATIONS, ValueError)
         require_choice("drop_dtype", self.drop_dtype, DIVISIONS, ValueError)
         require_choice("regnet_init", self.regnet_init, INITIALISATIONS, ValueError)
-        stage_plans(self.w0, self.wa, self.wm, self.depth, self.group_width)  # raises if there are no widths
+        stage_plans(self.w0, self.wa, self.wm, self.depth, self.group_width)  # raises for invalid widths
 
     # --- See models/protocol.py --------------------------------------------------------------------------------------------
 

@@ -43,10 +43,10 @@ def export(
         network.variables, model, output, layout, preprocessing=network.preprocessing, class_names=names
     )
     if is_distilled(model) and fusion_of(model) != "logits":
-        fusion, advice = "averages the softmax of its heads", "read the two heads there"
+        fusion, advice = "averages the softmax outputs of its heads", "combine the two heads yourself"
         if fusion_of(model) == "class":
-            fusion, advice = "uses only its class head", "read its class head there, the other one is not trained"
-        console.warn(f"the model {fusion}, the layout's framework will average the logits of the heads: {advice}")
+            fusion, advice = "uses only its class head", "use only that head, because the other one is not trained"
+        console.warn(f"the model {fusion}, but models loaded from the {layout} layout average the logits: {advice}")
     console.say(f"{which} weights of {network.name} after step {network.step:,}, {layout} layout: {path}")
     return path
 

@@ -20,7 +20,7 @@ from deit_jax.reporting.plots import image_grid, undrawable
 from deit_jax.training.first_images import as_pixels, first_images
 
 _NAMED = 20  # classes that are named on the console if the picture shows only their numbers
-# The fields that are off up to each stage. Every stage draws its own random numbers, so switching a later one off changes nothing
+# Fields disabled in the picture of each stage. Every stage draws its own random numbers, so disabling a later one changes nothing
 # before it: each picture is exactly what the first training step sees at that point.
 _MIXING_OFF = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}
 _STAGES: tuple[tuple[str, dict[str, Any]], ...] = (

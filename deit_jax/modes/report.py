@@ -177,7 +177,7 @@ def _results(record: dict[str, Any], config: ConfigDict, results: dict[str, Any]
     config = config.copy_and_resolve_references()
     config.teacher.name = record["config"]["teacher"]["name"]
     table = closing_table(config, results)
-    return sections.results(table.rows, table.further, title=table.title, notes=[*table.notes, *table.incidents])
+    return sections.results(table.rows, table.extra, title=table.title, notes=[*table.notes, *table.incidents])
 
 
 def _part(anchor: str, title: str, make: Callable[[], Section]) -> Section:

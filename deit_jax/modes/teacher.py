@@ -234,7 +234,7 @@ def _create(config: ConfigDict, name: str, num_classes: int, image_size: int) ->
 
 
 def _assumed_classes(config: ConfigDict, weights: str, num_classes: int) -> int:
-    """Number of classes for a teacher whose weights do not say: no more than needed."""
+    """Number of classes to assume when the weights do not specify it: no more than needed."""
     if config.teacher.classes is None:
         return num_classes
     return IMAGENET_CLASSES if weights == "pretrained" else max(config.teacher.classes) + 1

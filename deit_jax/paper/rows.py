@@ -16,7 +16,7 @@ class Row:
     """A row of a table, or a point of a figure, reproduced by one command."""
 
     where: str  # "Table 8", "Figure 3", "Section 4"
-    argument: str  # of the configuration file, after the colon
+    argument: str  # the configuration file's argument, after the colon
     what: str  # description
     published: Mapping[str, float] = dataclasses.field(default_factory=dict)  # top-1 in percent, by data set or head
     note: str = ""

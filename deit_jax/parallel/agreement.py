@@ -11,7 +11,7 @@ import jax
 from deit_jax.errors import UserError
 from deit_jax.parallel.distributed import gather
 
-_MAX_VALUE_CHARS = 80  # of a value in a message
+_MAX_VALUE_CHARS = 80  # longest value in a message
 _MAX_FIELDS = 3  # in a message
 _SHOWN = 3  # fields that a message shows
 _Value = TypeVar("_Value")

@@ -34,7 +34,7 @@ def in_cluster(environment: Mapping[str, str]) -> bool:
 
 
 def missing_requirement(environment: Mapping[str, str]) -> str:
-    """Says what JAX lacks to find the other processes of a recognized cluster; "" if nothing."""
+    """Says what JAX lacks to find the other processes of a recognised cluster; "" if nothing."""
     if "OMPI_COMM_WORLD_SIZE" in environment and "OMPI_MCA_orte_hnp_uri" not in environment:
         return "Open MPI 5 and newer do not set the address of the first process"
     by_itself = ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")

@@ -19,7 +19,7 @@ _configured: str | None = None  # by an earlier call, e.g. of another run in thi
 def keep_compiled_programs(folder: str) -> str:
     """Caches compiled programs in `folder` ("" for nowhere), unless JAX_COMPILATION_CACHE_DIR names another.
 
-    Whoever can write to the folder can run programs as its user. So it is created for its owner only, and is not used if it
+    Anyone who can write to the folder can run programs as its user. So it is created for its owner only, and is not used if it
     belongs to another user or is writable by its group or everybody. If it is not writable, every run compiles again.
 
     folder: "auto" is ~/.cache/deit_jax. Returns a warning if the folder is not safe, else "".

@@ -51,7 +51,7 @@ def start(
 ) -> None:
     """Joins the other processes of the run, if there are any. Call it before anything uses a device.
 
-    Without arguments a TPU pod, Slurm (srun), Open MPI or a Kubernetes JobSet is recognized by its environment, and a TPU pod on
+    Without arguments a TPU pod, Slurm (srun), Open MPI or a Kubernetes JobSet is recognised by its environment, and a TPU pod on
     Compute Engine by its metadata server. Otherwise the process is on its own.
 
     Args:

@@ -20,7 +20,7 @@ from deit_jax.errors import UserError
 from deit_jax.version import __version__
 
 _PROTOCOL = "deit_jax rendezvous 1"
-_MAX_BYTES = 1 << 16  # of a message
+_MAX_BYTES = 1 << 16  # longest message
 _RETRY_SECONDS = 0.2
 _NAME_SECONDS = 30  # for which an unknown host name is retried: a cluster may register its machines late
 

@@ -15,7 +15,7 @@ from deit_jax.reporting.plots import TOKEN_NAMES, heat_map
 
 MOST_CLASSES_OF_A_MATRIX = 30
 _WORST_CLASSES = 20
-Rows = Sequence[Mapping[str, float]]  # of metrics.jsonl
+Rows = Sequence[Mapping[str, float]]  # rows of metrics.jsonl
 
 
 def results(rows: Sequence[Row], extra: Mapping[str, Sequence[Row]], *, title: str, notes: Sequence[str]) -> Section:

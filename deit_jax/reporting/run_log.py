@@ -20,7 +20,7 @@ from deit_jax.reporting.fields import flat
 from deit_jax.storage.files import NONFINITE, disk_faults, strict_json
 from deit_jax.storage.workdir import METRICS, TENSORBOARD, Workdir, WorkdirLike
 
-Row = Mapping[str, Any]  # of metrics.jsonl: {"step": int, name: float, ...}; names are like "train/loss"
+Row = Mapping[str, Any]  # a row of metrics.jsonl: {"step": int, name: float, ...}; names are like "train/loss"
 
 
 class LogError(UserError):

@@ -84,7 +84,7 @@ class Speed:
 
     batch_size: int  # global
     num_devices: int
-    flops: TrainFlops  # of one training image
+    flops: TrainFlops  # per training image
     peak_flops: float | None  # FLOP/s of one device; None if unknown
 
     def metrics(self, seconds_per_step: float) -> dict[str, float]:

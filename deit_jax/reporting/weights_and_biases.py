@@ -145,7 +145,7 @@ class WeightsAndBiases(Destination):
 _MAGIC = b":W&B"
 # In bytes: the file's header; a block of LevelDB's log format, which no piece of a record crosses.
 _FIRST, _BLOCK = 7, 32768
-_HEADER = struct.Struct("<IHB")  # of a piece: checksum, length, kind
+_HEADER = struct.Struct("<IHB")  # header of a piece: checksum, length, kind
 _WHOLE, _FIRST_PIECE, _LAST_PIECE = 1, 2, 4
 
 

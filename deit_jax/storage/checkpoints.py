@@ -127,7 +127,7 @@ class CheckpointPlaces:
         for inner in {path.parent for path in paths}:
             _sync_folder(inner)
         content = {**facts, "files": files}
-        # The manifest has its own digest: a flipped byte in it must not accuse a sound file, or change a fact.
+        # The manifest has its own digest, so that corruption of the manifest is not reported as corruption of a data file.
         replace_file(folder / MANIFEST, json.dumps({"content": content, "blake2b": _digest(content)}))
         _sync_folder(folder)
         _sync_folder(folder.parent)

@@ -89,7 +89,7 @@ def _recipe(config: ConfigDict, plan: Plan) -> dict[str, str]:
         f"{plan.order.groups_per_block} per block, label smoothing {augment.label_smoothing:g}",
         "optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, peak rate {plan.peak_learning_rate:.3g}, "
         f"{schedule.warmup_epochs:g} warm-up epochs, {schedule.kind} cosine schedule",
-        "regularization": (
+        "regularisation": (
             f"stochastic depth {config.model.drop_path_rate:g}, dropout {config.model.dropout_rate:g}, "
             if config.train.train_mode
             else "modules in evaluation mode: no dropout, BatchNorm uses its running statistics; "

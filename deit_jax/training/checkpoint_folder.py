@@ -10,7 +10,7 @@ from deit_jax.errors import UserError
 from deit_jax.storage.checkpoints import CheckpointPlaces, DamageError
 from deit_jax.storage.workdir import Workdir, WorkdirLike
 
-MAX_READ_ATTEMPTS = 20  # of a reader while a run deletes the checkpoints that it selects
+MAX_READ_ATTEMPTS = 20  # retries when a running job deletes the selected checkpoint
 
 
 class CheckpointError(UserError):
@@ -66,7 +66,7 @@ def has_checkpoints(workdir: WorkdirLike) -> bool:
 
 
 def _facts_of(places: CheckpointPlaces, step: int) -> dict[str, Any]:
-    """Returns the facts in a checkpoint's manifest; {} if it cannot be read, which using the checkpoint reports."""
+    """Returns the facts in a checkpoint's manifest; {} if unreadable (reported when the checkpoint is loaded)."""
     try:
         return places.facts(step)
     except DamageError:

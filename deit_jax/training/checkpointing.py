@@ -60,7 +60,7 @@ def _should_log(record: logging.LogRecord) -> bool:
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
-    return str(_ORBAX) not in record.getMessage()  # whose task failed
+    return str(_ORBAX) not in record.getMessage()  # names the failed task
 
 
 def _report_unraisable(unraisable: Any) -> None:
@@ -89,7 +89,7 @@ class Checkpoints:
         self._latest: int | None = from_main_process(self._clean_up)
         self._checkpointer = ocp.StandardCheckpointer()
         self._writing: Future[None] | None = None
-        self._facts: dict[str, Any] = {}  # of the checkpoint being written
+        self._facts: dict[str, Any] = {}  # facts about the checkpoint being written
         self._before: int | None = None  # the newest step before it
 
     def __enter__(self) -> Checkpoints:

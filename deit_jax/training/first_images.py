@@ -32,7 +32,7 @@ class FirstImages:
     """The first rows of the first step's batch, as read by the host: whole mixing groups if the recipe mixes."""
 
     augment: TrainAugmentation
-    key: jax.Array  # of the step's augmentation
+    key: jax.Array  # the augmentation's key of the step
     images: np.ndarray  # uint8[B, H, W, 3]
     labels: np.ndarray  # int32[B]
     class_names: tuple[str, ...]
@@ -120,7 +120,7 @@ def log_first_images(
 
 
 def as_pixels(images: np.ndarray, augment: TrainAugmentation) -> np.ndarray:
-    """Converts normalized float32[B, H, W, 3] to uint8 for display; clips the noise of erased regions."""
+    """Converts normalised float32[B, H, W, 3] to uint8 for display; clips the noise of erased regions."""
     pixels = images * np.asarray(augment.std) + np.asarray(augment.mean)
     return (np.clip(pixels, 0, 1) * 255).round().astype(np.uint8)
 

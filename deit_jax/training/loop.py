@@ -167,14 +167,14 @@ class Done:
     """The results of the steps."""
 
     state: TrainState
-    scores: dict[str, Scores] | None  # of the last state, by weights and head; None if no step remained
+    scores: dict[str, Scores] | None  # the last state's, by weights and head; None if no step remained
     seconds_per_step: float | None  # None if no step was timed
     replaced: int  # unreadable images, over all starts of the run and all processes
     rollbacks: int
 
 
-# Rules for the order of the steps. docs/reliability.md promises what follows from them; `late_metrics.py` and the tests
-# refer to them by number.
+# Rules for the order of the steps. They imply the guarantees in docs/reliability.md; `late_metrics.py` and the tests refer
+# to them by number. docs/design.md lists where resuming is decided.
 #
 #  1. Judged before used. A state is evaluated or saved only after every step up to it has been judged (`Watch.read`).
 #     Otherwise a checkpoint could contain non-finite values, and a rollback would return to them.

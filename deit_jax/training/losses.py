@@ -168,7 +168,8 @@ class _RegisteredLoss:
         except Exception as error:
             raise ConfigError(f"{self.where}: {raised_outside(error)}") from error
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], Mapping)):
-            raise ConfigError(f"{self.where}: it returns {_shown(result)}; give (loss, metrics), metrics a dictionary")
+            wanted = "(loss, metrics), where metrics is a dict"
+            raise ConfigError(f"{self.where}: the loss must return {wanted}; got {_shown(result)}")
         loss, metrics = result
         loss = self._scalar("the loss", loss)
         checked = {}
@@ -176,7 +177,7 @@ class _RegisteredLoss:
             if not isinstance(name, str) or not name.isprintable() or not name:
                 raise ConfigError(f"{self.where}: {name!r} is not a metric name; use a printable string")
             if name in _OF_THE_STEP:
-                raise ConfigError(f"{self.where}: the step has a metric {name!r} itself; use another name")
+                raise ConfigError(f"{self.where}: metric name {name!r} is reserved; use another name")
             checked[name] = self._scalar(f"the metric {name!r}", value, integers=True)
         return loss, checked | {"loss": loss}
 

@@ -60,7 +60,7 @@ class Opened:
     train_source: ImageSource
     eval_source: ImageSource  # labels index the training images' class names
     identity: Identity
-    record: dict[str, Any] | None  # of an earlier start; None if the workdir is new
+    record: dict[str, Any] | None  # from an earlier start; None if the workdir is new
     plan: Plan
     config: ConfigDict  # with the values of the first start, see `as_begun`
     shared: Path  # the folder of the caches that its processes share, see `shared_cache_folder`

@@ -39,7 +39,7 @@ class Initial:
 
     variables: Variables  # with the student's shapes
     description: str  # for users: where they come from and what was changed
-    digest: str = ""  # of the loaded part, recorded in the workdir
+    digest: str = ""  # digest of the loaded part, recorded in the workdir
 
 
 @dataclasses.dataclass(frozen=True)

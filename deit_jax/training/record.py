@@ -26,7 +26,7 @@ from deit_jax.training.plan import Plan
 from deit_jax.version import __version__
 from deit_jax.weights.files import EMBEDDED, embedded_card
 
-FORMAT = 2  # of a workdir; 1 had no manifests. Changes that earlier versions can still read do not increase it
+FORMAT = 2  # version of a workdir; 1 had no manifests. Changes that earlier versions can still read do not increase it
 
 # Fields that may change when a run is resumed: they do not affect what is computed up to a step.
 _FREE_TO_CHANGE = (
@@ -92,7 +92,7 @@ def check_workdir(workdir: WorkdirLike, config: ConfigDict, identity: Identity) 
     )
     changes = identity.other_images(resolved, evaluation=same_split)
     natural = selected_positions(identity.train.images) // config.train.batch_size
-    if "data" not in resolved and natural != resolved["steps_per_epoch"]:  # of a version without recorded images
+    if "data" not in resolved and natural != resolved["steps_per_epoch"]:  # recorded without images
         changes.append(f"{resolved['steps_per_epoch']:,} steps per epoch then, {natural:,} now")
     if not changes:
         return record
@@ -210,7 +210,7 @@ def claim_workdir(
 
 
 def _free_to_change(name: str, config: ConfigDict) -> bool:
-    if name in absent_options(config):  # which earlier versions ignored
+    if name in absent_options(config):  # earlier versions ignored these fields
         return True
     if config.data.train_crop == "center" and name in ("evaluation.protocol", "evaluation.crop_ratio"):
         return False  # they also determine the training crop
@@ -327,7 +327,7 @@ class ClosingTable:
 
     title: str
     rows: list[console.Row]
-    further: dict[str, list[console.Row]]
+    extra: dict[str, list[console.Row]]
     notes: list[str]
     incidents: list[str]
 
@@ -339,9 +339,9 @@ def closing_table(config: ConfigDict, results: dict[str, Any]) -> ClosingTable:
         teacher = answer_of(results["teacher"], config.model.fusion)
         rows.append((_teacher_row(config), teacher["top1"], teacher["top5"], teacher["loss"]))
     rows += _rows(results["scores"]) + [(name, top1, None, None) for name, top1 in config.published.items()]
-    further = {
-        f"{name}, {extra['images']:,} images{_left_out(extra)}": _rows(extra["scores"])
-        for name, extra in results.get("extra", {}).items()
+    extra = {
+        f"{name}, {scored['images']:,} images{_left_out(scored)}": _rows(scored["scores"])
+        for name, scored in results.get("extra", {}).items()
     }
     title = f"{config.model.name} on {results['eval_images']:,} images"
     notes = [f"protocol {protocol_line(results['protocol'])}"] if "protocol" in results else []
@@ -350,7 +350,7 @@ def closing_table(config: ConfigDict, results: dict[str, Any]) -> ClosingTable:
     else:
         title += f" after {results['step']:,} steps"
     incidents = [f"{results[name]:,} {what}" for name, what in _INCIDENTS.items() if results.get(name)]
-    return ClosingTable(title, rows, further, notes, incidents)
+    return ClosingTable(title, rows, extra, notes, incidents)
 
 
 def _left_out(extra: Mapping[str, Any]) -> str:
@@ -362,7 +362,7 @@ def show_results(config: ConfigDict, results: dict[str, Any]) -> None:
     table = closing_table(config, results)
     for incident in table.incidents:
         console.say(incident)
-    console.summary(table.title, table.rows, table.further, notes=table.notes)
+    console.summary(table.title, table.rows, table.extra, notes=table.notes)
 
 
 def _rows(scores: Mapping[str, Scores]) -> list[console.Row]:

@@ -61,7 +61,8 @@ def make_train_step(training: Training, mesh: Mesh, *, deal: Callable[[Batch], B
     global norm before clipping, the learning rate, and for divergence.py the index of the parameter with the largest gradient
     (in tree order) and the number of parameters whose gradients are not finite.
 
-    mesh: the mesh to compile for. deal: moves the rows of a batch into their mixing groups; None: they are there already.
+    mesh: the mesh to compile for. deal: moves the rows of a batch into their mixing groups (rows that share a mixup or
+    CutMix draw, see parallel/host_rows.py); None: the hosts have done this while reading.
     """
 
     def train_step(state: TrainState, teacher: FrozenTeacher | None, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -36,7 +36,7 @@ class FrozenTeacher:
     variables: Variables
 
     def logits(self, images: jax.Array) -> jax.Array:
-        """Returns float32[B, K] in the student's classes, for normalized images float[B, H, W, 3]."""
+        """Returns float32[B, K] in the student's classes, for normalised images float[B, H, W, 3]."""
         return classify(self.model, self.variables, images).logits
 
 
@@ -47,7 +47,7 @@ class Teacher:
     model: nn.Module
     variables: Variables  # {"params": ..., and "batch_stats" if there are any}
     description: str  # for users: its name and the source of its weights
-    num_parameters: int = 0  # of the network as trained
+    num_parameters: int = 0  # number of parameters as trained
     networks: tuple[NetworkIdentity, ...] = ()  # recorded in the workdir
 
     def for_step(self, mesh: Mesh) -> FrozenTeacher:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from deit_jax.weights.files import EMBEDDED, embedded_file
 
-METADATA_KEY = "class_names"  # of a .safetensors file that `save_weights` wrote
+METADATA_KEY = "class_names"  # key in the metadata of a .safetensors file from `save_weights`
 _CARD = "config.json"
 _UNNAMED = re.compile(r"LABEL_\d+")  # what transformers writes for unnamed classes
 

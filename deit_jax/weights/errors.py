@@ -11,8 +11,8 @@ from deit_jax.printable import printable
 
 _SHOWN = 20  # names in a message
 _LONGEST = 150  # characters of a name
-_EPSILON = 1e-5  # that BatchNorm adds to a variance
-_VARIANCES = ("running_var", "/var")  # of BatchNorm: PyTorch's name and ours
+_EPSILON = 1e-5  # BatchNorm adds this to a variance
+_VARIANCES = ("running_var", "/var")  # BatchNorm's variances: in PyTorch, in this package
 
 
 class WeightsError(UserError):

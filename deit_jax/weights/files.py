@@ -29,7 +29,7 @@ EMBEDDED = "embedded"  # as teacher.weights or model.weights: the package's RegN
 _EMBEDDED_FILE = Path(__file__).with_name("fashion_mnist_teacher.safetensors")
 WRITTEN = (".safetensors", ".pth", ".pt", ".bin")
 _PICKLES = (".pth", ".pt", ".bin", ".pyth", ".ckpt", ".tar")
-_NAMES_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")  # of transformers and timm
+_NAMES_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")  # names that transformers and timm use
 
 
 def read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
@@ -57,7 +57,7 @@ def read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
             content = read(path)
         except WeightsError:  # torch is not installed
             raise
-        except Exception as error:  # of safetensors, zip, zlib, pickle or NumPy
+        except Exception as error:  # from safetensors, zip, zlib, pickle or NumPy
             raise WeightsError(f"{path} is not a readable {description} ({reason(error)})") from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({reason(error)})") from error

@@ -89,7 +89,7 @@ def fetch_pretrained(
         # It logs each of its retries twice.
         with errors_only("huggingface_hub"):
             path = huggingface_hub.hf_hub_download(repository, _FILE, revision=revision, cache_dir=cache_dir)
-    except Exception as error:  # of the hub, the connection or the disk
+    except Exception as error:  # from the hub, the connection or the disk
         address = huggingface_hub.hf_hub_url(repository, _FILE, revision=revision)
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(

@@ -40,7 +40,7 @@ class Layout:
 
 
 class Renaming:
-    """Translates names between two layouts, by pairs of templates (ours, theirs).
+    """Translates names between two layouts, by pairs of templates: timm's (`ours`) and the other layout's (`theirs`).
 
     In a template {i}, {s} and {n} are numbers and {leaf} is a word; {n0} is n - 1, for layouts that count from 0.
     """
@@ -51,15 +51,15 @@ class Renaming:
         self._backward = [(_pattern(theirs), ours) for ours, theirs in pairs]
 
     def theirs(self, name: str) -> str | None:
-        """Returns the other layout's name for ours; None if no template matches."""
+        """Returns the other layout's name for timm's; None if no template matches."""
         return _translate(name, self._forward)
 
     def ours(self, name: str) -> str | None:
-        """Returns our name for the other layout's; None if no template matches."""
+        """Returns timm's name for the other layout's; None if no template matches."""
         return _translate(name, self._backward)
 
     def to_timm(self, tensors: Mapping[str, np.ndarray]) -> Translated:
-        """Renames `tensors` from their layout to ours (timm's). Raises WeightsError if two tensors get the same name."""
+        """Renames `tensors` from the other layout to timm's. Raises WeightsError if two tensors get the same name."""
         renamed: Tensors = {}
         unknown = []
         for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""This package's own tensor names, for models of no other framework: "params/blocks_0/norm1/scale".
+"""This package's own tensor names, for models without a counterpart in another framework: "params/blocks_0/norm1/scale".
 
 The layout "flax": each variable under its path, values unchanged. weights/timm.py is its counterpart for timm's models.
 """

@@ -1,7 +1,7 @@
-"""timm's layout, which facebookresearch/deit and the released RegNetY teacher share, and conversion to our variables.
+"""timm's layout, which facebookresearch/deit and the released RegNetY teacher share, and conversion to Flax variables.
 
-Our names are timm's with "/" for ".", `kernel` and `scale` for `weight`, and `blocks_<i>` for `blocks.<i>`. Our dense kernels are
-(in, out), timm's (out, in); our convolutions are HWIO, timm's OIHW.
+Flax names are timm's with "/" for ".", `kernel` and `scale` for `weight`, and `blocks_<i>` for `blocks.<i>`. Dense kernels are
+(in, out) in Flax and (out, in) in timm; convolutions are HWIO in Flax and OIHW in timm.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deit_jax.models.protocol import initial_variables, input_size, portable_for
 from deit_jax.weights.files import Tensors
 from deit_jax.weights.layout import Layout
 
-COUNTERS = "num_batches_tracked"  # of PyTorch's BatchNorm; unused with a fixed momentum
+COUNTERS = "num_batches_tracked"  # a buffer of PyTorch's BatchNorm; unused with a fixed momentum
 
 
 def _from_timm(tensors: Tensors) -> Tensors:
@@ -51,12 +51,12 @@ def fused(name: str) -> str:
 
 
 def to_variables(tensors: Tensors) -> dict[str, Any]:
-    """Converts tensors under timm's names to our variables, float32 NumPy arrays."""
+    """Converts tensors under timm's names to Flax variables, float32 NumPy arrays."""
     return flax.traverse_util.unflatten_dict({_our_path(name): _our_axes(name, tensors[name]) for name in tensors})
 
 
 def from_variables(variables: Any, dtype: Any = np.float32) -> Tensors:
-    """Converts our variables to tensors under timm's names, as `dtype`; None keeps each leaf's."""
+    """Converts Flax variables to tensors under timm's names, as `dtype`; None keeps each leaf's."""
     flat = flax.traverse_util.flatten_dict(variables)
     return {_timm_name(path): _timm_axes(path, np.asarray(leaf, dtype)) for path, leaf in flat.items()}
 

@@ -25,7 +25,7 @@ class WeightSet(NamedTuple):
 
     tensors: Tensors
     layout: Layout
-    prefix: str = ""  # of their names in the checkpoint: "model."
+    prefix: str = ""  # prefix of their names in the checkpoint: "model."
     note: str = ""  # what was removed and ignored, for messages; "" if nothing
 
 

@@ -141,7 +141,7 @@ class _Placing:
         starts = []
         for number, line in enumerate(token.content.split("\n"), token.map[0]):
             if in_cell:
-                line = line.replace("|", r"\|")  # as it stands there, because a bare one ends the cell
+                line = line.replace("|", r"\|")  # as in the source, where a bare one ends the cell
             written = line.lstrip()  # a tab may have become spaces
             column = self._lines[number].index(written, self._columns[number])
             starts.append(self._starts[number] + column - (len(line) - len(written)))

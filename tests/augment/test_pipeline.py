@@ -157,7 +157,7 @@ def test_other_policies(fields):
     augmented, _ = run(32, **OFF | fields)
     plain = np.asarray(prepare_for_evaluation(images, MEAN, STD))
     assert np.mean(np.abs(np.asarray(augmented) - plain).max((1, 2, 3)) > 1e-3) > 0.8
-    # Every value is a normalized gray level.
+    # Every value is a normalised gray level.
     levels = (np.asarray(augmented) * STD + MEAN) * 255
     np.testing.assert_allclose(levels, np.round(levels), atol=1e-2)
 

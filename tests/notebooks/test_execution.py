@@ -123,14 +123,14 @@ def test_finetune(execute, published, photographs, tmp_path):
     )  # fmt: skip
     assert out["errors"] == "" and out["pictures"] == 4 and len(out["pages"]) == 1
     text = "".join(out["text"].split())  # the command's lines are folded
-    for told in (
+    for expected in (
         "16 training images, 4 for evaluation, 2 classes (20% of every class held out)",
         "head reinitialised",
         "2 images",
         "checked in onnxruntime",
         "of 4 held-out images are right",
     ):
-        assert "".join(told.split()) in text
+        assert "".join(expected.split()) in text
     assert json.loads((run / "results.json").read_text())["step"] == 4
     described = json.loads((exported / "transformers/config.json").read_text())
     assert list(described["id2label"].values()) == ["china", "flower"]
