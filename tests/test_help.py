@@ -33,7 +33,7 @@ def test_modes_are_listed_with_their_flags_and_a_command():
         assert f"\n{name}: " in text and mode.example in text
     export = text[text.index("\nexport:") : text.index("\npreview:")]
     assert "--layout" in export and "onnx" in export and "--topology" not in export
-    assert "(timm | hf | mmpretrain | flax | jax | onnx; default timm)" in " ".join(export.split())
+    assert "(timm | hf | mmpretrain | flax | jax | jax_float | onnx; default timm)" in " ".join(export.split())
     assert max(map(len, text.splitlines())) <= 110
 
 

@@ -150,12 +150,11 @@ def _lead(
     resolved = record["resolved"]
     step = results["step"] if results else max((row["step"] for row in rows), default=0)
     data = config.data.name if config.data.source == "tfds" else config.data.path or config.data.source
-    kind = config.distillation.kind
     values = {
         "model": f"{config.model.name}, {resolved['image_size']} pixels",
         "data": f"{data}, {resolved['num_classes']:,} classes",
         "trained": f"{step:,} steps, {step / resolved['steps_per_epoch']:.4g} epochs" + ("" if results else " so far"),
-        "distillation": f"{kind}, teacher {record['config']['teacher']['name']}" if needs_teacher(config) else kind,
+        "distillation": _distillation(record, config),
     }
     if results:
         best = {name: answer_of(heads, config.model.fusion)["top1"] for name, heads in results["scores"].items()}

@@ -96,7 +96,7 @@ def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, plat
         return frozen[0].variables
 
     shapes = jax.eval_shape(variables)
-    return dataclasses.replace(frozen[0], variables=shapes, description=f"{config.teacher.name}, shapes alone")
+    return dataclasses.replace(frozen[0], variables=shapes, description=f"{config.teacher.name}, shapes only")
 
 
 def _abstract_program(config: ConfigDict, weights: str, num_classes: int, image_size: int, platform: str) -> Teacher:
@@ -161,10 +161,10 @@ def _load_one(
 
 
 def _program_teacher(config: ConfigDict, network: Network) -> Teacher:
-    """A program as a teacher, which is given images normalised as its preprocessing.json says."""
+    """Returns a program as a teacher, with images normalised as in its preprocessing.json."""
     if config.teacher.mean or config.teacher.std:
         raise ConfigError(
-            f"config.teacher.mean and config.teacher.std do not go with the program {network.where}: its preprocessing.json "
+            f"config.teacher.mean and config.teacher.std cannot be set for the program {network.where}: its preprocessing.json "
             "has them"
         )
     assert network.mean is not None and network.std is not None
@@ -270,9 +270,11 @@ def _check_classes(config: ConfigDict, classes: int, num_classes: int, where: st
 def _check_image_size(model: nn.Module, where: str, image_size: int) -> None:
     own = getattr(model, "image_size", image_size)  # a convnet takes any size
     if own != image_size:
+        advice = _fine_tune_first(where, image_size)
+        if kind_of(where) == "program":
+            advice = f"export it for {image_size} pixels"
         raise ConfigError(
-            f"the teacher in {where} takes images of {own} pixels, the student's have {image_size}: "
-            f"{_fine_tune_first(where, image_size)}"
+            f"the teacher in {where} takes images of {own} pixels, the student's have {image_size}: {advice}"
         )
 
 

@@ -86,7 +86,7 @@ def test_the_configured_teacher_has_no_part(config, modules, tmp_path):
     record(config, tmp_path / "answers", teacher="own_teacher:teach")
     config.distillation.kind = "none"
     config.model.name = "deit_tiny_patch16_224"
-    with pytest.raises(ConfigError, match=r"config\.teacher is given but config\.distillation\.kind is none"):
+    with pytest.raises(ConfigError, match=r"config\.teacher is set but config\.distillation\.kind is none"):
         record(config, tmp_path / "other", teacher="own_teacher:teach")
     assert not (tmp_path / "other").exists()
 
@@ -110,6 +110,6 @@ def test_a_teacher_that_fails_later_is_one_line(config, modules, tmp_path):
 def test_the_command_line_names_a_wrong_teacher_in_one_line(tmp_path):
     line = refused("--mode=record", TINY, f"--output={tmp_path / 'answers'}", "--teacher=nowhere:teach")
     assert line.startswith(
-        "error: --teacher=nowhere:teach: there is no module 'nowhere': install it, or put the folder"
+        "error: --teacher=nowhere:teach: there is no module 'nowhere': install it, or put its folder"
     )
     assert not (tmp_path / "answers").exists()

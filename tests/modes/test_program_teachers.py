@@ -61,9 +61,12 @@ def test_a_run_under_a_program_learns_what_it_learns_under_the_network(program, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"teacher__mean": (0.5, 0.5, 0.5)}, "config.teacher.mean and config.teacher.std do not go with the program"),
+        (
+            {"teacher__mean": (0.5, 0.5, 0.5)},
+            "config.teacher.mean and config.teacher.std cannot be set for the program",
+        ),
         ({"num_classes": 12}, "has 10 classes, the student 12"),
-        ({"image_size": 32}, "is made for 28 pixels, the student's images have 32"),
+        ({"image_size": 32}, "takes images of 28 pixels, the student's have 32: export it for 32 pixels"),
     ],
 )
 def test_a_program_that_does_not_fit_is_refused(program, tmp_path, change, message):

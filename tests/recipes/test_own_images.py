@@ -84,5 +84,5 @@ def test_both_heads_may_learn_the_labels():
     config = get_config("small,distilled,labels")
     assert config.distillation.kind == "labels" and config.teacher.recipe is None
     validate(config)
-    with pytest.raises(ConfigError, match=r"own_images\.py:small,labels: labels is for distilled"):
+    with pytest.raises(ConfigError, match=r"own_images\.py:small,labels: labels needs distilled"):
         get_config("small,labels")
