@@ -15,7 +15,7 @@ INSTALL_WITHOUT_REQUIREMENTS := jax2onnx==0.17.1
 # half of what the other has left. A worker that dies ends the run with the name of its test.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal --max-worker-restart=0
 
-.PHONY: quickstart quickstart-short test test-short test-compiler test-not-long test-long test-torch test-all docs lint format constraints clean
+.PHONY: quickstart quickstart-short test test-short test-compiler test-long test-torch test-all docs lint format constraints clean
 
 $(VENV)/bin/python:
 	$(if $(PYTHON),,$(error no Python 3.11, 3.12 or 3.13 runs here: install one, or name it with PYTHON=))
@@ -61,18 +61,15 @@ test-short: $(VENV)/installed-tests
 test-compiler: $(VENV)/installed-tests
 	$(PYTEST) -m compiler
 
-# `test` and `test-compiler` at once: many programs are of both.
-test-not-long: $(VENV)/installed-tests
-	$(PYTEST) -m "not long"
-
+# Everything that `test` leaves out.
 test-long: $(VENV)/installed-peers
-	$(PYTEST) -m "long and not compiler"
+	$(PYTEST) -m "long or compiler"
 
 # Those of the long tests that need PyTorch.
 test-torch: $(VENV)/installed-peers
 	$(PYTEST) -m "not compiler" tests/weights/test_pickles.py tests/weights/test_peers.py tests/weights/test_loading.py
 
-test-all: test-not-long test-long
+test-all: test test-long
 
 # build/site/index.html; fails for a link, page or anchor that is not there (--quiet would count no warnings).
 docs: $(VENV)/installed-docs
