@@ -73,7 +73,7 @@ def test_mistakes_are_reported_in_one_line(parse, arguments, message):
     ("arguments", "message"),
     [
         (["--config=configs/deit.py:tiny", "--workdir=a", "--layout=onnx"], "--layout .* --mode=train: it is for export$"),
-        (["--config=configs/deit.py:tiny", "--workdir=a", "--output=b"], "--output .* --mode=train: it is for eval, "),
+        (["--config=configs/deit.py:tiny", "--workdir=a", "--output=b"], "--output .* --mode=train: it is for record, eval, "),
         (["--mode=eval", "--config=configs/deit.py:tiny", "--weights=ema"], "--weights .* --mode=eval: it is for report, "),
         (["--mode=eval", "--config=configs/deit.py:tiny", "--noversion", "--runs=3"], "--runs .* --mode=eval: it is for thr"),
         (["--mode=models", "--config=configs/deit.py:tiny"], "--config has no effect in --mode=models: it is for train, "),
