@@ -76,11 +76,12 @@ def test_own_folder_and_own_teacher_in_one_command(photos, tmp_path):
 
     run = tmp_path / "run"
     command = ["--config=configs/own_images.py:distilled", f"--config.data.path={photos}", f"--workdir={run}",
-               "--config.teacher.name=regnety_002", *given]  # fmt: skip
+               "--config.teacher.name=regnety_002", "--config.image_size=64", "--config.teacher.recipe.image_size=64",
+               *given]  # fmt: skip
     done = succeed(*command)
     printed = " ".join(done.stdout.split())
     assert printed.count("48 training images, 12 for evaluation, 3 classes (20% of every class held out)") == 2
-    assert "first the teacher, then its student" in printed and done.stderr == ""
+    assert "training the teacher first, then its student" in printed and done.stderr == ""
     teacher, student = (json.loads((folder / "results.json").read_text()) for folder in (run / "teacher", run))
     assert (teacher["step"], student["step"]) == (6, 6)
     assert (run / "report.html").is_file() and (run / "teacher/report.html").is_file()
@@ -105,7 +106,7 @@ def test_own_folder_and_own_teacher_in_one_command(photos, tmp_path):
     # Another student under the same teacher, which is not trained again.
     succeed("--config=configs/own_images.py:distilled", f"--config.data.path={photos}", f"--workdir={tmp_path / 'two'}",
                    "--config.teacher.name=regnety_002", f"--config.teacher.weights={run / 'teacher'}", given[0],
-                   "--config.train.epochs=1")  # fmt: skip
+                   "--config.train.epochs=1", "--config.image_size=64")  # fmt: skip
     assert not (tmp_path / "two/teacher").exists()
     assert json.loads((tmp_path / "two/results.json").read_text())["teacher"] == student["teacher"]
 
