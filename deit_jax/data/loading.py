@@ -234,7 +234,7 @@ class _TrainReader:
         rows = (where.row if self.dealt else np.arange(start, stop)) + chunk.offset
         found = {"row": rows, "image": images, "label": labels, "bad": "\0".join(bad)}
         if self.checksums:
-            found["checksum"] = np.fromiter(map(zlib.crc32, images), np.uint32, len(images))
+            found["checksum"] = np.fromiter((zlib.crc32(image.data) for image in images), np.uint32, len(images))
         return found
 
     def _edge(self, step: int, edge: int, chunk: Chunk) -> int:
