@@ -101,7 +101,7 @@ def test_pretrained(execute, published, tmp_path):
     )  # fmt: skip
     assert out["errors"] == "" and out["pictures"] == 3
     assert f"{name}, weights of {weights}\n5.9 M parameters on 1 x cpu" in out["text"]
-    differences = re.findall(r"^(\S.*?) +largest difference (\S+),", out["text"], re.MULTILINE)
+    differences = re.findall(r"^(\S.*?) +maximum difference (\S+),", out["text"], re.MULTILINE)
     assert [who for who, _ in differences] == (
         ["jax.export"] + ["ONNX runtime"] * onnx + ["transformers"] * transformers
     )
