@@ -162,7 +162,10 @@ def test_fine_tuning_at_a_larger_size_with_a_teacher_at_that_size(trained_studen
     try:
         train(config, workdir)
         printed = " ".join(capsys.readouterr().out.split())
-        assert "after step 1; position embedding resized from 2x2 to 3x3" in printed and "modules in evaluation mode" in printed
+        assert (
+            "after step 1; position embedding resized from 2x2 to 3x3" in printed
+            and "modules in evaluation mode" in printed
+        )
         # At rate 0 the step leaves the weights and their average as they came; the optimizer is at its first step.
         state, _ = load_state(workdir)
         initial = load_initial(config, tmp_path / "new").variables
