@@ -72,22 +72,22 @@ def record(config: ConfigDict, output: Path, *, teacher: str | None = None) -> F
     if unsafe := share_compiled_programs(config.parallel.compilation_cache, shared):
         console.warn(unsafe)
     if teacher is None:
-        who = source_of_logits(config, plan, source.class_names, mesh)
+        logits_source = source_of_logits(config, plan, source.class_names, mesh)
     else:
-        who = host_source(teacher, config, plan, source.class_names, mesh, output)
+        logits_source = host_source(teacher, config, plan, source.class_names, mesh, output)
     bad_images = BadImages(console.warn)
 
     def read(first: int, end: int) -> Iterator[dict[str, np.ndarray]]:
         return step_batches(config, source, plan, asking.host_rows, first, end, bad_images, checksums=True)
 
-    folder, facts = planned_recording(output, config, plan, source, mesh, who)
+    folder, facts = planned_recording(output, config, plan, source, mesh, logits_source)
     with held(folder, facts), Interruption() as interruption:
         shards = missing_shards(folder, facts)
         missing = stretches_of(facts, shards)
-        todo = sum(end - first for first, end in missing)
-        console.announce(f"Recording in {output}", _facts(config, plan, source, who, facts, todo))
-        recorder = Recorder(asking, who, Recording(folder, facts, plan.order, asking.host_rows), read)
-        progress = _Progress(todo, config.train.batch_size)
+        remaining = sum(end - first for first, end in missing)
+        console.announce(f"Recording in {output}", _facts(config, plan, source, logits_source, facts, remaining))
+        recorder = Recorder(asking, logits_source, Recording(folder, facts, plan.order, asking.host_rows), read)
+        progress = _Progress(remaining, config.train.batch_size)
         for first, end in missing:
             # Closed, so that readers end when an exception leaves the block.
             with contextlib.closing(recorder.stretch(first, end)) as steps:
@@ -160,22 +160,22 @@ def _check_teacher(config: ConfigDict, *, another: bool) -> None:
 
 
 def _facts(
-    config: ConfigDict, plan: Plan, source: ImageSource, who: LogitsSource, facts: Facts, todo: int
+    config: ConfigDict, plan: Plan, source: ImageSource, logits_source: LogitsSource, facts: Facts, remaining: int
 ) -> dict[str, Any]:
     size = facts.total_steps * plan.order.batch_size * (facts.kind.row_bytes + 4)
     return {
-        "teacher": who.description,
+        "teacher": logits_source.description,
         "answers": f"{described(facts)}, {size / 1e6:,.1f} MB in {facts.shards:,} shards",
         "images": f"{len(source):,}, {plan.image_size} px, {plan.compute_dtype}, as a training with this configuration sees them",
-        "length": f"{facts.total_steps:,} steps of {config.train.batch_size} images, {todo:,} of them missing",
+        "length": f"{facts.total_steps:,} steps of {config.train.batch_size} images, {remaining:,} of them missing",
     }
 
 
 class _Progress:
     """Prints the progress, the speed and the remaining time of the recorder, every few seconds."""
 
-    def __init__(self, todo: int, batch_size: int) -> None:
-        self._todo, self._batch_size = todo, batch_size
+    def __init__(self, remaining: int, batch_size: int) -> None:
+        self._total, self._batch_size = remaining, batch_size
         self._done, self._printed_at = 0, time.monotonic()
         self._started: float | None = None  # when the first step was given to the device, compiled
         self.printed = False  # at the last note
@@ -184,13 +184,13 @@ class _Progress:
         """Counts a step."""
         now = time.monotonic()
         self._done += 1
-        self.printed = now - self._printed_at >= _PRINT_EVERY or self._done == self._todo
+        self.printed = now - self._printed_at >= _PRINT_EVERY or self._done == self._total
         if self._started is None:
             self._started = now
             return
         if self.printed:
             self._printed_at = now
             pace = (now - self._started) / (self._done - 1)
-            left = console.duration(pace * (self._todo - self._done))
+            left = console.duration(pace * (self._total - self._done))
             speed = f"{self._batch_size / pace:,.0f} images/s" if pace else ""
-            console.say(f"recorded {self._done:,}/{self._todo:,} steps (step {step + 1:,})  {speed}  ETA {left}")
+            console.say(f"recorded {self._done:,}/{self._total:,} steps (step {step + 1:,})  {speed}  ETA {left}")

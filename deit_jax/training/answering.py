@@ -23,9 +23,7 @@ from ml_collections import ConfigDict
 
 from deit_jax import console
 from deit_jax.answers.files import AnswersFolder, Facts
-from deit_jax.answers.fingerprint import (
-    teacher_fields,
-)
+from deit_jax.answers.fingerprint import teacher_fields
 from deit_jax.answers.kinds import Answers
 from deit_jax.answers.reading import RecordedAnswers
 from deit_jax.answers.recording import Recording
@@ -209,7 +207,7 @@ def stretches_of(facts: Facts, shards: list[int]) -> list[tuple[int, int]]:
 class RecordedTeacher:
     """The teacher of a run that records its answers, their folder and their facts."""
 
-    who: NetworkSource
+    logits_source: NetworkSource
     folder: AnswersFolder
     facts: Facts
 
@@ -218,9 +216,11 @@ def recording_of(opened: Opened, built: Built, teacher: Teacher | None) -> Recor
     """Returns what a run with config.teacher.record will write, else None. Raises AnswersError; writes nothing."""
     if teacher is None or built.program.asking is None:
         return None
-    config, who = opened.config, NetworkSource(opened.config, teacher, built.mesh)
+    config, logits_source = opened.config, NetworkSource(opened.config, teacher, built.mesh)
     path = Path(config.teacher.record)
-    return RecordedTeacher(who, *planned_recording(path, config, opened.plan, opened.train_source, built.mesh, who))
+    return RecordedTeacher(
+        logits_source, *planned_recording(path, config, opened.plan, opened.train_source, built.mesh, logits_source)
+    )
 
 
 @contextlib.contextmanager
@@ -239,7 +239,7 @@ def answering_of(opened: Opened, built: Built, recording: RecordedTeacher | None
 
         to = Recording(recording.folder, recording.facts, order, program.host_rows)
         with held(recording.folder, recording.facts):
-            yield Recorder(program.asking, recording.who, to, read, program.update_step)
+            yield Recorder(program.asking, recording.logits_source, to, read, program.update_step)
     elif built.answers is not None:
         recorded = RecordedAnswers(*built.answers, order, program.host_rows, source, config.teacher.answers_timeout)
         yield Replay(program.asking, program.update_step, recorded)

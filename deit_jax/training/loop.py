@@ -351,7 +351,7 @@ def facts_of(opened: Opened, built: Built, teacher: Teacher | None, initial: Ini
 def frozen_on_mesh(built: Built, teacher: Teacher | None, recording: RecordedTeacher | None) -> FrozenTeacher | None:
     """Returns the teacher on the mesh, once: a recorder has it there already."""
     if recording is not None:
-        return recording.who.frozen
+        return recording.logits_source.frozen
     return None if teacher is None else jax.device_put(teacher.for_step(built.mesh), replicated(built.mesh))
 
 

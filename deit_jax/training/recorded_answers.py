@@ -75,9 +75,9 @@ def given_answers(config: ConfigDict, plan: Plan, source: ImageSource, mesh: Mes
     folder, facts = open_answers(config.teacher.answers)
     where = f"config.teacher.answers={folder}"
     # Only the answers identify their teacher. If the configuration names one, everything except its weights is compared.
-    who = facts.fingerprint["teacher"]
+    recorded = facts.fingerprint["teacher"]
     named = teacher_fields(config) if config.teacher.weights else {}
-    teacher = who | {name: value for name, value in named.items() if name in who}
+    teacher = recorded | {name: value for name, value in named.items() if name in recorded}
     then = "give the options that the answers were recorded with, or record them for this run (--mode=record)"
     check_fingerprint(facts, depends_on(config, plan, source, mesh, teacher), where, then=then)
     if facts.kind.num_classes != plan.num_classes:
@@ -96,7 +96,7 @@ def given_answers(config: ConfigDict, plan: Plan, source: ImageSource, mesh: Mes
 
 
 def planned_recording(
-    path: Path, config: ConfigDict, plan: Plan, source: ImageSource, mesh: Mesh, who: LogitsSource
+    path: Path, config: ConfigDict, plan: Plan, source: ImageSource, mesh: Mesh, logits_source: LogitsSource
 ) -> tuple[AnswersFolder, Facts]:
     """Returns the folder for a source's answers to a run, and the future content of its answers.json. Writes nothing.
 
@@ -109,8 +109,8 @@ def planned_recording(
         batch_size=plan.order.batch_size,
         total_steps=plan.total_steps,
         shard_steps=shard_steps(kind, plan.order.batch_size),
-        teacher=who.description,
-        fingerprint=depends_on(config, plan, source, mesh, dict(who.identity)),
+        teacher=logits_source.description,
+        fingerprint=depends_on(config, plan, source, mesh, dict(logits_source.identity)),
         versions=library_versions(),
     )
 
