@@ -101,11 +101,18 @@ class Checkpoints:
         try:
             self.wait()
             self._discard_surplus()
-            self._checkpointer.close()
+            self._close()
         except CheckpointError as second:
             if error is None:
                 raise
-            console.warn(str(second))  # the first error is reported by the caller
+            if str(second) != str(error):
+                console.warn(str(second))  # the first error is reported by the caller
+
+    def _close(self) -> None:
+        try:
+            self._checkpointer.close()
+        except Exception as error:  # of a failed write, from the thread that writes Orbax's metadata
+            raise self._explain(error) from error
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest sound checkpoint, or of the one being written; None if there is none."""
