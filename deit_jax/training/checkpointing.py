@@ -60,7 +60,8 @@ def _should_log(record: logging.LogRecord) -> bool:
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
-    return str(_ORBAX) not in record.getMessage()  # names the failed task
+    message = record.getMessage()  # names the failed task, or for gathered ones only their error
+    return str(_ORBAX) not in message and not ("never retrieved" in message and machine_fault(RuntimeError(message)))
 
 
 def _report_unraisable(unraisable: Any) -> None:
