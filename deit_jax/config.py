@@ -139,6 +139,8 @@ class _Teacher:
         "the student's", above=0, before=None)
     classes: tuple[int, ...] | None = option(None, "for each class of the student its number in the teacher, e.g. (0, 217, "
         "482); None: the same classes", at_least=0, before=None)
+    each: ConfigDict = option({}, "several teachers: fields of single ones by their position, for those that differ, e.g. "
+        "--config.teacher.each.2.mean=0.5,0.5,0.5; overrides, variables, mean, std and classes", before={})
     recipe: ConfigDict | None = option(None, "a complete config with which the teacher is trained first, in WORKDIR/teacher")
     answers: str = option("", "a folder of recorded answers (from --mode=record or a training with teacher.record) that replace "
         "the teacher: none is loaded or computed (docs/distillation.md)", before="")

@@ -111,7 +111,7 @@ def _check_teacher_section(config: ConfigDict) -> None:
     names, weights = listed_names(teacher.name), listed_names(teacher.weights)
     if not needs_teacher(config):
         fields = ("weights", "answers", "record", "recipe", "mean", "std", "classes")
-        if any(teacher[field] not in (None, "") for field in fields):
+        if teacher.each or any(teacher[field] not in (None, "") for field in fields):
             *others, last = kinds_with_teacher()
             choices = f"{', '.join(others)} or {last}"
             raise ConfigError(f"config.teacher is set but config.distillation.kind is {kind}: set it to {choices}")
@@ -197,7 +197,7 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
     answered = taught and bool(teacher.answers)
     own_recipe = taught and not answered and teacher.recipe is not None
     own_overrides = taught and not answered and teacher.recipe is None
-    own_overrides = own_overrides and all(is_workdir(path) for _, path in named_teachers(config))
+    own_overrides = own_overrides and all(is_workdir(each.weights) for each in named_teachers(config))
     mixing = [bool(alpha) for alpha in (augment.mixup_alpha, augment.cutmix_alpha)]
     crop, source = f"data.train_crop is {data.train_crop}", f"data.source is {data.source}"
     rows: list[tuple[bool, str, Sequence[str]]] = [

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from deit_jax.config import OPTIONS, ConfigError, default_config, listed_names
 from deit_jax.config_check import missing_field
 from deit_jax.config_losses import complete_section, forget_sections
-from deit_jax.config_model import check_overrides, overridable
+from deit_jax.config_model import OF_EACH, check_overrides, overridable
 from deit_jax.errors import UserError
 from deit_jax.loss_kinds import loss_kind
 from deit_jax.models.registry import list_models, model_fields
@@ -27,6 +27,7 @@ _MODULE = "config_file"  # the name of the file's module
 _LONGEST = 300  # characters quoted from another library's message
 _RECIPE = "teacher.recipe."  # the prefix of the fields of a nested configuration
 _OVERRIDES = r"(model|teacher)\.overrides\.(\w+)"
+_EACH = r"teacher\.each\.([^.]+)\.(\w+)"
 _EXTRA = r"evaluation\.extra\.([^.]+)\.(\w+)"
 
 
@@ -213,7 +214,7 @@ def _kind_by_name(key: str) -> Kind | None:
         return OPTIONS[short].kind
     section, dot, field = short.partition(".")
     of_plugin = dot and section.isidentifier() and field.isidentifier() and section not in default_config()
-    if of_plugin or re.fullmatch(rf"{_OVERRIDES}|{_EXTRA}|published\..+", short):
+    if of_plugin or re.fullmatch(rf"{_OVERRIDES}|{_EACH}|{_EXTRA}|published\..+", short):
         return None
     raise _unknown(key)
 
@@ -250,6 +251,13 @@ def _place(config: ConfigDict, key: str) -> tuple[ConfigDict, str, Kind]:
             return config[match[1]].overrides, match[2], _kind_in_model(config, match[1], match[2])
         except ConfigError as error:
             raise UserError(str(error).replace("config.", f"config.{outer}")) from error
+    if match := re.fullmatch(_EACH, short):
+        if match[2] not in OF_EACH:
+            raise UserError(f"--config.{key}: a single teacher has only the fields {', '.join(OF_EACH)}")
+        if match[1] not in config.teacher.each:
+            with config.teacher.each.unlocked():
+                config.teacher.each[match[1]] = ConfigDict()
+        return config.teacher.each[match[1]], match[2], OPTIONS[f"teacher.{match[2]}"].kind
     if match := re.fullmatch(_EXTRA, short):
         extra = config.evaluation.extra
         if match[1] not in extra:

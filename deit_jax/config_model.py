@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,22 +90,66 @@ def check_model(config: ConfigDict) -> None:
         )
 
 
+# The fields of config.teacher that each of several teachers can have of its own.
+OF_EACH = ("overrides", "variables", "mean", "std", "classes")
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedTeacher:
+    """The fields of config.teacher for a single teacher."""
+
+    name: str
+    weights: str
+    overrides: Mapping[str, Any]
+    variables: str
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    classes: tuple[int, ...] | None
+
+
 def check_teachers(config: ConfigDict) -> None:
-    """Raises ConfigError for an unknown teacher or bad fields in config.teacher.overrides.
+    """Raises ConfigError for an unknown teacher, or bad fields in config.teacher.overrides or config.teacher.each.
 
     The overrides apply to all teachers except those from a workdir, which have their own.
     """
-    if not asks_teacher(config) or config.teacher.recipe is not None:
+    if not asks_teacher(config):
         return
-    for name, weights in named_teachers(config):
-        check_overrides("teacher", name, {} if is_workdir(weights) else config.teacher.overrides)
+    _check_each(config)
+    if config.teacher.recipe is not None:
+        return
+    for teacher in named_teachers(config):
+        check_overrides("teacher", teacher.name, {} if is_workdir(teacher.weights) else teacher.overrides)
 
 
-def named_teachers(config: ConfigDict) -> list[tuple[str, str]]:
-    """Returns (name, weights) of each teacher of a configuration without teacher.recipe; both fields list equally many."""
-    names = listed_names(config.teacher.name)
-    weights = [config.teacher.weights] if len(names) == 1 else listed_names(config.teacher.weights)
-    return list(zip(names, weights, strict=True))
+def _check_each(config: ConfigDict) -> None:
+    each, count = config.teacher.each, len(listed_names(config.teacher.name))
+    for position, fields in each.items():
+        where = f"config.teacher.each.{position}"
+        if position not in map(str, range(1, count + 1)):
+            raise ConfigError(
+                f"{where}: config.teacher.name names {count} teacher(s); give the position of one, from 1 to {count}"
+            )
+        if not isinstance(fields, ConfigDict):
+            raise ConfigError(f"{where}={fields!r}: give a dict of {', '.join(OF_EACH)}")
+        for field, value in fields.items():
+            if field not in OF_EACH:
+                raise ConfigError(f"{where}.{field}: a single teacher has only the fields {', '.join(OF_EACH)}")
+            if (complaint := OPTIONS[f"teacher.{field}"].complaint(value)) is not None:
+                raise ConfigError(f"{where}.{field}={value!r}{complaint}")
+
+
+def named_teachers(config: ConfigDict) -> list[NamedTeacher]:
+    """Returns the teachers of a configuration, each with its fields in config.teacher.each.
+
+    config.teacher.name and config.teacher.weights list equally many, or there is a recipe.
+    """
+    teacher, found = config.teacher, []
+    names = listed_names(teacher.name)
+    sources = [teacher.weights] if len(names) == 1 else listed_names(teacher.weights)
+    for position, (name, weights) in enumerate(zip(names, sources, strict=True), 1):
+        own = teacher.each.get(str(position), {})
+        found.append(NamedTeacher(name, weights, **{field: own.get(field, teacher[field]) for field in OF_EACH}))
+    return found
 
 
 def check_heads(config: ConfigDict) -> None:

@@ -119,6 +119,8 @@ def test_none_resets_a_field():
         ("model.patch_size=8", "the nearest is --config.model.overrides.patch_size"),
         ("teacher.recipe.train.epochs=3", "config.teacher.recipe is None"),
         ("evaluation.extra.real.path=x", "has no set 'real'"),
+        ("teacher.each.2.weights=x", "a single teacher has only the fields overrides, variables, mean"),
+        ("teacher.each.2.mean=a", "give finite numbers"),
         ("teacher.recipe={'seed': 1}", "give None, or set the recipe's fields"),
         ("seed", "the value is missing"),
     ],
@@ -195,6 +197,13 @@ def test_extra_sets_and_published_figures_of_the_file_can_be_set():
     config, _ = configured("--config.evaluation.extra.held_out.split=test[:9]", file="tests/tiny.py:extra")
     assert config.evaluation.extra.held_out.split == "test[:9]"
     assert configured("--config.published['a b']=3")[0].published.to_dict() == {"a b": 3.0}
+
+
+def test_fields_of_single_teachers_can_be_set():
+    config, _ = configured("--config.teacher.each.2.mean=0.5,0.4,0.3", "--config.teacher.each.2.classes=3,1")
+    assert config.teacher.each.to_dict() == {"2": {"mean": (0.5, 0.4, 0.3), "classes": (3, 1)}}
+    config, _ = configured("--config.teacher.each={'1': {'variables': 'ema'}}")
+    assert config.teacher.each.to_dict() == {"1": {"variables": "ema"}}
 
 
 def test_none_is_a_choice_of_some_text_fields():

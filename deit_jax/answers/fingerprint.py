@@ -77,7 +77,7 @@ def fingerprint(
 def teacher_fields(config: ConfigDict) -> dict[str, Any]:
     """Returns the fields of the teacher that its answers depend on, in JSON types."""
     section = json.loads(config.teacher.to_json_best_effort())
-    return {name: section[name] for name in OF_TEACHER}
+    return {name: section[name] for name in (*OF_TEACHER, *(["each"] if section["each"] else []))}
 
 
 def check_fingerprint(

@@ -50,6 +50,10 @@ class HostTeacher:
         self.spec, self._where = spec, f"--teacher={shortened(spec)}"
         self._callable = load_callable(spec, self._where)
         augment, teacher = config.augment, config.teacher
+        if teacher.each:
+            raise ConfigError(
+                f"config.teacher.each is for several teachers, {self._where} is one: set config.teacher.mean, ..."
+            )
         mean = tuple(teacher.mean or self._callable.mean or augment.mean)
         std = tuple(teacher.std or self._callable.std or augment.std)
         self._change = renormalisation((augment.mean, augment.std), (mean, std))

@@ -28,6 +28,11 @@ class Ensemble(nn.Module):
     scale: tuple[float, ...] | None = None
     shift: tuple[float, ...] | None = None
 
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return int(self.members[0].num_classes) if self.classes is None else len(self.classes)
+
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:
         """Raises ValueError if `train` is True."""

@@ -59,6 +59,55 @@ def test_two_teachers_become_one(pair, trained_teacher, vit_file, tmp_path):
     np.testing.assert_allclose(np.exp(found), expected, rtol=1e-4)
 
 
+def test_each_of_several_teachers_has_its_own_normalisation_and_classes(trained_teacher, vit_file, tmp_path):
+    config = vit_teacher(f"{trained_teacher},{vit_file}", num_classes=3, teacher__classes=(4, 2, 9))
+    config.teacher.name = f"regnety_002,{VIT}"
+    with config.teacher.each.unlocked():
+        config.teacher.each["2"] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "classes": (0, 1, 9)}
+    validate(config)
+    teacher = load_teacher(config, tmp_path)
+    assert teacher.model.num_classes == 3
+    assert abstract_teacher(config, 3, 28, "cpu").model == teacher.model
+    one = load_teacher(tiny_config(teacher__weights=str(trained_teacher)), tmp_path)
+    other = load_teacher(vit_teacher(vit_file), tmp_path)
+
+    images = np.random.default_rng(0).normal(size=(5, 28, 28, 3)).astype(np.float32)
+    rgb = images * np.asarray(config.augment.std) + np.asarray(config.augment.mean)
+    seen = ((rgb - 0.5) / 0.25).astype(np.float32)
+    first = np.asarray(jax.jit(one.model.apply)(one.variables, images).logits, np.float64)[:, [4, 2, 9]]
+    second = np.asarray(jax.jit(other.model.apply)(other.variables, seen).logits, np.float64)[:, [0, 1, 9]]
+    powers = [np.exp(answer) for answer in (first, second)]
+    expected = sum(power / power.sum(-1, keepdims=True) for power in powers) / 2
+    found = jax.jit(teacher.model.apply)(teacher.variables, images).logits
+    np.testing.assert_allclose(np.exp(found), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("each", "message"),
+    [
+        ({"3": {"mean": (0.5, 0.5, 0.5)}}, r"each\.3: config.teacher.name names 2 teacher\(s\)"),
+        ({"2": {"weights": "x"}}, r"each\.2\.weights: a single teacher has only the fields overrides, "),
+        ({"2": {"std": (0.5, 0.5, 0.0)}}, r"each\.2\.std=\(0.5, 0.5, 0.0\) must be above 0"),
+        ({"1": {"variables": "best"}}, r"each\.1\.variables='best' is none of "),
+        ({"1": 4}, r"each\.1=4: give a dict of overrides"),
+    ],
+)
+def test_wrong_fields_of_single_teachers_are_refused(each, message):
+    config = tiny_config(teacher__name="regnety_002,regnety_002", teacher__weights="random,random")
+    with config.teacher.each.unlocked():
+        config.teacher.each.update(each)
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_a_single_teacher_of_several_is_refused_for_its_own_classes(tmp_path):
+    config = tiny_config(teacher__name="regnety_002,regnety_002", teacher__weights="random,random")
+    with config.teacher.each.unlocked():
+        config.teacher.each["2"] = {"classes": (1, 2)}
+    with pytest.raises(ConfigError, match=r"config\.teacher\.each\.2\.classes names 2 of the teacher's classes"):
+        load_teacher(config, tmp_path)
+
+
 def test_the_shapes_of_teachers_need_only_config_json_of_a_workdir(pair, tmp_path):
     loaded, shapes = load_teacher(pair, tmp_path), abstract_teacher(pair, 3, 28, "cpu")
     # The file is not opened: of its classes only those asked for are known, 10 here.
