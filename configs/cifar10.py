@@ -38,7 +38,6 @@ def get_config(argument: str = "soft") -> ConfigDict:
         config.schedule.base_learning_rate = 2e-3
         config.augment.label_smoothing = 0.0
         config.augment.mix_probability = 0.33
-        config.train.epochs = 30
         return config
     distilled = kind != "none" and not words["token"]
     config.model.name = f"deit_tiny{'_distilled' if distilled else ''}_patch16_224"

@@ -209,8 +209,8 @@ def _by_name(
     numbers = order_of(class_names, own_names)
     if numbers is None:
         raise ConfigError(
-            f"the teacher in {named.weights} has other classes than the student ({difference(own_names, class_names)}): use one trained "
-            "on the same classes, or map the classes with config.teacher.classes"
+            f"the teacher in {named.weights} has other classes than the student ({difference(own_names, class_names)}): use one "
+            "trained on the same classes, or map the classes with config.teacher.classes"
         )
     unnamed = range(len(numbers), teacher.model.num_classes)
     return dataclasses.replace(

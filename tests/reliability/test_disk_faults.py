@@ -41,13 +41,16 @@ def test_a_full_disk_fails_a_save_and_keeps_the_one_before(tmp_path):
 
 def test_a_full_disk_that_refuses_even_the_metadata_of_orbax_is_reported_once(tmp_path):
     for left in (0, 2048):
-        with small_disk(tmp_path / f"disk{left}") as disk:
-            with pytest.raises(CheckpointError, match="the one of step 1 is intact"), Checkpoints(disk) as checkpoints:
-                checkpoints.save(make_state(1))
-                checkpoints.wait()
-                fill(disk, leave=left)
-                checkpoints.save(make_state(2))
-                checkpoints.wait()  # the error leaves the block, and closing meets a second one
+        with (
+            small_disk(tmp_path / f"disk{left}") as disk,
+            pytest.raises(CheckpointError, match="the one of step 1 is intact"),
+            Checkpoints(disk) as checkpoints,
+        ):
+            checkpoints.save(make_state(1))
+            checkpoints.wait()
+            fill(disk, leave=left)
+            checkpoints.save(make_state(2))
+            checkpoints.wait()  # the error leaves the block, and closing meets a second one
 
 
 def test_on_a_full_disk_the_log_ends_with_a_complete_row(tmp_path):
