@@ -22,6 +22,7 @@ from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.loop import Results, finished_run
 from deit_jax.training.loop import train as run_training
 from deit_jax.training.preparation import Opened, build_run, facts, open_run, with_shared_index
+from deit_jax.training.wall_time import WallTime
 
 
 def train(config: ConfigDict, workdir: WorkdirLike) -> Results:
@@ -36,6 +37,7 @@ def train(config: ConfigDict, workdir: WorkdirLike) -> Results:
 
 def _train_with(config: ConfigDict, workdir: Workdir, shared: Path) -> Results:
     """Like `train`; `shared` is the folder shared by all processes, which a teacher's run has in common with its student's."""
+    wall_time = WallTime(workdir, write=is_main_process())
     opened = agree(
         lambda: first_process_first(lambda: _open(config, workdir, shared)), lambda opened: facts(config, opened)
     )
@@ -43,7 +45,7 @@ def _train_with(config: ConfigDict, workdir: Workdir, shared: Path) -> Results:
     with RunLog(config, workdir, silent=not is_main_process()) as log:
         results = finished_run(config, workdir, opened)
         if results is None:
-            results = _train_on(config, workdir, opened, log)
+            results = _train_on(config, workdir, opened, log, wall_time)
         if config.log.report:
             report_of_finished_run(workdir, log)
     return results
@@ -59,7 +61,7 @@ def _open(config: ConfigDict, workdir: Workdir, shared: Path) -> Opened:
     return open_run(config, workdir, shared)
 
 
-def _train_on(config: ConfigDict, workdir: Workdir, opened: Opened, log: RunLog) -> Results:
+def _train_on(config: ConfigDict, workdir: Workdir, opened: Opened, log: RunLog, wall_time: WallTime) -> Results:
     class_names = opened.train_source.class_names
     initial = load_initial(config, workdir.path, opened.record, class_names)
     if config.teacher.recipe is not None and not config.teacher.answers:
@@ -67,10 +69,11 @@ def _train_on(config: ConfigDict, workdir: Workdir, opened: Opened, log: RunLog)
         _check_classes_of_recipe(config, opened)
         console.say("training the teacher first, then its student")
         _train_with(config.teacher.recipe, workdir.teacher, opened.shared)
+        wall_time = WallTime(workdir, write=is_main_process())  # the teacher's run has its own
     teacher = load_teacher(config, workdir.path, class_names)
     networks = () if teacher is None else teacher.networks
     agree(lambda: networks, lambda networks: {"the teacher": [network.weights for network in networks]})
-    return run_training(config, workdir, teacher, initial, log, opened)
+    return run_training(config, workdir, teacher, initial, log, opened, wall_time)
 
 
 def _check_classes_of_recipe(config: ConfigDict, opened: Opened) -> None:

@@ -19,7 +19,7 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._waited = 0.0
+        self.waited = 0.0  # seconds waiting for late batches
         self._steps = 0
         self._seconds = 0.0
         self._started: float | None = None  # None: paused
@@ -43,7 +43,7 @@ class Pace:
             except StopIteration:
                 return
             if self._started is not None and device_is_idle():
-                self._waited += time.monotonic() - max(before, self._started)
+                self.waited += time.monotonic() - max(before, self._started)
             yield item
 
     def step(self) -> None:
@@ -72,7 +72,7 @@ class Pace:
 
     def data_wait(self) -> float | None:
         """Returns the share of the time, 0 to 1, spent waiting for batches; None before the first measured step."""
-        return min(self._waited / self._elapsed(), 1.0) if self.steps and self._elapsed() else None
+        return min(self.waited / self._elapsed(), 1.0) if self.steps and self._elapsed() else None
 
     def _elapsed(self) -> float:
         return self._seconds + (time.monotonic() - self._started if self._started is not None else 0.0)

@@ -24,6 +24,7 @@ RESULTS = "results.json"  # written at its end; marks the run as finished
 REPORT = "report.html"
 TEACHER_SCORES = "teacher_scores.json"
 ROLLBACKS = "rollbacks.json"
+WALL_TIME = "wall_time.json"
 WANDB_NOTE = "wandb.json"
 LOCK = "lock"
 # Files of modes.

@@ -78,6 +78,10 @@ class LateMetrics:
         """Returns the mean so far; None before the first timed step."""
         return self._pace.seconds_per_step()
 
+    def waited(self) -> float:
+        """Returns the seconds spent waiting for data while steps were timed."""
+        return self._pace.waited
+
     def _read_due(self) -> None:
         due, self._due = self._due, None
         if due is None:

@@ -61,6 +61,7 @@ from deit_jax.training.recorded_answers import check_answers
 from deit_jax.training.state import TrainState
 from deit_jax.training.step import Batch
 from deit_jax.training.teacher import FrozenTeacher, Teacher, score_teacher
+from deit_jax.training.wall_time import WallTime
 
 Results = dict[str, Any]
 
@@ -72,23 +73,26 @@ def train(
     initial: Initial | None = None,
     log: RunLog | None = None,
     opened: Opened | None = None,
+    wall_time: WallTime | None = None,
 ) -> Results:
     """Trains the configured model in `workdir`, or resumes an earlier run; returns the content of `results.json`.
 
     config: validated. teacher: the frozen teacher, with as many classes as the student; None: no teacher.
     initial: the weights of config.model.weights, for a run without a checkpoint; None: random weights.
     log: for a caller that logs more afterwards; None: a new log. opened: the result of `open_run` for the same arguments.
+    wall_time: counts from an earlier moment; None: from now on.
 
     Raises ConfigError, DataError, WorkdirError or CheckpointError before anything is compiled; later also DivergenceError,
     LogError and, after a signal, Stopped.
     """
     # --- Prepare: check everything that can fail; write nothing ------------------------------------------------------------
     workdir = Workdir.at(workdir)
+    wall_time = wall_time or WallTime(workdir, write=is_main_process())
     opened = opened or open_run(config, workdir)
     config = opened.config
     if log is None:
         with RunLog(config, workdir, silent=not is_main_process()) as log:
-            return train(config, workdir, teacher, initial, log, opened)
+            return train(config, workdir, teacher, initial, log, opened, wall_time)
     if (results := finished_run(config, workdir, opened)) is not None:
         return results
     built = build_run(config, opened)
@@ -116,11 +120,13 @@ def train(
                 speed=speed_of(opened, built, teacher),
                 checkpoints=checkpoints,
                 log=log,
+                wall_time=wall_time,
                 answering=answering,
             )
             done = run_to_the_end(run)
 
             # --- Write the results, once the last checkpoint is complete (rule 4) ----------------------------------------------
+            wall_time.enter("save")
             checkpoints.wait()
         results = results_of(run, done, teacher_scores)
         if is_main_process():
@@ -143,6 +149,7 @@ class Run:
     speed: Speed
     checkpoints: Checkpoints
     log: RunLog
+    wall_time: WallTime
     answering: Replay | Recorder | None = None  # None: the teacher, if any, is a part of the train step
 
     @property
@@ -219,6 +226,8 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
     """
     config, plan, program, log = run.config, run.plan, run.program, run.log
     state, start = first_state(run)
+    run.wall_time.begin(start)
+    run.wall_time.enter("compile")
     bad_images, replaced_before = BadImages(console.warn), run.checkpoints.notes().get("replaced", 0)
 
     def replaced(step: int) -> int:
@@ -242,10 +251,14 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
             late.note(step, metrics)
             if step == start + 1:
                 late.start_clock(state)
+                run.wall_time.enter("steps")
+            elif step % config.log.every_steps == 0:
+                run.wall_time.note(step, late.waited())
             due = due_after(step, plan, interruption)
             if due.evaluation or due.save or due.stop:
                 with late.settled(step, state):
-                    scores = evaluate_and_save(run, step, state, due, replaced)
+                    scores = evaluate_and_save(run, step, state, due, replaced, late.waited())
+                run.wall_time.enter("steps")
     if run.answering is not None:
         run.answering.finish()
     return Done(state, scores, late.seconds_per_step(), replaced(plan.total_steps), len(detours))
@@ -316,21 +329,25 @@ def due_after(step: int, plan: Plan, interruption: Interruption) -> Due:
 
 
 def evaluate_and_save(
-    run: Run, step: int, state: TrainState, due: Due, replaced: Callable[[int], int]
+    run: Run, step: int, state: TrainState, due: Due, replaced: Callable[[int], int], waited: float
 ) -> dict[str, Scores] | None:
     """Does what is due after a step whose metrics are settled; returns the scores of an evaluation, if any.
 
-    Also saves a state with the best top-1 so far. replaced: the number of replaced images up to a step. Raises Stopped.
+    Also saves a state with the best top-1 so far. replaced: the number of replaced images up to a step. waited: the seconds spent
+    waiting for data. Raises Stopped.
     """
     scores, top1 = None, None
     if due.evaluation:
+        run.wall_time.enter("evaluation")
         scores = run.evaluator.weights(run.program.model, weights_of(state))
         run.log.write(step, as_row(scores))
         console.scores_line(step, scores, run.evaluator.unreadable)
         top1 = best_top1(scores, run.config.model.fusion)
     if due.save or due.stop or (top1 is not None and run.checkpoints.would_be_best(top1)):
+        run.wall_time.enter("save")
         run.log.sync()  # rule 2
         run.checkpoints.save(state, top1, {"replaced": replaced(step)})
+        run.wall_time.note(step, waited, saved=True)
     if due.stop:
         run.checkpoints.wait()  # rule 4
         raise Stopped(f"stopped after step {step}, which is saved; rerun the same command to resume")
@@ -380,6 +397,7 @@ def results_of(run: Run, done: Done, teacher_scores: Scores | None) -> Results:
     """Returns the content of `results.json`. Scores the extra evaluation sets; all processes call it."""
     config, evaluator, weights = run.config, run.evaluator, weights_of(done.state)
     scores = done.scores
+    run.wall_time.enter("evaluation")
     if scores is None:  # an earlier start was stopped between the last save and the results
         scores = evaluator.weights(run.program.model, weights)
     extra = score_extra_sets(evaluator, run.program.model, weights, run.built.extra_sources, strict=False)
@@ -396,4 +414,5 @@ def results_of(run: Run, done: Done, teacher_scores: Scores | None) -> Results:
         "replaced_images": done.replaced,
         "skipped_steps": from_main_process(lambda: skipped_steps(run.workdir)),
         "rollbacks": done.rollbacks,
+        "wall_time": run.wall_time.total(),
     }
