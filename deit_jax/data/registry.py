@@ -251,9 +251,7 @@ def _unlabelled_folder(data: Any) -> ImageSource:
     folder, name = data.path, split_name(data.train_split) if data.train_split else ""
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise DataError(f"{printable(folder)} is a file: set data.path to a folder of images")
-    if name and os.path.isdir(folder):
-        folder = find_split(data.path, name) or os.path.join(data.path, name)
-    return LooseImageFolder(folder, data.index, split_note(folder, name, "its") if name else ())
+    return LooseImageFolder(os.path.join(folder, name) if name else folder, data.index)
 
 
 def _open_tfds(data: Any, split: Split, flags: str) -> ImageSource:
