@@ -110,8 +110,8 @@ FAULTS = (
     Fault(
         "every-epoch-in-one-order",
         "deit_jax/data/sampling.py",
-        "np.random.default_rng((_ORDER_STREAM, seed, epoch))",
-        "np.random.default_rng((_ORDER_STREAM, seed))",
+        "np.random.default_rng((stream, seed, epoch))",
+        "np.random.default_rng((stream, seed))",
         _SAMPLING,
     ),
     Fault(

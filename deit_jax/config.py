@@ -190,6 +190,20 @@ class _Data:
     prefetch_batches: int = option(2, "batches prepared in advance", at_least=1)
 
 
+@_section("unlabelled")
+class _Unlabelled:
+    """Further training images, which only the teacher labels (docs/distillation.md)."""
+
+    source: str = option("", "as data.source; a folder needs no class folders, and labels are ignored. \"\": no such images",
+        before="")
+    name: str = option("", "as data.name", before="")
+    path: str = option("", "folder: all images in it, at any depth; otherwise as data.path", before="")
+    split: str = option("", "name of a split, or a part of one, as data.train_split. \"\": for a folder all of its images, for "
+        "other sources train", before="")
+    share: float = option(0.5, "share of each batch's rows that are unlabelled images, rounded to what mixing groups allow",
+        above=0, below=1, before=0.5)
+
+
 @_section("augment")
 class _Augment:
     """Augmentation of training images and labels, on the device."""

@@ -46,6 +46,7 @@ def validate(config: ConfigDict) -> None:
         )
     check_model(config)
     _check_extra_sets(config)
+    _check_unlabelled(config)
     _check_teacher_section(config)
 
 
@@ -104,6 +105,29 @@ def _check_extra_sets(config: ConfigDict) -> None:
         if entry.source not in source_names():
             choices = ", ".join(source_names())
             raise ConfigError(f"config.evaluation.extra.{name}.source={entry.source!r} must be one of {choices}")
+
+
+def _check_unlabelled(config: ConfigDict) -> None:
+    unlabelled, kind = config.unlabelled, config.distillation.kind
+    if not unlabelled.source:
+        if unlabelled.path or unlabelled.name:
+            field = "path" if unlabelled.path else "name"
+            raise ConfigError(
+                f"config.unlabelled.{field}={unlabelled[field]} has no effect while config.unlabelled.source is empty: for a "
+                "folder of images set config.unlabelled.source=folder"
+            )
+        return
+    if unlabelled.source not in source_names():
+        choices = ", ".join(source_names())
+        raise ConfigError(f"config.unlabelled.source={unlabelled.source!r} must be one of {choices}, or '' for none")
+    if unlabelled.source == "tfds" and not unlabelled.name:
+        raise ConfigError("config.unlabelled.source=tfds needs config.unlabelled.name, which is empty")
+    if not needs_teacher(config):
+        *others, last = kinds_with_teacher()
+        raise ConfigError(
+            f"config.unlabelled.source={unlabelled.source}: only a teacher labels these images, and config.distillation.kind is "
+            f"{kind}: set it to {', '.join(others)} or {last}"
+        )
 
 
 def _check_teacher_section(config: ConfigDict) -> None:
@@ -210,6 +234,9 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
         (own_recipe, "teacher.recipe has its own", ["teacher.overrides"]),
         (own_overrides, "a teacher from a workdir has its own", ["teacher.overrides"]),
         (not weights, "model.weights is empty", ["model.variables"]),
+        (not config.unlabelled.source, "unlabelled.source is empty", ("unlabelled.split", "unlabelled.share")),
+        (bool(config.unlabelled.source), f"unlabelled.source is {config.unlabelled.source}",
+         [f"unlabelled.{name}" for name in unread_fields(config.unlabelled.source) if name == "name"]),
         (True, source, [f"data.{name}" for name in unread_fields(data.source)]),
         (data.train_crop != "random_resized", crop, ("data.crop_scale", "data.crop_ratio")),
         (data.train_crop != "padded", crop, ["data.crop_padding"]),

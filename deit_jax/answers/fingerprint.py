@@ -15,6 +15,7 @@ from deit_jax.answers.files import AnswersError, Facts
 from deit_jax.augment.plans import choose_plan
 from deit_jax.config import differing_fields
 from deit_jax.data.identity import Images
+from deit_jax.data.joint_order import JointOrder
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.data.sources import digest
 
@@ -29,17 +30,18 @@ def fingerprint(
     config: ConfigDict,
     images: Images,
     class_names: Sequence[str],
-    order: TrainOrder,
+    order: TrainOrder | JointOrder,
     mesh: Mesh,
     *,
     image_size: int,
     compute_dtype: str,
     teacher: Mapping[str, Any] | None,
+    unlabelled: Images | None = None,
 ) -> dict[str, Any]:
     """Returns what the answers to a run's training images depend on: nested, JSON types, with the names of the configuration.
 
     images, class_names: of the training set. order, image_size, compute_dtype: as the run resolved them. teacher: the identity of
-    the teacher; None: not known, because recorded answers replace it.
+    the teacher; None: not known, because recorded answers replace it. unlabelled: its unlabelled images, if it has any.
 
     Leaves out what concerns only the student: model, optimizer, learning rate, loss, moving average, number of epochs.
     """
@@ -59,6 +61,9 @@ def fingerprint(
         "augment": {name: value for name, value in augment.items() if name not in _NOT_OF_IMAGES},
         "train": {"batch_size": config.train.batch_size},
     }
+    if unlabelled is not None and isinstance(order, JointOrder):
+        own = {"images": unlabelled.images, "digest": unlabelled.digest, "rows": order.unlabelled.batch_size}
+        fields["unlabelled"] = own
     fields["augment"] |= {"group_size": order.group_size, "groups_per_block": order.groups_per_block}
     operations = augment.rand_augment or augment.auto_augment or augment.color_jitter
     fields["augment"]["plan"] = choose_plan(augment.plan, mesh) if operations else "none"

@@ -11,6 +11,7 @@ import numpy as np
 from deit_jax import console
 from deit_jax.answers.files import CROPS, FACTS, AnswersError, AnswersFolder, Facts
 from deit_jax.answers.kinds import Answers
+from deit_jax.data.joint_order import JointOrder
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.data.sources import DataError, ImageSource
 from deit_jax.parallel.distributed import from_main_process
@@ -43,7 +44,13 @@ class RecordedAnswers:
     """
 
     def __init__(
-        self, folder: AnswersFolder, facts: Facts, order: TrainOrder, rows: HostRows, source: ImageSource, timeout: int
+        self,
+        folder: AnswersFolder,
+        facts: Facts,
+        order: TrainOrder | JointOrder,
+        rows: HostRows,
+        source: ImageSource,
+        timeout: int,
     ) -> None:
         self._folder, self._facts, self._order, self._source = folder, facts, order, source
         self._timeout = timeout
@@ -107,7 +114,7 @@ def rows_of(rows: HostRows) -> np.ndarray:
     return np.concatenate([np.arange(start, stop) for start, stop in rows.stretches])
 
 
-def rows_of_crops(order: TrainOrder, rows: HostRows) -> np.ndarray:
+def rows_of_crops(order: TrainOrder | JointOrder, rows: HostRows) -> np.ndarray:
     """Returns the rows of the dealt batch whose crops this process reads, in the order of its host's batch: int64[B']."""
     own = rows_of(rows)
     return own if rows.dealt else order.positions(0).row[own].astype(np.int64)

@@ -9,6 +9,7 @@ import numpy as np
 from deit_jax.answers.files import CROPS, AnswersFolder, Facts
 from deit_jax.answers.kinds import Answers
 from deit_jax.answers.reading import rows_of, rows_of_crops
+from deit_jax.data.joint_order import JointOrder
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.parallel.distributed import from_main_process, gather_arrays
 from deit_jax.parallel.host_rows import HostRows
@@ -22,7 +23,7 @@ class Recording:
         order, rows: the run's, and what this process reads of a batch.
     """
 
-    def __init__(self, folder: AnswersFolder, facts: Facts, order: TrainOrder, rows: HostRows) -> None:
+    def __init__(self, folder: AnswersFolder, facts: Facts, order: TrainOrder | JointOrder, rows: HostRows) -> None:
         self.folder, self.facts = folder, facts
         self._rows, self._crop_rows = rows_of(rows), rows_of_crops(order, rows)
         self._kept: list[tuple[int, Answers, np.ndarray]] = []

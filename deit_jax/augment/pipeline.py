@@ -36,6 +36,7 @@ class TrainAugmentation:
         num_classes: K, the width of the targets.
         mean: also the fill color of RandAugment's geometric operations.
         group_size: rows that are mixed with each other, see `mixing`; even.
+        unlabelled: some rows have the label -1 and get a target of zeros; a group has only such rows or none.
 
     Raises:
         ValueError: an invalid value; one line that names the field as augment.<name>.
@@ -59,6 +60,7 @@ class TrainAugmentation:
     label_smoothing: float
     group_size: int
     plan: str
+    unlabelled: bool = False
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):  # a list would make the augmentation unhashable
@@ -141,6 +143,8 @@ class TrainAugmentation:
         images = augment(key, images, jnp.arange(batch_size))
 
         targets = mixing.smoothed_one_hot(labels, self.num_classes, self.label_smoothing)
+        if self.unlabelled:
+            targets = jnp.where(labels[:, None] >= 0, targets, 0.0)
         if self.mixes:
             mix = mixing.draw_mix_of_rows(
                 jax.random.fold_in(key, _MIX),

@@ -1,4 +1,4 @@
-"""Class folders as an image source."""
+"""Class folders, and folders of unlabelled images, as image sources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from deit_jax.data.file_names import IMAGE_EXTENSIONS, describe_skipped, skipped_note
 from deit_jax.data.folder_index import AUTO, read_index, write_index
 from deit_jax.data.folder_listing import Listing, list_class, list_files, scan_root
-from deit_jax.data.sources import DataError, Example, MissingDataError, UnusableError, digest
+from deit_jax.data.sources import UNLABELLED, DataError, Example, MissingDataError, UnusableError, digest
 from deit_jax.printable import is_utf8, printable
 
 SMALLEST_INDEXED = 10_000  # images; listing fewer is fast, and small folders leave no index files behind
@@ -58,6 +58,10 @@ class ImageFolderSource:
         # As in a UTF-8 locale: in others Python escapes the bytes of file names, which would change class names.
         self.class_names = tuple(os.fsencode(name).decode("utf-8", "surrogateescape") for name in folders)
         _check_names(self._root, self.class_names)
+        self._list(folders, index)
+        self.notes = (*notes, *self._own_notes(skipped, len(loose)))
+
+    def _list(self, folders: tuple[str, ...], index: str) -> None:
         listing = read_index(self._root, folders, index)
         if listing is None:
             began = time.time()
@@ -70,7 +74,6 @@ class ImageFolderSource:
         self.labels = listing.labels  # int32 [N]
         self._check_avif()
         self.folders = (self._root,)
-        self.notes = (*notes, *self._own_notes(skipped, len(loose)))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -146,6 +149,44 @@ class ImageFolderSource:
                 + (f", {elsewhere:,} of them to an image in another class" if elsewhere else "")
             )
         return [note for note in notes if note]
+
+
+class LooseImageFolder(ImageFolderSource):
+    """All images in a folder, at any depth: one class, "unlabelled". Files are selected and skipped as in class folders.
+
+    Args:
+        root: the folder.
+        index: see `ImageFolderSource`.
+        notes: lines about the choice of `root`, printed before the source's own.
+
+    Raises:
+        DataError: `root` is missing or unreadable, or has no images.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], index: str = AUTO, notes: Sequence[str] = ()):
+        self._root = os.path.join(os.fspath(root), "")
+        if not os.path.isdir(self._root):
+            raise MissingDataError(f"{printable(root)}: no such folder; set data.path to a folder of images")
+        self.class_names = UNLABELLED
+        self._list((".",), index)
+        self.notes = (*notes, *self._own_notes(Counter(), 0))
+
+    def relative_path(self, index: int) -> str:
+        """Returns the file's path relative to the folder."""
+        return super().relative_path(index).removeprefix("./")
+
+    def path(self, index: int) -> str:
+        """Returns the file's path."""
+        return os.path.join(self._root, self.relative_path(index))
+
+    def _check_empty_classes(self, folders: Sequence[str], listing: Listing) -> None:
+        if not len(listing.labels):
+            skipped = listing.skipped_kinds()
+            raise DataError(
+                f"{printable(self._root)}: no images ({' '.join(IMAGE_EXTENSIONS)})"
+                + (f", it has {describe_skipped(skipped)}" if skipped else "")
+                + "; set data.path to a folder of images"
+            )
 
 
 def _check_names(root: str, class_names: tuple[str, ...]) -> None:

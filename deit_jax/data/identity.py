@@ -7,6 +7,7 @@ from typing import Any
 
 from deit_jax.data.classes import difference
 from deit_jax.data.sources import ImageSource, fingerprint_of
+from deit_jax.data.unlabelled import labelled_of, unlabelled_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,17 +44,26 @@ class Identity:
     """What a run records about its data."""
 
     class_names: tuple[str, ...]
-    train: Images
+    train: Images  # the labelled ones
     evaluation: Images
+    unlabelled: Images | None = None
 
     @classmethod
     def of(cls, train_source: ImageSource, eval_source: ImageSource) -> Identity:
         """Creates the record of a run's two sources."""
-        return cls(tuple(train_source.class_names), Images.of(train_source), Images.of(eval_source))
+        further = unlabelled_of(train_source)
+        return cls(
+            tuple(train_source.class_names),
+            Images.of(labelled_of(train_source)),
+            Images.of(eval_source),
+            None if further is None else Images.of(further),
+        )
 
     def record(self) -> dict[str, Any]:
-        """For config.json: {"class_names", "data": {"train": {"images", "digest"}, "evaluation": ...}}."""
+        """For config.json: {"class_names", "data": {"train": {"images", "digest"}, "evaluation": ..., "unlabelled": ...}}."""
         data = {name: dataclasses.asdict(getattr(self, name)) for name in ("train", "evaluation")}
+        if self.unlabelled is not None:
+            data["unlabelled"] = dataclasses.asdict(self.unlabelled)
         return {"class_names": list(self.class_names), "data": data}
 
     def other_classes(self, recorded: dict[str, Any]) -> str | None:
@@ -62,9 +72,12 @@ class Identity:
         return None if not names or list(names) == list(self.class_names) else difference(self.class_names, names)
 
     def other_images(self, recorded: dict[str, Any], *, evaluation: bool) -> list[str]:
-        """Describes how the training images differ from those of a `record`, and the evaluation images if `evaluation` is set."""
+        """Describes how the training images (labelled and not) differ from those of a `record`, and the evaluation images if
+        `evaluation` is set."""
         then = recorded.get("data", {})
         changes = [self.train.change(then.get("train"), "training images")]
+        if self.unlabelled is not None:
+            changes.append(self.unlabelled.change(then.get("unlabelled"), "unlabelled images"))
         if evaluation:
             changes.append(self.evaluation.change(then.get("evaluation"), "evaluation images"))
         return [change for change in changes if change is not None]

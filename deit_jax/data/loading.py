@@ -22,8 +22,10 @@ from absl import flags
 from deit_jax.data import shared_memory
 from deit_jax.data.bad_images import BadImages, OnBadImage
 from deit_jax.data.decoding import Crop, EvaluationCrop, decode
+from deit_jax.data.joint_order import JointOrder
 from deit_jax.data.sampling import Chunk, Stretches, TrainOrder, chunks_of
 from deit_jax.data.sources import DataError, ImageSource, UnusableError, is_multi_label
+from deit_jax.data.unlabelled import UNLABELLED_ROW, is_unlabelled, same_kind
 from deit_jax.plugins import ImportedPlugins
 
 _CHUNK = 64  # maximum positions per chunk, plus remaining copies of an image
@@ -46,7 +48,7 @@ def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
 
 def train_batches(
     source: ImageSource,
-    order: TrainOrder,
+    order: TrainOrder | JointOrder,
     crop: Crop,
     *,
     start_step: int,
@@ -63,14 +65,14 @@ def train_batches(
     """Iterates over the training batches of steps `start_step` to `stop_step - 1`; starting costs the same at any step.
 
     Args:
-        source: the images; `order.num_examples` of them.
+        source: the images; `order.num_examples` of them. A `JointSource` for a `JointOrder`.
         order: which image is where.
         crop: turns a decoded image into uint8 `[S, S, 3]`.
         start_step: first step, counted from 0 over all epochs.
         stop_step: one past the last step.
         stretches: the rows of the global batch that this host reads, B' in total; None: all.
         dealt: images are in the rows that `order` deals them to, and the stretches are whole blocks. False: images are in the
-            order's positions; the stretches are positions then, with arbitrary bounds.
+            order's positions; the stretches are positions then, with arbitrary bounds. A `JointOrder` deals any stretches.
         num_threads: decoding threads, per worker if there are workers; 0 reads in the caller's thread; None: by the cores.
         num_workers: decoding processes; 0: threads only.
         prefetch_batches: batches read ahead.
@@ -81,7 +83,7 @@ def train_batches(
 
     Returns:
         An iterator over this host's rows of each global batch, stretch after stretch: `image` uint8 `[B', S, S, 3]` and `label`
-        int32 `[B']`. Close it (or drop it) to stop the readers.
+        int32 `[B']`, -1 in unlabelled rows. Close it (or drop it) to stop the readers.
 
     Raises:
         ValueError: inconsistent arguments, e.g. rows to be dealt that are not whole blocks.
@@ -93,6 +95,8 @@ def train_batches(
     if not 0 <= start_step <= stop_step:
         raise ValueError(f"no steps from {start_step} to {stop_step}")
     stretches = ((0, order.batch_size),) if stretches is None else stretches
+    if dealt and isinstance(order, JointOrder):
+        order = order.for_stretches([edge for stretch in stretches for edge in stretch])
     if dealt and any(edge % order.block_size for stretch in stretches for edge in stretch):
         raise ValueError(f"rows {stretches} are not whole blocks of {order.block_size} rows: use dealt=False")
     chunks = chunks_of(stretches, order.batch_size, _CHUNK)
@@ -186,7 +190,7 @@ def _no_labels(source: ImageSource, rows: int) -> np.ndarray:
 def _read(source: ImageSource, index: int) -> tuple[np.ndarray, int | tuple[int, ...]]:
     example = source[index]
     for label in example.label if isinstance(example.label, tuple) else (example.label,):
-        if not 0 <= label < len(source.class_names):
+        if not 0 <= label < len(source.class_names) and not (label == UNLABELLED_ROW and is_unlabelled(source, index)):
             raise UnusableError(
                 f"{source.describe(index)}: label {label} is outside the {len(source.class_names)} classes; correct it"
             )
@@ -204,7 +208,7 @@ class _TrainReader:
     """
 
     source: ImageSource
-    order: TrainOrder
+    order: TrainOrder | JointOrder
     crop: Crop
     start_step: int
     chunks: tuple[Chunk, ...]  # parts of one batch
@@ -227,7 +231,7 @@ class _TrainReader:
             if image != previous:
                 previous = image
                 # Another host has the first copies of this image, and counts it if it is replaced.
-                counted = i == 0 and start > 0 and where.copy[0] > 0
+                counted = (i > 0 or start > 0) and where.copy[i] > 0
                 pixels, label = self._read(image, [] if counted else bad)
             images[i] = self.crop(pixels, crop_rng(self.order.seed, step, row))
             labels[i] = label
@@ -241,13 +245,13 @@ class _TrainReader:
         """Moves a boundary between chunks to the end of an image's copies; the stretch's own bounds stay."""
         if edge in (chunk.first, chunk.last):
             return edge
-        entry = step % self.order.steps_per_epoch * self.order.batch_size + edge
-        return min(edge + -entry % self.order.repeats, chunk.last)
+        return min(self.order.end_of_copies(step, edge), chunk.last)
 
     def _read(self, index: int, bad: list[str]) -> tuple[np.ndarray, int | tuple[int, ...]]:
+        others = same_kind(self.source, index)
         for attempt in range(_MAX_BAD_IN_A_ROW):
             try:
-                return _read(self.source, (index + attempt) % len(self.source))
+                return _read(self.source, others[(index - others[0] + attempt) % len(others)])
             except UnusableError as error:
                 if self.on_bad_image == "stop":
                     raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from deit_jax.config import default_config
 from deit_jax.data.decoding import Crop, PaddedCrop, RandomResizedCrop, evaluation_crop
 from deit_jax.data.file_names import is_archive
-from deit_jax.data.folder import ImageFolderSource
+from deit_jax.data.folder import ImageFolderSource, LooseImageFolder
 from deit_jax.data.folder_index import AUTO
 from deit_jax.data.other_layouts import MAIN, check_layout, check_no_folders, no_split_folder, no_such_folder, one_class
 from deit_jax.data.own_source import OwnSource, open_own
@@ -46,6 +47,7 @@ class _Kind:
     needs_path: bool = False
     unread: tuple[str, ...] = ()  # fields of `data` without effect
     registered: Callable[[Any, Split], Any] | None = None  # a user's opener
+    open_unlabelled: Callable[[Any], ImageSource] | None = None  # (section); None: `open_split`
 
 
 def register_source(name: str, open: Callable[[Any, Split], Any], *, takes_parts: bool = False) -> None:
@@ -159,13 +161,53 @@ def open_extra_set(entry: Any, index: str = AUTO) -> ImageSource:
         raise DataError(f"source={entry.source!r} is unknown; choose {_listed()}")
     if kind.needs_path and not entry.path:
         raise MissingDataError(f"source={entry.source} needs a path, which is empty: set it, or source=tfds and a name")
-    data = default_config().data
-    data.update({"source": entry.source, "name": entry.get("name", ""), "path": entry.path, "index": index})
-    data.train_split = data.eval_split = entry.split
+    data = _as_section(entry, index)
     images = kind.open_split(data, "eval", "")
     if labels := entry.get("labels", ""):
         images = RealLabels(images, labels)
     return images if kind.takes_parts else _part(images, entry.split)
+
+
+def open_unlabelled(section: Any, index: str = AUTO) -> ImageSource:
+    """Opens unlabelled images; labels that the source has are to be ignored.
+
+    Args:
+        section: the `unlabelled` section of a config. `split` is a split's name or a part of one; "": for a folder all images in
+            `path`, at any depth, for other sources "train".
+        index: as `data.index`.
+
+    Raises DataError if they cannot be found or read.
+    """
+    kind = _SOURCES.get(section.source)
+    if kind is None:
+        raise DataError(f"unlabelled.source={section.source!r} is unknown; choose {_listed()}")
+    if kind.needs_path and not section.path:
+        raise DataError(
+            f"unlabelled.source={section.source} needs unlabelled.path, which is empty; set --config.unlabelled.path"
+        )
+    data = _as_section(section, index)
+    try:
+        if kind.open_unlabelled is not None:
+            images = kind.open_unlabelled(data)
+        else:
+            data.train_split = data.eval_split = section.split or "train"
+            images = kind.open_split(data, "train", MAIN)
+        images = images if kind.takes_parts else _part(images, section.split)
+    except DataError as error:  # it names the fields of the labelled images
+        text = re.sub(r"\bdata\.(source|path|name)\b", r"unlabelled.\1", str(error))
+        text = re.sub(r"\bdata\.(train|eval)_split( and data\.(train|eval)_split)?\b", "unlabelled.split", text)
+        raise type(error)(text) from error
+    if len(images) == 0:
+        raise DataError(f"unlabelled.path={section.path}: no images; give another path or split")
+    return images
+
+
+def _as_section(entry: Any, index: str) -> Any:
+    """Returns a `data` section for a source, name, path and split given elsewhere, with defaults for the other fields."""
+    data = default_config().data
+    data.update({"source": entry.source, "name": entry.get("name", ""), "path": entry.path, "index": index})
+    data.train_split = data.eval_split = entry.split
+    return data
 
 
 def _part(source: ImageSource, expression: str) -> ImageSource:
@@ -196,6 +238,20 @@ def _expression(data: Any, split: Split) -> str:
 
 def _open_embedded(data: Any, split: Split, flags: str) -> ImageSource:
     return ArraySource.from_npz(EMBEDDED, split_name(_expression(data, split)))
+
+
+def _unlabelled_arrays(data: Any) -> ImageSource:
+    path = EMBEDDED if data.source == "fashion_mnist_10k" else data.path
+    if os.path.isdir(path):
+        raise DataError(f"{printable(path)} is a folder: set data.path to the .npz file, or data.source=folder")
+    return ArraySource.from_npz(path, split_name(data.train_split or "train"), labelled=False)
+
+
+def _unlabelled_folder(data: Any) -> ImageSource:
+    folder, name = data.path, split_name(data.train_split) if data.train_split else ""
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise DataError(f"{printable(folder)} is a file: set data.path to a folder of images")
+    return LooseImageFolder(os.path.join(folder, name) if name else folder, data.index)
 
 
 def _open_tfds(data: Any, split: Split, flags: str) -> ImageSource:
@@ -278,10 +334,15 @@ def _hold_out(data: Any, split: Split) -> ImageSource:
 
 
 _SOURCES = {
-    "fashion_mnist_10k": _Kind(_open_embedded, unread=("name", "held_out")),
-    "npz": _Kind(_open_arrays, needs_path=True, unread=("name", "held_out")),
-    "folder": _Kind(_open_folder, needs_path=True, unread=("name",)),
-    "tfds": _Kind(_open_tfds, takes_parts=True, unread=("held_out",)),
+    "fashion_mnist_10k": _Kind(_open_embedded, unread=("name", "held_out"), open_unlabelled=_unlabelled_arrays),
+    "npz": _Kind(_open_arrays, needs_path=True, unread=("name", "held_out"), open_unlabelled=_unlabelled_arrays),
+    "folder": _Kind(_open_folder, needs_path=True, unread=("name",), open_unlabelled=_unlabelled_folder),
+    "tfds": _Kind(
+        _open_tfds,
+        takes_parts=True,
+        unread=("held_out",),
+        open_unlabelled=lambda data: TfdsSource(data.name, data.train_split or "train", data.path, labelled=False),
+    ),
 }
 
 

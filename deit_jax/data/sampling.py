@@ -18,7 +18,7 @@ import numpy as np
 # The reference, and so the published runs, round an epoch down to a multiple of this, a remnant of MultiGrain.
 _SELECTED_MULTIPLE = 256
 # Separates the order's random stream from others with the same seed.
-_ORDER_STREAM = 0x0D0E
+ORDER_STREAM = 0x0D0E
 _MAX_SEED = 2**63
 
 
@@ -153,11 +153,11 @@ def _divisors(number: int) -> list[int]:
     return sorted({*small, *(number // i for i in small)})
 
 
-# Two entries, because chunks of two epochs are read concurrently at a boundary. At module level, so that a pickled order does not
-# include the permutation.
-@functools.lru_cache(maxsize=2)
-def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    permutation = np.random.default_rng((_ORDER_STREAM, seed, epoch)).permutation(num_examples)
+# Two entries for each of two kinds of images, because chunks of two epochs are read concurrently at a boundary. At module level,
+# so that a pickled order does not include the permutation.
+@functools.lru_cache(maxsize=4)
+def _permutation(num_examples: int, seed: int, epoch: int, stream: int) -> np.ndarray:
+    permutation = np.random.default_rng((stream, seed, epoch)).permutation(num_examples)
     permutation.flags.writeable = False
     return permutation
 
@@ -179,6 +179,7 @@ class TrainOrder:
         seed: of the permutations and of the loader's crops; at least 0.
         epoch_steps: steps per epoch; None: the number of whole batches in its positions. A resumed run with more or fewer images
             than before keeps the length of its epochs, which repeat some images if there are too few.
+        stream: separates the permutations from those of other orders with the same seed.
 
     Raises:
         ValueError: inconsistent sizes; the message names the config fields.
@@ -191,6 +192,7 @@ class TrainOrder:
     groups_per_block: int
     seed: int
     epoch_steps: int | None = None
+    stream: int = ORDER_STREAM
 
     def __post_init__(self) -> None:
         for field, name in (
@@ -232,6 +234,11 @@ class TrainOrder:
             return self.epoch_steps
         return selected_positions(self.num_examples) // self.batch_size
 
+    def end_of_copies(self, step: int, position: int) -> int:
+        """Returns the first position at or after `position` of the batch of `step` at which another image begins."""
+        entry = step % self.steps_per_epoch * self.batch_size + position
+        return position + -entry % self.repeats
+
     def positions(self, step: int, start: int = 0, stop: int | None = None) -> Positions:
         """Returns positions `start` to `stop - 1` of the batch of `step`, by default all; the cost does not depend on the step.
 
@@ -250,7 +257,7 @@ class TrainOrder:
         block, in_block = np.divmod(position, self.block_size)
         turn, group = np.divmod(in_block, self.groups_per_block)
         row = block * self.block_size + group * self.group_size + turn
-        permutation = _permutation(self.num_examples, self.seed, epoch)
+        permutation = _permutation(self.num_examples, self.seed, epoch, self.stream)
         if self.epoch_steps is not None:
             image %= self.num_examples
         return Positions(permutation[image].astype(np.int64), copy.astype(np.int32), row.astype(np.int32))

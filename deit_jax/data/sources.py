@@ -26,6 +26,9 @@ TO_UINT8 = (
 )
 
 
+UNLABELLED = ("unlabelled",)  # the class names of images whose labels are not read
+
+
 class DataError(UserError):
     """Invalid input data. The message is one line: what is wrong, in which file or index, what to do."""
 
@@ -198,12 +201,14 @@ class ArraySource:
         self._origin = origin
 
     @classmethod
-    def from_npz(cls, path: str | os.PathLike[str], split: str) -> ArraySource:
+    def from_npz(cls, path: str | os.PathLike[str], split: str, *, labelled: bool = True) -> ArraySource:
         """Reads one split of a .npz file.
 
         Its keys: `train_images` and `test_images`, uint8 `[N, H, W]` or `[N, H, W, 3]`; `train_labels` and `test_labels`,
         integers `[N]`; `class_names`, strings `[K]`. `split` is the prefix of the keys. A split other than "train" without keys
         ("validation", "eval") reads the test keys.
+
+        Not `labelled`: only the images are read, of exactly that split; all labels are 0, and the one class is "unlabelled".
 
         Raises:
             DataError: the file is missing or invalid, or lacks a key.
@@ -212,15 +217,19 @@ class ArraySource:
         try:
             # allow_pickle=False, so that a data file cannot run code.
             with np.load(path, allow_pickle=False) as file:
-                part = split if split == "train" or f"{split}_images" in file else "test"
-                keys = (f"{part}_images", f"{part}_labels", "class_names")
+                exact = split == "train" or f"{split}_images" in file or not labelled
+                part = split if exact else "test"
+                keys = (f"{part}_images", *((f"{part}_labels", "class_names") if labelled else ()))
                 missing = [key for key in keys if key not in file]
                 if missing:
                     raise DataError(
                         f"{path}: key {missing[0]!r} is missing (found: {', '.join(sorted(file)) or 'none'}); "
                         "save it with numpy.savez"
                     )
-                images, labels, names = (file[key] for key in keys)
+                images = file[keys[0]]
+                labels, names = (
+                    (file[key] for key in keys[1:]) if labelled else (np.zeros(len(images), np.int32), UNLABELLED)
+                )
         except DataError:
             raise
         except FileNotFoundError:
@@ -255,13 +264,14 @@ class TfdsSource:
         name: TFDS name, e.g. `imagenet2012`; a config or version may follow in TFDS's notation.
         split: a split of the data set; slices such as `train[:10%]` and sums such as `train+validation` work.
         data_dir: TFDS's data folder; "" is its default (`$TFDS_DATA_DIR` or `~/tensorflow_datasets`).
+        labelled: False: only an `image` is needed; all labels are 0, and the one class is "unlabelled".
 
     Raises:
         MissingDataError: the name is unknown or the data set is not prepared.
         DataError: it is not prepared for random access, the split is unknown, or it has no image or label.
     """
 
-    def __init__(self, name: str, split: str, data_dir: str = ""):
+    def __init__(self, name: str, split: str, data_dir: str = "", *, labelled: bool = True):
         import tensorflow_datasets as tfds  # imported here because it is optional
 
         where = data_dir or "TFDS's default folder"
@@ -280,9 +290,14 @@ class TfdsSource:
         features = builder.info.features
         self._label_key = "label" if known is None else known.label_key
         label: Any = dict(features).get(self._label_key)
-        self.multi_label = isinstance(label, tfds.features.Sequence)
+        self.multi_label = labelled and isinstance(label, tfds.features.Sequence)
         label = label.feature if self.multi_label else label
-        if "image" not in features or not getattr(label, "names", None):
+        self._labelled = labelled
+        if not labelled and "image" not in features:
+            raise DataError(
+                f"TFDS data set {name!r} has the features {', '.join(features)}; it needs `image`; choose another"
+            )
+        if labelled and ("image" not in features or not getattr(label, "names", None)):
             raise DataError(
                 f"TFDS data set {name!r} has the features {', '.join(features)}; it needs `image` and a class "
                 f"`{self._label_key}`; choose another or use data.source=folder"
@@ -298,7 +313,7 @@ class TfdsSource:
                 f"TFDS data set {name!r} has no split {split!r} (it has {', '.join(builder.info.splits)}); set "
                 "data.train_split and data.eval_split"
             ) from error
-        self.class_names = tuple(label.names)
+        self.class_names = tuple(label.names) if labelled else UNLABELLED
         shards = {name: list(info.shard_lengths or ()) for name, info in sorted(builder.info.splits.items())}
         self._fingerprint = digest(builder.info.full_name.encode(), split.encode(), repr(shards).encode())
 
@@ -312,6 +327,8 @@ class TfdsSource:
             image.seek(0)
             image = image.read()
         image = image if isinstance(image, np.ndarray) else bytes(image)
+        if not self._labelled:
+            return Example(image, 0)
         if self.multi_label:
             return Example(image, tuple(np.asarray(record[self._label_key]).astype(int).tolist()))
         label = int(record[self._label_key])

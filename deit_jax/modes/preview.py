@@ -40,16 +40,14 @@ def preview(config: ConfigDict, output: Path, *, rows: int = 8) -> Path:
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
         raise ConfigError(f"--output={output}: a preview must end in .png, .jpg, .pdf or .svg")
     seen = first_images(config, rows)
-    rows = min(rows, len(seen.images))
+    shown = seen.shown(rows)
+    rows = len(shown)
 
     pictures, targets = stages(seen.augment, seen.key, seen.images, seen.labels)
-    operations = operation_names(seen.augment, seen.key, len(seen.images))[:rows]
-    captions = [
-        [seen.class_names[label], "", drawn, "", seen.mixture(target)]
-        for label, drawn, target in zip(seen.labels[:rows], operations, targets[:rows], strict=True)
-    ]
+    operations = operation_names(seen.augment, seen.key, len(seen.images))
+    captions = [[seen.class_of(row), "", operations[row], "", seen.mixture(targets[row])] for row in shown]
     columns = ["crop (host)", *(name for name, _ in _STAGES)]
-    image_grid(output, columns, pictures[:rows], captions, class_names=seen.class_names)
+    image_grid(output, columns, pictures[shown], captions, class_names=seen.class_names)
     if unwritten := undrawable(seen.class_names):
         numbered = ", ".join(f"{number} {name}" for number, name in sorted(unwritten.items())[:_NAMED])
         more = ", ..." if len(unwritten) > _NAMED else ""

@@ -20,8 +20,9 @@ from deit_jax.cache_folder import shared_cache_folder
 from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
 from deit_jax.data.bad_images import BadImages
-from deit_jax.data.registry import open_source
+from deit_jax.data.identity import Images
 from deit_jax.data.sources import ImageSource, fingerprint_of
+from deit_jax.data.unlabelled import labelled_of, open_training_images, unlabelled_of
 from deit_jax.errors import Stopped
 from deit_jax.host_teacher import HostTeacher, changed_field
 from deit_jax.host_teacher.source import HostSource
@@ -33,8 +34,13 @@ from deit_jax.parallel.mesh import make_mesh
 from deit_jax.plugins import import_plugins
 from deit_jax.training.answering import NetworkSource, Recorder, missing_shards, stretches_of
 from deit_jax.training.interruption import Interruption
-from deit_jax.training.plan import Plan, resolve
-from deit_jax.training.preparation import common_facts, step_batches, with_shared_index
+from deit_jax.training.plan import Plan, plan_of
+from deit_jax.training.preparation import (
+    common_facts,
+    facts_of_unlabelled,
+    step_batches,
+    with_shared_index,
+)
 from deit_jax.training.program import build_asking
 from deit_jax.training.recorded_answers import LogitsSource, held, planned_recording
 
@@ -55,17 +61,18 @@ def record(config: ConfigDict, output: Path, *, teacher: str | None = None) -> F
     import_plugins(config.plugins, "config.plugins", workdir=output)
     data = with_shared_index(config.data, shared := shared_cache_folder(output))
     source = agree(
-        lambda: first_process_first(lambda: open_source(data, "train")),
+        lambda: first_process_first(lambda: open_training_images(config, data)),
         lambda found: (
             common_facts(config)
             | {
                 "class names": list(found.class_names),
-                "training images": len(found),
+                "training images": len(labelled_of(found)),
                 "digest of the training images": fingerprint_of(found),
             }
+            | facts_of_unlabelled(None if (further := unlabelled_of(found)) is None else Images.of(further))
         ),
     )
-    plan = resolve(config, num_images=len(source), data_classes=len(source.class_names))
+    plan = plan_of(config, source)
     kind = recorded_kind(config, plan.num_classes)
     mesh = make_mesh(fsdp=config.parallel.fsdp)
     asking = build_asking(config, plan, mesh, kind)

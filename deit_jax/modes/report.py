@@ -128,7 +128,7 @@ def report(
         _results(record, trained, results),
         sections.curves(rows, steps_per_epoch=steps_per_epoch, teacher_top1=teacher or None),
         sections.configuration(completed(record["config"]), json.loads(default_config().to_json_best_effort())),
-        _part("training-images", "Training images", lambda: _training_images(trained, recorded_mixing(record))),
+        _part("training-images", "Training images", lambda: _training_images(trained, record)),
         *_network_parts(trained, workdir.path, which, log),
         sections.throughput(rows, steps_per_epoch=steps_per_epoch),
         sections.environment(_read_json(workdir, ENVIRONMENT), now),
@@ -153,6 +153,7 @@ def _lead(
     values = {
         "model": f"{config.model.name}, {resolved['image_size']} pixels",
         "data": f"{data}, {resolved['num_classes']:,} classes",
+        **_unlabelled(record, config, step),
         "trained": f"{step:,} steps, {step / resolved['steps_per_epoch']:.4g} epochs" + ("" if results else " so far"),
         "distillation": _distillation(record, config),
     }
@@ -160,6 +161,19 @@ def _lead(
         best = {name: answer_of(heads, config.model.fusion)["top1"] for name, heads in results["scores"].items()}
         values["top-1"] = ", ".join(f"{top1:.2f} % ({name} weights)" for name, top1 in best.items())
     return html.facts(values)
+
+
+def _unlabelled(record: dict[str, Any], config: ConfigDict, step: int) -> dict[str, str]:
+    """Returns the number of labelled and unlabelled images, and how often they were seen; nothing without unlabelled images."""
+    data, rows = record["resolved"].get("data", {}), record["resolved"].get("unlabelled_rows")
+    if rows is None or "unlabelled" not in data:
+        return {}
+    of_kinds = (("train", "labelled", config.train.batch_size - rows), ("unlabelled", "unlabelled", rows))
+    shown = (
+        f"{data[name]['images']:,} {what}, {count} rows of a batch, each seen {step * count / data[name]['images']:.3g} times"
+        for name, what, count in of_kinds
+    )
+    return {"training images": "; ".join(shown)}
 
 
 def _distillation(record: dict[str, Any], config: ConfigDict) -> str:
@@ -187,8 +201,11 @@ def _part(anchor: str, title: str, make: Callable[[], Section]) -> Section:
         return sections.left_out(anchor, title, first_line(error))
 
 
-def _training_images(config: ConfigDict, mixing: tuple[int, int] | None) -> Section:
-    return sections.training_images(*first_images(config, TRAINING_IMAGES, mixing).as_trained_on(TRAINING_IMAGES))
+def _training_images(config: ConfigDict, record: dict[str, Any]) -> Section:
+    mixing, unlabelled = recorded_mixing(record), record["resolved"].get("unlabelled_rows")
+    return sections.training_images(
+        *first_images(config, TRAINING_IMAGES, mixing, unlabelled).as_trained_on(TRAINING_IMAGES)
+    )
 
 
 def _network_parts(config: ConfigDict, workdir: Path, which: str, log: RunLog | None) -> list[Section]:

@@ -12,6 +12,7 @@ from deit_jax.config_losses import loss_section
 from deit_jax.data.registry import holds_out
 from deit_jax.data.sampling import selected_positions
 from deit_jax.data.sources import ImageSource, notes_of
+from deit_jax.data.unlabelled import labelled_of
 from deit_jax.loss_kinds import loss_kind
 from deit_jax.training.optimizer import trained
 from deit_jax.training.plan import Plan
@@ -57,10 +58,11 @@ def describe(
     axes = ", ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())
     facts["mesh"] = f"{axes}; {jax.process_count()} process(es)"
     facts["data"] = (
-        f"{_data_name(config)}: {len(train_source):,} training images, {len(eval_source):,} for evaluation, "
+        f"{_data_name(config)}: {len(labelled_of(train_source)):,} training images, {len(eval_source):,} for evaluation, "
         f"{len(train_source.class_names)} classes"
         + (f" ({config.data.held_out:.0%} of every class held out)" if holds_out(config.data) else "")
     )
+    facts |= _unlabelled(config, plan)
     if notes := notes_of(train_source, eval_source):
         facts["data notes"] = notes
     facts |= _recipe(config, plan)
@@ -73,11 +75,24 @@ def describe(
 
 def _left_out(plan: Plan) -> str:
     """Reports the images of an epoch that do not fill a batch, if there are many."""
-    order = plan.order
+    order = plan.labelled
     left = selected_positions(order.num_examples) - plan.steps_per_epoch * order.batch_size
     if left * 20 <= order.num_examples:
         return ""
     return f"; {left} images per epoch (different ones each time) do not fill a batch and are skipped"
+
+
+def _unlabelled(config: ConfigDict, plan: Plan) -> dict[str, str]:
+    """Describes the unlabelled images, if there are any, and how often each kind is seen."""
+    labelled, order, section = plan.labelled, plan.unlabelled, config.unlabelled
+    if order is None:
+        return {}
+    seen, theirs = (plan.total_steps * each.batch_size / each.num_examples for each in (labelled, order))
+    return {
+        "unlabelled": f"{section.name if section.source == 'tfds' else section.path or section.source}: "
+        f"{order.num_examples:,} images, which only the teacher labels, {order.batch_size} of {plan.order.batch_size} rows of "
+        f"a batch; each is seen {theirs:.3g} times, a labelled image {seen:.3g} times (epochs count labelled images)"
+    }
 
 
 def _recipe(config: ConfigDict, plan: Plan) -> dict[str, str]:

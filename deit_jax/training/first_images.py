@@ -14,13 +14,16 @@ from ml_collections import ConfigDict
 from deit_jax import console
 from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.data.bad_images import BadImages
+from deit_jax.data.joint_order import JointOrder
 from deit_jax.data.loading import train_batches
-from deit_jax.data.registry import open_source, train_crop
+from deit_jax.data.registry import train_crop
+from deit_jax.data.sampling import Stretches
 from deit_jax.data.sources import ImageSource
+from deit_jax.data.unlabelled import open_training_images
 from deit_jax.errors import first_line
 from deit_jax.parallel.host_rows import HostRows
 from deit_jax.reporting.run_log import Pictures, RunLog
-from deit_jax.training.plan import Plan, resolve
+from deit_jax.training.plan import Plan, plan_of
 from deit_jax.training.program import build_augmentation
 from deit_jax.training.step import step_keys
 
@@ -38,23 +41,39 @@ class FirstImages:
     class_names: tuple[str, ...]
 
     def mixture(self, target: np.ndarray) -> str:
-        """Returns the classes and shares of a target float32[K], without label smoothing: "0.63 Coat + 0.37 Bag"."""
+        """Returns a target float32[K] as text, "unlabelled" or the result of `mixture`."""
+        if self.augment.unlabelled and not np.any(target):
+            return "unlabelled"
         return mixture(target, self.class_names, self.augment.label_smoothing)
 
     def as_trained_on(self, rows: int) -> tuple[np.ndarray, list[str]]:
         """Returns the first images after augmentation, uint8[rows, H, W, 3], and the classes and shares of their targets."""
         seen, targets = jax.jit(self.augment)(self.key, self.images, self.labels)
-        pixels = as_pixels(np.asarray(seen[:rows]), self.augment)
-        return pixels, [self.mixture(target) for target in np.asarray(targets[:rows])]
+        shown = self.shown(rows)
+        pixels = as_pixels(np.asarray(seen)[shown], self.augment)
+        return pixels, [self.mixture(target) for target in np.asarray(targets)[shown]]
+
+    def shown(self, rows: int) -> np.ndarray:
+        """Returns the rows to show, at most `rows`: the first ones, of labelled and of unlabelled images if there are both."""
+        without = np.flatnonzero(self.labels < 0)[: rows // 2]
+        labelled = np.flatnonzero(self.labels >= 0)[: rows - len(without)]
+        return np.sort(np.concatenate([labelled, without]))
+
+    def class_of(self, row: int) -> str:
+        """Returns the class of a row's image, or "unlabelled"."""
+        return self.class_names[self.labels[row]] if self.labels[row] >= 0 else "unlabelled"
 
 
-def first_images(config: ConfigDict, rows: int, mixing: tuple[int, int] | None = None) -> FirstImages:
+def first_images(
+    config: ConfigDict, rows: int, mixing: tuple[int, int] | None = None, unlabelled: int | None = None
+) -> FirstImages:
     """Returns at least `rows` of the first step's images, or the whole batch.
 
-    mixing: group size and groups per block that a run recorded; None: see `resolve`. Raises ConfigError or DataError.
+    mixing: group size and groups per block that a run recorded, unlabelled: its unlabelled rows; None: see `resolve`.
+    Raises ConfigError or DataError.
     """
-    source = open_source(config.data, "train")
-    plan = resolve(config, num_images=len(source), data_classes=len(source.class_names), mixing=mixing)
+    source = open_training_images(config)
+    plan = plan_of(config, source, mixing=mixing, unlabelled=unlabelled)
     return first_of_batch(config, plan, source.class_names, read_first_rows(config, plan, source, rows), rows)
 
 
@@ -67,29 +86,39 @@ def read_first_rows(
 
     bad_images: counts replaced images; None: a counter that warns. Raises DataError.
     """
-    row = plan.order.positions(0).row
-    (positions,) = np.nonzero(row < _whole_groups(build_augmentation(config, plan), rows))
+    count = _rows_to_read(plan, build_augmentation(config, plan), rows)
+    stretches: Stretches
+    if isinstance(plan.order, JointOrder):  # it deals any rows
+        where, stretches = np.arange(count), ((0, count),)
+    else:
+        row = plan.order.positions(0).row
+        (positions,) = np.nonzero(row < count)
+        where = row[positions]
+        stretches = tuple((position, position + 1) for position in positions.tolist())
     batches: Any = train_batches(  # a generator, which can be closed
         source,
         plan.order,
         train_crop(config.data, plan.image_size, config.evaluation),
         start_step=0,
         stop_step=1,
-        stretches=tuple((position, position + 1) for position in positions.tolist()),
-        dealt=False,
+        stretches=stretches,
+        dealt=isinstance(plan.order, JointOrder),
         num_threads=config.data.num_threads,
         on_bad_image=config.data.on_bad_image,
         bad_images=bad_images,
     )
     with contextlib.closing(batches):
         batch = next(batches)
-    return {name: values[np.argsort(row[positions])] for name, values in batch.items()}
+    return {name: values[np.argsort(where)] for name, values in batch.items()}
 
 
-def _whole_groups(augment: TrainAugmentation, rows: int) -> int:
-    """Rounds up to whole groups, since partners are at both ends of a group."""
+def _rows_to_read(plan: Plan, augment: TrainAugmentation, rows: int) -> int:
+    """Rounds up to whole groups, since partners are at both ends of a group, and to rows of both kinds, if there are two."""
+    if isinstance(plan.order, JointOrder):
+        without = np.flatnonzero(plan.order.is_unlabelled())
+        rows = max(rows, int(without[: rows // 2].max(initial=0)) + 1)
     group = augment.group_size if augment.mixes else 1
-    return -(-rows // group) * group
+    return min(-(-rows // group) * group, plan.order.batch_size)
 
 
 def first_of_batch(
@@ -97,7 +126,7 @@ def first_of_batch(
 ) -> FirstImages:
     """Returns the first images of `batch`: the first step's, or the main process's part of it."""
     augment = build_augmentation(config, plan)
-    count = _whole_groups(augment, rows)
+    count = _rows_to_read(plan, augment, rows)
     key, _ = step_keys(config.seed, 0)
     return FirstImages(augment, key, batch["image"][:count], batch["label"][:count], class_names)
 
@@ -109,7 +138,10 @@ def log_first_images(
 
     rows: the rows that this process reads. batch: the first step's.
     """
-    if not rows.dealt or rows.stretches[0][0] > 0:  # several hosts read the first rows: read them here
+    start, stop = rows.stretches[0]
+    wanted = _rows_to_read(plan, build_augmentation(config, plan), TRAINING_IMAGES)
+    elsewhere = start > 0 or (isinstance(plan.order, JointOrder) and stop < wanted)
+    if not rows.dealt or elsewhere:  # several hosts read the first rows: read them here
         batch = read_first_rows(config, plan, source, TRAINING_IMAGES, BadImages(lambda line: None))
     try:
         first = first_of_batch(config, plan, source.class_names, batch, TRAINING_IMAGES)

@@ -78,6 +78,9 @@ class DistillationLoss:
     head (rows "usual" and "hard distillation"). Three kinds train a distillation token without a teacher: "labels" is section
     4's control, where the token's head learns the class head's targets; "labels_mean" is the cross-entropy of the mean of the
     two heads' logits, and "labels_class" that of the class head alone, both without alpha.
+
+    Unlabelled rows have targets of zeros. `labelled_share` is the share of the batch's other rows: the cross-entropy is the mean
+    over these, also where a batch is split into microbatches with different shares. The teacher's term is the mean over all rows.
     """
 
     kind: str = OPTIONS["distillation.kind"].default
@@ -85,6 +88,7 @@ class DistillationLoss:
     tau: float = OPTIONS["distillation.tau"].default
     kl: str = OPTIONS["distillation.kl"].default
     kl_mean: str = OPTIONS["distillation.kl_mean"].default
+    labelled_share: float = 1.0
 
     def __call__(
         self, outputs: ModelOutput, targets: jax.Array, teacher_logits: jax.Array | None
@@ -94,6 +98,8 @@ class DistillationLoss:
         if kind is None or kind.build is not None:
             raise ValueError(f"distillation kind {self.kind!r} is not one of {', '.join(loss_kinds())}")
         class_loss = cross_entropy(outputs.class_logits, targets)
+        if self.labelled_share < 1:
+            class_loss = class_loss / self.labelled_share
         if kind.needs_token and outputs.distillation_logits is None:
             raise ValueError(f"distillation kind {self.kind!r} needs a model with a distillation token")
         if self.kind in ("none", "labels_class"):
@@ -125,14 +131,16 @@ class DistillationLoss:
         }
 
 
-def build_loss(config: ConfigDict, *, num_classes: int) -> Loss:
+def build_loss(config: ConfigDict, *, num_classes: int, labelled_share: float = 1.0) -> Loss:
     """Builds the loss that config.distillation.kind selects. Checks a plugin's loss by tracing it with abstract values.
+
+    labelled_share: see `DistillationLoss`.
 
     Raises ConfigError if the registered loss cannot be built or does not return what `deit_jax.register_loss` requires.
     """
     kind, values = loss_kind(config.distillation.kind), loss_section(config)
     if kind is None or kind.build is None:
-        return DistillationLoss(**values)
+        return DistillationLoss(**values, labelled_share=labelled_share)
     where = f"config.distillation.kind={kind.name}"
     try:
         function = kind.build(**values)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError
+from deit_jax.data.joint_order import JointOrder, joint_mixing_sizes, unlabelled_rows
 from deit_jax.data.sampling import TrainOrder, mixing_sizes
+from deit_jax.data.sources import ImageSource
+from deit_jax.data.unlabelled import labelled_of, unlabelled_of
 from deit_jax.models import native_image_size
 
 
@@ -19,12 +23,22 @@ class Plan:
     num_classes: int
     image_size: int  # pixels
     compute_dtype: str  # "float32" or "bfloat16"
-    order: TrainOrder  # the order and batch position of the images
+    order: TrainOrder | JointOrder  # the order and batch position of the images
     steps_per_epoch: int
     total_steps: int
     peak_learning_rate: float
     evaluate_every: int  # steps; 0: only after the last step
     checkpoint_every: int  # steps
+
+    @property
+    def labelled(self) -> TrainOrder:
+        """The order of the labelled images: all of them, unless there are unlabelled ones."""
+        return self.order.labelled if isinstance(self.order, JointOrder) else self.order
+
+    @property
+    def unlabelled(self) -> TrainOrder | None:
+        """The order of the unlabelled images, if there are any."""
+        return self.order.unlabelled if isinstance(self.order, JointOrder) else None
 
 
 def resolve(
@@ -35,8 +49,13 @@ def resolve(
     platform: str | None = None,
     epoch_steps: int | None = None,
     mixing: tuple[int, int] | None = None,
+    num_unlabelled: int | None = None,
+    unlabelled: int | None = None,
 ) -> Plan:
     """Returns the plan of a validated configuration for a training set of `num_images` images in `data_classes` classes.
+
+    num_unlabelled: further images without labels; None: those of config.unlabelled are as many as the labelled ones, if there are
+    any. unlabelled: rows of a batch with such images of a resumed run; None: derived from config.unlabelled.share.
 
     platform: "cpu", "gpu" or "tpu"; None: that of the local devices. epoch_steps: steps per epoch of a resumed run whose images
     have changed; None: derived from the images. mixing: group size and groups per block of a resumed run; None: configured, or
@@ -44,17 +63,23 @@ def resolve(
 
     Raises ConfigError if there are too few images for a batch, or more classes than the model has.
     """
-    group_size, groups_per_block = mixing or sizes_of_mixing(config)
+    further = 0
+    if config.unlabelled.source:
+        further = unlabelled or rows_without_labels(config)
+    group_size, groups_per_block = mixing or sizes_of_mixing(config, further)
     try:
-        order = TrainOrder(
+        labelled = TrainOrder(
             num_examples=num_images,
-            batch_size=config.train.batch_size,
+            batch_size=config.train.batch_size - further,
             repeats=config.data.repeats,
             group_size=group_size,
             groups_per_block=groups_per_block,
             seed=config.seed,
             epoch_steps=epoch_steps,
         )
+        order: TrainOrder | JointOrder = labelled
+        if further:
+            order = JointOrder.of(labelled, num_images if num_unlabelled is None else num_unlabelled, further)
         image_size = config.image_size or native_image_size(config.model.name)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -82,20 +107,55 @@ def resolve(
     )
 
 
-def sizes_of_mixing(config: ConfigDict) -> tuple[int, int]:
-    """Returns group size and groups per block, configured or derived from the batch. Raises ConfigError if there are none."""
-    augment = config.augment
+def plan_of(
+    config: ConfigDict,
+    source: ImageSource,
+    *,
+    mixing: tuple[int, int] | None = None,
+    unlabelled: int | None = None,
+) -> Plan:
+    """Returns the plan for training images, see `resolve`."""
+    further = unlabelled_of(source)
+    return resolve(
+        config,
+        num_images=len(labelled_of(source)),
+        data_classes=len(source.class_names),
+        mixing=mixing,
+        num_unlabelled=None if further is None else len(further),
+        unlabelled=unlabelled,
+    )
+
+
+def sizes_of_mixing(config: ConfigDict, unlabelled: int = 0) -> tuple[int, int]:
+    """Returns group size and groups per block, configured or derived from the batch. Raises ConfigError if there are none.
+
+    unlabelled: the rows of the batch that have unlabelled images.
+    """
+    given = (config.data.repeats, config.augment.max_group_size)
     try:
-        return mixing_sizes(
-            config.train.batch_size,
-            config.data.repeats,
-            augment.max_group_size,
-            group_size=augment.group_size,
-            groups_per_block=augment.groups_per_block,
-            mixes=(augment.mixup_alpha > 0 or augment.cutmix_alpha > 0) and augment.mix_probability > 0,
-        )
+        if unlabelled:
+            return joint_mixing_sizes(config.train.batch_size, unlabelled, *given, **_given_mixing(config))
+        return mixing_sizes(config.train.batch_size, *given, **_given_mixing(config))
     except ValueError as error:
         raise ConfigError(f"config.{error}") from error
+
+
+def rows_without_labels(config: ConfigDict) -> int:
+    """Returns how many rows of a batch have images of config.unlabelled. Raises ConfigError if the batch cannot be divided."""
+    share, batch_size = config.unlabelled.share, config.train.batch_size
+    try:
+        return unlabelled_rows(batch_size, share, config.data.repeats, **_given_mixing(config))
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
+
+
+def _given_mixing(config: ConfigDict) -> dict[str, Any]:
+    augment = config.augment
+    return {
+        "group_size": augment.group_size,
+        "groups_per_block": augment.groups_per_block,
+        "mixes": (augment.mixup_alpha > 0 or augment.cutmix_alpha > 0) and augment.mix_probability > 0,
+    }
 
 
 def compute_dtype(config: ConfigDict, platform: str | None = None) -> str:

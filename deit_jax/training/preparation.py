@@ -24,10 +24,11 @@ from deit_jax.config import ConfigError
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.classes import with_classes
 from deit_jax.data.folder_index import AUTO
-from deit_jax.data.identity import Identity
+from deit_jax.data.identity import Identity, Images
 from deit_jax.data.loading import train_batches
 from deit_jax.data.registry import open_source, train_crop
 from deit_jax.data.sources import ImageSource, digest, searched_folders
+from deit_jax.data.unlabelled import labelled_of, open_training_images
 from deit_jax.evaluation.run import Evaluator, open_extra_sets, protocol_of
 from deit_jax.parallel.compilation_cache import share_compiled_programs
 from deit_jax.parallel.distributed import from_main_process
@@ -57,7 +58,7 @@ from deit_jax.training.recorded_answers import given_answers
 class Opened:
     """The data and the plan of a run, and the record of its workdir."""
 
-    train_source: ImageSource
+    train_source: ImageSource  # a `JointSource` if there are unlabelled images
     eval_source: ImageSource  # labels index the training images' class names
     identity: Identity
     record: dict[str, Any] | None  # from an earlier start; None if the workdir is new
@@ -89,7 +90,7 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
     import_plugins(config.plugins, "config.plugins", workdir=workdir.path)
     shared = shared or shared_cache_folder(workdir.path)
     data = with_shared_index(config.data, shared)
-    train_source, eval_source = open_source(data, "train"), open_source(data, "eval")
+    train_source, eval_source = open_training_images(config, data), open_source(data, "eval")
     names = train_source.class_names
     if len(names) > (num_eval := len(eval_source.class_names)):
         console.warn(f"there are evaluation images of only {num_eval} of the {len(names)} classes")
@@ -103,11 +104,13 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
         _refuse_lost_checkpoints(workdir)
     plan = resolve(
         config,
-        num_images=len(train_source),
+        num_images=identity.train.images,
         data_classes=len(names),
         # A run whose images have changed keeps the epoch length of its first start.
         epoch_steps=None if record is None else record["resolved"]["steps_per_epoch"],
         mixing=None if record is None else recorded_mixing(record),
+        num_unlabelled=None if identity.unlabelled is None else identity.unlabelled.images,
+        unlabelled=None if record is None else record["resolved"].get("unlabelled_rows"),
     )
     if (done := last_step(workdir)) is not None and done > plan.total_steps:
         raise ConfigError(
@@ -130,12 +133,12 @@ def with_shared_index(data: ConfigDict, shared: Path) -> ConfigDict:
 
 
 def _refuse_inside_the_data(workdir: Workdir, sources: Sequence[ImageSource]) -> None:
-    """A workdir among the class folders would become a class at the next start."""
+    """A workdir among the class folders would become a class at the next start; unlabelled images are searched at any depth."""
+    classes = {folder for source in sources for folder in searched_folders(labelled_of(source))}
     for folder in {folder for source in sources for folder in searched_folders(source)}:
         if workdir.path.resolve().is_relative_to(Path(folder).resolve()):
-            raise ConfigError(
-                f"--workdir={workdir} is inside {folder}, whose folders are classes: use a folder outside the data"
-            )
+            what = "whose folders are classes" if folder in classes else "which is searched for unlabelled images"
+            raise ConfigError(f"--workdir={workdir} is inside {folder}, {what}: use a folder outside the data")
 
 
 def _refuse_lost_checkpoints(workdir: Workdir) -> None:
@@ -179,6 +182,7 @@ def step_batches(
 # Fields that may differ between the processes of a run: paths on each machine, and settings of reading.
 _PLACES = (
     "data.path",
+    "unlabelled.path",
     "data.index",
     "data.num_threads",
     "data.num_workers",
@@ -206,8 +210,16 @@ def facts(config: ConfigDict, opened: Opened) -> dict[str, Any]:
         "evaluation images": identity.evaluation.images,
         "digest of the training images": identity.train.digest,
         "digest of the evaluation images": identity.evaluation.digest,
+        **facts_of_unlabelled(identity.unlabelled),
         "config.json of the workdir": "none" if opened.record is None else digest(json.dumps(opened.record).encode()),
     }
+
+
+def facts_of_unlabelled(images: Images | None) -> dict[str, Any]:
+    """Returns what must be the same in all processes that read unlabelled images; nothing without any."""
+    if images is None:
+        return {}
+    return {"unlabelled images": images.images, "digest of the unlabelled images": images.digest}
 
 
 def build_run(config: ConfigDict, opened: Opened) -> Built:

@@ -19,13 +19,14 @@ from deit_jax.answers.kinds import AnswerKind, needs_decisions
 from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.config import ConfigError, recorded_config
 from deit_jax.config_model import check_heads, check_model, module_options
+from deit_jax.data.joint_order import JointOrder
 from deit_jax.data.sampling import batch_of_larger_groups
 from deit_jax.models import create_model
 from deit_jax.models.protocol import check_outputs, check_training, on_mesh
 from deit_jax.parallel.host_rows import HostRows, deal_on_devices, gathers_rows, host_rows
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
 from deit_jax.parallel.xla_options import xla_options
-from deit_jax.training.losses import build_loss
+from deit_jax.training.losses import DistillationLoss, Loss, build_loss
 from deit_jax.training.optimizer import make_optimizer, parameter_names, trained
 from deit_jax.training.plan import Plan
 from deit_jax.training.schedules import Schedule, cosine_schedule
@@ -116,7 +117,10 @@ def build_augmentation(config: ConfigDict, plan: Plan) -> TrainAugmentation:
     """Builds the augmentation that runs on the devices. Raises ConfigError for invalid values."""
     try:
         return TrainAugmentation.from_section(
-            config.augment, num_classes=plan.num_classes, group_size=plan.order.group_size
+            config.augment,
+            num_classes=plan.num_classes,
+            group_size=plan.order.group_size,
+            unlabelled=plan.unlabelled is not None,
         )
     except ValueError as error:
         raise ConfigError(f"config.{error}") from error
@@ -173,7 +177,7 @@ def build_program(
     training = Training(
         model=model,
         augment=augment,
-        loss=build_loss(config, num_classes=plan.num_classes),
+        loss=_build_loss(config, plan, mesh),
         optimizer=optimizer,
         schedule=schedule,
         seed=config.seed,
@@ -214,6 +218,22 @@ def build_program(
         _init=jax.jit(init, out_shardings=sharding),
         _start=jax.jit(start, out_shardings=sharding),
     )
+
+
+def _build_loss(config: ConfigDict, plan: Plan, mesh: Mesh) -> Loss:
+    loss = build_loss(
+        config, num_classes=plan.num_classes, labelled_share=plan.labelled.batch_size / plan.order.batch_size
+    )
+    if isinstance(plan.order, JointOrder) and not isinstance(loss, DistillationLoss):
+        count = config.train.accumulation_steps
+        rows = plan.order.is_unlabelled().reshape(mesh.size, count, -1)  # as `split_microbatches` does
+        if len(set(rows.sum(axis=(0, 2)).tolist())) > 1:
+            raise ConfigError(
+                f"config.train.accumulation_steps={count} with config.distillation.kind={config.distillation.kind}: its "
+                f"microbatches have different shares of unlabelled images in mixing groups of {plan.order.group_size} rows on "
+                f"{mesh.size} device(s): use fewer, or a smaller config.augment.max_group_size"
+            )
+    return loss
 
 
 def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
@@ -276,6 +296,8 @@ def _rows_of_process(plan: Plan, mesh: Mesh) -> tuple[HostRows, Callable[[Batch]
     rows = host_rows(mesh, order.batch_size, order.block_size)[jax.process_index()]
     if rows.dealt:
         return rows, None
+    if isinstance(order, JointOrder):  # each process reads its rows itself, and decodes copies that others read too
+        return dataclasses.replace(rows, dealt=True), None
     deal = deal_on_devices(mesh, order.group_size, order.groups_per_block)
     if gathers_rows(mesh, deal, order.batch_size):
         console.warn(
@@ -300,6 +322,8 @@ def _warn_of_groups(config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool
 
 def _warn_of_tiny_groups(config: ConfigDict, plan: Plan) -> None:
     order, largest = plan.order, config.augment.max_group_size
+    if isinstance(order, JointOrder):
+        return
     better = batch_of_larger_groups(order.batch_size, order.repeats, largest, config.augment.groups_per_block)
     if better is not None:
         console.warn(

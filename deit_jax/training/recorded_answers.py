@@ -26,6 +26,7 @@ from deit_jax.answers.reading import open_answers
 from deit_jax.config import ConfigError
 from deit_jax.data.identity import Images
 from deit_jax.data.sources import ImageSource
+from deit_jax.data.unlabelled import labelled_of, unlabelled_of
 from deit_jax.parallel.distributed import from_main_process
 from deit_jax.storage.workdir import Workdir
 from deit_jax.training.plan import Plan
@@ -54,15 +55,17 @@ def depends_on(
     config: ConfigDict, plan: Plan, source: ImageSource, mesh: Mesh, teacher: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Returns the fingerprint of a run's answers. teacher: see `fingerprint`."""
+    further = unlabelled_of(source)
     return fingerprint(
         config,
-        Images.of(source),
+        Images.of(labelled_of(source)),
         source.class_names,
         plan.order,
         mesh,
         image_size=plan.image_size,
         compute_dtype=plan.compute_dtype,
         teacher=teacher,
+        unlabelled=None if further is None else Images.of(further),
     )
 
 
