@@ -189,7 +189,7 @@ def _backward_kernel(qkv: Any, gradient: Any, of_qkv: Any, of_bias: Any, *, shap
     def group(start: Any, lanes: int) -> None:
         q, k, v = (qkv[:, pl.ds(part * shape.width + start, lanes)] for part in range(3))
         q, g = _scaled(q, shape), gradient[:, pl.ds(start, lanes)]
-        results: tuple[Any, Any, Any] = (None, None, None)
+        results: tuple[Any, ...] = (None, None, None)
         for keep in _heads(shape, lanes):
             exponentials, total = _exponentials(_only(keep, q), k)
             weights = exponentials / total

@@ -256,10 +256,11 @@ def claim(
     attention: str | None = None,
 ) -> None:
     """Writes `config.json` and enables the compilation cache. All processes call it, with the workdir locked."""
-    write = functools.partial(claim_workdir, workdir, opened.config, opened.plan, opened.identity)
+    write = functools.partial(
+        claim_workdir, workdir, opened.config, opened.plan, opened.identity, answers=answers, attention=attention
+    )
     began_with = "" if initial is None else initial.digest
-    recorded = {"checked": opened.record, "teachers": teachers, "initial": began_with, "answers": answers}
-    from_main_process(lambda: write(**recorded, attention=attention))
+    from_main_process(lambda: write(checked=opened.record, teachers=teachers, initial=began_with))
     if unsafe := share_compiled_programs(opened.config.parallel.compilation_cache, opened.shared):
         console.warn(unsafe)
 
