@@ -79,7 +79,7 @@ PARTS = {
 }
 LOGITS = ("deit_tiny_distilled_patch16_224", "regnety_002")
 RECIPES = ("small,distilled", "base,distilled", "small", "base")  # arguments of configs/deit.py
-ATTENTIONS = ("xla", "cudnn", "dot_product")  # all that the model offers
+ATTENTIONS = ("xla", "cudnn", "dot_product")  # those of a GPU
 # Names to import; for those copied as wheels also the name of the package.
 INSTALLED = (
     "jax flax optax orbax.checkpoint einops numpy scipy numba PIL matplotlib rich safetensors absl packaging cloudpickle "

@@ -93,8 +93,10 @@ class _Model:
         of_model=True)
     fusion: str = option("logits", "how two heads are combined: logits (mean of the logits, released code), softmax (mean "
         "of the softmax, paper), or class (only the class head)", choices="models.protocol.FUSIONS", of_model=True)
-    attention: str = option("xla", "xla: plain operations; dot_product: jax.nn.dot_product_attention; cudnn: the same with "
-        "cuDNN's fused kernel, for bfloat16 on NVIDIA GPUs", choices="models.vit.ATTENTIONS", before="xla", of_model=True)
+    attention: str = option("auto", "xla: plain operations; dot_product: jax.nn.dot_product_attention; pallas: this project's "
+        "fused kernel, on TPUs; cudnn: cuDNN's, for bfloat16 on NVIDIA GPUs; auto: a fused kernel where it is known to compile "
+        "and to be reproducible, else xla; what a run started with is recorded (docs/performance.md)",
+        choices="models.attention.ATTENTIONS", before="xla", of_model=True)
     remat: str = option("none", "what the backward pass recomputes instead of storing: none, dots (all except matrix products) "
         "or full", choices="models.vit.REMAT_POLICIES", before="none", of_model=True)
     scan_blocks: bool = option(False, "compile one block for all: compiles faster, but needs more memory without remat",

@@ -72,14 +72,18 @@ def absent_options(config: ConfigDict) -> tuple[str, ...]:
 def check_model(config: ConfigDict) -> None:
     """Raises ConfigError for an unknown model, bad overrides, or an option of config.model that is set but not supported.
 
-    An option at its default counts as not set.
+    An option at its default, or at its value in earlier versions, counts as not set.
     """
     name = config.model.name
     check_overrides("model", name, config.model.overrides)
     known = _known_fields(config)
     for option in _OPTIONS:
-        value, default = config.model[option], OPTIONS[f"model.{option}"].default
-        if option not in known and value not in (default, 0):  # a drop rate of 0 counts as not set
+        value, default, before = (
+            config.model[option],
+            OPTIONS[f"model.{option}"].default,
+            OPTIONS[f"model.{option}"].before,
+        )
+        if option not in known and value not in (default, before, 0):  # a drop rate of 0 counts as not set
             raise ConfigError(
                 f"config.model.{option}={value!r}: {name} does not have this option; leave it at {default!r}"
             )

@@ -87,8 +87,8 @@ class Option:
     Attributes:
         default: the value in `default_config`.
         meaning: a description with unit and source, for --help=config and docs/options.md.
-        choices: the allowed values, or where the package lists them, e.g. "models.vit.ATTENTIONS": a sequence, a mapping, or a
-            function without arguments, which is called each time because plugins may register more.
+        choices: the allowed values, or where the package lists them, e.g. "models.attention.ATTENTIONS": a sequence, a mapping,
+            or a function without arguments, which is called each time because plugins may register more.
         at_least, above, at_most, below: bounds, for every element of a tuple.
         ordered: the elements of a tuple must not decrease.
         patterns: the texts of a tuple, or the first of each pair, are regular expressions.

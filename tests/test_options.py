@@ -33,7 +33,11 @@ def test_kinds_follow_from_annotations(annotation, kind):
         (Option(None, "", above=0, kind=Kind(float, optional=True)), None, None),
         (Option(None, "", kind=Kind(float)), None, ": give a finite number"),
         (Option("a", "", choices=("a", "b")), "c", " is none of a, b"),
-        (Option("xla", "", choices="models.vit.ATTENTIONS"), "flash", " is none of xla, dot_product, cudnn"),
+        (
+            Option("xla", "", choices="models.attention.ATTENTIONS"),
+            "flash",
+            " is none of auto, xla, dot_product, pallas, cudnn",
+        ),
         (Option((), "", ordered=True, kind=Kind(tuple, length=2)), (2, 1), ": give the smaller number first"),
         (Option((), "", kind=Kind(tuple, length=2)), [1], ": give 2 numbers, separated by commas"),
         (Option((), "", at_most=3, kind=Kind(tuple, element=int)), (3, 4), " must be at most 3"),

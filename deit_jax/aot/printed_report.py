@@ -39,6 +39,7 @@ def show(report: Mapping[str, Any], topology: Topology) -> None:
         "devices": f"{report['devices']} x {report['chip']} on {report['hosts']} host(s), mesh "
         + ", ".join(f"{axis}={size}" for axis, size in report["mesh"].items()),
         "model": f"{report['model']}, {report['parameters']:,} parameters, {report['image_size']} px, {report['compute_dtype']}",
+        **({"attention": "{name}: {why}".format(**report["attention"])} if report.get("attention") else {}),
         "teacher": report["teacher"] or "none",
         "batch": f"{report['batch_size']}, {report['batch_per_device']} per device",
     }

@@ -1,4 +1,4 @@
-"""Initializer, GELU, softmax, LayerNorm and Dropout of DeiT. GELU to LayerNorm keep few arrays for the backward pass."""
+"""Initializers, dense layer, GELU, softmax, LayerNorm and Dropout of DeiT. GELU to LayerNorm keep few arrays for gradients."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ import jax.numpy as jnp
 EPSILON = 1e-6  # LayerNorm's in the released code; PyTorch's default is 1e-5, transformers' DeiT uses 1e-12
 RNG_NAME = "dropout"  # the one random stream that models use: apply(..., rngs={"dropout": key})
 DIVISIONS = ("compute", "float32")
+
+# timm's trunc_normal_(std=.02) truncates at -2 and 2, a hundred standard deviations: effectively a plain normal.
+embedding_init = nn.initializers.normal(0.02)
+
+Dense = functools.partial(nn.Dense, kernel_init=embedding_init)
 
 
 def uniform_init(fan_in: int) -> nn.initializers.Initializer:

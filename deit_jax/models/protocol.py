@@ -25,6 +25,7 @@ The functions below use these attributes, properties and methods:
     inference_form(variables)     equivalent (model, variables) that compute faster, for evaluation only
     portable_form(variables)      equivalent (model, variables) in operations that every platform has
     on_mesh(mesh)                 the model specialised for batches split over a mesh
+    attention_on(mesh)            the name of the attention that `on_mesh` takes, and why it does (models/attention.py)
     resize_variables(variables, method)   variables of this model at another image size, resized to this one's
     check_training(platform, image_size)  raises ValueError if it cannot be trained there
 """
@@ -265,6 +266,11 @@ def portable_form(model: nn.Module, variables: Variables) -> tuple[nn.Module, Va
 def on_mesh(model: nn.Module, mesh: Mesh) -> nn.Module:
     """Returns `model` specialised for batches split over `mesh`, whose devices may be abstract."""
     return _call_optional(model, "on_mesh", mesh, default=model)
+
+
+def attention_on(model: nn.Module, mesh: Mesh) -> tuple[str, str] | None:
+    """Returns the name of the attention that `on_mesh` takes, and why it does; None for a model that does not say."""
+    return _call_optional(model, "attention_on", mesh, default=None)
 
 
 def resize_variables(model: nn.Module, variables: Variables, method: str = "bicubic") -> Variables:

@@ -13,30 +13,26 @@ With scan_blocks the blocks' parameters are blocks/..., with a leading axis for 
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.sharding import Mesh
 
 from deit_jax.errors import require_choice
-from deit_jax.models.layers import DIVISIONS, RNG_NAME, Dropout, LayerNorm, gelu, softmax, uniform_init
+from deit_jax.models.attention import ATTENTIONS, FUSED, Attention, Choice, Fused, choose
+from deit_jax.models.layers import DIVISIONS, RNG_NAME, Dense, Dropout, LayerNorm, embedding_init, gelu, uniform_init
 from deit_jax.models.protocol import FUSIONS, ModelOutput, fuse
 from deit_jax.models.vit_parameters import resize_position_embedding, unstack_blocks
 
-ATTENTIONS = ("xla", "dot_product", "cudnn")
 RESIDUALS = ("compute", "float32")
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-# timm's trunc_normal_(std=.02) truncates at -2 and 2, a hundred standard deviations: effectively a plain normal.
-embedding_init = nn.initializers.normal(0.02)
-
-Dense = functools.partial(nn.Dense, kernel_init=embedding_init)
 
 
 class _DropoutArguments(TypedDict):
@@ -61,42 +57,6 @@ class PatchEmbed(nn.Module):
         conv = nn.Conv(self.embed_dim, patch, patch, padding="VALID", dtype=self.dtype, **inits, name="proj")
         x = conv(images)
         return rearrange(x, "b h w d -> b (h w) d")
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with one fused projection; rows q, k, v, each heads-major, as in timm. Softmax in float32.
-
-    [B, N, D] to [B, Q, D]: the first `queries` tokens attend to all N.
-
-    implementation: "xla" is plain JAX; "dot_product" and "cudnn" use jax.nn.dot_product_attention, the latter with a fused
-    kernel for bfloat16 on NVIDIA GPUs. All are equal up to the order of float operations.
-    """
-
-    num_heads: int
-    dropout_rate: float
-    drop_dtype: str
-    implementation: str
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, queries: int | None, train: bool, positions: jax.Array | None) -> jax.Array:
-        width = x.shape[-1]
-        qkv = Dense(3 * width, dtype=self.dtype, name="qkv")(x)
-        scale = (width // self.num_heads) ** -0.5
-        if self.implementation == "xla":
-            # With heads before tokens, each product is one batched matrix product, the fastest layout on CPU.
-            # The gradient of unstack is one concatenation; that of iteration is a sum of three padded arrays.
-            q, k, v = jnp.unstack(rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.num_heads))
-            q = q[:, :, :queries] * scale
-            weights = softmax(jnp.einsum("bhqd,bhkd->bhqk", q, k, preferred_element_type=jnp.float32), self.dtype)
-            x = rearrange(jnp.einsum("bhqk,bhkd->bhqd", weights, v), "b h n d -> b n (h d)")
-        else:
-            q, k, v = rearrange(qkv, "b n (three h d) -> three b n h d", three=3, h=self.num_heads)
-            kernel: Literal["cudnn", "xla"] = "cudnn" if self.implementation == "cudnn" else "xla"
-            x = jax.nn.dot_product_attention(q[:, :queries], k, v, scale=scale, implementation=kernel)
-            x = rearrange(x, "b n h d -> b n (h d)")
-        x = Dense(width, dtype=self.dtype, name="proj")(x)
-        return Dropout(self.dropout_rate, division=self.drop_dtype)(x, train=train, positions=positions)
 
 
 class Mlp(nn.Module):
@@ -128,7 +88,7 @@ class Block(nn.Module):
     mlp_ratio: float
     dropout_rate: float
     drop_dtype: str
-    attention: str
+    attention: str | Fused
     dtype: Any
 
     @nn.compact
@@ -159,9 +119,10 @@ class VisionTransformer(nn.Module):
     With `distilled`, a second head reads a second learned token, which follows the class token. Raises ValueError for images of
     another size, a size that is not a multiple of the patch size, or a width that is not a multiple of the number of heads.
 
-    attention: as in `Attention`. remat: what the backward pass recomputes: "none", "dots" (all except the matrix products) or
-    "full" (each block). scan_blocks: compile one block for all, with parameters stacked under `blocks` (models/vit_parameters.py
-    converts); compiles faster, and without remat needs more memory. None of the three changes the output.
+    attention: one of `ATTENTIONS`, or as in `Attention`; `on_mesh` determines what computes it. remat: what the backward pass
+    recomputes: "none", "dots" (all except the matrix products) or "full" (each block). scan_blocks: compile one block for all,
+    with parameters stacked under `blocks` (models/vit_parameters.py converts); compiles faster, and without remat needs more
+    memory. None of the three changes the output, except its rounding.
 
     residual_dtype: dtype of the residual stream, from the tokens to the last LayerNorm: "compute" is `dtype`, "float32" is as in
     PyTorch's mixed precision. drop_dtype: `division` of `Dropout`. Neither has an effect if `dtype` is float32.
@@ -180,7 +141,7 @@ class VisionTransformer(nn.Module):
     drop_dtype: str = "float32"
     residual_dtype: str = "compute"
     fusion: str = "logits"
-    attention: str = "xla"
+    attention: str | Fused = "xla"
     remat: str = "none"
     scan_blocks: bool = False
     dtype: Any = jnp.float32
@@ -193,12 +154,13 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}")
         for field, choices in (
             ("fusion", FUSIONS),
-            ("attention", ATTENTIONS),
             ("remat", tuple(REMAT_POLICIES)),
             ("drop_dtype", DIVISIONS),
             ("residual_dtype", RESIDUALS),
         ):
             require_choice(field, getattr(self, field), choices, ValueError)
+        if not isinstance(self.attention, Fused):
+            require_choice("attention", self.attention, ATTENTIONS, ValueError)
 
     # --- See models/protocol.py --------------------------------------------------------------------------------------------
 
@@ -235,21 +197,21 @@ class VisionTransformer(nn.Module):
         return {**variables, "params": {**variables["params"], "pos_embed": embedding}}
 
     @nn.nowrap
-    def check_training(self, platform: str, image_size: int) -> None:
-        """Raises ValueError early where JAX would reject cuDNN's attention while tracing the step."""
-        if self.attention != "cudnn":
-            return
-        tokens = (image_size // self.patch_size) ** 2 + self.num_prefix_tokens
-        for unsupported, fact in (
-            (platform != "gpu", f"the devices are {platform}s"),
-            (self.dtype != jnp.bfloat16, f"config.compute_dtype is {jnp.dtype(self.dtype).name}"),
-            (tokens % 2, f"this model has {tokens} tokens"),
-        ):
-            if unsupported:
-                raise ValueError(
-                    "attention=cudnn trains on NVIDIA GPUs only, in bfloat16 and with an even number of tokens, "
-                    f"and {fact}: use xla or dot_product"
-                )
+    def on_mesh(self, mesh: Mesh) -> VisionTransformer:
+        """Determines the attention on the devices of `mesh`."""
+        if isinstance(self.attention, Fused):
+            return self
+        name = self.attention_on(mesh).name
+        return self.clone(attention=Fused(name, mesh) if name in FUSED else name)
+
+    @nn.nowrap
+    def attention_on(self, mesh: Mesh) -> Choice:
+        """Returns which attention `on_mesh` takes, and why."""
+        if isinstance(self.attention, Fused):
+            return Choice(self.attention.name, "as configured")
+        tokens = self.grid**2 + self.num_prefix_tokens
+        sizes = {"tokens": tokens, "width": self.embed_dim, "num_heads": self.num_heads}
+        return choose(self.attention, mesh, **sizes, dtype=self.dtype)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:

@@ -243,6 +243,7 @@ class Step:
             "mesh": dict(self.mesh.shape),
             "model": self.config.model.name,
             "parameters": count_parameters(program.abstract_state.variables),
+            "attention": None if program.attention is None else program.attention._asdict(),
             "teacher": None if teacher is None else self.config.teacher.name,
             "answers": bool(self.config.teacher.answers),  # recorded: the figures are those of the update alone
             "image_size": plan.image_size,

@@ -41,6 +41,8 @@ def describe(
         facts["start"] = initial.description
     elif config.model.weights:
         facts["start"] = f"started from {config.model.weights}, resumes from its checkpoint"
+    if program.attention is not None and config.model.attention == "auto":
+        facts["attention"] = f"{program.attention.name}: {program.attention.why}"
     facts |= _trained_part(config, program)
     if teacher is not None:
         size = f"{teacher.num_parameters:,} parameters, " if teacher.num_parameters else ""  # a program does not say

@@ -103,7 +103,7 @@ def train(
 
     # --- Claim the workdir -------------------------------------------------------------------------------------------------
     with hold(workdir):
-        claim(workdir, opened, teachers, initial, answers)
+        claim(workdir, opened, teachers, initial, answers, built.program.attention and built.program.attention.name)
         console.announce(f"Training in {workdir}", facts_of(opened, built, teacher, initial))
         checkpointing = Checkpoints(workdir, keep=config.checkpoint.keep, scored_by=scored_by(opened))
         with checkpointing as checkpoints, answering_of(opened, built, recording) as answering:

@@ -233,7 +233,8 @@ def build_run(config: ConfigDict, opened: Opened) -> Built:
     kind = None if answers is None else answers[1].kind
     if config.teacher.record and not config.teacher.answers:
         kind = recorded_kind(config, plan.num_classes)
-    program = build_program(config, plan, mesh, resumed=opened.record is not None, answers=kind)
+    attention = None if opened.record is None else opened.record["resolved"].get("attention")
+    program = build_program(config, plan, mesh, resumed=opened.record is not None, answers=kind, attention=attention)
     evaluator = Evaluator(config, opened.eval_source, mesh, image_size=plan.image_size, keep_images=True)
     # Opened but not read: raises, e.g. for workers without shared memory, before anything is written.
     step_batches(config, opened.train_source, plan, program.host_rows, 0, plan.total_steps)
@@ -264,11 +265,14 @@ def claim(
     teachers: Sequence[Mapping[str, Any]],
     initial: Initial | None,
     answers: Mapping[str, Any] | None = None,
+    attention: str | None = None,
 ) -> None:
     """Writes `config.json` and enables the compilation cache. All processes call it, with the workdir locked."""
-    write = functools.partial(claim_workdir, workdir, opened.config, opened.plan, opened.identity)
+    write = functools.partial(
+        claim_workdir, workdir, opened.config, opened.plan, opened.identity, answers=answers, attention=attention
+    )
     began_with = "" if initial is None else initial.digest
-    from_main_process(lambda: write(checked=opened.record, teachers=teachers, initial=began_with, answers=answers))
+    from_main_process(lambda: write(checked=opened.record, teachers=teachers, initial=began_with))
     if unsafe := share_compiled_programs(opened.config.parallel.compilation_cache, opened.shared):
         console.warn(unsafe)
 

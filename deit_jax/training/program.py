@@ -22,7 +22,8 @@ from deit_jax.config_model import check_heads, check_model, module_options
 from deit_jax.data.joint_order import JointOrder
 from deit_jax.data.sampling import batch_of_larger_groups
 from deit_jax.models import create_model
-from deit_jax.models.protocol import check_outputs, check_training, on_mesh
+from deit_jax.models.attention import FUSED, Choice
+from deit_jax.models.protocol import attention_on, check_outputs, check_training, on_mesh
 from deit_jax.parallel.host_rows import HostRows, deal_on_devices, gathers_rows, host_rows
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
 from deit_jax.parallel.xla_options import xla_options
@@ -69,6 +70,7 @@ class Program:
     )
     _init: Any
     _start: Any
+    attention: Choice | None = None  # what computes the model's attention; None: the model does not say
 
     def init(self, variables: Variables | None = None) -> TrainState:
         """Returns the state before the first step, created on the mesh: random, or from `variables`, which are not modified.
@@ -146,12 +148,19 @@ def _asking(
 
 
 def build_program(
-    config: ConfigDict, plan: Plan, mesh: Mesh, *, resumed: bool = False, answers: AnswerKind | None = None
+    config: ConfigDict,
+    plan: Plan,
+    mesh: Mesh,
+    *,
+    resumed: bool = False,
+    answers: AnswerKind | None = None,
+    attention: str | None = None,
 ) -> Program:
     """Builds everything that a run compiles. Computes nothing on a device.
 
     resumed: only warn of a distillation head without a target, which earlier versions accepted. answers: the kind of the answers
-    that the run records or learns from; None: a teacher, if any, is a part of the step.
+    that the run records or learns from; None: a teacher, if any, is a part of the step. attention: what computed the attention
+    when a resumed run started; None: a new run.
 
     Raises ConfigError for a configuration that cannot be built.
     """
@@ -160,7 +169,7 @@ def build_program(
     if augment.mixes:
         _warn_of_groups(config, plan, mesh, resumed=resumed)
     _check_heads(config, resumed=resumed)
-    model = _build_model_on_mesh(config, plan, mesh)
+    model, chosen = _build_model_on_mesh(config, plan, mesh, attention)
     rows, deal = _rows_of_process(plan, mesh)
     schedule = _build_schedule(config, plan)
     optimizer = make_optimizer(schedule, clip_norm=config.train.clip_norm, **config.optimizer.to_dict())
@@ -217,6 +226,7 @@ def build_program(
         update_step=update_step,
         _init=jax.jit(init, out_shardings=sharding),
         _start=jax.jit(start, out_shardings=sharding),
+        attention=chosen,
     )
 
 
@@ -264,17 +274,39 @@ def _check_heads(config: ConfigDict, *, resumed: bool) -> None:
         console.warn(f"{error}; the run continues as an earlier version started it")
 
 
-def _build_model_on_mesh(config: ConfigDict, plan: Plan, mesh: Mesh) -> nn.Module:
+def _build_model_on_mesh(
+    config: ConfigDict, plan: Plan, mesh: Mesh, started_with: str | None
+) -> tuple[nn.Module, Choice | None]:
     model = build_model(
         config, num_classes=plan.num_classes, image_size=plan.image_size, compute_dtype=plan.compute_dtype
     )
     check_outputs(model, plan.image_size, train=config.train.train_mode)
+    chosen = _attention(config, model, mesh, started_with)
+    if chosen is not None:
+        model = model.clone(attention=chosen.name)
     model = on_mesh(model, mesh)
     try:
         check_training(model, mesh.devices.flat[0].platform, plan.image_size)
     except ValueError as error:
         raise ConfigError(f"config.model.{error}") from error
-    return model
+    return model, chosen
+
+
+def _attention(config: ConfigDict, model: nn.Module, mesh: Mesh, started_with: str | None) -> Choice | None:
+    """Returns what computes the attention of `model`; "auto" keeps what the run started with, if it can."""
+    found = attention_on(model, mesh)
+    if found is None:
+        return None
+    chosen, requested = Choice(*found), config.model.attention
+    if requested in FUSED and chosen.name != requested:
+        raise ConfigError(f"config.model.attention={requested}: {chosen.why}; use auto or xla")
+    if requested != "auto" or started_with in (None, chosen.name):
+        return chosen
+    kept = Choice(*attention_on(model.clone(attention=started_with), mesh) or found)
+    if kept.name == started_with:
+        return Choice(kept.name, "with which the run started")
+    console.warn(f"the run started with attention={started_with} and continues with {chosen.name}: {kept.why}")
+    return chosen
 
 
 def _build_schedule(config: ConfigDict, plan: Plan) -> Schedule:

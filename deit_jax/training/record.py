@@ -38,6 +38,7 @@ _FREE_TO_CHANGE = (
     "plugins",  # the fields with the names that they register may not change
     "augment.max_group_size",  # the resulting group size is recorded and kept
 )  # fmt: skip
+_ATTENTION = "model.attention"
 # Fields that may be unset; the resulting values are recorded.
 _MIXING = ("augment.group_size", "augment.groups_per_block")
 
@@ -70,6 +71,7 @@ def check_workdir(workdir: WorkdirLike, config: ConfigDict, identity: Identity) 
             name in _PLACES and _is_known(record["resolved"], name) and _value(recorded, name) and _value(fields, name)
         )
         and not (name in _MIXING and _value(fields, name) in (None, mixing.get(name)))
+        and not (name == _ATTENTION and _keeps_attention(recorded, config))
         and not _is_added_to_loss(name, recorded, config)
         and not (
             name in BEFORE_IT_EXISTED
@@ -117,6 +119,8 @@ def as_begun(config: ConfigDict, record: Mapping[str, Any] | None) -> ConfigDict
     if record is None:
         return config
     before = {name: BEFORE_IT_EXISTED[name] for name in _not_recorded(record["config"], config)}
+    if _keeps_attention(record["config"], config) and not _free_to_change(_ATTENTION, config):
+        before[_ATTENTION] = _value(record["config"], _ATTENTION)
     own = json.loads(config.to_json_best_effort())
     changed = [name for name, value in before.items() if _value(own, name) != _as_json(value)]
     if not changed:
@@ -126,6 +130,11 @@ def as_begun(config: ConfigDict, record: Mapping[str, Any] | None) -> ConfigDict
     config = config.copy_and_resolve_references()
     config.update_from_flattened_dict({name: before[name] for name in changed})
     return config
+
+
+def _keeps_attention(recorded: Mapping[str, Any], config: ConfigDict) -> bool:
+    """Whether a run with the earlier default of model.attention is resumed with the present one, which it then does not take."""
+    return config.model.attention == "auto" and _value(recorded, _ATTENTION) == BEFORE_IT_EXISTED[_ATTENTION]
 
 
 def _is_added_to_loss(name: str, recorded: Mapping[str, Any], config: ConfigDict) -> bool:
@@ -172,14 +181,15 @@ def claim_workdir(
     teachers: Sequence[Mapping[str, Any]] = (),
     initial: str = "",
     answers: Mapping[str, Any] | None = None,
+    attention: str | None = None,
 ) -> None:
     """Writes `config.json`, after all checks and with the workdir locked.
 
     Leaves out fields that the record of an earlier version lacks, so that they keep the meaning that they had then.
 
     checked: the result of `check_workdir`. teachers: the result of `check_teacher`. initial: the digest of the initial weights;
-    "": those of `checked`, or none. answers: the result of `check_answers`. Raises ConfigError if another run has started here
-    since, or if the file cannot be written.
+    "": those of `checked`, or none. answers: the result of `check_answers`. attention: what computes the model's attention; that
+    of `checked`, if any, stays. Raises ConfigError if another run has started here since, or if the file cannot be written.
     """
     if not is_main_process():
         return
@@ -198,6 +208,8 @@ def claim_workdir(
     if plan.unlabelled is not None:
         resolved["unlabelled_rows"] = plan.unlabelled.batch_size
     before = {} if checked is None else checked["resolved"]
+    if attention := before.get("attention", attention):
+        resolved["attention"] = attention
     if teachers:
         resolved["teachers"] = list(teachers)
     if answers:

@@ -173,22 +173,23 @@ def test_indivisible_batch_raises_as_in_training():
 @pytest.mark.parametrize(
     ("platform", "changes", "wrong"),
     [
-        ("tpu", {}, "the devices are tpus"),
-        ("gpu", {"compute_dtype": "float32"}, "compute_dtype is float32"),
+        ("tpu", {"model__attention": "cudnn"}, "attention=cudnn: .* the devices are tpus"),
         (
             "gpu",
-            {"model__name": "deit_tiny_patch16_224", "distillation__kind": "none", "teacher__weights": ""},
-            "has 5 tokens",
+            {"model__attention": "cudnn", "compute_dtype": "float32"},
+            "attention=cudnn: .* compute_dtype is float32",
         ),
+        ("cpu", {"model__attention": "pallas"}, "attention=pallas: .* the devices are cpus"),
+        ("tpu", {"model__attention": "pallas"}, "attention=pallas: .* this model's have 8"),
     ],
 )
-def test_unsupported_cudnn_attention_raises_one_line(monkeypatch, platform, changes, wrong):
-    fields = {"model__attention": "cudnn", "compute_dtype": "bfloat16"} | changes
+def test_unsupported_attention_raises_one_line(platform, changes, wrong):
+    fields = {"compute_dtype": "bfloat16"} | changes
     config = tiny_config(**fields)
     there = SimpleNamespace(
         devices=np.array([SimpleNamespace(platform=platform)]), size=8, shape={"data": 8, "fsdp": 1}
     )
-    with pytest.raises(ConfigError, match=f"attention=cudnn trains on NVIDIA GPUs.*{wrong}: use xla"):
+    with pytest.raises(ConfigError, match=f"^config.model.{wrong}; use auto or xla$"):
         Step(config, find_topology("h100-8"), there, 10_000, 10).build(32)
 
 

@@ -64,7 +64,7 @@ def given(vit, vit_workdir, monkeypatch):
         (lambda it: Classifier.from_pretrained("DeiT_base"), "unknown model 'DeiT_base'; nearest: deit_base_"),
         (
             lambda it: Classifier.from_pretrained("deit_tiny_patch16_224", attention="flash"),
-            "attention='flash' is none of xla, dot_product, cudnn",
+            "attention='flash' is none of auto, xla, dot_product, pallas, cudnn",
         ),
         (lambda it: create_model("deit_tiny_patch16_224", fusion="mean"), "fusion='mean' is none of logits, softmax"),
         (lambda it: create_model("regnety_002", grouped_conv="nativ"), "'nativ' .*; the nearest is 'native'"),

@@ -97,8 +97,8 @@ def test_stochastic_depth_rates_of_scanned_blocks(plain):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("attention", "fast", "'fast' is none of xla, dot_product, cudnn$"),
-        ("attention", "cuDNN", "'cuDNN' is none of xla, dot_product, cudnn; the nearest is 'cudnn'$"),
+        ("attention", "fast", "'fast' is none of auto, xla, dot_product, pallas, cudnn; the nearest is"),
+        ("attention", "cuDNN", "'cuDNN' is none of auto, xla, dot_product, pallas, cudnn; the nearest is 'cudnn'$"),
         ("remat", "dot", "'dot' is none of none, dots, full; the nearest is 'dots'$"),
         ("remat", None, "None is none of none, dots, full"),
         ("fusion", "Softmax", "'Softmax' is none of logits, softmax, class; the nearest is 'softmax'$"),

@@ -1,5 +1,6 @@
 """A start that is refused changes nothing: neither a new workdir nor an existing one."""
 
+import json
 import re
 
 import flax.linen as nn
@@ -45,6 +46,11 @@ def trained(tmp_path_factory):
     folder = images(root / "data")
     train(plain(folder, train__max_steps=2), root / "work")
     return folder, root / "work"
+
+
+def test_a_run_records_what_auto_chose(trained):
+    record = json.loads((trained[1] / "config.json").read_text())
+    assert (record["config"]["model"]["attention"], record["resolved"]["attention"]) == ("auto", "xla")
 
 
 def contents(folder):

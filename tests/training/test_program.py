@@ -1,6 +1,7 @@
 """Tests `build_program`: the model's fields and the learning rate of every step."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 from deit_jax.config import ConfigError
+from deit_jax.models.attention import Fused
+from deit_jax.models.protocol import attention_on
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.training.plan import resolve
-from deit_jax.training.program import build_program, build_recorded_model
+from deit_jax.training.program import _build_model_on_mesh, build_model, build_program, build_recorded_model
 from tests.tiny import TEACHER, tiny_config, tiny_teacher_config
 
 NO_TEACHER = {"distillation__kind": "none", "teacher__weights": ""}
@@ -103,6 +106,32 @@ def test_a_resumed_run_with_a_head_without_a_target_only_warns(capsys):
         build_program(config, plan, make_mesh(jax.devices()[:1]))
     build_program(config, plan, make_mesh(jax.devices()[:1]), resumed=True)
     assert "the run continues as an earlier version started it" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(("started_with", "why"), [(None, None), ("xla", None), ("pallas", "computes on TPUs only")])
+def test_a_resumed_run_keeps_its_attention_where_it_can(capsys, started_with, why):
+    config = tiny_config(**NO_TEACHER)
+    plan = resolve(config, num_images=10_000, data_classes=10)
+    program = build_program(config, plan, make_mesh(jax.devices()[:1]), resumed=True, attention=started_with)
+    assert program.model.attention == program.attention.name == "xla"
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("started with attention=pallas and continues with xla" in said) == (why is not None) and (why or "") in said
+
+
+def test_a_run_that_started_without_the_kernel_continues_without_it():
+    """On a device where auto would take it now."""
+    config = tiny_config(**NO_TEACHER, compute_dtype="bfloat16", image_size=112)
+    with config.unlocked():
+        config.model.overrides = {"patch_size": 14, "embed_dim": 64, "depth": 2, "num_heads": 1}
+    plan = resolve(config, num_images=10_000, data_classes=10, platform="tpu")
+    device = SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
+    mesh = SimpleNamespace(devices=np.array([device]), size=1)
+    model = build_model(config, num_classes=10, image_size=112, compute_dtype="bfloat16")
+    assert attention_on(model, mesh)[0] == "pallas"
+    found, choice = _build_model_on_mesh(config, plan, mesh, "xla")
+    assert (found.attention, choice) == ("xla", ("xla", "with which the run started"))
+    found, choice = _build_model_on_mesh(config, plan, mesh, None)
+    assert (found.attention, choice.name) == (Fused("pallas", mesh), "pallas")
 
 
 @pytest.mark.parametrize(

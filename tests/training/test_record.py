@@ -7,6 +7,7 @@ import pytest
 
 from deit_jax.config import BEFORE_IT_EXISTED, OPTIONS, ConfigError, default_config, recorded_config
 from deit_jax.config_check import validate
+from deit_jax.config_model import check_model
 from deit_jax.data.identity import Identity, Images
 from deit_jax.reporting.fields import flat
 from deit_jax.training.plan import resolve
@@ -60,6 +61,44 @@ def test_a_missing_field_keeps_its_meaning_if_its_default_changes(tmp_path, monk
     monkeypatch.setitem(BEFORE_IT_EXISTED, "distillation.kl_mean", "batch")  # as if the default had been that
     assert as_begun(tiny_config(), check_workdir(tmp_path, tiny_config(), DATA)).distillation.kl_mean == "batch"
     assert recorded_config(read_config(tmp_path)).distillation.kl_mean == "batch"
+
+
+def test_a_run_with_the_earlier_default_of_attention_keeps_it(tmp_path):
+    claim(tmp_path, tiny_config(model__attention="xla"))
+    for _ in range(2):  # at every start
+        record = check_workdir(tmp_path, tiny_config(), DATA)
+        config = as_begun(tiny_config(), record)
+        assert config.model.attention == "xla"
+        plan = resolve(config, num_images=10_000, data_classes=2)
+        claim_workdir(tmp_path, config, plan, DATA, checked=record, attention="xla")
+    assert read_config(tmp_path)["config"]["model"]["attention"] == "xla"
+    with pytest.raises(ConfigError, match=r"differs in model\.attention;"):
+        claim(tmp_path, tiny_config(model__attention="dot_product"))
+
+
+@pytest.mark.parametrize("recorded", ["auto", "dot_product"])
+def test_another_attention_is_a_different_run(tmp_path, recorded):
+    claim(tmp_path, tiny_config(model__attention=recorded))
+    other = "xla" if recorded == "auto" else "auto"
+    with pytest.raises(ConfigError, match=r"differs in model\.attention;"):
+        claim(tmp_path, tiny_config(model__attention=other))
+
+
+def test_a_convnet_may_be_resumed_after_the_default_of_attention_changed(tmp_path):
+    """Which has none, but recorded the default."""
+    earlier, config = tiny_teacher_config(), tiny_teacher_config()
+    earlier.model.attention = "xla"
+    claim(tmp_path, earlier)
+    assert as_begun(config, check_workdir(tmp_path, config, DATA)).model.attention == "auto"
+    check_model(earlier)
+
+
+def test_the_attention_of_the_first_start_stays_recorded(tmp_path):
+    plan = resolve(tiny_config(), num_images=10_000, data_classes=2)
+    for attention in ("pallas", "xla"):
+        record = check_workdir(tmp_path, tiny_config(), DATA)
+        claim_workdir(tmp_path, tiny_config(), plan, DATA, checked=record, attention=attention)
+    assert read_config(tmp_path)["resolved"]["attention"] == "pallas"
 
 
 def test_a_run_of_this_version_uses_its_configuration(tmp_path, capsys):
