@@ -40,6 +40,7 @@ def show(report: Mapping[str, Any], topology: Topology) -> None:
         + ", ".join(f"{axis}={size}" for axis, size in report["mesh"].items()),
         "model": f"{report['model']}, {report['parameters']:,} parameters, {report['image_size']} px, {report['compute_dtype']}",
         "teacher": report["teacher"] or "none",
+        **({"features": report["features"]} if "features" in report else {}),
         "batch": f"{report['batch_size']}, {report['batch_per_device']} per device",
     }
     dealt = "each host deals its own rows" if report["dealt_on"] == "hosts" else "the devices exchange rows"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from deit_jax import console
-from deit_jax.config import ConfigError, asks_teacher
+from deit_jax.config import ConfigError, asks_teacher, needs_logits
 from deit_jax.config_model import check_overrides, named_teachers
 from deit_jax.data.classes import difference, order_of
 from deit_jax.data.registry import open_source
@@ -180,7 +180,8 @@ def _by_name(
 
     Raises ConfigError if the names differ: labels are positions, so the teacher would teach the wrong classes.
     """
-    if config.teacher.classes is not None or not own_names or tuple(own_names) == class_names:
+    unused = not needs_logits(config)  # only the teacher's features are
+    if unused or config.teacher.classes is not None or not own_names or tuple(own_names) == class_names:
         return teacher
     numbers = order_of(class_names, own_names)
     if numbers is None:
@@ -201,7 +202,8 @@ def _joined(config: ConfigDict, members: list[Teacher]) -> Teacher:
     """Joins all members into one teacher; returns a single one unchanged if it takes the student's images and classes."""
     teacher, augment = config.teacher, config.augment
     change = renormalisation((augment.mean, augment.std), (teacher.mean or augment.mean, teacher.std or augment.std))
-    classes = None if teacher.classes is None else tuple(int(number) for number in teacher.classes)
+    selects = teacher.classes is not None and needs_logits(config)
+    classes = tuple(int(number) for number in teacher.classes) if selects else None
     if len(members) == 1 and change is None and classes is None:
         return members[0]
     model = Ensemble(tuple(member.model for member in members), classes, *(change or (None, None)))
@@ -242,7 +244,7 @@ def _assumed_classes(config: ConfigDict, weights: str, num_classes: int) -> int:
 
 def _check_number_of_classes(config: ConfigDict, num_classes: int) -> None:
     classes = config.teacher.classes
-    if classes is None:
+    if classes is None or not needs_logits(config):
         return
     if len(classes) != num_classes:
         raise ConfigError(
@@ -256,6 +258,8 @@ def _check_number_of_classes(config: ConfigDict, num_classes: int) -> None:
 def _check_classes(config: ConfigDict, classes: int, num_classes: int, where: str) -> None:
     """Raises ConfigError if a teacher with `classes` classes cannot teach the student's `num_classes`."""
     wanted = config.teacher.classes
+    if not needs_logits(config):  # only the teacher's features are used
+        return
     if wanted is None and classes != num_classes:
         raise ConfigError(
             f"the teacher in {where} has {classes} classes, the student {num_classes}: use an equal number, or map the classes "

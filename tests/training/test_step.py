@@ -35,7 +35,7 @@ def run_steps(config, tmp_path, *, devices=1, steps=2, dealt=True):
     plan = resolve(config, num_images=len(source), data_classes=10)
     mesh = make_mesh(jax.devices()[:devices], fsdp=config.parallel.fsdp)
     teacher = load_teacher(config, tmp_path)
-    program = build_program(config, plan, mesh)
+    program = build_program(config, plan, mesh, teacher=teacher)
     frozen = None if teacher is None else jax.device_put(teacher.for_step(mesh), replicated(mesh))
     state, history = program.init(), []
     before = jax.device_get(state)
