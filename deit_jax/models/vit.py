@@ -289,7 +289,7 @@ class VisionTransformer(nn.Module):
         pos_embed = self.param("pos_embed", embedding_init, (1, x.shape[1], self.embed_dim))
         x = Dropout(self.dropout_rate, division=self.drop_dtype)(x + pos_embed.astype(x.dtype), **kwargs)
 
-        x, tokens = self._blocks(x, positions, train, features)
+        x, by_block = self._blocks(x, positions, train, features)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
 
         class_logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x[:, 0]).astype(jnp.float32)
@@ -301,20 +301,20 @@ class VisionTransformer(nn.Module):
         output = ModelOutput(*heads)
         if not features:
             return output
-        return output, {name: x[:, 0] if name == "final" else self._feature(name, tokens) for name in features}
+        return output, {name: x[:, 0] if name == "final" else self._feature(name, by_block) for name in features}
 
-    def _feature(self, name: str, tokens: Sequence[jax.Array]) -> jax.Array:
+    def _feature(self, name: str, by_block: Sequence[jax.Array] | jax.Array) -> jax.Array:
         """Returns a feature of `feature_names` from each block's output."""
         token, _, block = name.partition("_")
-        x = tokens[int(block) - 1]
+        x = by_block[int(block) - 1]
         if token == "patch":
             return rearrange(x[:, self.num_prefix_tokens :], "b (h w) d -> b h w d", h=self.grid)
         return x[:, 0 if token == "class" else 1]
 
     def _blocks(
         self, x: jax.Array, positions: jax.Array | None, train: bool, features: tuple[str, ...]
-    ) -> tuple[jax.Array, Sequence[jax.Array]]:
-        """Returns the last block's tokens, at least those that the heads read, and each block's output."""
+    ) -> tuple[jax.Array, Any]:
+        """Returns the last block's tokens, at least those that the heads read, and each block's output if `features` need it."""
         rates = [self.drop_path_rate * i / max(self.depth - 1, 1) for i in range(self.depth)]
         block = Block
         if self.remat != "none":
@@ -324,14 +324,14 @@ class VisionTransformer(nn.Module):
             )
         fields = (self.num_heads, self.mlp_ratio, self.dropout_rate, self.drop_dtype, self.attention, self.dtype)
         if not self.scan_blocks:
-            tokens = []
+            by_block = []
             for i, rate in enumerate(rates):
                 # The heads read only the first one or two tokens, so the last block computes only keys and values of the others.
                 last = i == self.depth - 1 and f"patch_{self.depth}" not in features
                 queries = 1 + self.distilled if last else None
                 x = block(*fields, name=f"blocks_{i}")(x, rate, positions, train, queries)
-                tokens.append(x)
-            return x, tokens
+                by_block.append(x)
+            return x, by_block
 
         def one(module: nn.Module, carry: jax.Array, rate: jax.Array) -> tuple[jax.Array, jax.Array | None]:
             carry = module(carry, rate, positions, train, None)

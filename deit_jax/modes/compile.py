@@ -36,7 +36,7 @@ from deit_jax.storage.files import write_json
 from deit_jax.training.features import projection_flops
 from deit_jax.training.plan import Plan, resolve, sizes_of_mixing
 from deit_jax.training.program import Program, build_program
-from deit_jax.training.state import count_parameters
+from deit_jax.training.state import FeatureTrainState, count_parameters
 from deit_jax.training.teacher import Teacher
 
 IMAGENET = 1_281_167, 1000  # training images and classes, assumed if the data set is not available
@@ -201,7 +201,7 @@ class Step:
             "BatchNorm statistics": state.batch_stats,
             "optimizer": (state.opt_state, state.step),
             "EMA": state.ema,
-            **({} if state.projections is None else {"projections": state.projections}),
+            **({"projections": state.projections} if isinstance(state, FeatureTrainState) else {}),
             "teacher": frozen,
             "batch": batch if program.asking is None else arguments[1:],
         }

@@ -54,7 +54,7 @@ def describe(
     if loss is not None and loss.name != "none":
         facts["distillation"] = loss.described(loss_section(config))
     if program.features is not None:
-        projections = sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state.projections))
+        projections = program.features.num_parameters
         facts["features"] = f"{described_features(config)}; projections of {projections:,} parameters, not exported"
     kinds = Counter(device.device_kind for device in program.mesh.devices.flat)
     facts["devices"] = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())

@@ -101,6 +101,11 @@ class FeatureMatching:
         """The names of the teacher's features, each once."""
         return tuple(dict.fromkeys(pair.teacher for pair in self.pairs))
 
+    @property
+    def num_parameters(self) -> int:
+        """The number of parameters of all projections."""
+        return sum((inputs + 1) * outputs for inputs, outputs in self.widths)
+
     def initial(self, seed: jax.Array | int) -> Projections:
         """Returns random projections, uniform as PyTorch's dense layers and 1x1 convolutions."""
         projections: Projections = {}

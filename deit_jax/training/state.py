@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -25,17 +26,35 @@ class TrainState:
     batch_stats: Any  # BatchNorm's running statistics; {} for a transformer
     opt_state: Any
     ema: Variables | None  # moving average of params and batch_stats; None when off
-    projections: Any = None  # of the student's features (training/features.py); None without features
 
     @property
     def trained(self) -> Any:
         """What the optimizer updates: the parameters and, with features, the projections under `PROJECTIONS`."""
-        return self.params if self.projections is None else {**self.params, PROJECTIONS: self.projections}
+        return self.params
+
+    def with_trained(self, trained: Any, **others: Any) -> TrainState:
+        """Returns a copy with a tree like `trained` in place of it, and with other fields replaced by name."""
+        return dataclasses.replace(self, params=trained, **others)
 
     @property
     def variables(self) -> Variables:
         """The raw weights, for model.apply."""
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@flax.struct.dataclass
+class FeatureTrainState(TrainState):
+    """The state of a run with features. A class of its own, because Orbax would store a field that is None in other runs."""
+
+    projections: Any  # of the student's features, see training/features.py
+
+    @property
+    def trained(self) -> Any:
+        return {**self.params, PROJECTIONS: self.projections}
+
+    def with_trained(self, trained: Any, **others: Any) -> FeatureTrainState:
+        params, projections = split_projections(trained)
+        return dataclasses.replace(self, params=params, projections=projections, **others)
 
 
 def split_projections(trained: Any) -> tuple[Any, Any]:
@@ -63,16 +82,16 @@ def state_of(
 ) -> TrainState:
     """Returns the state before the first step from these weights: a new optimizer state, and a copy as moving average."""
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    state = TrainState(
+    fields = dict(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=None,
         # Copies: two leaves of a donated state must not share a buffer.
         ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None,
-        projections=projections,
     )
-    return state.replace(opt_state=optimizer.init(state.trained))
+    state = TrainState(**fields) if projections is None else FeatureTrainState(**fields, projections=projections)
+    return dataclasses.replace(state, opt_state=optimizer.init(state.trained))
 
 
 def count_parameters(variables: Variables) -> int:

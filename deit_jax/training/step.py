@@ -168,20 +168,14 @@ def updated(
         batch_stats, grads, metrics = mean_over_microbatches(gradients, state.batch_stats, microbatches)
 
     updates, opt_state = training.optimizer.update(grads, state.opt_state, state.trained)
-    params, projections = split_projections(optax.apply_updates(state.trained, updates))
+    trained = optax.apply_updates(state.trained, updates)
+    params, _ = split_projections(trained)
     ema = state.ema
     if ema is not None:
         ema = moving_average(training, ema, {"params": params, "batch_stats": batch_stats})
     metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": training.schedule(state.step)}
     metrics |= gradient_health(grads)
-    new_state = TrainState(
-        step=state.step + 1,
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=opt_state,
-        ema=ema,
-        projections=projections,
-    )
+    new_state = state.with_trained(trained, step=state.step + 1, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
     if training.skip_nonfinite:
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         new_state = only_if(finite, new_state, state)
