@@ -155,6 +155,20 @@ class _Teacher:
         "distillation.tau; None: all", at_least=1, before=None, only_if_typed=True)
 
 
+@_section("features")
+class _Features:
+    """Distillation of features: what the student learns from inside of the teacher, added to the loss (docs/distillation.md)."""
+
+    pairs: tuple[str, ...] = option((), 'features that are compared, each "STUDENT:TEACHER", e.g. patch_4:s2,class_12:final. '
+        "Of a transformer: patch_N, class_N, distillation_N (tokens after block N, from 1) and final; of a RegNet: stem, s1 to "
+        "s4 and final (pooled); block_N: the teacher's tokens of the student's kind. (): off", before=())
+    mse: float = option(0.0, "weight of the mean squared error to the teacher's normalised features", at_least=0, before=0.0)
+    cosine: float = option(0.0, "weight of 1 - cosine similarity", at_least=0, before=0.0)
+    local_guidance: float = option(0.0, "weight of the mean squared error to the teacher's features as they are, on the larger "
+        "of the two grids; Locality Guidance (arXiv 2207.10026) uses 2.5 for the sum over three pairs, here 7.5",
+        at_least=0, before=0.0)
+
+
 @_section("data")
 class _Data:
     """The images, and how they are read and cropped."""
@@ -396,10 +410,15 @@ def recorded_config(record: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def needs_teacher(config: ConfigDict) -> bool:
-    """Whether the configuration distils from a teacher."""
+def needs_logits(config: ConfigDict) -> bool:
+    """Whether the loss reads the teacher's logits."""
     kind = loss_kind(config.distillation.kind)
     return kind is not None and kind.needs_teacher
+
+
+def needs_teacher(config: ConfigDict) -> bool:
+    """Whether the configuration distils from a teacher: from its logits, its features, or both."""
+    return needs_logits(config) or bool(config.features.pairs)
 
 
 def asks_teacher(config: ConfigDict) -> bool:

@@ -10,7 +10,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import OPTIONS, ConfigError, asks_teacher, default_config, listed_names, needs_teacher
+from deit_jax.config import (
+    OPTIONS,
+    ConfigError,
+    asks_teacher,
+    default_config,
+    listed_names,
+    needs_logits,
+    needs_teacher,
+)
+from deit_jax.config_features import check_features
 from deit_jax.config_losses import complete_section, options_of
 from deit_jax.config_model import check_heads, check_model, check_teachers, named_teachers
 from deit_jax.data.registry import source_names, unread_fields
@@ -138,7 +147,9 @@ def _check_teacher_section(config: ConfigDict) -> None:
         if teacher.each or any(teacher[field] not in (None, "") for field in fields):
             *others, last = kinds_with_teacher()
             choices = f"{', '.join(others)} or {last}"
-            raise ConfigError(f"config.teacher is set but config.distillation.kind is {kind}: set it to {choices}")
+            raise ConfigError(
+                f"config.teacher is set but config.distillation.kind is {kind}: set it to {choices}, or set config.features.pairs"
+            )
     elif teacher.answers:
         _refuse_bad_answers(config, "answers")
     elif teacher.recipe is not None:
@@ -149,7 +160,7 @@ def _check_teacher_section(config: ConfigDict) -> None:
             raise ConfigError(f"config.teacher.name={teacher.name!r}, but config.teacher.recipe trains {trained!r}")
     elif not teacher.weights:
         raise ConfigError(
-            f"config.distillation.kind={kind} needs a teacher: set config.teacher.weights to the --workdir of a trained one, a "
+            f"{_asking(config)} needs a teacher: set config.teacher.weights to the --workdir of a trained one, a "
             "weights file, or 'pretrained' (or to 'random', only to try a configuration)"
         )
     elif len(names) != len(weights) and not (len(names) == 1 and Path(teacher.weights).exists()):
@@ -165,6 +176,12 @@ def _check_teacher_section(config: ConfigDict) -> None:
     if asks_teacher(config) and teacher.record:
         _refuse_bad_answers(config, "record")
     check_teachers(config)
+    check_features(config)
+
+
+def _asking(config: ConfigDict) -> str:
+    """The field that needs a teacher, for messages."""
+    return f"config.distillation.kind={config.distillation.kind}" if needs_logits(config) else "config.features.pairs"
 
 
 def _refuse_bad_answers(config: ConfigDict, field: str) -> None:
@@ -229,6 +246,8 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
         (not taught, f"distillation.kind is {kind}",
          ("teacher.name", "teacher.overrides", "teacher.variables", "teacher.record_as", "teacher.top_k",
           "evaluation.teacher")),
+        (taught and not needs_logits(config), f"distillation.kind is {kind}: only the teacher's features are used",
+         ("teacher.classes", "teacher.record_as", "teacher.top_k", "evaluation.teacher")),
         (answered, "teacher.answers is set", ("teacher.on_change", "teacher.record_as", "teacher.top_k", "evaluation.teacher")),
         (not teacher.answers, "teacher.answers is empty", ["teacher.answers_timeout"]),
         (own_recipe, "teacher.recipe has its own", ["teacher.overrides"]),

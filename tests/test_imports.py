@@ -15,6 +15,7 @@ LAYERS = [
     {"paths", "plugins", "config_losses", "models", "augment"},
     {"data", "weights"},
     {"parallel", "config_model"},
+    {"config_features"},
     {"reporting", "config_check", "recipes", "answers"},
     {"config_file", "aot", "paper", "evaluation"},
     {"training"},

@@ -41,6 +41,7 @@ def show(report: Mapping[str, Any], topology: Topology) -> None:
         "model": f"{report['model']}, {report['parameters']:,} parameters, {report['image_size']} px, {report['compute_dtype']}",
         **({"attention": "{name}: {why}".format(**report["attention"])} if report.get("attention") else {}),
         "teacher": report["teacher"] or "none",
+        **({"features": report["features"]} if "features" in report else {}),
         "batch": f"{report['batch_size']}, {report['batch_per_device']} per device",
     }
     dealt = "each host deals its own rows" if report["dealt_on"] == "hosts" else "the devices exchange rows"

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from deit_jax.models.protocol import ModelOutput, call, on_mesh
+from deit_jax.models.protocol import Features, ModelOutput, call, call_with_features, feature_names, on_mesh
 
 
 class Ensemble(nn.Module):
@@ -33,21 +33,39 @@ class Ensemble(nn.Module):
         """K."""
         return int(self.members[0].num_classes) if self.classes is None else len(self.classes)
 
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Those of a single member; several members give none."""
+        return feature_names(self.members[0]) if len(self.members) == 1 else ()
+
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:
-        """Raises ValueError if `train` is True."""
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        positions: jax.Array | None = None,
+        features: tuple[str, ...] = (),
+    ) -> ModelOutput | tuple[ModelOutput, Features]:
+        """Raises ValueError if `train` is True. features: of `feature_names`, returned by name as a second value."""
         if train:
             raise ValueError("an ensemble is frozen: train its members")
         if self.scale is not None:
             images = images * jnp.asarray(self.scale, images.dtype) + jnp.asarray(self.shift, images.dtype)
-        outputs = [call(member, images).logits for member in self.members]
+        found: Features = {}
+        if features:
+            output, found = call_with_features(self.members[0], images, features)
+            outputs = [output.logits]
+        else:
+            outputs = [call(member, images).logits for member in self.members]
         if self.classes is not None:
             outputs = [output[:, jnp.asarray(self.classes)] for output in outputs]
         logits = outputs[0]
         if len(outputs) > 1:
             logits = jax.nn.logsumexp(jnp.stack([jax.nn.log_softmax(output) for output in outputs]), axis=0)
             logits = logits - jnp.log(float(len(outputs)))
-        return ModelOutput(logits, logits, None)
+        combined = ModelOutput(logits, logits, None)
+        return (combined, found) if features else combined
 
     @nn.nowrap
     def on_mesh(self, mesh: Mesh) -> Ensemble:

@@ -9,6 +9,10 @@ each image's index in the global batch, which keys `Dropout`; None in evaluation
 `positions` does not receive it. A model may have the collections "params" and "batch_stats", of floating-point variables, and in
 training use the random stream "dropout".
 
+A model that gives features has the property `feature_names`, and the parameter `features=()` in its call. With a tuple of these
+names it returns a pair: what it returns otherwise, and the features by name. A feature is a map float[B, h, w, C] or a vector
+float[B, C], of any floating-point type. Without names the call computes as if it did not have the parameter.
+
 Everything else is optional. Fields of these names, if the model has them, are set from the configuration:
 
     image_size      pixels; a model with this field takes only images of that size, a model without it any size
@@ -21,6 +25,7 @@ The functions below use these attributes, properties and methods:
     fusion                        how it fuses them: one of `FUSIONS`
     num_prefix_tokens             number of tokens before the patch tokens
     feature_widths                widths of its features, by block or by stage
+    feature_names                 names of the features that its call gives
     family                        the weights layouts that it supports ("vit", "regnet"; weights/saving.py)
     inference_form(variables)     equivalent (model, variables) that compute faster, for evaluation only
     portable_form(variables)      equivalent (model, variables) in operations that every platform has
@@ -47,6 +52,7 @@ from deit_jax.errors import UserError, raised_outside
 from deit_jax.models.layers import RNG_NAME
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, what model.apply takes
+Features = dict[str, jax.Array]  # by name: maps float[B, h, w, C] or vectors float[B, C]
 FUSIONS = ("logits", "softmax", "class")
 
 
@@ -162,6 +168,13 @@ def call(model: nn.Module, images: jax.Array) -> ModelOutput:
     return as_output(output, model, images.shape[0])
 
 
+def call_with_features(model: nn.Module, images: jax.Array, names: tuple[str, ...]) -> tuple[ModelOutput, Features]:
+    """Returns the output in evaluation of a bound module, and the named features; see `classify_with_features`."""
+    with code_of(type(model)):
+        result = model(images, **_accepted(model, train=False, positions=None), features=names)
+    return _with_features(result, model, names, images.shape[0])
+
+
 def classify(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> ModelOutput:
     """Returns the output of any model in evaluation, for normalised float[B, H, W, 3] images.
 
@@ -172,14 +185,60 @@ def classify(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) 
     return as_output(output, model, images.shape[0])
 
 
-def train_outputs(
-    model: nn.Module, variables: Mapping[str, Any], images: jax.Array, *, train: bool, positions: jax.Array, rngs: Any
-) -> tuple[ModelOutput, Mapping[str, Any]]:
-    """Returns the output of any model in a training step, and its new "batch_stats". train=False computes as in evaluation."""
-    kwargs = _accepted(model, train=train, positions=positions)
+def classify_with_features(
+    model: nn.Module, variables: Mapping[str, Any], images: jax.Array, names: tuple[str, ...]
+) -> tuple[ModelOutput, Features]:
+    """Returns the output of a model in evaluation, and its features of these names, all of `feature_names`; see `classify`."""
+    kwargs = _accepted(model, train=False, positions=None)
     with code_of(type(model)):
-        output, updates = model.apply(variables, images, **kwargs, rngs=rngs, mutable=["batch_stats"])
-    return as_output(output, model, images.shape[0]), updates
+        result = model.apply(variables, images, **kwargs, features=names)
+    return _with_features(result, model, names, images.shape[0])
+
+
+def train_outputs(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    *,
+    train: bool,
+    positions: jax.Array,
+    rngs: Any,
+    features: tuple[str, ...] = (),
+) -> tuple[ModelOutput, Mapping[str, Any]]:
+    """Returns the output of any model in a training step, and its new "batch_stats". train=False computes as in evaluation.
+
+    features: names of `feature_names`, whose features are returned by name as "features" next to "batch_stats".
+    """
+    kwargs = _accepted(model, train=train, positions=positions)
+    if features:
+        kwargs["features"] = features
+    with code_of(type(model)):
+        result, updates = model.apply(variables, images, **kwargs, rngs=rngs, mutable=["batch_stats"])
+    if not features:
+        return as_output(result, model, images.shape[0]), updates
+    output, found = _with_features(result, model, features, images.shape[0])
+    return output, {**updates, "features": found}
+
+
+def _with_features(
+    result: Any, model: nn.Module, names: tuple[str, ...], num_images: int
+) -> tuple[ModelOutput, Features]:
+    """Checks what a call with `features=names` returned. Raises ModelError, in one line, if it violates the protocol."""
+    where = f"the model {type(model).__name__}, called with features={names},"
+    if isinstance(result, ModelOutput) or not (isinstance(result, tuple) and len(result) == 2):
+        raise ModelError(
+            f"{where} does not return a pair: return what it returns otherwise, and a dict of the features"
+        )
+    output, features = result
+    for name in names:
+        feature = features.get(name) if isinstance(features, Mapping) else None
+        shape = getattr(feature, "shape", None)
+        if feature is None or shape is None or len(shape) not in (2, 4) or shape[0] != num_images:
+            found = f"has the shape {tuple(shape)}" if shape is not None else "is missing"
+            raise ModelError(f"{where} returns features of which {name!r} {found}: give [B, h, w, C] or [B, C]")
+        if not jnp.issubdtype(feature.dtype, jnp.floating):
+            raise ModelError(f"{where} returns {name!r} as {feature.dtype}: give a floating-point type")
+    return as_output(output, model, num_images), {name: features[name] for name in names}
 
 
 def as_output(output: Any, model: nn.Module, num_images: int) -> ModelOutput:
@@ -245,6 +304,11 @@ def num_prefix_tokens(model: nn.Module) -> int:
 def feature_widths(model: nn.Module) -> tuple[int, ...]:
     """Returns the widths of a model's features, by block (a transformer) or stage (a convnet); () if unknown."""
     return tuple(getattr(model, "feature_widths", ()))
+
+
+def feature_names(model: nn.Module) -> tuple[str, ...]:
+    """Returns the names of the features that a model's call gives; () for a model that gives none."""
+    return tuple(getattr(model, "feature_names", ()))
 
 
 def family(model: nn.Module | type[nn.Module]) -> str:

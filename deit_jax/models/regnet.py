@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from deit_jax.errors import require_choice
 from deit_jax.models.grouped_conv import IMPLEMENTATIONS, GroupedConv, PerDevice, implementation_on
 from deit_jax.models.layers import DIVISIONS, Dropout, uniform_init
-from deit_jax.models.protocol import ModelOutput
+from deit_jax.models.protocol import Features, ModelOutput
 
 INITIALISATIONS = ("timm_0.5", "timm_0.3")
 BATCH_NORM_EPSILON = 1e-5
@@ -244,6 +244,11 @@ class RegNet(nn.Module):
         """The channels of each stage's feature map."""
         return tuple(stage.width for stage in self.stages)
 
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The stem's and the stages' maps, and `final`, the pooled map that the head reads."""
+        return "stem", *(f"s{i + 1}" for i in range(len(self.stages))), "final"
+
     @nn.nowrap
     def inference_form(self, variables: dict[str, Any]) -> tuple[RegNet, dict[str, Any]]:
         """Folds BatchNorm into the convolutions."""
@@ -262,10 +267,17 @@ class RegNet(nn.Module):
         return self if self.grouped_conv != "auto" else self.clone(grouped_conv=implementation_on(mesh))
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        positions: jax.Array | None = None,
+        features: tuple[str, ...] = (),
+    ) -> ModelOutput | tuple[ModelOutput, Features]:
         """positions: as in `Dropout`; rngs={"dropout": key} is needed only with dropout or stochastic depth.
 
-        Raises ValueError if a folded network is trained.
+        features: some of `feature_names`, returned by name as a second value. Raises ValueError if a folded network is trained.
         """
         if train and self.folded:
             raise ValueError("a RegNet with BatchNorm folded into its convolutions is frozen: train the original")
@@ -273,16 +285,18 @@ class RegNet(nn.Module):
         options = ConvOptions(self.regnet_init, self.grouped_conv, self.folded, self.dtype)
         stem = ConvBatchNorm(self.stem_width, 3, self.stem_stride, options=options, name="stem")
         x = stem(x, train=train)
+        found = {"stem": x}
         rates = [self.drop_path_rate * i / max(self.depth - 1, 1) for i in range(self.depth)]
         for i, plan in enumerate(self.stages):
             stage_rates = tuple(rates[: plan.depth])
             rates = rates[plan.depth :]
             stage = Stage(plan, self.se_ratio, stage_rates, self.drop_dtype, options, name=f"s{i + 1}")
-            x = stage(x, train=train, positions=positions)
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+            x = found[f"s{i + 1}"] = stage(x, train=train, positions=positions)
+        x = found["final"] = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         x = Dropout(self.dropout_rate, division=self.drop_dtype)(x, train=train, positions=positions)
         logits = Head(self.num_classes, self.dtype, name="head")(x)
-        return ModelOutput(logits, logits, None)
+        output = ModelOutput(logits, logits, None)
+        return (output, {name: found[name] for name in features}) if features else output
 
 
 class Head(nn.Module):

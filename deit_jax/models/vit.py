@@ -13,6 +13,7 @@ With scan_blocks the blocks' parameters are blocks/..., with a leading axis for 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import flax.linen as nn
@@ -24,7 +25,7 @@ from jax.sharding import Mesh
 from deit_jax.errors import require_choice
 from deit_jax.models.attention import ATTENTIONS, FUSED, Attention, Choice, Fused, choose
 from deit_jax.models.layers import DIVISIONS, RNG_NAME, Dense, Dropout, LayerNorm, embedding_init, gelu, uniform_init
-from deit_jax.models.protocol import FUSIONS, ModelOutput, fuse
+from deit_jax.models.protocol import FUSIONS, Features, ModelOutput, fuse
 from deit_jax.models.vit_parameters import resize_position_embedding, unstack_blocks
 
 RESIDUALS = ("compute", "float32")
@@ -177,6 +178,12 @@ class VisionTransformer(nn.Module):
         return (self.embed_dim,) * self.depth
 
     @property
+    def feature_names(self) -> tuple[str, ...]:
+        """`<token>_<n>` after block n, from 1: `patch` is a map, the others vectors; `final`: the class head's input."""
+        tokens = ("patch", "class", "distillation") if self.distilled else ("patch", "class")
+        return *(f"{token}_{i + 1}" for token in tokens for i in range(self.depth)), "final"
+
+    @property
     def grid(self) -> int:
         """Number of patches per row and per column."""
         return self.image_size // self.patch_size
@@ -214,8 +221,18 @@ class VisionTransformer(nn.Module):
         return choose(self.attention, mesh, **sizes, dtype=self.dtype)
 
     @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False, positions: jax.Array | None = None) -> ModelOutput:
-        """Training with dropout or stochastic depth needs rngs={"dropout": key}; positions as in `Dropout`."""
+    def __call__(
+        self,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        positions: jax.Array | None = None,
+        features: tuple[str, ...] = (),
+    ) -> ModelOutput | tuple[ModelOutput, Features]:
+        """Training with dropout or stochastic depth needs rngs={"dropout": key}; positions as in `Dropout`.
+
+        features: some of `feature_names`, returned by name as a second value.
+        """
         if images.shape[1:3] != (self.image_size, self.image_size):
             raise ValueError(
                 f"images of {images.shape[1]}x{images.shape[2]} pixels for a model of image_size={self.image_size}; "
@@ -234,16 +251,32 @@ class VisionTransformer(nn.Module):
         pos_embed = self.param("pos_embed", embedding_init, (1, x.shape[1], self.embed_dim))
         x = Dropout(self.dropout_rate, division=self.drop_dtype)(x + pos_embed.astype(x.dtype), **kwargs)
 
-        x = self._blocks(x, positions, train)
+        x, by_block = self._blocks(x, positions, train, features)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
 
         class_logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x[:, 0]).astype(jnp.float32)
-        if not self.distilled:
-            return ModelOutput(class_logits, class_logits, None)
-        distillation_logits = Dense(self.num_classes, dtype=self.dtype, name="head_dist")(x[:, 1]).astype(jnp.float32)
-        return ModelOutput(fuse(class_logits, distillation_logits, self.fusion), class_logits, distillation_logits)
+        heads: tuple[jax.Array, jax.Array, jax.Array | None] = (class_logits, class_logits, None)
+        if self.distilled:
+            second = Dense(self.num_classes, dtype=self.dtype, name="head_dist")
+            distillation_logits = second(x[:, 1]).astype(jnp.float32)
+            heads = (fuse(class_logits, distillation_logits, self.fusion), class_logits, distillation_logits)
+        output = ModelOutput(*heads)
+        if not features:
+            return output
+        return output, {name: x[:, 0] if name == "final" else self._feature(name, by_block) for name in features}
 
-    def _blocks(self, x: jax.Array, positions: jax.Array | None, train: bool) -> jax.Array:
+    def _feature(self, name: str, by_block: Sequence[jax.Array] | jax.Array) -> jax.Array:
+        """Returns a feature of `feature_names` from each block's output."""
+        token, _, block = name.partition("_")
+        x = by_block[int(block) - 1]
+        if token == "patch":
+            return rearrange(x[:, self.num_prefix_tokens :], "b (h w) d -> b h w d", h=self.grid)
+        return x[:, 0 if token == "class" else 1]
+
+    def _blocks(
+        self, x: jax.Array, positions: jax.Array | None, train: bool, features: tuple[str, ...]
+    ) -> tuple[jax.Array, Any]:
+        """Returns the last block's tokens, at least those that the heads read, and each block's output if `features` need it."""
         rates = [self.drop_path_rate * i / max(self.depth - 1, 1) for i in range(self.depth)]
         block = Block
         if self.remat != "none":
@@ -253,15 +286,23 @@ class VisionTransformer(nn.Module):
             )
         fields = (self.num_heads, self.mlp_ratio, self.dropout_rate, self.drop_dtype, self.attention, self.dtype)
         if not self.scan_blocks:
+            by_block = []
             for i, rate in enumerate(rates):
                 # The heads read only the first one or two tokens, so the last block computes only keys and values of the others.
-                queries = 1 + self.distilled if i == self.depth - 1 else None
+                last = i == self.depth - 1 and f"patch_{self.depth}" not in features
+                queries = 1 + self.distilled if last else None
                 x = block(*fields, name=f"blocks_{i}")(x, rate, positions, train, queries)
-            return x
+                by_block.append(x)
+            return x, by_block
+
+        def one(module: nn.Module, carry: jax.Array, rate: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+            carry = module(carry, rate, positions, train, None)
+            return carry, carry if features else None
+
         scan = nn.scan(
-            lambda module, carry, rate: (module(carry, rate, positions, train, None), None),
+            one,
             variable_axes={"params": 0},
             split_rngs={"params": True, RNG_NAME: True},
             length=self.depth,
         )
-        return scan(block(*fields, name="blocks"), x, jnp.asarray(rates, jnp.float32))[0]
+        return scan(block(*fields, name="blocks"), x, jnp.asarray(rates, jnp.float32))

@@ -25,6 +25,7 @@ from deit_jax.aot.program_report import bytes_in_text
 from deit_jax.aot.topologies import Topology, find_topology
 from deit_jax.config import ConfigError, asks_teacher, listed_names
 from deit_jax.config_check import validate
+from deit_jax.config_features import described_features
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
 from deit_jax.models.flops import TrainFlops, train_flops
@@ -32,9 +33,10 @@ from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated, split_rows
 from deit_jax.storage.files import write_json
+from deit_jax.training.features import projection_flops
 from deit_jax.training.plan import Plan, resolve, sizes_of_mixing
 from deit_jax.training.program import Program, build_program
-from deit_jax.training.state import count_parameters
+from deit_jax.training.state import FeatureTrainState, count_parameters
 from deit_jax.training.teacher import Teacher
 
 IMAGENET = 1_281_167, 1000  # training images and classes, assumed if the data set is not available
@@ -143,7 +145,7 @@ class Step:
         plan = resolve(config, num_images=self.num_images, data_classes=self.data_classes, platform=platform)
         teacher = abstract_teacher(config, plan.num_classes, plan.image_size, platform)
         kind = recorded_kind(config, plan.num_classes) if config.teacher.answers else None
-        return plan, build_program(config, plan, self.mesh, answers=kind), teacher
+        return plan, build_program(config, plan, self.mesh, answers=kind, teacher=teacher), teacher
 
     def arguments(self, plan: Plan, program: Program, teacher: Teacher | None) -> tuple[Any, Any, Any]:
         """State, teacher and batch of the step: shapes, dtypes and shardings."""
@@ -171,13 +173,14 @@ class Step:
     def fixed_bytes(self) -> int:
         """Bytes that a device holds at any batch size: state, teacher and gradients."""
         state, teacher, _ = self.arguments(*self.build(self.config.train.batch_size))
-        return sum(program_report.bytes_per_device(tree) for tree in (state, teacher, state.params))
+        return sum(program_report.bytes_per_device(tree) for tree in (state, teacher, state.trained))
 
     def compile(self, batch_size: int) -> Report:
         """Returns the figures of the step with a global batch of `batch_size`."""
         plan, program, teacher = self.build(batch_size)
         state, frozen, batch = self.arguments(plan, program, teacher)
         flops = train_flops(program.model, None if teacher is None else teacher.model, plan.image_size)
+        flops = flops._replace(student=flops.student + projection_flops(program.features))
         report: Report = self._facts(plan, program, teacher, flops)
         function: Any = program.train_step
         arguments: tuple[Any, ...] = (state, frozen, batch)
@@ -198,6 +201,7 @@ class Step:
             "BatchNorm statistics": state.batch_stats,
             "optimizer": (state.opt_state, state.step),
             "EMA": state.ema,
+            **({"projections": state.projections} if isinstance(state, FeatureTrainState) else {}),
             "teacher": frozen,
             "batch": batch if program.asking is None else arguments[1:],
         }
@@ -245,6 +249,7 @@ class Step:
             "parameters": count_parameters(program.abstract_state.variables),
             "attention": None if program.attention is None else program.attention._asdict(),
             "teacher": None if teacher is None else self.config.teacher.name,
+            **({} if program.features is None else {"features": described_features(self.config)}),
             "answers": bool(self.config.teacher.answers),  # recorded: the figures are those of the update alone
             "image_size": plan.image_size,
             "num_classes": plan.num_classes,

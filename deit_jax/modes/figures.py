@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_jax import console
-from deit_jax.config import ConfigError, needs_teacher, recorded_config
+from deit_jax.config import ConfigError, needs_logits, needs_teacher, recorded_config
 from deit_jax.config_model import has_distillation_token
 from deit_jax.evaluation.heads import answer_of
 from deit_jax.models import native_image_size
@@ -74,7 +74,8 @@ def _kind(config: Any, image_size: int) -> str:
         return "no distillation"
     token = ", token" if has_distillation_token(config) else ""
     resized = f", {image_size}" if image_size != native_image_size(config.model.name) or image_size == 384 else ""
-    return f"{kind} distillation{token}{resized}"
+    features = ["feature"] if config.features.pairs else []
+    return f"{' and '.join([kind] * needs_logits(config) + features)} distillation{token}{resized}"
 
 
 def _read(workdir: Workdir, name: str, otherwise: str) -> dict[str, Any]:

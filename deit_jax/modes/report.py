@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from deit_jax import console
 from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.config import ConfigError, completed, default_config, needs_teacher, recorded_config
+from deit_jax.config_features import described_features
 from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source
@@ -181,7 +182,8 @@ def _distillation(record: dict[str, Any], config: ConfigDict) -> str:
     kind, teacher = config.distillation.kind, record["config"]["teacher"]["name"]
     if (answers := record["resolved"].get("answers")) is not None:
         return f"{kind}, recorded answers of {answers['teacher']}"
-    return f"{kind}, teacher {teacher}" if needs_teacher(config) else kind
+    features = f", features {described_features(config)}" if config.features.pairs else ""
+    return f"{kind}, teacher {teacher}{features}" if needs_teacher(config) else kind
 
 
 def _results(record: dict[str, Any], config: ConfigDict, results: dict[str, Any] | None) -> Section:

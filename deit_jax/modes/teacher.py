@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from deit_jax import console
-from deit_jax.config import ConfigError, asks_teacher, listed_names
+from deit_jax.config import ConfigError, asks_teacher, listed_names, needs_logits
 from deit_jax.config_model import NamedTeacher, check_overrides, named_teachers
 from deit_jax.data.classes import difference, order_of
 from deit_jax.data.registry import open_source
@@ -77,7 +77,7 @@ def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, plat
         models = [
             _abstract_program(config, named, num_classes, image_size, platform)
             if kind_of(named.weights) == "program"
-            else _abstract_model(named, num_classes, image_size)
+            else _abstract_model(config, named, num_classes, image_size)
             for named in teachers
         ]
     frozen = []  # eval_shape returns only arrays
@@ -103,7 +103,8 @@ def _named(config: ConfigDict, num_classes: int, trained_here: str) -> list[Name
     for number, named in enumerate(teachers, 1):
         own = config.teacher.each.get(str(number), {})
         field = f"config.teacher.each.{number}.classes" if "classes" in own else "config.teacher.classes"
-        _check_number_of_classes(named.classes, num_classes, field)
+        if needs_logits(config):
+            _check_number_of_classes(named.classes, num_classes, field)
     if config.teacher.recipe is not None:
         return [dataclasses.replace(named, weights=trained_here) for named in teachers]
     return teachers
@@ -115,17 +116,17 @@ def _abstract_program(
     weights = named.weights
     network = program_network(weights, platform)
     _check_image_size(network.model, weights, image_size)
-    _check_classes(named, network.model.num_classes, num_classes)
+    _check_classes(config, named, network.model.num_classes, num_classes)
     return _program_teacher(config, named, network)
 
 
-def _abstract_model(named: NamedTeacher, num_classes: int, image_size: int) -> nn.Module:
+def _abstract_model(config: ConfigDict, named: NamedTeacher, num_classes: int, image_size: int) -> nn.Module:
     weights = named.weights
     if is_workdir(weights) and Path(weights).exists():  # else the shapes follow from the name
         model = build_recorded_model(read_config(Path(weights)))
         _check_image_size(model, weights, image_size)
         if named.classes is not None:
-            _check_classes(named, model.num_classes, num_classes)
+            _check_classes(config, named, model.num_classes, num_classes)
         return model
     return _create(named, _assumed_classes(named, num_classes), image_size)
 
@@ -143,7 +144,7 @@ def _load_one(
     random = weights == "random"
 
     def check(model: nn.Module) -> None:
-        _check_classes(named, model.num_classes, num_classes)
+        _check_classes(config, named, model.num_classes, num_classes)
         _check_image_size(model, _place(weights), image_size)
 
     wanted = Wanted(
@@ -166,13 +167,13 @@ def _load_one(
         )
     if network.program:
         teacher = _program_teacher(config, named, network)
-        return _by_name(named, teacher, network.class_names, class_names)
+        return _by_name(config, named, teacher, network.class_names, class_names)
     alone = len(listed_names(config.teacher.name)) == 1
     fields = "config.teacher" if alone else f"config.teacher.each.{number + 1}"
     warn_of_another_normalisation(network, *_normalisation(config, named), fields)
     teacher = freeze(network.model, network.variables, network.description, compute_dtype=compute_dtype(config))
     teacher = dataclasses.replace(teacher, networks=() if random else (network.identity(),))
-    return _by_name(named, teacher, network.class_names, class_names)
+    return _by_name(config, named, teacher, network.class_names, class_names)
 
 
 def _place(weights: str) -> str:
@@ -198,13 +199,18 @@ def _program_teacher(config: ConfigDict, named: NamedTeacher, network: Network) 
 
 
 def _by_name(
-    named: NamedTeacher, teacher: Teacher, own_names: Sequence[str] | None, class_names: tuple[str, ...]
+    config: ConfigDict,
+    named: NamedTeacher,
+    teacher: Teacher,
+    own_names: Sequence[str] | None,
+    class_names: tuple[str, ...],
 ) -> Teacher:
     """Reorders the teacher's classes to the student's `class_names`; does nothing if the teacher has no class names.
 
     Raises ConfigError if the names differ: labels are positions, so the teacher would teach the wrong classes.
     """
-    if named.classes is not None or not own_names or tuple(own_names) == class_names:
+    unused = not needs_logits(config)  # only the teacher's features are
+    if unused or named.classes is not None or not own_names or tuple(own_names) == class_names:
         return teacher
     numbers = order_of(class_names, own_names)
     if numbers is None:
@@ -229,7 +235,7 @@ def _joined(config: ConfigDict, teachers: list[NamedTeacher], members: list[Teac
     """Joins all members into one teacher; returns a single one unchanged if it takes the student's images and classes."""
     student = tuple(config.augment.mean), tuple(config.augment.std)
     adaptations: list[_Adaptation] = [
-        (_normalisation(config, each), None if each.classes is None else tuple(int(number) for number in each.classes))
+        (_normalisation(config, each), tuple(map(int, each.classes)) if each.classes and needs_logits(config) else None)
         for each in teachers
     ]
     if len(set(adaptations)) == 1:
@@ -288,9 +294,11 @@ def _check_number_of_classes(classes: Sequence[int] | None, num_classes: int, na
         raise ConfigError(f"{name}: {min(classes)} is not a class; classes are counted from 0")
 
 
-def _check_classes(named: NamedTeacher, classes: int, num_classes: int) -> None:
+def _check_classes(config: ConfigDict, named: NamedTeacher, classes: int, num_classes: int) -> None:
     """Raises ConfigError if a teacher with `classes` classes cannot teach the student's `num_classes`."""
     wanted, where = named.classes, _place(named.weights)
+    if not needs_logits(config):  # only the teacher's features are used
+        return
     if wanted is None and classes != num_classes:
         raise ConfigError(
             f"the teacher in {where} has {classes} classes, the student {num_classes}: use an equal number, or map the classes "

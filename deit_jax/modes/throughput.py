@@ -219,7 +219,7 @@ class Bench:
             own.train.batch_size = batch_size
             images = max(self.num_images, batch_size)  # an epoch must have a step
             plan = resolve(own, num_images=images, data_classes=self.data_classes, platform=self.platform)
-            program = build_program(own, plan, self.mesh)
+            program = build_program(own, plan, self.mesh, teacher=self.teacher)
             state, batch = program.init(), self._random_batch(batch_size, plan.image_size, plan.num_classes)
 
             def run() -> Any:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from deit_jax import console
 from deit_jax.cache_folder import shared_cache_folder
-from deit_jax.config import MUST_BE_GIVEN, ConfigError
+from deit_jax.config import MUST_BE_GIVEN, ConfigError, needs_logits
 from deit_jax.config_check import validate
 from deit_jax.data.classes import difference, order_of
 from deit_jax.data.registry import open_source
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.report import report_of_finished_run
-from deit_jax.modes.teacher import load_teacher
+from deit_jax.modes.teacher import abstract_teacher, load_teacher
 from deit_jax.parallel.agreement import agree
 from deit_jax.parallel.distributed import first_process_first, is_main_process
 from deit_jax.reporting.run_log import RunLog
@@ -65,7 +66,9 @@ def _train_on(config: ConfigDict, workdir: Workdir, opened: Opened, log: RunLog,
     class_names = opened.train_source.class_names
     initial = load_initial(config, workdir.path, opened.record, class_names)
     if config.teacher.recipe is not None and not config.teacher.answers:
-        build_run(config, opened)  # fail before the teacher is trained
+        plan = opened.plan
+        shapes = abstract_teacher(config, plan.num_classes, plan.image_size, jax.default_backend())
+        build_run(config, opened, shapes)  # fail before the teacher is trained
         _check_classes_of_recipe(config, opened)
         console.say("training the teacher first, then its student")
         _train_with(config.teacher.recipe, workdir.teacher, opened.shared)
@@ -83,7 +86,7 @@ def _check_classes_of_recipe(config: ConfigDict, opened: Opened) -> None:
         lambda: first_process_first(lambda: open_source(data, "train").class_names),
         lambda names: {"the teacher's class names": list(names)},
     )
-    if config.teacher.classes is None and order_of(names, teacher_names) is None:
+    if config.teacher.classes is None and needs_logits(config) and order_of(names, teacher_names) is None:
         raise ConfigError(
             f"config.teacher.recipe trains on other classes than the student's ({difference(teacher_names, names)}): set its "
             "data, or map the classes with config.teacher.classes"

@@ -69,8 +69,11 @@ def curves(rows: Rows, *, steps_per_epoch: int, teacher_top1: float | None) -> S
             axis.series("train/class_loss", "class head", color=0),
             axis.series("train/distillation_loss", "distillation", color=1),
         ]
+    names = sorted({name for row in rows for name in row if name.startswith("train/feature_")})
+    features = [axis.series(name, name.removeprefix("train/feature_"), color=k) for k, name in enumerate(names)]
     charts = [
         ("Training loss", training, "nats"),
+        *([("Feature losses, without their weights", features, "")] if features else []),
         ("Accuracy on the evaluation images", accuracy, "top-1 %"),
         ("Loss on the evaluation images", by_head("loss"), "nats"),
         ("Learning rate", [axis.series("train/learning_rate", "learning rate")], ""),

@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from deit_jax.answers.files import AnswersFolder, Facts, described
+from deit_jax.config_features import described_features
 from deit_jax.config_losses import loss_section
 from deit_jax.data.registry import holds_out
 from deit_jax.data.sampling import selected_positions
@@ -55,6 +56,9 @@ def describe(
     loss = loss_kind(config.distillation.kind)
     if loss is not None and loss.name != "none":
         facts["distillation"] = loss.described(loss_section(config))
+    if program.features is not None:
+        projections = program.features.num_parameters
+        facts["features"] = f"{described_features(config)}; projections of {projections:,} parameters, not exported"
     kinds = Counter(device.device_kind for device in program.mesh.devices.flat)
     facts["devices"] = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     axes = ", ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())

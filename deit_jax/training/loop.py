@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from deit_jax import console
 from deit_jax.aot.topologies import peak_flops
+from deit_jax.config import needs_logits
 from deit_jax.data.bad_images import BadImages
 from deit_jax.errors import Stopped
 from deit_jax.evaluation.accuracy import Scores, as_row, best_top1
@@ -33,6 +34,7 @@ from deit_jax.training.answering import RecordedTeacher, Recorder, Replay, Sent,
 from deit_jax.training.checkpoint_folder import CheckpointError, last_step
 from deit_jax.training.checkpointing import Checkpoints
 from deit_jax.training.divergence import Detours, Rollback, Watch
+from deit_jax.training.features import projection_flops
 from deit_jax.training.first_images import log_first_images
 from deit_jax.training.interruption import Interruption
 from deit_jax.training.late_metrics import LateMetrics
@@ -95,7 +97,7 @@ def train(
             return train(config, workdir, teacher, initial, log, opened, wall_time)
     if (results := finished_run(config, workdir, opened)) is not None:
         return results
-    built = build_run(config, opened)
+    built = build_run(config, opened, teacher)
     answers = check_answers(workdir, opened.record, None if built.answers is None else built.answers[1])
     recording = recording_of(opened, built, teacher)
     networks, on_change = () if teacher is None else teacher.networks, config.teacher.on_change
@@ -238,7 +240,7 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
     log.begin(start)
     if run.answering is not None:
         run.answering.begin(start)
-    watch = Watch(config.on_nonfinite, parameter_names(program.abstract_state.params), log.write)
+    watch = Watch(config.on_nonfinite, parameter_names(program.abstract_state.trained), log.write)
     late = LateMetrics(plan, watch, log, run.speed, log_every=config.log.every_steps)
     batches = late.timed(batches_on_mesh(run, detours, start, bad_images))
     # TensorBoard looks for traces next to its events.
@@ -375,20 +377,25 @@ def frozen_on_mesh(built: Built, teacher: Teacher | None, recording: RecordedTea
 def scores_of_teacher(
     workdir: Workdir, opened: Opened, built: Built, teacher: Teacher | None, frozen: FrozenTeacher | None
 ) -> Scores | None:
-    """Returns the teacher's scores by head on the evaluation images; None without a teacher or config.evaluation.teacher."""
-    if teacher is None or frozen is None or not opened.config.evaluation.teacher:
+    """Returns the teacher's scores by head on the evaluation images.
+
+    None without a teacher or config.evaluation.teacher, or if only the teacher's features are used: it may have other classes.
+    """
+    config = opened.config
+    if teacher is None or frozen is None or not config.evaluation.teacher or not needs_logits(config):
         return None
-    images, protocol = opened.identity.evaluation, protocol_of(opened.config, opened.plan.image_size)
+    images, protocol = opened.identity.evaluation, protocol_of(config, opened.plan.image_size)
     return score_teacher(workdir, teacher, lambda: built.evaluator(frozen.model, frozen.variables), images, protocol)
 
 
 def speed_of(opened: Opened, built: Built, teacher: Teacher | None) -> Speed:
     """Returns the batch size, devices and FLOPs per image of the run."""
     config, model = opened.config, None if teacher is None else teacher.model
+    flops = train_flops(built.program.model, model, opened.plan.image_size)
     return Speed(
         batch_size=config.train.batch_size,
         num_devices=built.mesh.size,
-        flops=train_flops(built.program.model, model, opened.plan.image_size),
+        flops=flops._replace(student=flops.student + projection_flops(built.program.features)),
         peak_flops=peak_flops(built.mesh.devices.flat[0].device_kind, config.log.peak_tflops),
     )
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from deit_jax.config import OPTIONS, ConfigError
+from deit_jax.config_features import FEATURE_LOSSES
 from deit_jax.config_losses import loss_section
 from deit_jax.config_model import has_distillation_token
 from deit_jax.errors import first_line, raised_outside
@@ -23,7 +24,9 @@ Metrics = dict[str, jax.Array]
 Loss = Callable[[ModelOutput, jax.Array, jax.Array | None], tuple[jax.Array, Metrics]]
 
 # Metrics that the step adds to those of the loss.
-_OF_THE_STEP = ("grad_norm", "learning_rate", "worst_gradient", "nonfinite_gradients")
+_OF_THE_STEP = ("grad_norm", "learning_rate", "worst_gradient", "nonfinite_gradients") + tuple(
+    f"feature_{name}" for name in FEATURE_LOSSES
+)
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:

@@ -52,6 +52,7 @@ from deit_jax.training.record import (
     show_results,
 )
 from deit_jax.training.recorded_answers import given_answers
+from deit_jax.training.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,8 +223,10 @@ def facts_of_unlabelled(images: Images | None) -> dict[str, Any]:
     return {"unlabelled images": images.images, "digest of the unlabelled images": images.digest}
 
 
-def build_run(config: ConfigDict, opened: Opened) -> Built:
+def build_run(config: ConfigDict, opened: Opened, teacher: Teacher | None = None) -> Built:
     """Builds program and evaluator, and opens the extra evaluation sets. Computes nothing on a device.
+
+    teacher: its variables may be shapes; read only with config.features.pairs.
 
     Raises ConfigError for a configuration that cannot be built, and AnswersError for recorded answers that cannot be used.
     """
@@ -234,7 +237,9 @@ def build_run(config: ConfigDict, opened: Opened) -> Built:
     if config.teacher.record and not config.teacher.answers:
         kind = recorded_kind(config, plan.num_classes)
     attention = None if opened.record is None else opened.record["resolved"].get("attention")
-    program = build_program(config, plan, mesh, resumed=opened.record is not None, answers=kind, attention=attention)
+    program = build_program(
+        config, plan, mesh, resumed=opened.record is not None, answers=kind, teacher=teacher, attention=attention
+    )
     evaluator = Evaluator(config, opened.eval_source, mesh, image_size=plan.image_size, keep_images=True)
     # Opened but not read: raises, e.g. for workers without shared memory, before anything is written.
     step_batches(config, opened.train_source, plan, program.host_rows, 0, plan.total_steps)

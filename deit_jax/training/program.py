@@ -27,12 +27,14 @@ from deit_jax.models.protocol import attention_on, check_outputs, check_training
 from deit_jax.parallel.host_rows import HostRows, deal_on_devices, gathers_rows, host_rows
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
 from deit_jax.parallel.xla_options import xla_options
+from deit_jax.training.features import FeatureMatching, build_matching
 from deit_jax.training.losses import DistillationLoss, Loss, build_loss
 from deit_jax.training.optimizer import make_optimizer, parameter_names, trained
 from deit_jax.training.plan import Plan
 from deit_jax.training.schedules import Schedule, cosine_schedule
-from deit_jax.training.state import TrainState, Variables, init_state, state_of
+from deit_jax.training.state import PROJECTIONS, TrainState, Variables, init_state, state_of
 from deit_jax.training.step import Batch, Training, TrainStep, make_augment_step, make_train_step, make_update_step
+from deit_jax.training.teacher import Teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Program:
     update_step: (
         Any  # (state, images, targets, answers) -> (state, metrics), jitted, the state donated; None without `asking`
     )
+    features: FeatureMatching | None
     _init: Any
     _start: Any
     attention: Choice | None = None  # what computes the model's attention; None: the model does not say
@@ -154,12 +157,14 @@ def build_program(
     *,
     resumed: bool = False,
     answers: AnswerKind | None = None,
+    teacher: Teacher | None = None,
     attention: str | None = None,
 ) -> Program:
     """Builds everything that a run compiles. Computes nothing on a device.
 
     resumed: only warn of a distillation head without a target, which earlier versions accepted. answers: the kind of the answers
-    that the run records or learns from; None: a teacher, if any, is a part of the step. attention: what computed the attention
+    that the run records or learns from; None: a teacher, if any, is a part of the step. teacher: required with
+    config.features.pairs, to know the shapes of its features; its variables may be shapes. attention: what computed the attention
     when a resumed run started; None: a new run.
 
     Raises ConfigError for a configuration that cannot be built.
@@ -172,14 +177,17 @@ def build_program(
     model, chosen = _build_model_on_mesh(config, plan, mesh, attention)
     rows, deal = _rows_of_process(plan, mesh)
     schedule = _build_schedule(config, plan)
-    optimizer = make_optimizer(schedule, clip_norm=config.train.clip_norm, **config.optimizer.to_dict())
+    matching = _matching(config, plan, model, teacher)
+    optimizer = make_optimizer(schedule, clip_norm=config.train.clip_norm, **_optimizer_options(config, matching))
     averaging = config.ema.decay > 0
 
     def init(seed: jax.Array | int) -> TrainState:
-        return init_state(model, optimizer, seed, plan.image_size, ema=averaging)
+        projections = None if matching is None else matching.initial(seed)
+        return init_state(model, optimizer, seed, plan.image_size, ema=averaging, projections=projections)
 
     def start(variables: Variables) -> TrainState:
-        return state_of(variables, optimizer, ema=averaging)
+        projections = None if matching is None else matching.initial(config.seed)
+        return state_of(variables, optimizer, ema=averaging, projections=projections)
 
     shapes = jax.eval_shape(init, config.seed)
     sharding = state_sharding(mesh, shapes, config.parallel.sharding_rules, config.parallel.fsdp_min_size)
@@ -195,6 +203,7 @@ def build_program(
         skip_nonfinite=config.on_nonfinite == "skip",
         train_mode=config.train.train_mode,
         trained=_trained(config, shapes.params),
+        features=matching,
     )
     options = xla_options(mesh, config.parallel.xla_options)
     update_step = None
@@ -224,6 +233,7 @@ def build_program(
         seed=config.seed,
         asking=None if answers is None else _asking(config, plan, mesh, answers, rows, deal),
         update_step=update_step,
+        features=matching,
         _init=jax.jit(init, out_shardings=sharding),
         _start=jax.jit(start, out_shardings=sharding),
         attention=chosen,
@@ -252,6 +262,21 @@ def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
             f"config.train.batch_size={config.train.batch_size} does not divide into "
             f"config.train.accumulation_steps={config.train.accumulation_steps} microbatches on {mesh.size} devices"
         )
+
+
+def _matching(config: ConfigDict, plan: Plan, model: nn.Module, teacher: Teacher | None) -> FeatureMatching | None:
+    if not config.features.pairs:
+        return None
+    if teacher is None:
+        raise ValueError("config.features.pairs needs the teacher")
+    return build_matching(config, model, teacher.model, teacher.variables, plan.image_size)
+
+
+def _optimizer_options(config: ConfigDict, matching: FeatureMatching | None) -> dict[str, Any]:
+    options: dict[str, Any] = config.optimizer.to_dict()
+    if matching is not None and tuple(options["trainable"]) != (".*",):  # projections are never frozen
+        options["trainable"] = (*options["trainable"], f"^{PROJECTIONS}/")
+    return options
 
 
 def _trained(config: ConfigDict, params: Any) -> Any | None:

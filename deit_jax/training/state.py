@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import optax
 from deit_jax.models.protocol import initial_variables
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...} for model.apply
+PROJECTIONS = "feature_projections"  # the first part of the projections' names
 
 
 @flax.struct.dataclass
@@ -26,30 +28,70 @@ class TrainState:
     ema: Variables | None  # moving average of params and batch_stats; None when off
 
     @property
+    def trained(self) -> Any:
+        """What the optimizer updates: the parameters and, with features, the projections under `PROJECTIONS`."""
+        return self.params
+
+    def with_trained(self, trained: Any, **others: Any) -> TrainState:
+        """Returns a copy with a tree like `trained` in place of it, and with other fields replaced by name."""
+        return dataclasses.replace(self, params=trained, **others)
+
+    @property
     def variables(self) -> Variables:
         """The raw weights, for model.apply."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+@flax.struct.dataclass
+class FeatureTrainState(TrainState):
+    """The state of a run with features. A class of its own, because Orbax would store a field that is None in other runs."""
+
+    projections: Any  # of the student's features, see training/features.py
+
+    @property
+    def trained(self) -> Any:
+        return {**self.params, PROJECTIONS: self.projections}
+
+    def with_trained(self, trained: Any, **others: Any) -> FeatureTrainState:
+        params, projections = split_projections(trained)
+        return dataclasses.replace(self, params=params, projections=projections, **others)
+
+
+def split_projections(trained: Any) -> tuple[Any, Any]:
+    """Returns parameters and projections (None without features) of a tree like `TrainState.trained`."""
+    if PROJECTIONS not in trained:
+        return trained, None
+    return {name: tree for name, tree in trained.items() if name != PROJECTIONS}, trained[PROJECTIONS]
+
+
 def init_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: jax.Array | int, image_size: int, ema: bool
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: jax.Array | int,
+    image_size: int,
+    ema: bool,
+    projections: Any = None,
 ) -> TrainState:
     """Returns the state before the first step. Jit it with out_shardings to create every leaf on its devices."""
     image = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    return state_of(initial_variables(model, jax.random.key(seed), image), optimizer, ema)
+    return state_of(initial_variables(model, jax.random.key(seed), image), optimizer, ema, projections)
 
 
-def state_of(variables: Variables, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+def state_of(
+    variables: Variables, optimizer: optax.GradientTransformation, ema: bool, projections: Any = None
+) -> TrainState:
     """Returns the state before the first step from these weights: a new optimizer state, and a copy as moving average."""
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
-    return TrainState(
+    fields = dict(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
+        opt_state=None,
         # Copies: two leaves of a donated state must not share a buffer.
         ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None,
     )
+    state = TrainState(**fields) if projections is None else FeatureTrainState(**fields, projections=projections)
+    return dataclasses.replace(state, opt_state=optimizer.init(state.trained))
 
 
 def count_parameters(variables: Variables) -> int:

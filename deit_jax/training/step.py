@@ -15,19 +15,21 @@ from jax.sharding import Mesh
 
 from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.models.layers import RNG_NAME
-from deit_jax.models.protocol import train_outputs
+from deit_jax.models.protocol import Features, train_outputs
 from deit_jax.parallel.mesh import BATCH_AXES
 from deit_jax.parallel.sharding import split_microbatch_rows, split_rows
+from deit_jax.training.features import FeatureMatching
 from deit_jax.training.losses import Loss, Metrics
 from deit_jax.training.schedules import Schedule
-from deit_jax.training.state import TrainState, Variables
+from deit_jax.training.state import TrainState, Variables, split_projections
 from deit_jax.training.teacher import FrozenTeacher
 
 Batch = dict[str, jax.Array]  # "image": uint8[B, H, W, 3], "label": int32[B]
 # images float[B, H, W, 3], targets float32[B, K], positions in the global batch int32[B], and possibly recorded answers
 Rows = tuple[Any, ...]
-# From such rows, what the loss takes besides the targets: the teacher's logits float32[B, K], its decisions int32[B], or None
-Taught = Callable[[Rows], jax.Array | None]
+# From such rows, what the loss takes besides the targets: the teacher's logits float32[B, K], its decisions int32[B], or None;
+# and the teacher's features
+Taught = Callable[[Rows], tuple[jax.Array | None, Features]]
 TrainStep = Callable[[TrainState, FrozenTeacher | None, Batch], tuple[TrainState, Metrics]]
 
 
@@ -51,6 +53,7 @@ class Training:
     skip_nonfinite: bool = False
     train_mode: bool = True
     trained: Any | None = None  # a tree of bools like the parameters: True where differentiated; None: all
+    features: FeatureMatching | None = None  # adds its loss; None: no features
 
 
 def make_train_step(training: Training, mesh: Mesh, *, deal: Callable[[Batch], Batch] | None = None) -> TrainStep:
@@ -70,8 +73,13 @@ def make_train_step(training: Training, mesh: Mesh, *, deal: Callable[[Batch], B
         images, targets = augmented(training.augment, mesh, deal, augment_key, batch)
         rows = (images, targets, jnp.arange(images.shape[0]))
 
-        def taught(rows: Rows) -> jax.Array | None:
-            return None if teacher is None else teacher.logits(rows[0])
+        def taught(rows: Rows) -> tuple[jax.Array | None, Features]:
+            if teacher is None:
+                return None, {}
+            if training.features is None:
+                return teacher.logits(rows[0]), {}
+            logits, features = teacher.logits_and_features(rows[0], training.features.of_teacher)
+            return None if training.features.alone else logits, features
 
         return updated(training, mesh, state, dropout_key, rows, taught)
 
@@ -104,7 +112,7 @@ def make_update_step(
     ) -> tuple[TrainState, Metrics]:
         _, dropout_key = step_keys(training.seed, state.step)
         rows = (images, targets, jnp.arange(images.shape[0]), answers)
-        return updated(training, mesh, state, dropout_key, rows, lambda rows: restored(rows[3]))
+        return updated(training, mesh, state, dropout_key, rows, lambda rows: (restored(rows[3]), {}))
 
     return update_step
 
@@ -126,9 +134,11 @@ def updated(
     def gradients(batch_stats: Any, rows: Rows) -> tuple[Any, Any, Metrics]:
         images, targets, positions = rows[:3]
         # Outside the differentiated function, so that the backward pass keeps no activations of the teacher.
-        teacher_logits = taught(rows)
+        teacher_logits, teacher_features = taught(rows)
+        matching = training.features
 
-        def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+        def loss_of(trained: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
+            params, projections = split_projections(trained)
             outputs, updates = train_outputs(
                 training.model,
                 {"params": differentiated(params, training.trained), "batch_stats": batch_stats},
@@ -136,13 +146,19 @@ def updated(
                 train=training.train_mode,
                 positions=positions,
                 rngs={RNG_NAME: dropout_key},
+                features=() if matching is None else matching.of_student,
             )
             # Otherwise XLA shards the logits by class, like a sharded head, and adds many small collectives.
             outputs = jax.lax.with_sharding_constraint(outputs, split_rows(mesh))
             value, metrics = training.loss(outputs, targets, teacher_logits)
+            if matching is not None:
+                features = jax.lax.with_sharding_constraint((updates["features"], teacher_features), split_rows(mesh))
+                added, of_features = matching(projections, *features)
+                value = value + added
+                metrics = {**metrics, **of_features, "loss": value}
             return value, (updates.get("batch_stats", {}), metrics)
 
-        (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
         return batch_stats, grads, metrics
 
     if training.accumulation_steps == 1:
@@ -151,14 +167,15 @@ def updated(
         microbatches = split_microbatches(rows, training.accumulation_steps, mesh)
         batch_stats, grads, metrics = mean_over_microbatches(gradients, state.batch_stats, microbatches)
 
-    updates, opt_state = training.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = training.optimizer.update(grads, state.opt_state, state.trained)
+    trained = optax.apply_updates(state.trained, updates)
+    params, _ = split_projections(trained)
     ema = state.ema
     if ema is not None:
         ema = moving_average(training, ema, {"params": params, "batch_stats": batch_stats})
     metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": training.schedule(state.step)}
     metrics |= gradient_health(grads)
-    new_state = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
+    new_state = state.with_trained(trained, step=state.step + 1, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
     if training.skip_nonfinite:
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         new_state = only_if(finite, new_state, state)

@@ -17,7 +17,15 @@ from deit_jax import console
 from deit_jax.data.identity import Images
 from deit_jax.data.sources import digest
 from deit_jax.evaluation.accuracy import Scores
-from deit_jax.models.protocol import classify, has_field, inference_form, on_mesh, with_dtype
+from deit_jax.models.protocol import (
+    Features,
+    classify,
+    classify_with_features,
+    has_field,
+    inference_form,
+    on_mesh,
+    with_dtype,
+)
 from deit_jax.parallel.distributed import from_main_process, is_main_process
 from deit_jax.storage.workdir import TEACHER_SCORES, UnreadableError, Workdir, WorkdirError, WorkdirLike
 from deit_jax.training.network_identity import NetworkIdentity
@@ -29,7 +37,7 @@ from deit_jax.training.state import Variables, count_parameters
 class FrozenTeacher:
     """The teacher as an argument of the train step: a pytree of its variables, with the model as static data.
 
-    The step uses only `logits`. Another kind of teacher is another pytree with this method.
+    The step uses only `logits`, and with features `logits_and_features`. Another kind of teacher is another pytree with these.
     """
 
     model: nn.Module
@@ -38,6 +46,11 @@ class FrozenTeacher:
     def logits(self, images: jax.Array) -> jax.Array:
         """Returns float32[B, K] in the student's classes, for normalised images float[B, H, W, 3]."""
         return classify(self.model, self.variables, images).logits
+
+    def logits_and_features(self, images: jax.Array, names: tuple[str, ...]) -> tuple[jax.Array, Features]:
+        """Returns the logits, as `logits`, and the model's features of these names, from one forward pass."""
+        output, features = classify_with_features(self.model, self.variables, images, names)
+        return output.logits, features
 
 
 @dataclasses.dataclass(frozen=True)

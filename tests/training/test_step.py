@@ -35,7 +35,7 @@ def run_steps(config, tmp_path, *, devices=1, steps=2, dealt=True):
     plan = resolve(config, num_images=len(source), data_classes=10)
     mesh = make_mesh(jax.devices()[:devices], fsdp=config.parallel.fsdp)
     teacher = load_teacher(config, tmp_path)
-    program = build_program(config, plan, mesh)
+    program = build_program(config, plan, mesh, teacher=teacher)
     frozen = None if teacher is None else jax.device_put(teacher.for_step(mesh), replicated(mesh))
     state, history = program.init(), []
     before = jax.device_get(state)
@@ -109,6 +109,29 @@ def test_two_devices_give_the_same_run(one_device, tmp_path):
 def test_sharded_parameters_give_the_same_run(one_device, tmp_path):
     config = small_config(parallel__fsdp=4, parallel__fsdp_min_size=0)
     assert_same_run(one_device, run_steps(config, tmp_path, devices=8))
+
+
+FEATURES = dict(
+    features__pairs=("patch_1:s1", "distillation_1:s2", "class_1:final"),
+    features__mse=1.0,
+    features__local_guidance=0.5,
+    distillation__kind="soft",
+)
+
+
+@pytest.mark.parametrize("accumulation", [1, pytest.param(4, marks=pytest.mark.long)])
+def test_features_on_sharded_devices_and_in_microbatches_give_the_same_run(tmp_path, accumulation):
+    alone = run_steps(small_config(**FEATURES), tmp_path)
+    changes = dict(parallel__fsdp=4, parallel__fsdp_min_size=0) if accumulation == 1 else {}
+    config = small_config(**FEATURES, **changes, train__accumulation_steps=accumulation)
+    other = run_steps(config, tmp_path, devices=8 if accumulation == 1 else 1)
+    assert_same_run(alone, other)
+    before, after, history = alone
+    assert difference(after.projections, other[1].projections) < 2e-3
+    assert all(difference(before.projections[name], after.projections[name]) > 0 for name in before.projections)
+    first = history[0]
+    parts = 0.5 * first["class_loss"] + 0.5 * first["distillation_loss"] + first["feature_mse"]
+    np.testing.assert_allclose(first["loss"], parts + 0.5 * first["feature_local_guidance"], rtol=1e-6)
 
 
 @pytest.mark.compiler
