@@ -31,6 +31,7 @@ from deit_jax.data.sources import (
 )
 from deit_jax.data.split_folders import find_split, sibling_splits, split_note, unused_splits
 from deit_jax.data.splits import held_out, split_name, take_of_each_class, take_part
+from deit_jax.data.tar_shards import open_tar
 from deit_jax.printable import printable
 from deit_jax.registration import same_definition
 
@@ -281,6 +282,7 @@ _SOURCES = {
     "fashion_mnist_10k": _Kind(_open_embedded, unread=("name", "held_out")),
     "npz": _Kind(_open_arrays, needs_path=True, unread=("name", "held_out")),
     "folder": _Kind(_open_folder, needs_path=True, unread=("name",)),
+    "tar": _Kind(open_tar, needs_path=True, unread=("name", "held_out")),
     "tfds": _Kind(_open_tfds, takes_parts=True, unread=("held_out",)),
 }
 
