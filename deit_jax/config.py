@@ -159,9 +159,10 @@ class _Data:
 
     source: str = option("tfds", "fashion_mnist_10k is embedded; or the name of a registered source",
         choices="data.registry.source_names")
-    name: str = option("imagenet2012", "TFDS name; registered sources may use it, the others do not", only_if_typed=True)
-    path: str = option("", "npz: the file; folder: the parent of the splits' folders; tar: the shards' folder, a pattern of their "
-        "names, or one; tfds: data_dir (\"\": TFDS's default)")
+    name: str = option("imagenet2012", "TFDS name; parquet: its columns, if several fit (\"image,label\"); registered "
+        "sources may use it, the others do not", only_if_typed=True)
+    path: str = option("", "npz: the file; folder: the parent of the splits' folders; tar, parquet: the shards' folder, or a "
+        "pattern of their names; tfds: data_dir (\"\": TFDS's default)")
     train_split: str = option("train", "name of a split, or a part of one: \"train[:90%]\", \"train[1000:]\" (docs/data.md)")
     eval_split: str = option("validation", "as train_split")
     images_per_class: int | None = option(None, "use this many training images of each class, to try few labels; None: all",

@@ -18,6 +18,7 @@ from deit_jax.data.folder import ImageFolderSource
 from deit_jax.data.folder_index import AUTO
 from deit_jax.data.other_layouts import MAIN, check_layout, check_no_folders, no_split_folder, no_such_folder, one_class
 from deit_jax.data.own_source import OwnSource, open_own
+from deit_jax.data.parquet import open_parquet
 from deit_jax.data.real_labels import RealLabels
 from deit_jax.data.sources import (
     ArraySource,
@@ -282,6 +283,7 @@ _SOURCES = {
     "fashion_mnist_10k": _Kind(_open_embedded, unread=("name", "held_out")),
     "npz": _Kind(_open_arrays, needs_path=True, unread=("name", "held_out")),
     "folder": _Kind(_open_folder, needs_path=True, unread=("name",)),
+    "parquet": _Kind(open_parquet, needs_path=True, unread=("held_out",)),
     "tar": _Kind(open_tar, needs_path=True, unread=("name", "held_out")),
     "tfds": _Kind(_open_tfds, takes_parts=True, unread=("held_out",)),
 }

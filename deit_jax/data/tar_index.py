@@ -22,14 +22,14 @@ from deit_jax.data.folder import SETTLED_SECONDS, SMALLEST_INDEXED
 from deit_jax.data.folder_index import index_file, write_arrays
 from deit_jax.data.shards import Shards
 from deit_jax.data.sources import DataError
-from deit_jax.data.tar_files import FOLDER, TarListing, list_tar
+from deit_jax.data.tar_files import TarListing, list_tar
 from deit_jax.printable import is_utf8, printable
 
 _VERSION = 1
 _THREADS = 16  # a network disk handles many concurrent requests as fast as one
 _REPORT_SECONDS = 5.0
 _NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)
-_MAX_LABEL = 1_000_000  # more would be identities of images, not classes
+MAX_CLASSES = 1_000_000  # larger numbers are not classes but, e.g., identities of images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,10 +167,10 @@ def _labels(texts: list[str], where: Callable[[int], str]) -> tuple[list[int], l
         return _by_name(texts, sorted(distinct))
     labels = [int(text) for text in texts]
     lowest, highest = min(labels), max(labels)
-    if lowest < 0 or highest > _MAX_LABEL:
+    if lowest < 0 or highest >= MAX_CLASSES:
         wrong = lowest if lowest < 0 else highest
         raise DataError(
-            f"{where(labels.index(wrong))}: has the label {wrong}, which is not a class (of a test split?); use a split with labels"
+            f"{where(labels.index(wrong))}: has the label {wrong}, which is not a class (of a test split?); use one with labels"
         )
     return labels, None
 
@@ -179,8 +179,8 @@ def _folder_labels(names: list[str], where: Callable[[int], str]) -> tuple[list[
     texts = [name.partition("/")[0] if "/" in name else "" for name in names]
     if "" in texts:
         raise DataError(
-            f"{where(texts.index(''))}: has no label; add a .cls file, a .json file with the field label or cls, or a folder with "
-            "the name of the class"
+            f"{where(texts.index(''))}: has no label; add a .cls file, a .json file with the field label or cls, or a folder "
+            "with the name of the class"
         )
     classes = sorted(set(texts))
     if all(name.isascii() and name.isdigit() for name in classes):
