@@ -71,7 +71,7 @@ class TarSource:
         return self._index.name(index).rpartition("/")[2]
 
     def fingerprint(self) -> str:
-        """Digest of the images' paths and labels: that of a folder with these files, so that a run may continue from either."""
+        """Digest of the images' paths and labels."""
         return digest(self._index.names, self._index.ends, self._index.labels)
 
 
