@@ -175,8 +175,10 @@ class _Data:
 
     source: str = option("tfds", "fashion_mnist_10k is embedded; or the name of a registered source",
         choices="data.registry.source_names")
-    name: str = option("imagenet2012", "TFDS name; registered sources may use it, the others do not", only_if_typed=True)
-    path: str = option("", "npz: the file; folder: the parent of the splits' folders; tfds: data_dir (\"\": TFDS's default)")
+    name: str = option("imagenet2012", "TFDS name; parquet: its columns, if several fit (\"image,label\"); registered "
+        "sources may use it, the others do not", only_if_typed=True)
+    path: str = option("", "npz: the file; folder: the parent of the splits' folders; tar, parquet: the shards' folder, or a "
+        "pattern of their names; tfds: data_dir (\"\": TFDS's default)")
     train_split: str = option("train", "name of a split, or a part of one: \"train[:90%]\", \"train[1000:]\" (docs/data.md)")
     eval_split: str = option("validation", "as train_split")
     images_per_class: int | None = option(None, "use this many training images of each class, to try few labels; None: all",
@@ -184,8 +186,8 @@ class _Data:
     held_out: float = option(0.0, "folder, if there is no folder for eval_split: the share of every class's training images "
         "held out for evaluation; path may then contain the class folders themselves. 0: the folder is required",
         at_least=0, at_most=0.99, before=0.0)
-    index: str = option("auto", "folder: where the list of files is cached for the next start: a folder (hosts may share it), "
-        "\"auto\" (deit_jax in the user's cache folder; with several processes .deit_jax-UID next to the workdir), or "
+    index: str = option("auto", "folder, tar: where the list of images is cached for the next start: a folder (hosts may share "
+        "it), \"auto\" (deit_jax in the user's cache folder; with several processes .deit_jax-UID next to the workdir), or "
         '"" (not cached)', before="auto")
     repeats: int = option(1, "repeated augmentation: copies of an image in the sampling order (paper, section 6: 3); 1: off",
         at_least=1)

@@ -20,7 +20,7 @@ from deit_jax.printable import is_utf8, printable
 
 SMALLEST_INDEXED = 10_000  # images; listing fewer is fast, and small folders leave no index files behind
 # A folder that changed this shortly before it was listed may change again without a new modification time.
-_SETTLED_SECONDS = 2.0
+SETTLED_SECONDS = 2.0
 
 
 class ImageFolderSource:
@@ -67,7 +67,7 @@ class ImageFolderSource:
             began = time.time()
             listing = list_files(self._root, folders)
             self._check_empty_classes(folders, listing)
-            settled = listing.modified.max() < (began - _SETTLED_SECONDS) * 1e9
+            settled = listing.modified.max() < (began - SETTLED_SECONDS) * 1e9
             if settled and len(listing.labels) >= SMALLEST_INDEXED:
                 write_index(self._root, listing, index)
         self._listing = listing

@@ -1,4 +1,4 @@
-"""The index of a folder's files, which saves listing them at every start.
+"""The index of a folder's files or of shards, which saves listing them at every start.
 
 ImageNet has 1.28 million files; listing them takes seconds on a local disk and minutes on a network disk. The first start writes
 its listing to an index; later starts only check whether a folder has changed.
@@ -11,6 +11,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,11 +28,15 @@ def index_path(root: str | os.PathLike[str], place: str) -> Path | None:
 
     place: the folder of the indices, "auto" for `deit_jax` in the user's cache folder, "" for none.
     """
+    return index_file(os.fsencode(os.path.realpath(root)), place)
+
+
+def index_file(what: bytes, place: str) -> Path | None:
+    """Returns the index file named by the digest of `what`; place as in `index_path`."""
     folder = cache_folder() if place == AUTO else place and Path(os.path.expanduser(place))
     if not folder:
         return None
-    digest = hashlib.sha256(os.fsencode(os.path.realpath(root))).hexdigest()[:24]
-    return Path(folder) / f"{INDEX_PREFIX}_{digest}.npz"
+    return Path(folder) / f"{INDEX_PREFIX}_{hashlib.sha256(what).hexdigest()[:24]}.npz"
 
 
 def read_index(root: str, class_names: tuple[str, ...], place: str) -> Listing | None:
@@ -55,15 +60,18 @@ def read_index(root: str, class_names: tuple[str, ...], place: str) -> Listing |
 
 def write_index(root: str, listing: Listing, place: str) -> None:
     """Writes a listing for the next start; does nothing if the place is not writable."""
-    path = index_path(root, place)
-    if path is None:
-        return
+    if (path := index_path(root, place)) is not None:
+        write_arrays(path, version=_VERSION, rules=RULES, **dataclasses.asdict(listing))
+
+
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Writes an index file; does nothing if its folder is not writable."""
     temporary = None
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)  # writable only by its owner, with any umask
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.", suffix=".npz")
         with open(handle, "wb") as file:
-            np.savez(file, version=_VERSION, rules=RULES, **dataclasses.asdict(listing))
+            np.savez(file, **arrays)
         os.chmod(temporary, 0o644)  # other users may train on this data too
         os.replace(temporary, path)  # atomic, even if several hosts write
     except OSError:  # e.g. the disk is full

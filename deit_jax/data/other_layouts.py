@@ -27,6 +27,10 @@ def no_such_folder(path: str, flags: str = MAIN) -> DataError:
         )
     if path.lower().endswith(".npz"):
         return DataError(f"add {flags}source=npz: {shown} is a file of arrays, not a folder of images")
+    if (source := _shard_source(path)) is not None:
+        return DataError(
+            f"{shown} is a file with images: add {flags}source={source}, or set {flags}path to a folder of images"
+        )
     if is_archive(path):
         return DataError(f"{shown} is an archive: unpack it, and set {flags}path to the folder with the images")
     return DataError(f"{shown} is a file: set {flags}path to the folder that holds the class folders")
@@ -161,6 +165,13 @@ def _other_kind(root: str, flags: str) -> DataError | None:
         return DataError(
             f"add {flags}source=npz and {_path(flags, os.path.join(root, arrays[0]))}: it is a file of arrays"
         )
+    for folder in (root, *(os.path.join(root, name) for name in class_folders(root)[:20])):
+        shards = [name for name in sorted(os.listdir(folder)) if _shard_source(name) is not None]
+        if shards and not any(map(is_image, files)):
+            shard = printable(os.path.join(folder, shards[0]))
+            return DataError(
+                f"add {flags}source={_shard_source(shards[0])}: {shown} holds shards ({shard}), not folders of images"
+            )
     archives = [name for name in files if is_archive(name)]
     if archives and not any(map(is_image, files)):
         return DataError(
@@ -168,6 +179,11 @@ def _other_kind(root: str, flags: str) -> DataError | None:
             "folder with the images"
         )
     return None
+
+
+def _shard_source(name: str) -> str | None:
+    """Returns the source that reads a file with this name as one of several with images; else None."""
+    return {".tar": "tar", ".parquet": "parquet"}.get(os.path.splitext(name)[1].lower())
 
 
 def _tfds_instead(version: Path, root: Path, levels: int, flags: str) -> DataError:

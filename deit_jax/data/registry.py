@@ -19,6 +19,7 @@ from deit_jax.data.folder import ImageFolderSource, LooseImageFolder
 from deit_jax.data.folder_index import AUTO
 from deit_jax.data.other_layouts import MAIN, check_layout, check_no_folders, no_split_folder, no_such_folder, one_class
 from deit_jax.data.own_source import OwnSource, open_own
+from deit_jax.data.parquet import open_parquet
 from deit_jax.data.real_labels import RealLabels
 from deit_jax.data.sources import (
     ArraySource,
@@ -32,6 +33,7 @@ from deit_jax.data.sources import (
 )
 from deit_jax.data.split_folders import find_split, sibling_splits, split_note, unused_splits
 from deit_jax.data.splits import held_out, split_name, take_of_each_class, take_part
+from deit_jax.data.tar_shards import open_tar
 from deit_jax.printable import printable
 from deit_jax.registration import same_definition
 
@@ -337,6 +339,8 @@ _SOURCES = {
     "fashion_mnist_10k": _Kind(_open_embedded, unread=("name", "held_out"), open_unlabelled=_unlabelled_arrays),
     "npz": _Kind(_open_arrays, needs_path=True, unread=("name", "held_out"), open_unlabelled=_unlabelled_arrays),
     "folder": _Kind(_open_folder, needs_path=True, unread=("name",), open_unlabelled=_unlabelled_folder),
+    "parquet": _Kind(open_parquet, needs_path=True, unread=("held_out",)),
+    "tar": _Kind(open_tar, needs_path=True, unread=("name", "held_out")),
     "tfds": _Kind(
         _open_tfds,
         takes_parts=True,

@@ -110,3 +110,13 @@ def _split_word(name: str) -> str:
     """Returns "train" for "Train_Set" and "train-images"; "" for a name with several words."""
     words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word and word not in _FILLERS]
     return words[0].removesuffix("set") if len(words) == 1 else ""
+
+
+def words_of(text: str) -> list[str]:
+    """Returns the words of a name in lower case: ["imagenet1k", "train"] for "imagenet1k-Train"."""
+    return [word.removesuffix("set") for word in re.split(r"[^a-z0-9]+", text.lower()) if word]
+
+
+def split_words(name: str) -> frozenset[str]:
+    """Returns the usual spellings of a split; only `name` itself for others than train, validation and test."""
+    return frozenset(_TEST if name == "test" else _SPELLINGS.get(name, (name.casefold(),)))
