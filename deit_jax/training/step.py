@@ -31,6 +31,17 @@ Taught = Callable[[Rows], jax.Array | None]
 TrainStep = Callable[[TrainState, FrozenTeacher | None, Batch], tuple[TrainState, Metrics]]
 
 
+class Scope:
+    """Names of the parts of a step in the compiled program's metadata, for profiles and aot/parts.py; they compute nothing."""
+
+    AUGMENTATION = "augmentation"
+    TEACHER = "teacher"
+    LOSS = "loss"
+    OPTIMIZER = "optimizer"
+    EMA = "ema"
+    METRICS = "metrics"
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """Everything that a training step depends on, except the devices.
@@ -113,9 +124,10 @@ def augmented(
     augment: TrainAugmentation, mesh: Mesh, deal: Callable[[Batch], Batch] | None, key: jax.Array, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the images float32[B, H, W, 3] and targets float32[B, K] of a batch: the first part of a step."""
-    if deal is not None:
-        batch = deal(batch)
-    return augment(key, batch["image"], batch["label"], mesh=mesh, axis=BATCH_AXES)
+    with jax.named_scope(Scope.AUGMENTATION):
+        if deal is not None:
+            batch = deal(batch)
+        return augment(key, batch["image"], batch["label"], mesh=mesh, axis=BATCH_AXES)
 
 
 def updated(
@@ -126,7 +138,8 @@ def updated(
     def gradients(batch_stats: Any, rows: Rows) -> tuple[Any, Any, Metrics]:
         images, targets, positions = rows[:3]
         # Outside the differentiated function, so that the backward pass keeps no activations of the teacher.
-        teacher_logits = taught(rows)
+        with jax.named_scope(Scope.TEACHER):
+            teacher_logits = taught(rows)
 
         def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
             outputs, updates = train_outputs(
@@ -139,7 +152,8 @@ def updated(
             )
             # Otherwise XLA shards the logits by class, like a sharded head, and adds many small collectives.
             outputs = jax.lax.with_sharding_constraint(outputs, split_rows(mesh))
-            value, metrics = training.loss(outputs, targets, teacher_logits)
+            with jax.named_scope(Scope.LOSS):
+                value, metrics = training.loss(outputs, targets, teacher_logits)
             return value, (updates.get("batch_stats", {}), metrics)
 
         (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -151,13 +165,16 @@ def updated(
         microbatches = split_microbatches(rows, training.accumulation_steps, mesh)
         batch_stats, grads, metrics = mean_over_microbatches(gradients, state.batch_stats, microbatches)
 
-    updates, opt_state = training.optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    with jax.named_scope(Scope.OPTIMIZER):
+        updates, opt_state = training.optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema is not None:
-        ema = moving_average(training, ema, {"params": params, "batch_stats": batch_stats})
-    metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": training.schedule(state.step)}
-    metrics |= gradient_health(grads)
+        with jax.named_scope(Scope.EMA):
+            ema = moving_average(training, ema, {"params": params, "batch_stats": batch_stats})
+    with jax.named_scope(Scope.METRICS):
+        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": training.schedule(state.step)}
+        metrics |= gradient_health(grads)
     new_state = TrainState(step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
     if training.skip_nonfinite:
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
