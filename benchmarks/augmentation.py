@@ -161,46 +161,13 @@ def measure_step(rounds: int) -> dict[str, Any]:
     return ms | {"recipe_percent_of_step": round(100 * share, 2), "rounds": rounds, "cores": os.cpu_count()}
 
 
-def expected_turns(chunk: int, probability: float, batch_size: int) -> float:
-    """The expected number of iterations of a loop over chunks of rows that are selected with a probability."""
-    rows = range(batch_size + 1)
-    weights = [math.comb(batch_size, n) * probability**n * (1 - probability) ** (batch_size - n) for n in rows]
-    return sum(weight * math.ceil(n / chunk) for n, weight in zip(rows, weights, strict=True))
+def estimated_cycles(program: str, turns: dict[str, float]) -> float:
+    """The sum of XLA's estimates over an optimised program. turns: of the loops over chunks, by scope."""
+    from deit_jax.aot.schedule import parse
 
-
-def estimated_cycles(program: str, chances: dict[str, float]) -> float:
-    """The sum of XLA's estimates over an optimised program. chances: the probability that a row is selected, by loop name."""
-    computations: dict[str, list[str]] = {}
-    entry = name = ""
-    for line in program.splitlines():
-        if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            name = header[2]
-            computations[name] = []
-            entry = name if header[1] else entry
-        elif name and " = " in line:
-            computations[name].append(line)
-
-    def turns(line: str) -> float:
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', line):
-            return int(known[1])
-        where = re.search(r'op_name="([^"]*)"', line)[1]
-        loops = re.findall(r"(\w+)_in_chunks_of_(\d+)", where)
-        if not loops:
-            if where.endswith("/while"):  # the loop over layers, whose length XLA lost
-                return 2
-            raise ValueError(f"a loop of unknown length: {where}")
-        return expected_turns(int(loops[-1][1]), chances[loops[-1][0]], BATCH_ON_TPU)
-
-    def total(computation: str) -> float:
-        cycles = 0.0
-        for line in computations[computation]:
-            if loop := re.search(r" while\(.*body=%?([\w.\-]+)", line):
-                cycles += turns(line) * total(loop[1])
-            elif own := re.search(r'"estimated_cycles":"(\d+)"', line):
-                cycles += int(own[1])
-        return cycles
-
-    return total(entry)
+    runs, unknown = parse(program).runs(turns)
+    assert not unknown, unknown
+    return sum(run.times * (run.instruction.cycles or 0) for run in runs)
 
 
 def pixel_gathers(program: str) -> int:
@@ -219,6 +186,7 @@ def measure_cost(topology: str) -> dict[str, Any]:
     from configs import deit
     from deit_jax.augment.chunked import apply_in_chunks
     from deit_jax.augment.pipeline import TrainAugmentation
+    from deit_jax.modes.compile import expected_turns
 
     device = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
     there = SingleDeviceSharding(device)
@@ -234,8 +202,6 @@ def measure_cost(topology: str) -> dict[str, Any]:
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=there)
     drawn = abstract((rows, 2), jnp.int32), abstract((rows, 2), jnp.float32)
-    one, two = 0.5 / 15, 2 * 0.5 / 15
-    chances = {"stretch": one, "sharpen": one, "equalize": one, "rotate": one, "rows": two, "columns": two}
     recipe = TrainAugmentation.from_section(
         deit.recipe("small").augment, num_classes=1000, group_size=rows, plan="chunked"
     )
@@ -248,7 +214,8 @@ def measure_cost(topology: str) -> dict[str, Any]:
     batch = {"image": images, "label": labels}
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
     programs["step"] = program.train_step.lower(program.abstract_state, None, batch).compile().as_text()
-    cycles = {name: estimated_cycles(text, chances) / rows for name, text in programs.items()}
+    turns = expected_turns(recipe, rows)
+    cycles = {name: estimated_cycles(text, turns) / rows for name, text in programs.items()}
     result: dict[str, Any] = {f"{name}_kilocycles_per_image": round(c / 1e3, 1) for name, c in cycles.items()}
     for name in ("randaugment", "rest_of_recipe", "recipe"):
         result[f"{name}_percent_of_step"] = round(100 * cycles[name] / cycles["step"], 2)

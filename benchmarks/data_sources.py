@@ -73,7 +73,9 @@ def pack(data: str, copies: int, root: Path) -> int:
 
 def measure(source: Any, batch: int, images: int, seed: int) -> tuple[float, float]:
     """Returns images/s and milliseconds of processor time per image."""
-    order = TrainOrder(num_examples=len(source), batch_size=batch, repeats=1, seed=seed, group_size=2, groups_per_block=2)
+    order = TrainOrder(
+        num_examples=len(source), batch_size=batch, repeats=1, seed=seed, group_size=2, groups_per_block=2
+    )
     batches = train_batches(source, order, RandomResizedCrop(224), start_step=0, stop_step=images // batch)
     began, processor = time.perf_counter(), time.process_time()
     count = sum(len(one["label"]) for one in batches)

@@ -6,21 +6,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from deit_jax import console
+from deit_jax.aot import printed_schedule
+from deit_jax.aot.printed_schedule import show_schedule
 from deit_jax.aot.topologies import Topology
 
 _GIB = 2**30
 
 ASSUMPTIONS = (
     "compute: model FLOPs at the published bfloat16 peak, without augmentation, optimizer and recomputation",
-    "memory: bytes read and written, {estimate}, at the published bandwidth. Loop bodies count once, and data that stays on the "
-    "chip counts too, so it can be too low or too high",
+    "memory: bytes of main memory read and written, {estimate}, at the published bandwidth",
     "links: a ring over all links of a device at their published rate. Loop bodies count once; other traffic does not count",
     "the step takes as long as the longest of the three, as if they overlapped completely",
 )
 # By report["bytes_accessed_from"].
 ESTIMATES = {
-    "compiler": "as estimated by the compiler",
-    "text": "estimated from the HLO text (the compiler reports none)",
+    "compiler": "as estimated by the compiler (loop bodies count once, data that stays on the chip counts too)",
+    "text": "counted in the compiled program, with padding and with the turns of its loops",
 }
 LIMITATIONS = (
     "step time: nothing is run, and real steps take longer than the roofline's",
@@ -79,9 +80,14 @@ def show(report: Mapping[str, Any], topology: Topology) -> None:
         f"and {100 * flops / roof['bound']:.0f} % of peak FLOP/s; without overlap {roof['in_turn'] * 1e3:.2f} ms"
     )
     console.announce("Roofline: time of a step at peak rates", times)
+    limitations = LIMITATIONS + ((GPU_LIMITATION,) if topology.platform == "cuda" else ())
+    if report["schedule"] is not None:
+        show_schedule(report, topology.chip)
+        limitations += (
+            printed_schedule.LIMITATIONS if topology.platform == "tpu" else (printed_schedule.GPU_LIMITATION,)
+        )
     estimate = ESTIMATES[report["bytes_accessed_from"]]
     console.announce("Assumptions", {str(i): text.format(estimate=estimate) for i, text in enumerate(ASSUMPTIONS, 1)})
-    limitations = LIMITATIONS + ((GPU_LIMITATION,) if topology.platform == "cuda" else ())
     console.announce("Not known from compiling", {str(i): text for i, text in enumerate(limitations, 1)})
 
 

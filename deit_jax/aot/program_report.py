@@ -16,12 +16,13 @@ from deit_jax.aot.topologies import Chip
 COLLECTIVES = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute", "collective-broadcast",
 )  # fmt: skip
-_ITEM_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
+ITEM_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128}
 _NAMES = "|".join(sorted(COLLECTIVES, key=len, reverse=True))
 _COLLECTIVE = re.compile(rf"= (?P<shape>.*?) (?P<kind>{_NAMES})(?P<start>-start)?\(")
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.-]+) \(.*\{$")
-_CHAIN = re.compile(r'chain_id="(\d+)"')
+CHAIN = re.compile(r'chain_id="(\d+)"')
+REDUCE_SCATTER = "all-reduce-scatter"  # a TPU computation's name begins with it
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
@@ -109,20 +110,25 @@ def collectives_of(text: str, num_devices: int) -> list[Collective]:
         if " while(" in line:
             loops.update(called)
         if match := _COLLECTIVE.search(line):
-            if chain := _CHAIN.search(line):
+            if chain := CHAIN.search(line):
                 if (match["kind"], chain[1]) in chains:
                     continue
                 chains.add((match["kind"], chain[1]))
-            kind, shape = match["kind"], match["shape"]
-            if match["start"] and kind != "all-reduce":  # (operands, results, perhaps counters)
-                shape = _parts(shape)[1]
-            size = shape_bytes(shape)
-            # A TPU reduce-scatter is a fusion that reduces, then slices.
-            if kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
-                kind, size = "reduce-scatter", size // _group_size(line, num_devices)
-            found.append((computation, kind, size, _group_size(line, num_devices)))
+            found.append((computation, read_collective(match["kind"], match["shape"], line, computation, num_devices)))
     looped = _reachable(loops, calls)
-    return [Collective(kind, size, group, where in looped) for where, kind, size, group in found]
+    return [dataclasses.replace(item, in_loop=where in looped) for where, item in found]
+
+
+def read_collective(kind: str, shape: str, line: str, computation: str, num_devices: int) -> Collective:
+    """Returns the collective of an instruction: its opcode without "-start", its shape, its text and where it is."""
+    if f" {kind}-start(" in line and kind != "all-reduce":  # (operands, results, perhaps counters)
+        shape = _parts(shape)[1]
+    size = shape_bytes(shape)
+    group = _group_size(line, num_devices)
+    # A TPU reduce-scatter is a fusion that reduces, then slices.
+    if kind == "all-reduce" and computation.startswith(REDUCE_SCATTER):
+        kind, size = "reduce-scatter", size // group
+    return Collective(kind, size, group, in_loop=False)
 
 
 def shape_bytes(shape: str) -> int:
@@ -131,7 +137,7 @@ def shape_bytes(shape: str) -> int:
 
 
 def _bytes(kind: str, dimensions: str) -> int:
-    bits = _ITEM_BITS.get(kind) or int(re.findall(r"\d+", kind)[0])  # s32, f8e4m3fn
+    bits = ITEM_BITS.get(kind) or int(re.findall(r"\d+", kind)[0])  # s32, f8e4m3fn
     return math.prod(int(size) for size in dimensions.split(",") if size) * bits // 8
 
 
@@ -218,38 +224,3 @@ def bytes_accessed(executable: Any) -> float | None:
     if isinstance(analysis, list):
         analysis = analysis[0] if analysis else None
     return None if not analysis else analysis.get("bytes accessed")
-
-
-_INSTRUCTION = re.compile(
-    r"^\s*(?:ROOT )?%?(?P<name>[\w.-]+) = (?P<shape>.*?) (?P<opcode>[a-z][\w-]*)\((?P<operands>.*?)\)(?:,|$)"
-)
-# Computations that are part of one kernel: their instructions use registers, not memory.
-_WITHIN_A_KERNEL = re.compile(
-    r"\b(?:fusion|reduce|reduce-window|scatter|sort|map|select-and-scatter|all-reduce|all-reduce-start|reduce-scatter|"
-    r"reduce-scatter-start|custom-call)\(.*?\b(?:calls|to_apply|called_computations)=\{?%?([\w.-]+)"
-)
-_FREE = {
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
-    "while", "conditional", "call", "async-start",
-}  # fmt: skip
-
-
-def bytes_in_text(text: str) -> int:
-    """Estimates the bytes read and written from the text of an optimized HLO module, for compilers that give no estimate.
-
-    Sums the result and the operands of every kernel, as if nothing stayed on the chip between kernels. As in XLA's own estimate
-    a loop's body counts once. A kernel that reads part of an operand counts as reading all of it.
-    """
-    inside = set(_WITHIN_A_KERNEL.findall(text))
-    sizes: dict[str, int] = {}
-    total, counts = 0, True
-    for line in text.splitlines():
-        if match := COMPUTATION.match(line):
-            counts = match[1] not in inside
-        elif counts and (match := _INSTRUCTION.match(line)):
-            sizes[match["name"]] = shape_bytes(match["shape"])
-            if match["opcode"] in _FREE or match["opcode"].endswith("-done"):
-                continue
-            total += sizes[match["name"]]
-            total += sum(sizes.get(name.strip(" %"), 0) for name in match["operands"].split(","))
-    return total

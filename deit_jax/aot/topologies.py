@@ -25,12 +25,15 @@ class Chip:
     peak_flops: float  # bfloat16 FLOP/s
     memory_bandwidth: float  # bytes/s
     link_bandwidth: float  # bytes/s that a device can send to its neighbors over all links together
+    # Cycles/s of a TPU core: the peak rate divided by the FLOPs of its matrix units in a cycle. None: a GPU, whose compiler
+    # reports no cycles.
+    clock: float | None = None
 
 
-def _tpu(name: str, memory_gib: float, published: str, tflops: float, gb: float, links_gb: float) -> Chip:
+def _tpu(name: str, memory_gib: float, published: str, tflops: float, gb: float, links_gb: float, ghz: float) -> Chip:
     # The memory that the compiler of libtpu 0.0.52 allows, as its out-of-memory message reports.
     note = f"what the compiler leaves to a program of the published {published}"
-    return Chip(name, int(memory_gib * _GIB), note, tflops * 1e12, gb * 1e9, links_gb * 1e9)
+    return Chip(name, int(memory_gib * _GIB), note, tflops * 1e12, gb * 1e9, links_gb * 1e9, ghz * 1e9)
 
 
 def _gpu(name: str, memory: int, tflops: float, gb: float, links_gb: float) -> Chip:
@@ -40,10 +43,10 @@ def _gpu(name: str, memory: int, tflops: float, gb: float, links_gb: float) -> C
 
 _H100_BYTES, _A100_BYTES = 84_942_979_072, 85_100_068_864  # as reported by the cards
 
-V4 = _tpu("TPU v4", 30.75, "32 GiB", 275, 1228, 300)
-V5E = _tpu("TPU v5e", 15.75, "16 GiB", 197, 819, 200)
-V5P = _tpu("TPU v5p", 95.73, "96 GiB", 459, 2765, 600)
-V6E = _tpu("TPU v6e", 31.24, "32 GiB", 918, 1638, 400)
+V4 = _tpu("TPU v4", 30.75, "32 GiB", 275, 1228, 300, 1.05)
+V5E = _tpu("TPU v5e", 15.75, "16 GiB", 197, 819, 200, 1.5)
+V5P = _tpu("TPU v5p", 95.73, "96 GiB", 459, 2765, 600, 1.75)
+V6E = _tpu("TPU v6e", 31.24, "32 GiB", 918, 1638, 400, 1.75)
 H100 = _gpu("H100 SXM 80GB", _H100_BYTES, 989, 3352, 450)
 # Listed for MFU only; its processor is that of the H100, so compile for H100.
 H200 = _gpu("H200 SXM 141GB", 143_771 * 2**20, 989, 4800, 450)

@@ -5,16 +5,54 @@ loop over chunks of the images that drew them, until all are done: no cap, and n
 which is very slow on a TPU. Run it under shard_map when the batch is sharded: each device then loops over its own rows.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
 from deit_jax.augment import color
-from deit_jax.augment.operations import is_any, slope_and_offset
+from deit_jax.augment.operations import NUMBER, is_any, slope_and_offset
 from deit_jax.augment.shifts import shift_columns, shift_rows
 from deit_jax.augment.warping import rotation, warp_by_tiles
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """A loop over the images that drew one of its operations."""
+
+    name: str
+    chunk: int  # images at a time: small chunks stay in fast memory and leave few slots of the last chunk empty
+    operations: tuple[str, ...]
+
+    @property
+    def scope(self) -> str:
+        """Its name in the compiled program's metadata."""
+        return f"{self.name}_in_chunks_of_{self.chunk}"
+
+
+LOOPS = (
+    Loop("stretch", 4, ("AutoContrast",)),
+    Loop("sharpen", 4, ("Sharpness",)),
+    Loop("equalize", 4, ("Equalize",)),
+    Loop("rows", 4, ("ShearX", "TranslateX")),
+    Loop("columns", 4, ("ShearY", "TranslateY")),
+    Loop("rotate", 2, ("Rotate",)),
+)
+
+
+def mean_turns(operations: np.ndarray) -> dict[str, float]:
+    """Returns the mean number of turns of each loop, by its scope, over batches and layers.
+
+    operations: int[batches, B, L], what the images of a device's batches drew.
+    """
+    turns = {}
+    for loop in LOOPS:
+        chosen = np.isin(operations, [NUMBER[name] for name in loop.operations]).sum(axis=1)
+        turns[loop.scope] = float(np.ceil(chosen / min(loop.chunk, operations.shape[1])).mean())
+    return turns
 
 
 def apply_in_chunks(images: jax.Array, operations: jax.Array, arguments: jax.Array, fill: Sequence[int]) -> jax.Array:
@@ -82,18 +120,13 @@ def _apply_in_loops(images: jax.Array, operations: jax.Array, arguments: jax.Arr
     def sharpen(image: jax.Array, operation: jax.Array, argument: jax.Array) -> jax.Array:
         return color.sharpness(image, argument)
 
-    # The number is the chunk size: small chunks stay in fast memory and leave few slots of the last chunk empty.
-    loops: tuple[tuple[str, Callable[..., jax.Array], int, tuple[str, ...]], ...] = (
-        ("stretch", stretch, 4, ("AutoContrast",)),
-        ("sharpen", sharpen, 4, ("Sharpness",)),
-        ("equalize", equalize, 4, ("Equalize",)),
-        ("rows", rows, 4, ("ShearX", "TranslateX")),
-        ("columns", columns, 4, ("ShearY", "TranslateY")),
-        ("rotate", rotate, 2, ("Rotate",)),
-    )
-    for scope, function, chunk, names in loops:
-        with jax.named_scope(f"{scope}_in_chunks_of_{chunk}"):
-            images = apply_to_chosen(function, chunk, is_any(operations, *names), images, operations, arguments)
+    functions = {
+        "stretch": stretch, "sharpen": sharpen, "equalize": equalize, "rows": rows, "columns": columns, "rotate": rotate,
+    }  # fmt: skip
+    for loop in LOOPS:
+        with jax.named_scope(loop.scope):
+            chosen = is_any(operations, *loop.operations)
+            images = apply_to_chosen(functions[loop.name], loop.chunk, chosen, images, operations, arguments)
     return images
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -20,9 +21,13 @@ from deit_jax import console
 from deit_jax.answers.kinds import recorded_kind
 from deit_jax.aot import compiling, program_report
 from deit_jax.aot.batch_search import Attempt, largest_batch, summarize_search
+from deit_jax.aot.kernels import cycles_of_kernels, forget_schedules
+from deit_jax.aot.parts import StepCost, cost_of
 from deit_jax.aot.printed_report import show
-from deit_jax.aot.program_report import bytes_in_text
+from deit_jax.aot.schedule import parse
 from deit_jax.aot.topologies import Topology, find_topology
+from deit_jax.augment.chunked import mean_turns
+from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.config import ConfigError, asks_teacher, listed_names
 from deit_jax.config_check import validate
 from deit_jax.config_features import described_features
@@ -35,7 +40,7 @@ from deit_jax.parallel.sharding import replicated, split_rows
 from deit_jax.storage.files import write_json
 from deit_jax.training.features import projection_flops
 from deit_jax.training.plan import Plan, resolve, sizes_of_mixing
-from deit_jax.training.program import Program, build_program
+from deit_jax.training.program import Program, build_augmentation, build_program
 from deit_jax.training.state import FeatureTrainState, count_parameters
 from deit_jax.training.teacher import Teacher
 
@@ -207,16 +212,20 @@ class Step:
         }
         memory = program_report.memory_of(compiled.executable, kinds)
         counted = program_report.bytes_accessed(compiled.executable)
+        cost = None
         try:
             text = compiled.executable.as_text()
             assert text is not None  # the compilers for TPUs and GPUs return it
             collectives = program_report.collectives_of(text, self.mesh.size)
-            accessed = bytes_in_text(text) if counted is None else counted
+            cost = self._cost(text, plan)
+            accessed = cost.bytes
         except jax.errors.JaxRuntimeError as error:  # libtpu wrote a format that this jaxlib cannot read
             if counted is None:
                 raise
             collectives, accessed = None, counted
             report["unreadable"] = str(error).splitlines()[0]
+        finally:
+            forget_schedules()
         roof = program_report.roofline(
             self.topology.chip,
             flops=flops.total * batch_size / self.mesh.size,
@@ -228,13 +237,26 @@ class Step:
             "fits": memory.total <= capacity,
             "memory": memory.by_kind() | {"capacity": capacity},
             "bytes_accessed": accessed,
-            "bytes_accessed_from": "text" if counted is None else "compiler",
+            "bytes_accessed_from": "compiler" if cost is None else "text",
+            "schedule": None if cost is None else cost.as_json(self.topology.chip.clock),
             "collectives": None if collectives is None else program_report.summarize_collectives(collectives),
             "roofline": dataclasses.asdict(roof) | {"bound": roof.bound, "in_turn": roof.in_turn, "limit": roof.limit},
             "images_per_second_bound": batch_size / roof.bound,
             "lower_seconds": compiled.lower_seconds,
             "compile_seconds": compiled.compile_seconds,
         }
+
+    def _cost(self, text: str, plan: Plan) -> StepCost:
+        """The cost of the compiled step by part."""
+        module, chip = parse(text), self.topology.chip
+        rows = plan.order.batch_size // self.mesh.size
+        return cost_of(
+            module,
+            num_devices=self.mesh.size,
+            turns=expected_turns(build_augmentation(self.config, plan), rows),
+            kernels=cycles_of_kernels(module),
+            cycles_per_byte=(chip.clock or 0.0) / chip.memory_bandwidth,
+        )
 
     def _facts(self, plan: Plan, program: Program, teacher: Teacher | None, flops: TrainFlops) -> Report:
         hosts = compiling.number_of_hosts(list(self.mesh.devices.flat))
@@ -263,6 +285,12 @@ class Step:
                 "jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt", "nvidia-cuda-nvcc-cu12"
             ),
         }
+
+
+def expected_turns(augmentation: TrainAugmentation, rows: int) -> dict[str, float]:
+    """Returns the mean number of turns of the augmentation's loops, by scope, on a device with `rows` images: over 32 batches."""
+    drawn = augmentation.draw_operations(jax.random.key(0), jnp.arange(32 * rows))
+    return {} if drawn is None else mean_turns(np.asarray(drawn[0]).reshape(32, rows, -1))
 
 
 def _versions(*packages: str) -> dict[str, str]:

@@ -33,6 +33,17 @@ Taught = Callable[[Rows], tuple[jax.Array | None, Features]]
 TrainStep = Callable[[TrainState, FrozenTeacher | None, Batch], tuple[TrainState, Metrics]]
 
 
+class Scope:
+    """Names of the parts of a step in the compiled program's metadata, for profiles and aot/parts.py; they compute nothing."""
+
+    AUGMENTATION = "augmentation"
+    TEACHER = "teacher"
+    LOSS = "loss"
+    OPTIMIZER = "optimizer"
+    EMA = "ema"
+    METRICS = "metrics"
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """Everything that a training step depends on, except the devices.
@@ -121,9 +132,10 @@ def augmented(
     augment: TrainAugmentation, mesh: Mesh, deal: Callable[[Batch], Batch] | None, key: jax.Array, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the images float32[B, H, W, 3] and targets float32[B, K] of a batch: the first part of a step."""
-    if deal is not None:
-        batch = deal(batch)
-    return augment(key, batch["image"], batch["label"], mesh=mesh, axis=BATCH_AXES)
+    with jax.named_scope(Scope.AUGMENTATION):
+        if deal is not None:
+            batch = deal(batch)
+        return augment(key, batch["image"], batch["label"], mesh=mesh, axis=BATCH_AXES)
 
 
 def updated(
@@ -134,7 +146,8 @@ def updated(
     def gradients(batch_stats: Any, rows: Rows) -> tuple[Any, Any, Metrics]:
         images, targets, positions = rows[:3]
         # Outside the differentiated function, so that the backward pass keeps no activations of the teacher.
-        teacher_logits, teacher_features = taught(rows)
+        with jax.named_scope(Scope.TEACHER):
+            teacher_logits, teacher_features = taught(rows)
         matching = training.features
 
         def loss_of(trained: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
@@ -150,12 +163,14 @@ def updated(
             )
             # Otherwise XLA shards the logits by class, like a sharded head, and adds many small collectives.
             outputs = jax.lax.with_sharding_constraint(outputs, split_rows(mesh))
-            value, metrics = training.loss(outputs, targets, teacher_logits)
-            if matching is not None:
-                features = jax.lax.with_sharding_constraint((updates["features"], teacher_features), split_rows(mesh))
-                added, of_features = matching(projections, *features)
-                value = value + added
-                metrics = {**metrics, **of_features, "loss": value}
+            with jax.named_scope(Scope.LOSS):
+                value, metrics = training.loss(outputs, targets, teacher_logits)
+                if matching is not None:
+                    features = (updates["features"], teacher_features)
+                    features = jax.lax.with_sharding_constraint(features, split_rows(mesh))
+                    added, of_features = matching(projections, *features)
+                    value = value + added
+                    metrics = {**metrics, **of_features, "loss": value}
             return value, (updates.get("batch_stats", {}), metrics)
 
         (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
@@ -167,14 +182,17 @@ def updated(
         microbatches = split_microbatches(rows, training.accumulation_steps, mesh)
         batch_stats, grads, metrics = mean_over_microbatches(gradients, state.batch_stats, microbatches)
 
-    updates, opt_state = training.optimizer.update(grads, state.opt_state, state.trained)
-    trained = optax.apply_updates(state.trained, updates)
+    with jax.named_scope(Scope.OPTIMIZER):
+        updates, opt_state = training.optimizer.update(grads, state.opt_state, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
     params, _ = split_projections(trained)
     ema = state.ema
     if ema is not None:
-        ema = moving_average(training, ema, {"params": params, "batch_stats": batch_stats})
-    metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": training.schedule(state.step)}
-    metrics |= gradient_health(grads)
+        with jax.named_scope(Scope.EMA):
+            ema = moving_average(training, ema, {"params": params, "batch_stats": batch_stats})
+    with jax.named_scope(Scope.METRICS):
+        metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": training.schedule(state.step)}
+        metrics |= gradient_health(grads)
     new_state = state.with_trained(trained, step=state.step + 1, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
     if training.skip_nonfinite:
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])

@@ -1,4 +1,5 @@
 import json
+import math
 from types import SimpleNamespace
 
 import jax
@@ -11,9 +12,10 @@ from deit_jax.aot.compiling import DoesNotFit, parse_out_of_memory, topology_dev
 from deit_jax.aot.topologies import find_topology
 from deit_jax.config import ConfigError
 from deit_jax.errors import UserError
-from deit_jax.modes.compile import Step, compile_step, training_data
+from deit_jax.modes.compile import Step, compile_step, expected_turns, training_data
 from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.parallel.mesh import make_mesh
+from deit_jax.training.program import build_augmentation
 from tests.tiny import tiny_config, tiny_teacher_config
 
 GIB = 2**30
@@ -61,6 +63,27 @@ def test_step_of_several_hosts_deals_shared_rows(report, tmp_path):
     assert shared["hosts"] == 4 and shared["dealt_on"] == "devices"
     assert shared["mixing"] == {"group_size": 4, "groups_per_block": 4}
     assert "all-to-all" in shared["collectives"] and "all-gather" not in shared["collectives"]
+
+
+@pytest.mark.compiler
+def test_cost_by_part_of_the_step(report):
+    found = report["schedule"]
+    parts = {(part["name"], part["backward"]): part for part in found["parts"]}
+    both = ("attention core", "dense layers: qkv", "dense layers: MLP")
+    assert all((name, backward) in parts for name in both for backward in (False, True))
+    assert {"augmentation", "teacher", "optimizer and EMA", "loss and metrics"} <= {name for name, _ in parts}
+    assert all(part["cycles"] > 0 for (name, _), part in parts.items() if name in both or name == "teacher")
+    assert found["cycles"] == pytest.approx(sum(part["cycles"] for part in parts.values()))
+    assert found["seconds"] == found["cycles"] / 1.5e9
+    assert report["bytes_accessed"] == pytest.approx(sum(part["bytes"] for part in parts.values()))
+    assert not found["unknown_loops"] and not found["kernels"]
+
+
+@pytest.mark.compiler
+def test_gradients_follow_almost_the_whole_step(report):
+    exchanges = report["schedule"]["exchanges"]
+    assert sum(item["sent"] for item in exchanges) == report["collectives"]["all-reduce"]["sent"]
+    assert all(0 <= item["overlapped"] <= item["follows"] < 0.5 for item in exchanges)
 
 
 @pytest.mark.compiler
@@ -134,6 +157,22 @@ def test_out_of_memory_messages_are_parsed():
     text = "total memory required for HLO temporaries (4.50T) exceeds available HBM (31.24G)."
     assert parse_out_of_memory(text) == (int(4.5 * 1024 * GIB), int(31.24 * GIB))
     assert parse_out_of_memory("RESOURCE_EXHAUSTED: no idea") == (None, None)
+
+
+def test_turns_of_the_recipes_loops_are_their_means():
+    """An image draws Rotate with probability 1/30 in each layer, and ShearX or TranslateX with 1/15."""
+    step = Step(
+        tiny_config(augment__rand_augment="rand-m9-mstd0.5-inc1"), find_topology("v5e-8"), make_mesh(), 10_000, 10
+    )
+    plan, _, _ = step.build(32)
+    turns = expected_turns(build_augmentation(step.config, plan), 128)
+
+    def mean(chunk, probability):
+        chances = [math.comb(128, n) * probability**n * (1 - probability) ** (128 - n) for n in range(129)]
+        return sum(chance * math.ceil(n / chunk) for n, chance in enumerate(chances))
+
+    assert turns["rotate_in_chunks_of_2"] == pytest.approx(mean(2, 1 / 30), rel=0.2)
+    assert turns["rows_in_chunks_of_4"] == pytest.approx(mean(4, 1 / 15), rel=0.2)
 
 
 def test_no_data_set_is_needed(capsys):

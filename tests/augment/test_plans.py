@@ -117,6 +117,23 @@ def test_any_number_of_chosen_rows():
             np.testing.assert_array_equal(run(chunk, jnp.asarray(mask)), expected)
 
 
+def test_mean_turns_of_the_loops():
+    auto, sharpness, rotate = NUMBER["AutoContrast"], NUMBER["Sharpness"], NUMBER["Rotate"]
+    shear, shift = NUMBER["ShearX"], NUMBER["TranslateX"]
+    one = [(auto, SKIP)] * 5 + [
+        (sharpness, rotate)
+    ]  # of AutoContrast 2 chunks of 4 in the first layer, none in the second
+    other = [(shear, auto), (shift, SKIP), (shear, SKIP), (shift, SKIP), (shear, rotate), (SKIP, SKIP)]
+    assert chunked.mean_turns(np.array([one, other])) == {
+        "stretch_in_chunks_of_4": (2 + 0 + 0 + 1) / 4,
+        "sharpen_in_chunks_of_4": 1 / 4,
+        "equalize_in_chunks_of_4": 0,
+        "rows_in_chunks_of_4": 2 / 4,
+        "columns_in_chunks_of_4": 0,
+        "rotate_in_chunks_of_2": 2 / 4,
+    }
+
+
 def test_choice_by_backend():
     assert plans.choose_plan("auto") == "sequential"  # tests run on a CPU
     mesh = jax.make_mesh((1,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:1])
