@@ -12,6 +12,7 @@ instead. Argument, as in configs/own_images.py:small,distilled:
     tiny        DeiT-Ti, minutes on a CPU for a hundred images; or small | base, for a GPU or TPU
     distilled   with the token and a teacher: the published RegNetY-16GF, which is first fine-tuned on the same images
     labels      distilled, but without a teacher: both heads are trained on the labels
+    unlabelled  distilled, also on a folder of images without labels, --config.unlabelled.path=MORE, which the teacher labels
     384px       at 384 pixels
 
 The number and names of the classes are those of the folders. The batch size of 16 suits a few dozen images; for thousands
@@ -39,20 +40,26 @@ from deit_jax.recipes.imagenet import SIZES
 
 def get_config(argument: str = "tiny") -> ConfigDict:
     words = pick(
-        "own_images.py", argument, size=SIZES, token=("distilled",), teacher=("labels",), image_size=("384px",)
+        "own_images.py",
+        argument,
+        size=SIZES,
+        token=("distilled",),
+        teacher=("labels", "unlabelled"),
+        image_size=("384px",),
     )
     size, distilled = words["size"] or "tiny", bool(words["token"])
     if words["teacher"] and not distilled:
-        raise ConfigError(
-            f"configs/own_images.py:{argument}: labels needs distilled: it trains both heads on the labels"
-        )
+        what = "it trains both heads on the labels" if words["teacher"] == "labels" else "a teacher labels the images"
+        raise ConfigError(f"configs/own_images.py:{argument}: {words['teacher']} needs distilled: {what}")
     config = _fine_tuning(f"deit_{size}{'_distilled' if distilled else ''}_patch16_224", epochs=20, rate=5e-5)
     config.model.drop_path_rate = 0.1
     if words["image_size"]:
         config.image_size = 384
         if size == "base":  # published weights of that size have their own model name
             config.model.name = config.model.name.replace("_224", "_384")
-    if words["teacher"]:
+    if words["teacher"] == "unlabelled":
+        config.unlabelled.source = "folder"
+    if words["teacher"] == "labels":
         config.distillation.kind = "labels"
     elif distilled:
         config.distillation.kind = "hard"

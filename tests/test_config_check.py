@@ -195,3 +195,29 @@ def test_only_teachers_from_a_workdir_have_their_own_overrides(tmp_path):
         with config.teacher.unlocked():
             config.teacher.overrides.group_width = 4
         assert without_effect(config, ["teacher.overrides.group_width"]) == expected, weights
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"path": "/photos"}, "config.unlabelled.path=/photos has no effect while config.unlabelled.source is empty"),
+        ({"source": "foldr"}, "config.unlabelled.source='foldr' must be one of .*folder"),
+        ({"source": "tfds"}, "config.unlabelled.source=tfds needs config.unlabelled.name"),
+        ({"source": "folder", "share": 1.0}, r"config.unlabelled.share=1.0 must be above 0 and below 1"),
+    ],
+)
+def test_impossible_unlabelled_images_are_refused(changes, message):
+    config = tiny_config(**{f"unlabelled__{name}": value for name, value in changes.items()})
+    with pytest.raises(ConfigError, match=message):
+        validate(config)
+
+
+def test_unlabelled_images_need_a_teacher():
+    for kind in ("none", "labels"):
+        config = tiny_config(unlabelled__source="folder", distillation__kind=kind, teacher__weights="")
+        with pytest.raises(
+            ConfigError, match=f"only a teacher labels these images, and config.distillation.kind is {kind}"
+        ):
+            validate(config)
+    validate(tiny_config(unlabelled__source="folder", unlabelled__path="/photos"))
+    assert ("unlabelled.share", "unlabelled.source is empty") in without_effect(tiny_config(unlabelled__share=0.25))

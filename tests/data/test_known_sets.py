@@ -11,7 +11,7 @@ from deit_jax.config_check import validate
 from deit_jax.data.decoding import CenterCrop, decode
 from deit_jax.data.known_sets import KNOWN_SETS, how_to_get, imagenet_extra_sets, known_set
 from deit_jax.data.loading import eval_batches
-from deit_jax.data.registry import open_extra_set, open_source
+from deit_jax.data.registry import open_extra_set, open_source, open_unlabelled
 from deit_jax.data.sources import DataError, MissingDataError, TfdsSource
 
 # TFDS's builders of these names, with their features and labels, for a handful of gray images.
@@ -93,6 +93,9 @@ def test_known_sets_have_the_papers_classes_and_splits(tfds_folder, name):
 def test_withheld_test_labels_raise(tfds_folder):
     with pytest.raises(DataError, match="has no label"):
         TfdsSource("i_naturalist2018", "test", tfds_folder)[0]
+    section = {"source": "tfds", "name": "i_naturalist2018", "path": tfds_folder, "split": "test"}
+    source = open_unlabelled(ConfigDict(section))  # labels are not read
+    assert source[0].label == 0 and isinstance(source[0].image, bytes) and source.class_names == ("unlabelled",)
 
 
 def extra(**fields):

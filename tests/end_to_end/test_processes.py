@@ -49,6 +49,16 @@ def test_four_processes_that_share_a_mixing_block_equal_one_process(tmp_path):
 
 
 @pytest.mark.long
+def test_two_processes_with_unlabelled_images_equal_one(tmp_path):
+    # The batch is one part of 16 labelled and 16 unlabelled rows, of which each process reads half of both.
+    further = ["--config.unlabelled.source=fashion_mnist_10k", "--config.unlabelled.split=train[:500]"]
+    run_together(tmp_path / "runs" / "two", *further, processes=2)
+    done = succeed(TINY, f"--workdir={tmp_path / 'one'}", *further, devices=2)
+    assert re.search(r"unlabelled +fashion_mnist_10k: 500 images.* 16 of 32 rows", done.stdout + done.stderr)
+    assert_same_run(tmp_path / "runs" / "two", tmp_path / "one")
+
+
+@pytest.mark.long
 def test_a_workdir_that_the_processes_do_not_share_is_refused_by_both(tmp_path):
     for done in run_processes([(TINY, f"--workdir={tmp_path / str(number)}") for number in range(2)]):
         assert done.returncode == 2, done.stderr[-2000:]

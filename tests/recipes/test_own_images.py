@@ -12,8 +12,9 @@ from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
 from deit_jax.config_file import Override, apply
 from deit_jax.data.registry import open_source
+from deit_jax.data.unlabelled import open_training_images
 from deit_jax.training.optimizer import parameter_names
-from deit_jax.training.plan import resolve
+from deit_jax.training.plan import plan_of, resolve
 from deit_jax.training.program import build_model
 
 
@@ -40,6 +41,21 @@ def test_it_starts_from_published_weights():
 def test_an_unknown_word_raises():
     with pytest.raises(ConfigError, match=r"configs/own_images\.py:smal: 'smal' is unknown, the nearest is 'small'"):
         get_config("smal")
+
+
+def test_unlabelled_images_are_for_the_student_alone(tmp_path):
+    config = get_config("small,distilled,unlabelled").lock()
+    for name in ("data/a/1.png", "data/a/2.png", "data/b/1.png", "data/b/2.png", "more/1.png", "more/x/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / name)
+    given = {"data.path": str(tmp_path / "data"), "unlabelled.path": str(tmp_path / "more"), "train.batch_size": "3"}
+    apply(config, [Override(*each) for each in given.items()])
+    validate(config)
+    assert config.teacher.recipe.unlabelled.source == ""
+    plan = plan_of(config, open_training_images(config))
+    assert (plan.labelled.batch_size, plan.unlabelled.batch_size, plan.unlabelled.num_examples) == (1, 2, 2)
+    with pytest.raises(ConfigError, match="unlabelled needs distilled: a teacher labels the images"):
+        get_config("small,unlabelled")
 
 
 def test_a_distilled_model_has_a_teacher_of_the_same_images():

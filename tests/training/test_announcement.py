@@ -3,11 +3,26 @@ import numpy as np
 
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import Subset
+from deit_jax.data.unlabelled import JointSource
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.training.announcement import describe
-from deit_jax.training.plan import resolve
+from deit_jax.training.plan import plan_of, resolve
 from deit_jax.training.program import build_program
 from tests.tiny import tiny_config
+
+
+def test_both_kinds_of_images_are_counted():
+    config = tiny_config(unlabelled__source="fashion_mnist_10k", unlabelled__share=0.25, train__max_steps=500)
+    labelled = open_source(config.data, "eval")
+    source = JointSource(labelled, open_source(config.data, "train"))
+    plan = plan_of(config, source)
+    facts = describe(config, plan, build_program(config, plan, make_mesh(jax.devices()[:1])), source, labelled, None)
+    assert "90 training images, 90 for evaluation" in facts["data"]
+    assert facts["unlabelled"] == (
+        "fashion_mnist_10k: 10,000 images, which only the teacher labels, 8 of 32 rows of a batch; each is seen 0.4 times, a "
+        "labelled image 133 times (epochs count labelled images)"
+    )
+    assert facts["length"].startswith("500 steps of 32 images, 3 per epoch")
 
 
 def test_describe_lists_the_notes_of_both_sources_once():

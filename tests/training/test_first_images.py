@@ -66,6 +66,18 @@ def test_first_images_use_recorded_mixing_groups():
     assert not np.array_equal(recorded.images, own.images)
 
 
+def test_first_images_are_of_both_kinds():
+    config = tiny_config(unlabelled__source="fashion_mnist_10k", unlabelled__share=0.25, augment__label_smoothing=0.1)
+    seen = first_images(config, 8)
+    assert (
+        seen.labels.tolist().count(-1) == 4 and len(seen.labels) == 16
+    )  # groups of 2 rows, every fourth is unlabelled
+    np.testing.assert_array_equal(seen.shown(8), [0, 1, 2, 3, 6, 7, 14, 15])
+    assert [seen.class_of(row) == "unlabelled" for row in (0, 5, 6, 15)] == [False, False, True, True]
+    _, captions = seen.as_trained_on(8)
+    assert [caption == "unlabelled" for caption in captions] == [False] * 4 + [True] * 4
+
+
 def test_logged_first_images_do_not_depend_on_the_hosts():
     config = tiny_config()
     source = open_source(config.data, "train")

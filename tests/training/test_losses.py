@@ -123,6 +123,36 @@ def test_a_missing_teacher_and_unknown_kinds_raise(golden):
         soft_distillation(logits, logits, tau=1.0, kl="released", kl_mean="sum")
 
 
+def test_unlabelled_rows_teach_the_class_head_nothing():
+    """Value and gradient of the labels' term equal those of the labelled rows alone; the teacher's term has all rows."""
+    rng = np.random.default_rng(3)
+    class_logits, token_logits, teacher = rng.normal(size=(3, 8, 5))
+    targets, labelled = np.zeros((8, 5)), np.array([0, 1, 4, 5, 6, 7])
+    targets[labelled] = rng.dirichlet(np.ones(5), 6)
+    loss = DistillationLoss(kind="hard", alpha=0.3, labelled_share=0.75)
+
+    def of(class_logits, token_logits):
+        outputs = ModelOutput(class_logits, class_logits, token_logits)
+        return loss(outputs, jnp.asarray(targets, jnp.float32), jnp.asarray(teacher, jnp.float32))
+
+    def softmax(logits):
+        return np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+
+    given = (jnp.asarray(logits, jnp.float32) for logits in (class_logits, token_logits))
+    (value, metrics), gradients = jax.value_and_grad(of, argnums=(0, 1), has_aux=True)(*given)
+    class_loss = -np.mean(np.sum(targets[labelled] * np.log(softmax(class_logits[labelled])), axis=-1))
+    decided = np.eye(5)[teacher.argmax(axis=-1)]
+    token_loss = -np.mean(np.sum(decided * np.log(softmax(token_logits)), axis=-1))
+    np.testing.assert_allclose(metrics["class_loss"], class_loss, rtol=1e-6)
+    np.testing.assert_allclose(metrics["distillation_loss"], token_loss, rtol=1e-6)
+    np.testing.assert_allclose(value, 0.7 * class_loss + 0.3 * token_loss, rtol=1e-6)
+    expected = np.zeros((8, 5))
+    expected[labelled] = 0.7 * (softmax(class_logits[labelled]) - targets[labelled]) / 6
+    np.testing.assert_allclose(gradients[0], expected, atol=1e-7)
+    assert not np.any(gradients[0][2:4])
+    np.testing.assert_allclose(gradients[1], 0.3 * (softmax(token_logits) - decided) / 8, atol=1e-7)
+
+
 def registered(function, **changes):
     """Builds the loss of a registered function of (outputs, targets, teacher_logits)."""
     register_loss("own", lambda scale=2.0: function, **{"needs_teacher": True, "teaches_token": True} | changes)

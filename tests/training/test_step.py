@@ -8,14 +8,15 @@ import pytest
 
 from deit_jax.aot.program_report import collectives_of
 from deit_jax.data.loading import train_batches
-from deit_jax.data.registry import open_source, train_crop
+from deit_jax.data.registry import train_crop
+from deit_jax.data.unlabelled import open_training_images
 from deit_jax.modes.compile import Step
 from deit_jax.modes.train import load_teacher
 from deit_jax.parallel.host_rows import HostRows
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated
 from deit_jax.training.divergence import PRIVATE_METRICS
-from deit_jax.training.plan import resolve
+from deit_jax.training.plan import plan_of
 from deit_jax.training.program import build_program
 from tests.tiny import tiny_config, tiny_teacher_config
 
@@ -31,8 +32,8 @@ def small_config(**changes):
 
 def run_steps(config, tmp_path, *, devices=1, steps=2, dealt=True):
     """`steps` steps on the given number of devices: (state before, state after, metrics of each step)."""
-    source = open_source(config.data, "train")
-    plan = resolve(config, num_images=len(source), data_classes=10)
+    source = open_training_images(config)
+    plan = plan_of(config, source)
     mesh = make_mesh(jax.devices()[:devices], fsdp=config.parallel.fsdp)
     teacher = load_teacher(config, tmp_path)
     program = build_program(config, plan, mesh, teacher=teacher)
@@ -168,6 +169,27 @@ def test_four_microbatches_of_8_have_the_gradient_of_a_batch_of_32(tmp_path):
     assert optax.tree.norm(jax.tree.map(np.subtract, whole, parts)) <= 1e-5 * size
     np.testing.assert_allclose(size, 10 * metrics["grad_norm"], rtol=1e-4)
     np.testing.assert_allclose(parts_metrics["loss"], metrics["loss"], rtol=1e-5)
+
+
+def test_unlabelled_rows_in_unequal_microbatches_have_the_gradient_of_the_whole_batch(tmp_path):
+    plain = {"optimizer__name": "sgd", "optimizer__momentum": 0.0, "optimizer__weight_decay": 0.0, "ema__decay": 0.0}
+    plain |= {
+        "schedule__warmup_learning_rate": 10.0,
+        "unlabelled__source": "fashion_mnist_10k",
+        "data__images_per_class": 9,
+    }
+    # On two devices, microbatch 0 is rows 0 to 3 and 16 to 19: mixing groups of labelled images.
+    runs = [
+        run_steps(small_config(**plain, train__accumulation_steps=count), tmp_path, devices=devices, steps=1)
+        for devices, count in ((1, 1), (2, 4))
+    ]
+    (whole, metrics), (parts, parts_metrics) = (
+        (jax.tree.map(np.subtract, after.params, before.params), history[0]) for before, after, history in runs
+    )
+    assert optax.tree.norm(jax.tree.map(np.subtract, whole, parts)) <= 1e-5 * optax.tree.norm(whole)
+    for name in ("loss", "class_loss", "distillation_loss", "teacher_agreement"):
+        np.testing.assert_allclose(parts_metrics[name], metrics[name], rtol=1e-5)
+    assert 1.5 < metrics["class_loss"] < 3.5  # not half of ln 10
 
 
 def test_microbatches_on_several_devices_give_the_same_run(one_device, tmp_path):
