@@ -65,7 +65,7 @@ def choose(requested: str, mesh: Mesh, *, tokens: int, width: int, num_heads: in
     if requested == "auto":
         name = next((kernel for kernel, platform in FUSED.items() if platform == device.platform), "xla")
         if name == "xla":
-            return Choice("xla", f"there is no fused kernel for {device.platform}s")
+            return Choice("xla", f"no fused kernel computes on {device.platform}s")
     problem = _problem(name, device, shape, dtype)
     if problem is None and requested == "auto":
         problem = _risk(name, device, shape, dtype)
@@ -175,7 +175,7 @@ class Attention(nn.Module):
         fused = self.implementation
         if isinstance(fused, Fused):
             return fused if fused.mesh is None or count % fused.mesh.size == 0 else None
-        return Fused(fused, None) if FUSED.get(fused) == jax.default_backend() else None
+        return Fused(fused, None) if fused in FUSED and FUSED[fused] == jax.default_backend() else None
 
 
 class _Projection(nn.Module):
