@@ -28,6 +28,7 @@ from deit_jax.models.layers import Dense, Dropout, embedding_init, softmax
 ATTENTIONS = ("auto", "xla", "dot_product", "pallas", "cudnn")
 FUSED = {"pallas": "tpu", "cudnn": "gpu"}  # the fused kernels and their platforms
 _FEWEST_TOKENS = 64  # for fewer, most of a fused kernel's tile of 128 scores is padding
+_MOST_TOKENS = 1025  # the largest number that pallas_attention.py was compiled for
 # Bytes of VMEM of a core, by a part of JAX's device kind: chips that the kernels were compiled for.
 _VMEM = {
     "v4": 16 << 20, "v5 lite": 128 << 20, "v5e": 128 << 20, "v5p": 64 << 20, "v5": 64 << 20, "v6 lite": 128 << 20,
@@ -118,6 +119,8 @@ def _risk(name: str, device: Any, shape: pallas_attention.Shape, dtype: Any) -> 
         return f"the fused kernel is for bfloat16, and compute_dtype is {jnp.dtype(dtype).name}"
     if _vmem(device) is None:
         return f"the fused kernel was never compiled for {device.device_kind}"
+    if shape.tokens > _MOST_TOKENS:
+        return f"the fused kernel was never compiled for {shape.tokens} tokens"
     return None
 
 

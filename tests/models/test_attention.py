@@ -48,6 +48,7 @@ CPU = devices("cpu", "cpu")
         (V5E, {"dtype": jnp.float32}, "xla", "for bfloat16, and compute_dtype is float32"),
         (V5E, {"width": 768, "num_heads": 16}, "xla", "heads of 16, 32, 64 or 128 channels, and this model's have 48"),
         (V5E, {"tokens": 17}, "xla", "gains nothing with 17 tokens"),
+        (V5E, {"tokens": 2305}, "xla", "never compiled for 2305 tokens"),
         (NEW, {}, "xla", "never compiled for TPU v99"),
         (CPU, {}, "xla", "no fused kernel computes on cpus"),
         (H100, {}, "xla", "not reproducible"),
