@@ -11,6 +11,9 @@ In this order, most valuable rows first:
   figure is the maximum absolute difference to the CPU's float32 logits, divided by their maximum absolute value. The GPU
   computes in float32 (products at the highest precision) and bfloat16, next to the CPU in bfloat16; plus the difference
   to timm.
+* attention: values and gradients of a block's attention (width 768, 64 images) by cuDNN, for 197, 198 and 577 tokens: the
+  error in bfloat16 relative to plain attention in float32, next to plain attention's own in bfloat16, and whether five runs
+  give the same bits.
 * step: the trainer's own step (`build_program`, donated state, bfloat16) of configs/deit.py with augmentation and mixing,
   for S and B, plain and distilled from RegNetY-160, with each attention of the model. The weights, also the teacher's, are
   random and the uint8 batch is already on the device, which does not affect speed. The size of mixing groups is that of
@@ -74,11 +77,13 @@ MINUTES = 8.0
 PARTS = {
     "machine": Part(end=60, most=60, least=0),
     "logits": Part(end=130, most=45, least=10),
+    "attention": Part(end=160, most=30, least=10),
     "step": Part(end=400, most=120, least=25),
     "quick start": Part(end=470, most=90, least=20),
 }
 LOGITS = ("deit_tiny_distilled_patch16_224", "regnety_002")
 RECIPES = ("small,distilled", "base,distilled", "small", "base")  # arguments of configs/deit.py
+TOKENS = (197, 198, 577)
 ATTENTIONS = ("xla", "cudnn", "dot_product")  # those of a GPU
 # Names to import; for those copied as wheels also the name of the package.
 INSTALLED = (
@@ -115,6 +120,8 @@ def all_rows(tiny: bool = False) -> list[Row]:
     for model in LOGITS:
         for dtype in ("float32", "bfloat16"):
             rows.append({"part": "logits", "what": f"logits of {model} in {dtype}", "model": model, "dtype": dtype})
+    for tokens in TOKENS:
+        rows.append({"part": "attention", "what": f"attention of {tokens} tokens by cuDNN", "tokens": tokens})
     for attention in ATTENTIONS:
         for recipe in RECIPES:
             if tiny and recipe.startswith("base"):
@@ -239,6 +246,10 @@ COLUMNS: dict[str, tuple[tuple[str, str, str], ...]] = {
     "logits": (
         ("model", "model", ""), ("type", "dtype", ""), ("difference to the CPU in float32", "difference", ".1e"),
         ("the CPU's own in this type", "difference_of_cpu", ".1e"), ("difference to timm", "difference_to_timm", ".1e"),
+    ),
+    "attention": (
+        ("tokens", "tokens", ""), ("computed by", "kernel", ""), ("largest error", "difference", ".1e"),
+        ("plain attention's", "difference_of_plain", ".1e"), ("same bits", "repeats", ""),
     ),
     "step": (
         ("configs/deit.py:", "recipe", ""), ("attention", "attention", ""), ("batch", "batch_size", ""),

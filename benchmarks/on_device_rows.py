@@ -28,6 +28,7 @@ from deit_jax.aot.topologies import find_chip
 from deit_jax.config_check import validate
 from deit_jax.evaluation.timing import fits
 from deit_jax.models import create_model, native_image_size
+from deit_jax.models.attention import Attention, Fused
 from deit_jax.models.flops import train_flops
 from deit_jax.models.protocol import on_mesh
 from deit_jax.modes.compile import IMAGENET, without_weights
@@ -140,6 +141,53 @@ def logits(row: Row, say: Say) -> Row:
         result["difference_to_timm"] = difference(found, recorded)
     if not np.isfinite(found).all():
         result["error"] = "some logits are not finite"
+    return result
+
+
+# --- Attention -----------------------------------------------------------------------------------------------------------------
+
+
+def attention(row: Row, say: Say) -> Row:
+    """Errors of the fused kernel's values and gradients and of plain attention's, in bfloat16, relative to those in float32."""
+    count, width, heads = (2, 64, 2) if row["tiny"] else (64, 768, 12)
+    fused = first_device().platform == "gpu"
+    say(kernel="cudnn" if fused else "xla")
+    x, cotangent = (
+        np.random.default_rng(seed).standard_normal((count, row["tokens"], width), np.float32) for seed in (0, 1)
+    )
+
+    def computed(implementation: Any, dtype: str) -> Callable[[], list[Any]]:
+        """Returns a function that computes the output, and the gradients of the parameters and of x."""
+        module = Attention(heads, 0.0, "float32", implementation, jnp.dtype(dtype))
+        arguments = {"queries": None, "train": False, "positions": None}
+        variables = random_values(jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.asarray(x), **arguments)))
+
+        @jax.jit
+        def run(variables: Any, x: Any, cotangent: Any) -> Any:
+            value, pull = jax.vjp(lambda variables, x: module.apply(variables, x, **arguments), variables, x)
+            return value, pull(cotangent.astype(value.dtype))
+
+        with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+            given = jax.device_put((variables, x.astype(dtype), cotangent))
+            compiled = run.lower(*given).compile()
+        return lambda: [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(compiled(*given))]
+
+    exact = computed("xla", "float32")()
+
+    def error(found: list[Any]) -> float:
+        pairs = zip(found, exact, strict=True)
+        return max(float(np.linalg.norm(one - other) / np.linalg.norm(other)) for one, other in pairs)
+
+    kernel = computed(Fused("cudnn", None) if fused else "xla", "bfloat16")
+    results = [kernel() for _ in range(5)]
+    repeats = all(np.array_equal(*pair) for other in results[1:] for pair in zip(results[0], other, strict=True))
+    result: Row = {
+        "difference": error(results[0]),
+        "difference_of_plain": error(computed("xla", "bfloat16")()),
+        "repeats": repeats,
+    }
+    if not all(np.isfinite(leaf).all() for leaf in results[0]):
+        result["error"] = "some values or gradients are not finite"
     return result
 
 
@@ -282,7 +330,7 @@ def quick_start(row: Row, say: Say) -> Row:
     }
 
 
-MEASURES = {"machine": machine, "logits": logits, "step": step, "quick start": quick_start}
+MEASURES = {"machine": machine, "logits": logits, "attention": attention, "step": step, "quick start": quick_start}
 
 
 def main() -> None:

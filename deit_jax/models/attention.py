@@ -28,6 +28,7 @@ from deit_jax.models.layers import Dense, Dropout, embedding_init, softmax
 ATTENTIONS = ("auto", "xla", "dot_product", "pallas", "cudnn")
 FUSED = {"pallas": "tpu", "cudnn": "gpu"}  # the fused kernels and their platforms
 _FEWEST_TOKENS = 64  # for fewer, most of a fused kernel's tile of 128 scores is padding
+_MOST_TOKENS = 1025  # the largest number that pallas_attention.py was compiled for
 # Bytes of VMEM of a core, by a part of JAX's device kind: chips that the kernels were compiled for.
 _VMEM = {
     "v4": 16 << 20, "v5 lite": 128 << 20, "v5e": 128 << 20, "v5p": 64 << 20, "v5": 64 << 20, "v6 lite": 128 << 20,
@@ -65,7 +66,7 @@ def choose(requested: str, mesh: Mesh, *, tokens: int, width: int, num_heads: in
     if requested == "auto":
         name = next((kernel for kernel, platform in FUSED.items() if platform == device.platform), "xla")
         if name == "xla":
-            return Choice("xla", f"there is no fused kernel for {device.platform}s")
+            return Choice("xla", f"no fused kernel computes on {device.platform}s")
     problem = _problem(name, device, shape, dtype)
     if problem is None and requested == "auto":
         problem = _risk(name, device, shape, dtype)
@@ -118,6 +119,8 @@ def _risk(name: str, device: Any, shape: pallas_attention.Shape, dtype: Any) -> 
         return f"the fused kernel is for bfloat16, and compute_dtype is {jnp.dtype(dtype).name}"
     if _vmem(device) is None:
         return f"the fused kernel was never compiled for {device.device_kind}"
+    if shape.tokens > _MOST_TOKENS:
+        return f"the fused kernel was never compiled for {shape.tokens} tokens"
     return None
 
 
@@ -175,7 +178,7 @@ class Attention(nn.Module):
         fused = self.implementation
         if isinstance(fused, Fused):
             return fused if fused.mesh is None or count % fused.mesh.size == 0 else None
-        return Fused(fused, None) if FUSED.get(fused) == jax.default_backend() else None
+        return Fused(fused, None) if fused in FUSED and FUSED[fused] == jax.default_backend() else None
 
 
 class _Projection(nn.Module):

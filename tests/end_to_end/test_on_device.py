@@ -130,6 +130,8 @@ def test_all_rows_on_a_cpu(tmp_path):
             assert row["slowest"] <= row["images_per_second"] <= row["fastest"] and row["memory_gib"] > 0
             assert row["mfu"] is None and "topologies.py" in row["no_mfu"]  # a CPU's peak is not listed
             assert 2 < row["loss"] < 3 and (row["teacher"] is None) == ("distilled" not in what)
+        if row["part"] == "attention":
+            assert row["repeats"] and 0 < row["difference"] == row["difference_of_plain"] < 0.05
         if row["part"] == "logits":
             assert row["difference"] == 0 if row["dtype"] == "float32" else 0 < row["difference"] < 0.05
     quick = rows["quick start's student"]

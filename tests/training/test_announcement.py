@@ -35,4 +35,4 @@ def test_describe_lists_the_notes_of_both_sources_once():
     facts = describe(config, plan, program, train, held_out, None)
     assert facts["data notes"] == ["skipped in a: 2 files: 2 .txt", "1 of 2 classes have one image"]
     assert "data notes" not in describe(config, plan, program, images, images, None)
-    assert facts["attention"] == "xla: there is no fused kernel for cpus"
+    assert facts["attention"] == "xla: no fused kernel computes on cpus"
