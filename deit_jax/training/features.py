@@ -49,7 +49,7 @@ def cosine(projected: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def local_guidance(projected: jax.Array, target: jax.Array) -> jax.Array:
-    """Returns the mean squared error, a float32 scalar (arXiv 2207.10026, equation 4). Both float32[..., C] of one shape."""
+    """Returns the mean squared error, a float32 scalar (arXiv 2207.10026). Both float32[..., C] of one shape."""
     return jnp.mean(jnp.square(projected - target))
 
 
