@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from deit_jax.config import ConfigError
 from deit_jax.config_model import module_options, named_teachers
 from deit_jax.models.protocol import feature_names
-from deit_jax.models.registry import create_model
+from deit_jax.models.registry import create_model, native_image_size
 from deit_jax.weights.files import is_workdir, kind_of
 
 FEATURE_LOSSES = ("mse", "cosine", "local_guidance")
@@ -106,11 +106,13 @@ def check_features(config: ConfigDict) -> None:
     for field in ("answers", "record"):
         if teacher[field]:
             refuse_recorded_features(config, f"config.teacher.{field}")
-    student = Giver("student", config.model.name, _features_of(config.model.name, module_options(config)))
+    student = Giver("student", config.model.name, _features("model", config.model.name, module_options(config), config))
     for pair in pairs:
         student.check(pair.student, pair.student in student.names)
     if teacher.recipe is not None:
-        resolved_pairs(pairs, student, _teacher_of(teacher.recipe.model.name, module_options(teacher.recipe)))
+        name, recipe = teacher.recipe.model.name, teacher.recipe
+        known = _features("teacher.recipe.model", name, module_options(recipe), recipe)
+        resolved_pairs(pairs, student, Giver("teacher", name, known))
         return
     named, *others = named_teachers(config)
     if others:
@@ -123,7 +125,8 @@ def check_features(config: ConfigDict) -> None:
             "package or a registered one"
         )
     if not is_workdir(named.weights):
-        resolved_pairs(pairs, student, _teacher_of(named.name, named.overrides))
+        known = _features("teacher", named.name, named.overrides, config)
+        resolved_pairs(pairs, student, Giver("teacher", named.name, known))
 
 
 def refuse_recorded_features(config: ConfigDict, what: str) -> None:
@@ -135,15 +138,13 @@ def refuse_recorded_features(config: ConfigDict, what: str) -> None:
         )
 
 
-def _teacher_of(name: str, fields: Mapping[str, Any]) -> Giver:
-    return Giver("teacher", name, _features_of(name, fields))
-
-
-def _features_of(name: str, fields: Mapping[str, Any]) -> tuple[str, ...]:
+def _features(section: str, name: str, fields: Mapping[str, Any], config: ConfigDict) -> tuple[str, ...]:
+    """Returns the features of the model `name` at the image size of `config`. section: where it is configured."""
+    size = config.image_size or native_image_size(config.model.name)
     try:
-        return feature_names(create_model(name, **fields))
+        return feature_names(create_model(name, image_size=size, **fields))
     except ValueError as error:
-        raise ConfigError(f"{name}: {error}") from error
+        raise ConfigError(f"config.{section}: {error}") from error
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -40,6 +40,7 @@ def test_a_teacher_is_needed_for_features_alone():
         ({"teacher__name": "regnety_002,regnety_004", "teacher__weights": "random,random"}, "several teachers"),
         ({"teacher__weights": "teachers/net.jax"}, "the program teachers/net.jax gives only logits, no features"),
         ({"teacher__weights": "", "teacher__answers": "answers"}, "does not work with config.teacher.answers"),
+        ({"image_size": 30}, "config.model: image_size=30 is not a multiple of patch_size=14"),
         ({"teacher__record": "answers"}, "does not work with config.teacher.record"),
     ],
 )  # fmt: skip
@@ -59,10 +60,9 @@ def test_a_teacher_that_is_trained_first_is_checked_before():
 
 
 def test_answers_of_a_teacher_with_features_are_not_recorded(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"config.features.pairs does not work with recorded answers \(--mode=record\)"
-    ):
-        record(tiny_config(**ON), tmp_path / "answers")
+    for teacher in (None, "my_teachers:network"):
+        with pytest.raises(ConfigError, match=r"config\.features\.pairs does not work with --mode=record, because"):
+            record(tiny_config(**ON), tmp_path / "answers", teacher=teacher)
     assert not (tmp_path / "answers").exists()
 
 

@@ -139,7 +139,9 @@ def test_the_error_for_an_unknown_kind_lists_registered_losses(plugin):
     with pytest.raises(ConfigError, match=r"is none of none, soft, hard, labels, labels_mean, labels_class, margin$"):
         validate(config)
     config = tiny_config(distillation__kind="labels")
-    with pytest.raises(ConfigError, match=r"kind is labels: set it to soft, hard or margin$"):
+    with pytest.raises(
+        ConfigError, match=r"kind is labels: set it to soft, hard or margin, or set config.features.pairs$"
+    ):
         validate(config)
 
 

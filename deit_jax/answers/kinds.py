@@ -12,7 +12,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, needs_logits
-from deit_jax.config_features import refuse_recorded_features
 
 DECISIONS, LOGITS = "decisions", "logits"
 NAMES = ("auto", DECISIONS, LOGITS)  # of config.teacher.record_as
@@ -103,11 +102,7 @@ class AnswerKind:
 
 
 def recorded_kind(config: ConfigDict, num_classes: int) -> AnswerKind:
-    """Returns what to record according to config.teacher.record_as and top_k.
-
-    Raises ConfigError without a teacher whose logits are used, and with features, which cannot be recorded.
-    """
-    refuse_recorded_features(config, "recorded answers (--mode=record)")
+    """Returns what to record according to config.teacher.record_as and top_k. Raises ConfigError without a teacher."""
     if not needs_logits(config):
         raise ConfigError(
             f"config.distillation.kind={config.distillation.kind} has no teacher whose answers could be recorded: set it to "

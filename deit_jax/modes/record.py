@@ -19,6 +19,7 @@ from deit_jax.answers.recording import Recording
 from deit_jax.cache_folder import shared_cache_folder
 from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
+from deit_jax.config_features import refuse_recorded_features
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.identity import Images
 from deit_jax.data.sources import ImageSource, fingerprint_of
@@ -56,6 +57,7 @@ def record(config: ConfigDict, output: Path, *, teacher: str | None = None) -> F
 
     Raises ConfigError, DataError, WeightsError or AnswersError, each with a one-line message, and Stopped after a signal.
     """
+    refuse_recorded_features(config, "--mode=record")
     validate(config if teacher is None else _with_answers(config, output))
     _check_teacher(config, another=teacher is not None)
     import_plugins(config.plugins, "config.plugins", workdir=output)

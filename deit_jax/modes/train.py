@@ -66,8 +66,10 @@ def _train_on(config: ConfigDict, workdir: Workdir, opened: Opened, log: RunLog,
     class_names = opened.train_source.class_names
     initial = load_initial(config, workdir.path, opened.record, class_names)
     if config.teacher.recipe is not None and not config.teacher.answers:
-        plan = opened.plan
-        shapes = abstract_teacher(config, plan.num_classes, plan.image_size, jax.default_backend())
+        shapes = None
+        if config.features.pairs:
+            size = opened.plan.image_size
+            shapes = abstract_teacher(config, opened.plan.num_classes, size, jax.default_backend())
         build_run(config, opened, shapes)  # fail before the teacher is trained
         _check_classes_of_recipe(config, opened)
         console.say("training the teacher first, then its student")

@@ -1,7 +1,7 @@
 """Feature distillation: projections of the student's features, and their distance from the teacher's.
 
 The projections are dense layers from the student's channels to the teacher's. They are trained with the student, and are part of
-the train state but not of the model: `TrainState.projections`.
+the train state but not of the model: `FeatureTrainState.projections`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from deit_jax.config import needs_logits
+from deit_jax.config import ConfigError, needs_logits
 from deit_jax.config_features import Giver, Pair, feature_pairs, feature_weights, resolved_pairs
 from deit_jax.models.layers import uniform_init
 from deit_jax.models.protocol import Features, classify_with_features, feature_names, initial_variables
 from deit_jax.training.losses import Metrics
+from deit_jax.training.state import PROJECTIONS
 
 # By pair: {"kernel": float32[D, C], "bias": float32[C]}, from the student's D channels to the teacher's C.
 Projections = dict[str, dict[str, jax.Array]]
@@ -49,7 +50,7 @@ def cosine(projected: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def local_guidance(projected: jax.Array, target: jax.Array) -> jax.Array:
-    """Returns the mean squared error, a float32 scalar (arXiv 2207.10026, equation 4). Both float32[..., C] of one shape."""
+    """Returns the mean squared error, a float32 scalar (arXiv 2207.10026). Both float32[..., C] of one shape."""
     return jnp.mean(jnp.square(projected - target))
 
 
@@ -165,6 +166,9 @@ def build_matching(
     image: Any = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     key: Any = jax.eval_shape(lambda: jax.random.key(0))
     variables = jax.eval_shape(functools.partial(initial_variables, student), key, image)
+
+    if PROJECTIONS in variables["params"]:
+        raise ConfigError(f"config.features.pairs: {config.model.name} has parameters in {PROJECTIONS!r}: rename them")
 
     def shapes(model: nn.Module, variables: Any, names: tuple[str, ...]) -> Features:
         def features(variables: Any, image: jax.Array) -> Features:

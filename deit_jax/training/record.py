@@ -10,7 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deit_jax import console
-from deit_jax.config import BEFORE_IT_EXISTED, ConfigError, default_config, differing_fields, listed_names
+from deit_jax.config import BEFORE_IT_EXISTED, SECTIONS, ConfigError, default_config, differing_fields, listed_names
 from deit_jax.config_model import absent_options
 from deit_jax.data.identity import Identity, is_record_of_images
 from deit_jax.data.sampling import selected_positions
@@ -60,7 +60,9 @@ def check_workdir(workdir: WorkdirLike, config: ConfigDict, identity: Identity) 
             f"{workdir} was made by deit_jax {record.get('version', 'of a later version')}, whose format this version "
             f"({__version__}) does not know: use that version, or another --workdir"
         )
-    recorded, fields = record["config"], json.loads(config.to_json_best_effort())
+    # A section that an earlier version did not have is one without fields.
+    recorded = {name: {} for name in SECTIONS if name} | record["config"]
+    fields = json.loads(config.to_json_best_effort())
     defaults = json.loads(default_config().to_json_best_effort())
     mixing = dict(zip(_MIXING, recorded_mixing(record) or (), strict=False))
     changed = [

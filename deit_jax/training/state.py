@@ -32,9 +32,9 @@ class TrainState:
         """What the optimizer updates: the parameters and, with features, the projections under `PROJECTIONS`."""
         return self.params
 
-    def with_trained(self, trained: Any, **others: Any) -> TrainState:
-        """Returns a copy with a tree like `trained` in place of it, and with other fields replaced by name."""
-        return dataclasses.replace(self, params=trained, **others)
+    def with_trained(self, trained: Any) -> TrainState:
+        """Returns a copy with a tree like `trained` in place of it."""
+        return dataclasses.replace(self, params=trained)
 
     @property
     def variables(self) -> Variables:
@@ -52,15 +52,13 @@ class FeatureTrainState(TrainState):
     def trained(self) -> Any:
         return {**self.params, PROJECTIONS: self.projections}
 
-    def with_trained(self, trained: Any, **others: Any) -> FeatureTrainState:
+    def with_trained(self, trained: Any) -> FeatureTrainState:
         params, projections = split_projections(trained)
-        return dataclasses.replace(self, params=params, projections=projections, **others)
+        return dataclasses.replace(self, params=params, projections=projections)
 
 
 def split_projections(trained: Any) -> tuple[Any, Any]:
-    """Returns parameters and projections (None without features) of a tree like `TrainState.trained`."""
-    if PROJECTIONS not in trained:
-        return trained, None
+    """Returns parameters and projections of a tree like `FeatureTrainState.trained`."""
     return {name: tree for name, tree in trained.items() if name != PROJECTIONS}, trained[PROJECTIONS]
 
 

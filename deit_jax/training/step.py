@@ -151,7 +151,7 @@ def updated(
         matching = training.features
 
         def loss_of(trained: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-            params, projections = split_projections(trained)
+            params, projections = (trained, None) if matching is None else split_projections(trained)
             outputs, updates = train_outputs(
                 training.model,
                 {"params": differentiated(params, training.trained), "batch_stats": batch_stats},
@@ -184,16 +184,17 @@ def updated(
 
     with jax.named_scope(Scope.OPTIMIZER):
         updates, opt_state = training.optimizer.update(grads, state.opt_state, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
-    params, _ = split_projections(trained)
-    ema = state.ema
+        new_state = state.with_trained(optax.apply_updates(state.trained, updates))
+    params, ema = new_state.params, state.ema
     if ema is not None:
         with jax.named_scope(Scope.EMA):
             ema = moving_average(training, ema, {"params": params, "batch_stats": batch_stats})
     with jax.named_scope(Scope.METRICS):
         metrics |= {"grad_norm": optax.tree.norm(grads), "learning_rate": training.schedule(state.step)}
         metrics |= gradient_health(grads)
-    new_state = state.with_trained(trained, step=state.step + 1, batch_stats=batch_stats, opt_state=opt_state, ema=ema)
+    new_state = dataclasses.replace(
+        new_state, step=state.step + 1, batch_stats=batch_stats, opt_state=opt_state, ema=ema
+    )
     if training.skip_nonfinite:
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         new_state = only_if(finite, new_state, state)

@@ -116,7 +116,14 @@ def test_projections_are_trained_if_only_the_head_is(trained_teacher, tmp_path):
     assert sum("feature_projections" in name for name in moments) == 4 and not any("blocks" in name for name in moments)
 
 
-def test_a_workdir_from_before_features_means_none(trained_student):
-    record = json.loads((trained_student / "config.json").read_text())
-    assert record["config"].pop("features") == {"pairs": [], "mse": 0.0, "cosine": 0.0, "local_guidance": 0.0}
-    assert not any("projections" in name for name in leaves(trained_student)[1])
+def test_a_run_from_before_features_continues_without_them(trained_student, trained_teacher, tmp_path):
+    workdir = shutil.copytree(trained_student, tmp_path / "run")
+    record = json.loads((workdir / "config.json").read_text())
+    del record["config"]["features"]
+    (workdir / "config.json").write_text(json.dumps(record))
+    config = tiny_config(teacher__weights=str(trained_teacher), train__max_steps=2)
+    assert train(config, workdir)["step"] == 2
+    assert not any("projections" in name for name in leaves(workdir)[1])
+    config.features.pairs, config.features.mse = ("patch_1:s1",), 1.0
+    with pytest.raises(ConfigError, match=r"differs in features\.mse, features\.pairs"):
+        train(config, workdir)
