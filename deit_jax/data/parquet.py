@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from deit_jax.config import default_config
-from deit_jax.data.shards import Shards, find_shards
+from deit_jax.data.shards import Shards, split_shards
 from deit_jax.data.sources import DataError, Example, Split, UnusableError, digest
 from deit_jax.data.split_folders import words_of
-from deit_jax.data.splits import split_name
+from deit_jax.data.stored_files import as_python_file
 from deit_jax.data.tar_index import MAX_CLASSES
 from deit_jax.data.tar_shards import number_names
 from deit_jax.printable import printable
@@ -50,7 +50,7 @@ class ParquetSource:
     def __init__(self, shards: Shards, columns: str = ""):
         self._shards = shards
         with ThreadPoolExecutor(_THREADS) as pool:
-            files = list(pool.map(_open, map(shards.path, range(len(shards.files)))))
+            files = list(pool.map(lambda number: _open(shards, number), range(len(shards.files))))
             schema, where = files[0].schema_arrow, printable(shards.path(0))
             features = _features(schema)
             wanted = [name.strip() for name in columns.split(",") if name.strip()]
@@ -92,7 +92,7 @@ class ParquetSource:
             notes += [note] if note else []
         self.class_names = names
         self.notes = tuple([*notes, *self._speed_note()])
-        self._cache = _RowGroups()
+        self._cache = _RowGroups(shards)
 
     def _read_labels(self, columns: list[Any]) -> tuple[np.ndarray, tuple[str, ...] | None]:
         """Returns all labels, and the class names of texts."""
@@ -133,7 +133,7 @@ class ParquetSource:
     def _value(self, index: int, leaf: str) -> Any:
         group = int(np.searchsorted(self._ends, index, side="right"))
         file = int(self._files[group])
-        column = self._cache.get(self._shards.path(file), group - int(self._first_groups[file]), leaf)
+        column = self._cache.get(file, group - int(self._first_groups[file]), leaf)
         start = int(self._ends[group - 1]) if group else 0
         return column[index - start].as_py()
 
@@ -152,32 +152,31 @@ class ParquetSource:
 
 
 def open_parquet(data: Any, split: Split, flags: str) -> ParquetSource:
-    """Opens a split of `data.path`; see `find_shards`. flags: prefix of the fields in messages; "" for an extra set."""
-    expression = data.train_split if split == "train" else data.eval_split
-    name = split_name(expression) if expression else ""
-    shards = find_shards(data.path, name, ".parquet", or_test=bool(flags) and split == "eval", flags=flags)
+    """Opens a split of `data.path`; see `split_shards`."""
+    shards = split_shards(data, split, ".parquet", flags)
     return ParquetSource(shards, "" if data.name == default_config().data.name else data.name)
 
 
 class _RowGroups:
     """The image columns of the row groups read last, at most CACHE_BYTES. Each process has its own."""
 
-    def __init__(self) -> None:
-        self._groups: OrderedDict[tuple[str, int, str], _RowGroup] = OrderedDict()
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        self._groups: OrderedDict[tuple[int, int, str], _RowGroup] = OrderedDict()
         self._bytes = 0
-        self._metadata: dict[str, Any] = {}  # of each file, which takes longer to read than a small row group
+        self._metadata: dict[int, Any] = {}  # of each file, which takes longer to read than a small row group
         self._lock = threading.Lock()
 
-    def get(self, path: str, number: int, leaf: str) -> Any:
-        """Returns a column of a row group, a chunked array of pyarrow; threads that need the same one read it once."""
-        key = path, number, leaf
+    def get(self, file: int, number: int, leaf: str) -> Any:
+        """Returns a column of row group `number` of a file, a chunked array of pyarrow; threads share one reading."""
+        key = file, number, leaf
         with self._lock:
             group = self._groups.setdefault(key, _RowGroup())
             self._groups.move_to_end(key)
         with group.lock:
             if group.column is not None:
                 return group.column
-            group.column = _read_group(path, number, leaf, self._metadata)
+            group.column = _read_group(self._shards, file, number, leaf, self._metadata)
         with self._lock:
             if self._groups.get(key) is group:
                 group.counted = group.column.nbytes
@@ -187,7 +186,7 @@ class _RowGroups:
         return group.column
 
     def __reduce__(self) -> Any:
-        return _RowGroups, ()
+        return _RowGroups, (self._shards,)
 
 
 class _RowGroup:
@@ -197,30 +196,31 @@ class _RowGroup:
         self.lock = threading.Lock()
 
 
-def _open(path: str, metadata: Any = None) -> Any:
+def _open(shards: Shards, number: int, metadata: Any = None) -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DataError(f"data.source=parquet needs pyarrow ({error}): pip install pyarrow") from error
     try:
-        return pq.ParquetFile(path, metadata=metadata)
+        file = as_python_file(shards.open(number)) if shards.remote else shards.path(number)
+        return pq.ParquetFile(file, metadata=metadata)
     except Exception as error:  # ArrowInvalid, OSError, and others for a damaged footer
         raise DataError(
-            f"{printable(path)}: not a readable Parquet file, it may be truncated or a pointer of Git LFS ({_reason(error)}); "
-            "copy it again"
+            f"{printable(shards.path(number))}: not a readable Parquet file, it may be truncated or a pointer of Git LFS "
+            f"({_reason(error)}); copy it again"
         ) from error
 
 
-def _read_group(path: str, number: int, leaf: str, metadata: dict[str, Any]) -> Any:
+def _read_group(shards: Shards, file: int, number: int, leaf: str, metadata: dict[int, Any]) -> Any:
     try:
-        file = _open(path, metadata.get(path))
-        metadata[path] = file.metadata
-        return file.read_row_group(number, [leaf], use_threads=False).flatten().column(0)
+        opened = _open(shards, file, metadata.get(file))
+        metadata[file] = opened.metadata
+        return opened.read_row_group(number, [leaf], use_threads=False).flatten().column(0)
     except DataError:
         raise
     except Exception as error:
         raise DataError(
-            f"{printable(path)}: row group {number} cannot be read ({_reason(error)}); copy the file again"
+            f"{printable(shards.path(file))}: row group {number} cannot be read ({_reason(error)}); copy the file again"
         ) from error
 
 

@@ -283,8 +283,8 @@ _SOURCES = {
     "fashion_mnist_10k": _Kind(_open_embedded, unread=("name", "held_out")),
     "npz": _Kind(_open_arrays, needs_path=True, unread=("name", "held_out")),
     "folder": _Kind(_open_folder, needs_path=True, unread=("name",)),
-    "parquet": _Kind(open_parquet, needs_path=True, unread=("held_out",)),
     "tar": _Kind(open_tar, needs_path=True, unread=("name", "held_out")),
+    "parquet": _Kind(open_parquet, needs_path=True, unread=("held_out",)),
     "tfds": _Kind(_open_tfds, takes_parts=True, unread=("held_out",)),
 }
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from deit_jax.data.file_names import skipped_file, skipped_folder
 from deit_jax.data.sources import DataError
+from deit_jax.data.stored_files import LocalFile, StoredFile
 from deit_jax.printable import printable
 
 _BLOCK = 512
@@ -57,8 +58,10 @@ class TarListing:
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
-def list_tar(path: str) -> TarListing:
+def list_tar(path: str, file: StoredFile | None = None) -> TarListing:
     """Lists the images of a tar file and reads their labels.
+
+    path: its path, or the name of `file` in messages.
 
     A label is the content of the image's `.cls` file, else the field `label` or `cls` of its `.json` file, else its folder. The
     files of an image have the same path up to the extension, or up to the first dot of the file's name.
@@ -70,7 +73,7 @@ def list_tar(path: str) -> TarListing:
     found = TarListing()
     texts: dict[tuple[str, str], tuple[Member, bytes]] = {}  # by kind and key
     seen = set[str]()
-    for member, content in _members(path):
+    for member, content in _members(path, file):
         folder, _, name = member.name.rpartition("/")
         extension = os.path.splitext(name)[1].lower()
         kind = (
@@ -135,26 +138,20 @@ def _label(path: str, member: Member, content: bytes, kind: str) -> str:
     return str(value)
 
 
-def _members(path: str) -> Iterator[tuple[Member, bytes]]:
+def _members(path: str, file: StoredFile | None) -> Iterator[tuple[Member, bytes]]:
     """Yields the files of a tar file, with the content of label files."""
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot be read ({error.strerror}); make it readable") from error
-    try:
-        yield from _members_of(handle, path)
+        yield from _members_of(file or LocalFile(path), path)
     except OSError as error:
         raise DataError(f"{printable(path)}: cannot be read ({error.strerror}); restore the file") from error
-    finally:
-        os.close(handle)
 
 
-def _members_of(handle: int, path: str) -> Iterator[tuple[Member, bytes]]:
-    length, position = os.fstat(handle).st_size, 0
+def _members_of(file: StoredFile, path: str) -> Iterator[tuple[Member, bytes]]:
+    length, position = file.size, 0
     names: dict[str, Member] = {}  # of the files, for hard links
     given: dict[str, str] = {}  # names and sizes from preceding headers, which ustar's fields are too short for
     while True:
-        block = os.pread(handle, _READ, position)
+        block = file.read(_READ, position)
         header = block[:_BLOCK]
         if position == 0 and (why := _NOT_TAR.get(header[:2])) and not (len(header) == _BLOCK and _is_header(header)):
             raise DataError(f"{printable(path)}: {why}")
@@ -177,7 +174,7 @@ def _members_of(handle: int, path: str) -> Iterator[tuple[Member, bytes]]:
         position = start + -(-size // _BLOCK) * _BLOCK
 
         def content(size: int = size, start: int = start, block: bytes = block) -> bytes:
-            return block[_BLOCK : _BLOCK + size] if _BLOCK + size <= len(block) else os.pread(handle, size, start)
+            return block[_BLOCK : _BLOCK + size] if _BLOCK + size <= len(block) else file.read(size, start)
 
         if kind in (b"L", b"K"):
             given["path" if kind == b"L" else "linkpath"] = os.fsdecode(content().rstrip(b"\0"))

@@ -180,6 +180,7 @@ def step_batches(
 _PLACES = (
     "data.path",
     "data.index",
+    "data.copies_gib",
     "data.num_threads",
     "data.num_workers",
     "data.prefetch_batches",

@@ -43,7 +43,12 @@ def data(tmp_path_factory):
 
 def losses(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(row["step"], name, value) for row in rows for name, value in sorted(row.items()) if name.endswith(("loss", "top1"))]
+    return [
+        (row["step"], name, value)
+        for row in rows
+        for name, value in sorted(row.items())
+        if name.endswith(("loss", "top1"))
+    ]
 
 
 @pytest.mark.long
@@ -56,5 +61,7 @@ def test_a_run_from_shards_is_the_run_from_the_folder(data, tmp_path):
         succeed(*flags, *run, "--config.train.max_steps=7")  # resumed within the third epoch
         found[kind] = losses(tmp_path / kind)
     assert found["folder"] == found["tar"] == found["parquet"] and len(found["folder"]) >= 7
-    message = refused(*flags, f"--workdir={tmp_path / 'none'}", "--config.data.source=tar", f"--config.data.path={data / 'parquet'}")
+    message = refused(
+        *flags, f"--workdir={tmp_path / 'none'}", "--config.data.source=tar", f"--config.data.path={data / 'parquet'}"
+    )
     assert "has no .tar files" in message and not (tmp_path / "none").exists()
