@@ -218,7 +218,8 @@ def _list_address(path: str, extension: str, flags: str) -> tuple[str, dict[str,
         raise
     except Exception as error:  # each package has its own for networks and permissions
         reason = printable((str(error).splitlines() or [type(error).__name__])[0][:200])
-        raise DataError(
+        kind = MissingDataError if isinstance(error, FileNotFoundError) else DataError
+        raise kind(
             f"{printable(path)}: cannot be listed ({type(error).__name__}: {reason}); check the address and your access"
         ) from error
     start = len(files._strip_protocol(root)) + 1
@@ -235,7 +236,9 @@ def _list_address(path: str, extension: str, flags: str) -> tuple[str, dict[str,
 
 
 def _version(info: dict[str, Any]) -> str:
-    return str(next((info[name] for name in ("generation", "etag", "ETag", "created", "mtime") if info.get(name)), ""))
+    return str(
+        next((info[name] for name in ("generation", "etag", "ETag", "blob_id", "created") if info.get(name)), "")
+    )
 
 
 def _shards_in(folder: str, extension: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Files on a local disk or in a bucket, read at any offset from any thread; what was read from a bucket is kept on disk.
+"""Files on disk, in a bucket or on the hub, read at any offset from any thread; what came over the network is kept on disk.
 
 The copy consists of blocks with checksums, so any number of processes may share it, and a damaged block is read again. It never
 replaces blocks: an epoch in random order reads every image once, so of data larger than the limit old blocks are as useful as new
@@ -24,7 +24,8 @@ from deit_jax.data.sources import DataError
 from deit_jax.printable import printable
 
 # Scheme: the package that reads it.
-PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "hf": "huggingface_hub"}
+_READING: dict[str, dict[str, Any]] = {"hf": {"cache_type": "none"}}  # else it reads megabytes ahead of every image
 _BLOCK = 256 << 10  # bytes; about two photographs
 
 
@@ -51,7 +52,7 @@ def filesystem(scheme: str) -> Any:
         DataError: unknown scheme, or its package is not installed.
     """
     if scheme not in PACKAGES:
-        known = " and ".join(f"{name}://" for name in PACKAGES)
+        known = ", ".join(f"{name}://" for name in PACKAGES)
         raise DataError(f"data.path: {scheme}:// cannot be read, only {known}: copy the files to a local folder")
     try:
         import fsspec
@@ -133,7 +134,9 @@ class RemoteFile:
         if copying:
             start, stop = start // _BLOCK * _BLOCK, min(-(-stop // _BLOCK) * _BLOCK, self.size)
         try:
-            content: bytes = filesystem(scheme_of(self._address)).cat_file(self._address, start=start, end=stop)
+            scheme = scheme_of(self._address)
+            settings = _READING.get(scheme, {})
+            content: bytes = filesystem(scheme).cat_file(self._address, start=start, end=stop, **settings)
         except OSError:
             raise
         except Exception as error:  # each package has its own for networks and permissions

@@ -144,7 +144,8 @@ def test_names_and_patterns(bucket, tmp_path):
 def test_other_schemes_and_packages(monkeypatch):
     stored_files.filesystem.cache_clear()
     with pytest.raises(
-        DataError, match=r"^data.path: ftp:// cannot be read, only gs:// and s3://: copy the files to a local folder$"
+        DataError,
+        match=r"^data.path: ftp:// cannot be read, only gs://, s3://, hf://: copy the files to a local folder$",
     ):
         opened("tar", "ftp://bucket/data")
     monkeypatch.setattr(fsspec, "filesystem", lambda scheme: (_ for _ in ()).throw(ImportError(f"Install {scheme}fs")))
