@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -49,33 +49,33 @@ class ParquetSource:
 
     def __init__(self, shards: Shards, columns: str = ""):
         self._shards = shards
-        with ThreadPoolExecutor(_THREADS) as pool:
-            files = list(pool.map(lambda number: _open(shards, number), range(len(shards.files))))
-            schema, where = files[0].schema_arrow, printable(shards.path(0))
-            features = _features(schema)
-            wanted = [name.strip() for name in columns.split(",") if name.strip()]
-            image, label = _choose(schema, features, wanted, where)
-            for number, file in enumerate(files):
+        where = printable(shards.path(0))
+        with _open(shards, 0) as first:
+            schema = first.schema_arrow
+        features = _features(schema)
+        image, label = _choose(schema, features, [name.strip() for name in columns.split(",") if name.strip()], where)
+        kind = schema.field(image).type
+        self._leaf = f"{image}.bytes" if _is_struct(kind) else image
+        self._path = f"{image}.path" if _is_struct(kind) and kind.get_field_index("path") >= 0 else ""
+
+        def read(number: int) -> tuple[np.ndarray, np.ndarray, Any]:
+            with _open(shards, number) as file:
                 for name in (image, label):
-                    if (
-                        name not in file.schema_arrow.names
-                        or file.schema_arrow.field(name).type != schema.field(name).type
-                    ):
+                    index = file.schema_arrow.get_field_index(name)
+                    if index < 0 or file.schema_arrow.field(index).type != schema.field(name).type:
                         raise DataError(
                             f"{printable(shards.path(number))}: its column {printable(name)} is missing or of another type than "
                             f"in {where}; use files of one data set"
                         )
-            kind = schema.field(image).type
-            self._leaf = f"{image}.bytes" if _is_struct(kind) else image
-            self._path = f"{image}.path" if _is_struct(kind) and kind.get_field_index("path") >= 0 else ""
-            groups = [_groups(file, self._leaf) for file in files]
-            values = list(pool.map(lambda file: file.read([label], use_threads=False).column(0), files))
-        rows = np.concatenate([rows for rows, _ in groups])
-        self._sizes = np.concatenate([sizes for _, sizes in groups])  # int64[G]: bytes of images in each row group
-        self._files = np.repeat(np.arange(len(files)), [len(rows) for rows, _ in groups])  # int64[G]
-        self._first_groups = np.searchsorted(self._files, np.arange(len(files)))  # int64[F]
-        self._ends = np.cumsum(rows)  # int64[G]: of each row group, in rows of the split
-        self._first_rows = np.concatenate([[0], np.cumsum([file.metadata.num_rows for file in files])])
+                return *_groups(file, self._leaf), _read_column(shards, number, file, label)
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            rows, sizes, values = zip(*pool.map(read, range(len(shards.files))), strict=True)
+        self._sizes = np.concatenate(sizes)  # int64[G]: bytes of images in each row group
+        self._files = np.repeat(np.arange(len(rows)), [len(each) for each in rows])  # int64[G]
+        self._first_groups = np.searchsorted(self._files, np.arange(len(rows)))  # int64[F]
+        self._ends = np.cumsum(np.concatenate(rows))  # int64[G]: of each row group, in rows of the split
+        self._first_rows = np.cumsum([0, *(each.sum() for each in rows)])  # int64[F + 1]
         self.labels, names = self._read_labels(values)  # int32 [N]
         notes = list(shards.notes)
         known = features.get(label, {}).get("names") if isinstance(features.get(label), dict) else None
@@ -94,7 +94,7 @@ class ParquetSource:
         self.notes = tuple([*notes, *self._speed_note()])
         self._cache = _RowGroups(shards)
 
-    def _read_labels(self, columns: list[Any]) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    def _read_labels(self, columns: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...] | None]:
         """Returns all labels, and the class names of texts."""
         import pyarrow as pa
 
@@ -211,11 +211,20 @@ def _open(shards: Shards, number: int, metadata: Any = None) -> Any:
         ) from error
 
 
+def _read_column(shards: Shards, number: int, file: Any, name: str) -> Any:
+    try:
+        return file.read([name], use_threads=False).column(0)
+    except Exception as error:
+        raise DataError(
+            f"{printable(shards.path(number))}: column {printable(name)} cannot be read ({_reason(error)}); copy the file again"
+        ) from error
+
+
 def _read_group(shards: Shards, file: int, number: int, leaf: str, metadata: dict[int, Any]) -> Any:
     try:
-        opened = _open(shards, file, metadata.get(file))
-        metadata[file] = opened.metadata
-        return opened.read_row_group(number, [leaf], use_threads=False).flatten().column(0)
+        with _open(shards, file, metadata.get(file)) as opened:
+            metadata[file] = opened.metadata
+            return opened.read_row_group(number, [leaf], use_threads=False).flatten().column(0)
     except DataError:
         raise
     except Exception as error:

@@ -7,6 +7,7 @@ ones.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -216,6 +217,8 @@ def copies_of(root: str, size: int, limit: int) -> tuple[int, str]:
         )
     copied = min(limit, size)
     make_room(folder, limit, copied)
+    with contextlib.suppress(OSError):
+        copied = min(copied, _used(folder) + shutil.disk_usage(folder).free // 2)
     part = "all" if copied == size else f"{copied / 2**30:,.1f} GiB"
     return (
         copied,
@@ -234,7 +237,7 @@ def make_room(folder: Path, limit: int, needed: int) -> None:
         others = sorted(
             (each for each in folder.parent.iterdir() if each != folder), key=lambda each: each.stat().st_mtime
         )
-        used = {other: sum(file.stat().st_blocks * 512 for file in other.iterdir()) for other in others}
+        used = {other: _used(other) for other in others}
     except OSError:
         return
     for other in others:
@@ -242,6 +245,11 @@ def make_room(folder: Path, limit: int, needed: int) -> None:
             return
         shutil.rmtree(other, ignore_errors=True)
         del used[other]
+
+
+def _used(folder: Path) -> int:
+    """Returns the bytes on disk of a folder's files."""
+    return sum(file.stat().st_blocks * 512 for file in folder.iterdir())
 
 
 def as_python_file(file: StoredFile) -> io.RawIOBase:

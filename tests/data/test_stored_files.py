@@ -121,6 +121,14 @@ def test_room_is_made_for_other_data(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["mine"]
 
 
+def test_half_of_the_free_space_is_left(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(stored_files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3000}))
+    assert stored_files.copies_of("gs://bucket/data", 2000, 10**9)[0] == 1500
+    assert stored_files.copies_of("gs://bucket/data", 1000, 10**9)[0] == 1000
+    assert stored_files.copies_of("gs://bucket/data", 1000, 500)[0] == 500
+
+
 def test_names_and_patterns(bucket, tmp_path):
     write_shards(tmp_path / "up", photos(), "folder", shards=5)
     address = bucket.put(tmp_path / "up")
