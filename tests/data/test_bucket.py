@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -24,6 +26,7 @@ def google():
     )
     os.environ["GOOGLE_CLOUD_PROJECT"] = "test"
     server.start()
+    os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = server.url  # array_record's own reader
     try:
         yield
     finally:
@@ -118,3 +121,38 @@ def test_a_bucket_that_does_not_exist(bucket):
     address = bucket[0].replace("bucket", "nothing") + "/data"
     with pytest.raises(DataError, match=f"^{address}: "):
         opened("tar", address)
+
+
+PREPARE = """
+import io, sys
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+def examples():
+    random = np.random.default_rng(0)
+    for number in range(30):
+        file = io.BytesIO()
+        Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(file, "PNG")
+        yield number, {"id": f"train_{number}", "image": io.BytesIO(file.getvalue()), "label": number % 10}
+
+builder = tfds.builder_cls("cifar10")
+builder._split_generators = lambda self, _: {"train": examples()}
+builder(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+"""
+
+
+def test_tfds(bucket, tmp_path):
+    """TFDS lists the files by etils, and array_record reads them, both from gs:// without any of our code."""
+    address, files = bucket
+    if not address.startswith("gs://"):
+        pytest.skip("array_record reads only gs://")
+    subprocess.run([sys.executable, "-c", PREPARE, tmp_path / "tfds"], check=True, capture_output=True)
+    for path in (tmp_path / "tfds").rglob("*.*"):
+        if path.is_file():
+            files.put_file(str(path), f"{address}/tfds/{path.relative_to(tmp_path / 'tfds')}")
+    local, source = (opened("tfds", path, name="cifar10") for path in (tmp_path / "tfds", f"{address}/tfds"))
+    assert len(source) == 30 and source.fingerprint() == local.fingerprint()
+    expected = batches(local)
+    assert_equal_batches(batches(source), expected)
+    assert_equal_batches(batches(source, stop=4, num_workers=2), expected[:4])
