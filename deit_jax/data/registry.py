@@ -280,12 +280,12 @@ def _hold_out(data: Any, split: Split) -> ImageSource:
 
 
 _SOURCES = {
-    "fashion_mnist_10k": _Kind(_open_embedded, unread=("name", "held_out")),
-    "npz": _Kind(_open_arrays, needs_path=True, unread=("name", "held_out")),
-    "folder": _Kind(_open_folder, needs_path=True, unread=("name",)),
+    "fashion_mnist_10k": _Kind(_open_embedded, unread=("name", "held_out", "copies_gib")),
+    "npz": _Kind(_open_arrays, needs_path=True, unread=("name", "held_out", "copies_gib")),
+    "folder": _Kind(_open_folder, needs_path=True, unread=("name", "copies_gib")),
     "tar": _Kind(open_tar, needs_path=True, unread=("name", "held_out")),
     "parquet": _Kind(open_parquet, needs_path=True, unread=("held_out",)),
-    "tfds": _Kind(_open_tfds, takes_parts=True, unread=("held_out",)),
+    "tfds": _Kind(_open_tfds, takes_parts=True, unread=("held_out", "copies_gib")),
 }
 
 

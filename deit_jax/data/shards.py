@@ -62,7 +62,7 @@ class Shards:
         size, version = self.remote[number]
         folder = copies_folder(self.root) if self.copied else None
         copy = None
-        if folder is not None:
+        if folder is not None and size:
             name = hashlib.sha256(f"{self.files[number]}\0{version}\0{size}".encode()).hexdigest()[:24]
             with contextlib.suppress(OSError):  # the disk is full, or is not writable
                 copy = BlockCopy(folder / name, size, min(self.copied / sum(each for each, _ in self.remote), 1))
@@ -180,7 +180,7 @@ def _candidates(path: str, extension: str, flags: str) -> tuple[str, list[str], 
         )
     root = os.path.dirname(re.split(r"[*?\[{]", path, maxsplit=1)[0]) or "."
     paths, globbed = [], False
-    for each in expanded(path):
+    for each in _expanded(path):
         if re.search(r"[*?\[]", each):
             globbed = True
             paths += sorted(file for file in glob.glob(each) if os.path.isfile(file))
@@ -198,7 +198,7 @@ def _list_address(path: str, extension: str, flags: str) -> tuple[str, dict[str,
     files = filesystem(scheme_of(path))
     try:
         pattern = re.search(r"[*?\[{]", path)
-        patterns = expanded(path) if pattern else [path]
+        patterns = _expanded(path) if pattern else [path]
         listed = not any(re.search(r"[*?\[]", each) for each in patterns)
         if pattern:
             found: dict[str, Any] = {}
@@ -250,7 +250,7 @@ def _shards_in(folder: str, extension: str) -> list[str]:
     return [name for name in names if os.path.isfile(os.path.join(folder, name))]
 
 
-def expanded(pattern: str) -> list[str]:
+def _expanded(pattern: str) -> list[str]:
     """Expands `{0000..0099}` and `{a,b}`, also several of them."""
     done, waiting = list[str](), [pattern]
     while waiting:

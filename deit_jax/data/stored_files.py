@@ -160,7 +160,7 @@ class BlockCopy:
         count = -(-size // _BLOCK)
         self._most = int(share * count)
         self._size = size
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make(path.parent)
         self._handle = -1
         self._handle = os.open(f"{path}.blocks", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
         with open(f"{path}.checksums", "ab") as file:
@@ -232,7 +232,7 @@ def make_room(folder: Path, limit: int, needed: int) -> None:
     Processes that have them open read on.
     """
     try:
-        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make(folder)
         os.utime(folder)
         others = sorted(
             (each for each in folder.parent.iterdir() if each != folder), key=lambda each: each.stat().st_mtime
@@ -245,6 +245,12 @@ def make_room(folder: Path, limit: int, needed: int) -> None:
             return
         shutil.rmtree(other, ignore_errors=True)
         del used[other]
+
+
+def _make(folder: Path) -> None:
+    """Creates a folder of `copies_folder` and those above it, writable only by their owner, with any umask."""
+    for each in (folder.parent.parent, folder.parent, folder):
+        each.mkdir(mode=0o755, parents=True, exist_ok=True)
 
 
 def _used(folder: Path) -> int:

@@ -147,49 +147,58 @@ def _members(path: str, file: StoredFile | None) -> Iterator[tuple[Member, bytes
 
 
 def _members_of(file: StoredFile, path: str) -> Iterator[tuple[Member, bytes]]:
-    length, position = file.size, 0
     names: dict[str, Member] = {}  # of the files, for hard links
     given: dict[str, str] = {}  # names and sizes from preceding headers, which ustar's fields are too short for
-    while True:
-        block = file.read(_READ, position)
-        header = block[:_BLOCK]
-        if position == 0 and (why := _NOT_TAR.get(header[:2])) and not (len(header) == _BLOCK and _is_header(header)):
-            raise DataError(f"{printable(path)}: {why}")
-        if len(header) < _BLOCK:
-            raise _truncated(path)
-        if not header.strip(b"\0"):
-            if position == 0:
-                raise DataError(f"{printable(path)}: is an empty tar file; remove it, or pack it again")
-            return
-        if not _is_header(header):
-            if position == 0:
-                raise DataError(f"{printable(path)}: is not a tar file; pack the images again, or correct data.path")
-            raise DataError(f"{printable(path)}: is damaged at byte {position:,}; restore the file")
-        kind, start = header[156:157], position + _BLOCK
-        size = int(given["size"]) if "size" in given and kind not in _HEADERS else _number(header[124:136])
+    position = 0
+    while block := _header(file, position, path):
+        kind, start = block[156:157], position + _BLOCK
+        size = int(given["size"]) if "size" in given and kind not in _HEADERS else _number(block[124:136])
         if kind in _EMPTY:
             size = 0
-        if start + size > length:
+        if start + size > file.size:
             raise _truncated(path)
         position = start + -(-size // _BLOCK) * _BLOCK
+        if kind in _HEADERS:
+            content = _content(file, block, start, size)
+            if kind in (b"L", b"K"):
+                given["path" if kind == b"L" else "linkpath"] = os.fsdecode(content.rstrip(b"\0"))
+            elif kind == b"x":
+                given.update(_records(content))
+            continue
+        name = _clean(given.get("path") or _name(block))
+        link = given.get("linkpath") or os.fsdecode(block[157:257].partition(b"\0")[0])
+        given = {}
+        if kind == b"1" and (target := names.get(_clean(link))) is not None:
+            yield Member(name, target.offset, target.size), b""
+        elif kind in _FILES and not name.endswith("/"):
+            member = names[name] = Member(name, start, size)
+            is_label = name.lower().endswith((CLS, JSON)) and size <= _MAX_LABEL
+            yield member, _content(file, block, start, size) if is_label else b""
 
-        def content(size: int = size, start: int = start, block: bytes = block) -> bytes:
-            return block[_BLOCK : _BLOCK + size] if _BLOCK + size <= len(block) else file.read(size, start)
 
-        if kind in (b"L", b"K"):
-            given["path" if kind == b"L" else "linkpath"] = os.fsdecode(content().rstrip(b"\0"))
-        elif kind == b"x":
-            given.update(_records(content()))
-        elif kind != b"g":
-            name = _clean(given.get("path") or _name(header))
-            link = given.get("linkpath") or os.fsdecode(header[157:257].partition(b"\0")[0])
-            given = {}
-            if kind == b"1" and (target := names.get(_clean(link))) is not None:
-                yield Member(name, target.offset, target.size), b""
-            elif kind in _FILES and not name.endswith("/"):
-                member = names[name] = Member(name, start, size)
-                is_label = name.lower().endswith((CLS, JSON)) and size <= _MAX_LABEL
-                yield member, content() if is_label else b""
+def _header(file: StoredFile, position: int, path: str) -> bytes:
+    """Reads a member's header and what follows it, _READ bytes; empty at the end of the archive."""
+    block = file.read(_READ, position)
+    header = block[:_BLOCK]
+    whole = len(header) == _BLOCK
+    if whole and _is_header(header):
+        return block
+    if position == 0 and (why := _NOT_TAR.get(header[:2])):
+        raise DataError(f"{printable(path)}: {why}")
+    if not whole:
+        raise _truncated(path)
+    if position:
+        if header.strip(b"\0"):
+            raise DataError(f"{printable(path)}: is damaged at byte {position:,}; restore the file")
+        return b""
+    why = "is not a tar file; pack the images again, or correct data.path"
+    if not header.strip(b"\0"):
+        why = "is an empty tar file; remove it, or pack it again"
+    raise DataError(f"{printable(path)}: {why}")
+
+
+def _content(file: StoredFile, block: bytes, start: int, size: int) -> bytes:
+    return block[_BLOCK : _BLOCK + size] if _BLOCK + size <= len(block) else file.read(size, start)
 
 
 def _truncated(path: str) -> DataError:

@@ -121,6 +121,19 @@ def test_room_is_made_for_other_data(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["mine"]
 
 
+def test_other_users_cannot_write_copies(bucket, tmp_path):
+    before = os.umask(0o002)
+    try:
+        write_shards(tmp_path / "up", photos(), "folder")
+        opened("tar", bucket.put(tmp_path / "up"))
+        folders = [tmp_path / "cache/deit_jax", *(tmp_path / "cache/deit_jax").rglob("*")]
+        assert len(folders) == 9 and not any(path.stat().st_mode & 0o022 for path in folders)
+        (tmp_path / "cache/deit_jax").chmod(0o777)  # its content can no longer be trusted
+        assert "no copies are kept" in opened("tar", "memory://bucket/data").notes[0]
+    finally:
+        os.umask(before)
+
+
 def test_half_of_the_free_space_is_left(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(stored_files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 3000}))
