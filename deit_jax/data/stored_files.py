@@ -162,8 +162,9 @@ class BlockCopy:
         self._size = size
         _make(path.parent)
         self._handle = -1
-        self._handle = os.open(f"{path}.blocks", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
-        with open(f"{path}.checksums", "ab") as file:
+        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0)
+        self._handle = os.open(f"{path}.blocks", flags, 0o644)
+        with open(os.open(f"{path}.checksums", flags, 0o644), "wb") as file:
             file.truncate(4 * count)
         self._checksums = np.memmap(f"{path}.checksums", np.uint32, "r+", shape=(count,))
 
