@@ -189,6 +189,9 @@ class _Data:
     index: str = option("auto", "folder, tar: where the list of images is cached for the next start: a folder (hosts may share "
         "it), \"auto\" (deit_jax in the user's cache folder; with several processes .deit_jax-UID next to the workdir), or "
         '"" (not cached)', before="auto")
+    copies_gib: float = option(64.0, "tar, parquet in a bucket: keep so much of what was read on disk, per split, in GiB, "
+        "but at most half of the free space (deit_jax/copies in the user's cache folder); 0: nothing",
+        at_least=0, before=64.0, only_if_typed=True)
     repeats: int = option(1, "repeated augmentation: copies of an image in the sampling order (paper, section 6: 3); 1: off",
         at_least=1)
     train_crop: str = option("random_resized", "random_resized, padded (random crop after zero padding; the reference's for <= "

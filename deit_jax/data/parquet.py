@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from deit_jax.config import default_config
-from deit_jax.data.shards import Shards, find_shards
+from deit_jax.data.shards import Shards, split_shards
 from deit_jax.data.sources import DataError, Example, Split, UnusableError, digest
 from deit_jax.data.split_folders import words_of
-from deit_jax.data.splits import split_name
+from deit_jax.data.stored_files import as_python_file
 from deit_jax.data.tar_index import MAX_CLASSES
 from deit_jax.data.tar_shards import number_names
 from deit_jax.printable import printable
@@ -49,33 +49,33 @@ class ParquetSource:
 
     def __init__(self, shards: Shards, columns: str = ""):
         self._shards = shards
-        with ThreadPoolExecutor(_THREADS) as pool:
-            files = list(pool.map(_open, map(shards.path, range(len(shards.files)))))
-            schema, where = files[0].schema_arrow, printable(shards.path(0))
-            features = _features(schema)
-            wanted = [name.strip() for name in columns.split(",") if name.strip()]
-            image, label = _choose(schema, features, wanted, where)
-            for number, file in enumerate(files):
+        where = printable(shards.path(0))
+        with _open(shards, 0) as first:
+            schema = first.schema_arrow
+        features = _features(schema)
+        image, label = _choose(schema, features, [name.strip() for name in columns.split(",") if name.strip()], where)
+        kind = schema.field(image).type
+        self._leaf = f"{image}.bytes" if _is_struct(kind) else image
+        self._path = f"{image}.path" if _is_struct(kind) and kind.get_field_index("path") >= 0 else ""
+
+        def read(number: int) -> tuple[np.ndarray, np.ndarray, Any]:
+            with _open(shards, number) as file:
                 for name in (image, label):
-                    if (
-                        name not in file.schema_arrow.names
-                        or file.schema_arrow.field(name).type != schema.field(name).type
-                    ):
+                    index = file.schema_arrow.get_field_index(name)
+                    if index < 0 or file.schema_arrow.field(index).type != schema.field(name).type:
                         raise DataError(
                             f"{printable(shards.path(number))}: its column {printable(name)} is missing or of another type than "
                             f"in {where}; use files of one data set"
                         )
-            kind = schema.field(image).type
-            self._leaf = f"{image}.bytes" if _is_struct(kind) else image
-            self._path = f"{image}.path" if _is_struct(kind) and kind.get_field_index("path") >= 0 else ""
-            groups = [_groups(file, self._leaf) for file in files]
-            values = list(pool.map(lambda file: file.read([label], use_threads=False).column(0), files))
-        rows = np.concatenate([rows for rows, _ in groups])
-        self._sizes = np.concatenate([sizes for _, sizes in groups])  # int64[G]: bytes of images in each row group
-        self._files = np.repeat(np.arange(len(files)), [len(rows) for rows, _ in groups])  # int64[G]
-        self._first_groups = np.searchsorted(self._files, np.arange(len(files)))  # int64[F]
-        self._ends = np.cumsum(rows)  # int64[G]: of each row group, in rows of the split
-        self._first_rows = np.concatenate([[0], np.cumsum([file.metadata.num_rows for file in files])])
+                return *_groups(file, self._leaf), _read_column(shards, number, file, label)
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            rows, sizes, values = zip(*pool.map(read, range(len(shards.files))), strict=True)
+        self._sizes = np.concatenate(sizes)  # int64[G]: bytes of images in each row group
+        self._files = np.repeat(np.arange(len(rows)), [len(each) for each in rows])  # int64[G]
+        self._first_groups = np.searchsorted(self._files, np.arange(len(rows)))  # int64[F]
+        self._ends = np.cumsum(np.concatenate(rows))  # int64[G]: of each row group, in rows of the split
+        self._first_rows = np.cumsum([0, *(each.sum() for each in rows)])  # int64[F + 1]
         self.labels, names = self._read_labels(values)  # int32 [N]
         notes = list(shards.notes)
         known = features.get(label, {}).get("names") if isinstance(features.get(label), dict) else None
@@ -92,9 +92,9 @@ class ParquetSource:
             notes += [note] if note else []
         self.class_names = names
         self.notes = tuple([*notes, *self._speed_note()])
-        self._cache = _RowGroups()
+        self._cache = _RowGroups(shards)
 
-    def _read_labels(self, columns: list[Any]) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    def _read_labels(self, columns: Sequence[Any]) -> tuple[np.ndarray, tuple[str, ...] | None]:
         """Returns all labels, and the class names of texts."""
         import pyarrow as pa
 
@@ -133,7 +133,7 @@ class ParquetSource:
     def _value(self, index: int, leaf: str) -> Any:
         group = int(np.searchsorted(self._ends, index, side="right"))
         file = int(self._files[group])
-        column = self._cache.get(self._shards.path(file), group - int(self._first_groups[file]), leaf)
+        column = self._cache.get(file, group - int(self._first_groups[file]), leaf)
         start = int(self._ends[group - 1]) if group else 0
         return column[index - start].as_py()
 
@@ -152,32 +152,31 @@ class ParquetSource:
 
 
 def open_parquet(data: Any, split: Split, flags: str) -> ParquetSource:
-    """Opens a split of `data.path`; see `find_shards`. flags: prefix of the fields in messages; "" for an extra set."""
-    expression = data.train_split if split == "train" else data.eval_split
-    name = split_name(expression) if expression else ""
-    shards = find_shards(data.path, name, ".parquet", or_test=bool(flags) and split == "eval", flags=flags)
+    """Opens a split of `data.path`; see `split_shards`."""
+    shards = split_shards(data, split, ".parquet", flags)
     return ParquetSource(shards, "" if data.name == default_config().data.name else data.name)
 
 
 class _RowGroups:
     """The image columns of the row groups read last, at most CACHE_BYTES. Each process has its own."""
 
-    def __init__(self) -> None:
-        self._groups: OrderedDict[tuple[str, int, str], _RowGroup] = OrderedDict()
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        self._groups: OrderedDict[tuple[int, int, str], _RowGroup] = OrderedDict()
         self._bytes = 0
-        self._metadata: dict[str, Any] = {}  # of each file, which takes longer to read than a small row group
+        self._metadata: dict[int, Any] = {}  # of each file, which takes longer to read than a small row group
         self._lock = threading.Lock()
 
-    def get(self, path: str, number: int, leaf: str) -> Any:
-        """Returns a column of a row group, a chunked array of pyarrow; threads that need the same one read it once."""
-        key = path, number, leaf
+    def get(self, file: int, number: int, leaf: str) -> Any:
+        """Returns a column of row group `number` of a file, a chunked array of pyarrow; threads share one reading."""
+        key = file, number, leaf
         with self._lock:
             group = self._groups.setdefault(key, _RowGroup())
             self._groups.move_to_end(key)
         with group.lock:
             if group.column is not None:
                 return group.column
-            group.column = _read_group(path, number, leaf, self._metadata)
+            group.column = _read_group(self._shards, file, number, leaf, self._metadata)
         with self._lock:
             if self._groups.get(key) is group:
                 group.counted = group.column.nbytes
@@ -187,7 +186,7 @@ class _RowGroups:
         return group.column
 
     def __reduce__(self) -> Any:
-        return _RowGroups, ()
+        return _RowGroups, (self._shards,)
 
 
 class _RowGroup:
@@ -197,30 +196,40 @@ class _RowGroup:
         self.lock = threading.Lock()
 
 
-def _open(path: str, metadata: Any = None) -> Any:
+def _open(shards: Shards, number: int, metadata: Any = None) -> Any:
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DataError(f"data.source=parquet needs pyarrow ({error}): pip install pyarrow") from error
     try:
-        return pq.ParquetFile(path, metadata=metadata)
+        file = as_python_file(shards.open(number)) if shards.remote else shards.path(number)
+        return pq.ParquetFile(file, metadata=metadata)
     except Exception as error:  # ArrowInvalid, OSError, and others for a damaged footer
         raise DataError(
-            f"{printable(path)}: not a readable Parquet file, it may be truncated or a pointer of Git LFS ({_reason(error)}); "
-            "copy it again"
+            f"{printable(shards.path(number))}: not a readable Parquet file, it may be truncated or a pointer of Git LFS "
+            f"({_reason(error)}); copy it again"
         ) from error
 
 
-def _read_group(path: str, number: int, leaf: str, metadata: dict[str, Any]) -> Any:
+def _read_column(shards: Shards, number: int, file: Any, name: str) -> Any:
     try:
-        file = _open(path, metadata.get(path))
-        metadata[path] = file.metadata
-        return file.read_row_group(number, [leaf], use_threads=False).flatten().column(0)
+        return file.read([name], use_threads=False).column(0)
+    except Exception as error:
+        raise DataError(
+            f"{printable(shards.path(number))}: column {printable(name)} cannot be read ({_reason(error)}); copy the file again"
+        ) from error
+
+
+def _read_group(shards: Shards, file: int, number: int, leaf: str, metadata: dict[int, Any]) -> Any:
+    try:
+        with _open(shards, file, metadata.get(file)) as opened:
+            metadata[file] = opened.metadata
+            return opened.read_row_group(number, [leaf], use_threads=False).flatten().column(0)
     except DataError:
         raise
     except Exception as error:
         raise DataError(
-            f"{printable(path)}: row group {number} cannot be read ({_reason(error)}); copy the file again"
+            f"{printable(shards.path(file))}: row group {number} cannot be read ({_reason(error)}); copy the file again"
         ) from error
 
 

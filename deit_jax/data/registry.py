@@ -336,15 +336,24 @@ def _hold_out(data: Any, split: Split) -> ImageSource:
 
 
 _SOURCES = {
-    "fashion_mnist_10k": _Kind(_open_embedded, unread=("name", "held_out"), open_unlabelled=_unlabelled_arrays),
-    "npz": _Kind(_open_arrays, needs_path=True, unread=("name", "held_out"), open_unlabelled=_unlabelled_arrays),
-    "folder": _Kind(_open_folder, needs_path=True, unread=("name",), open_unlabelled=_unlabelled_folder),
-    "parquet": _Kind(open_parquet, needs_path=True, unread=("held_out",)),
+    "fashion_mnist_10k": _Kind(
+        _open_embedded, unread=("name", "held_out", "copies_gib"), open_unlabelled=_unlabelled_arrays
+    ),
+    "npz": _Kind(
+        _open_arrays,
+        needs_path=True,
+        unread=("name", "held_out", "copies_gib"),
+        open_unlabelled=_unlabelled_arrays,
+    ),
+    "folder": _Kind(
+        _open_folder, needs_path=True, unread=("name", "copies_gib"), open_unlabelled=_unlabelled_folder
+    ),
     "tar": _Kind(open_tar, needs_path=True, unread=("name", "held_out")),
+    "parquet": _Kind(open_parquet, needs_path=True, unread=("held_out",)),
     "tfds": _Kind(
         _open_tfds,
         takes_parts=True,
-        unread=("held_out",),
+        unread=("held_out", "copies_gib"),
         open_unlabelled=lambda data: TfdsSource(data.name, data.train_split or "train", data.path, labelled=False),
     ),
 }

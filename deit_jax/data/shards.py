@@ -6,15 +6,29 @@ A shard belongs to a split by its folder, or by a word of its name: `train/0000.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import glob
+import hashlib
 import os
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
-from deit_jax.data.sources import DataError, MissingDataError
+from deit_jax.data.sources import DataError, MissingDataError, Split
 from deit_jax.data.split_folders import split_words, words_of
+from deit_jax.data.splits import split_name
+from deit_jax.data.stored_files import (
+    BlockCopy,
+    LocalFile,
+    RemoteFile,
+    StoredFile,
+    copies_folder,
+    copies_of,
+    filesystem,
+    scheme_of,
+)
 from deit_jax.printable import printable
 
 # imagenet1k-train-0000, train-00000-of-00294, and the hub's earlier train-00000-of-00294-8b5f2c1a9d0e4f37
@@ -26,15 +40,52 @@ _MAX_EXPANDED = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """A split's files in order, relative to `root`, and lines to print about their choice."""
+    """A split's files in order, relative to `root`, and lines to print about their choice.
+
+    remote: size and version of each file, if they are in a bucket; copied: the bytes of them that may be kept on disk.
+    """
 
     root: str
     files: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    remote: tuple[tuple[int, str], ...] = ()
+    copied: int = 0
 
     def path(self, number: int) -> str:
-        """Returns the path of a shard."""
+        """Returns the path or address of a shard."""
         return os.path.join(self.root, self.files[number])
+
+    def open(self, number: int, ahead: int = 0) -> StoredFile:
+        """Opens a shard; raises OSError. ahead: as in `RemoteFile`."""
+        if not self.remote:
+            return LocalFile(self.path(number))
+        size, version = self.remote[number]
+        folder = copies_folder(self.root) if self.copied else None
+        copy = None
+        if folder is not None and size:
+            name = hashlib.sha256(f"{self.files[number]}\0{version}\0{size}".encode()).hexdigest()[:24]
+            with contextlib.suppress(OSError):  # the disk is full, or is not writable
+                copy = BlockCopy(folder / name, size, min(self.copied / sum(each for each, _ in self.remote), 1))
+        return RemoteFile(self.path(number), size, copy, ahead)
+
+    def state(self) -> list[tuple[str, int, str | int]]:
+        """Returns name, size and version (locally the modification time, ns) of each shard.
+
+        Raises:
+            DataError: a shard has disappeared.
+        """
+        if self.remote:
+            return [(name, size, version) for name, (size, version) in zip(self.files, self.remote, strict=True)]
+        found = list[tuple[str, int, str | int]]()
+        for number, name in enumerate(self.files):
+            try:
+                status = os.stat(self.path(number))
+            except OSError as error:
+                raise DataError(
+                    f"{printable(self.path(number))}: cannot be read ({error.strerror}); restore the file"
+                ) from error
+            found.append((name, status.st_size, status.st_mtime_ns))
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +97,25 @@ class _File:
     count: int | None = None  # N of "-of-N"
 
 
-def find_shards(path: str, name: str, extension: str, *, or_test: bool = False, flags: str = "") -> Shards:
+def split_shards(data: Any, split: Split, extension: str, flags: str) -> Shards:
+    """Finds the shards of a split of a config's `data` section; see `find_shards`.
+
+    flags: prefix of the fields in messages; "" for an extra set.
+    """
+    expression = data.train_split if split == "train" else data.eval_split
+    return find_shards(
+        data.path,
+        split_name(expression) if expression else "",
+        extension,
+        or_test=bool(flags) and split == "eval",
+        flags=flags,
+        copies_gib=data.copies_gib,
+    )
+
+
+def find_shards(
+    path: str, name: str, extension: str, *, or_test: bool = False, flags: str = "", copies_gib: float = 0.0
+) -> Shards:
     """Finds the shards of the split `name`.
 
     Args:
@@ -56,20 +125,32 @@ def find_shards(path: str, name: str, extension: str, *, or_test: bool = False, 
         extension: of the shards, e.g. ".tar".
         or_test: use the shards of `test` for "validation" if there are no others.
         flags: prefix of the fields in messages.
+        copies_gib: of files in a bucket, keep so much of what was read on disk.
 
     Raises:
         MissingDataError: there are no shards, or none of this split.
         DataError: a shard is missing, or several sets of shards have this split's name.
     """
-    root, names, listed = _candidates(path, extension, flags)
+    stored: dict[str, tuple[int, str]] = {}
+    if scheme_of(path):
+        root, stored, listed = _list_address(path, extension, flags)
+        names, is_folder = sorted(stored), root == path.rstrip("/")
+    else:
+        root, names, listed = _candidates(path, extension, flags)
+        is_folder = os.path.isdir(path)
     files = [_parsed(relative) for relative in names]
     chosen, notes = (files, ()) if not name else _choose(files, name, root, or_test)
     if not chosen:
         raise _no_such_split(root, name, files, flags)
     if not listed:
-        _check_numbers(root, chosen, whole=os.path.isdir(path))
+        _check_numbers(root, chosen, whole=is_folder)
     chosen.sort(key=lambda file: (file.folder, file.prefix, -1 if file.number is None else file.number, file.relative))
-    return Shards(root, tuple(file.relative for file in chosen), tuple(notes))
+    found = tuple(file.relative for file in chosen)
+    if not scheme_of(path):
+        return Shards(root, found, tuple(notes))
+    remote = tuple(stored[each] for each in found)
+    copied, note = copies_of(root, sum(size for size, _ in remote), int(copies_gib * 2**30))
+    return Shards(root, found, (*notes, note), remote, copied)
 
 
 def _candidates(path: str, extension: str, flags: str) -> tuple[str, list[str], bool]:
@@ -110,6 +191,54 @@ def _candidates(path: str, extension: str, flags: str) -> tuple[str, list[str], 
     if not paths:
         raise MissingDataError(f"{shown}: no file has such a name; correct {flags}path")
     return root, [os.path.relpath(file, root) for file in dict.fromkeys(paths)], not globbed
+
+
+def _list_address(path: str, extension: str, flags: str) -> tuple[str, dict[str, tuple[int, str]], bool]:
+    """Returns the same as `_candidates` for an address, with the size and the version of each file."""
+    files = filesystem(scheme_of(path))
+    try:
+        pattern = re.search(r"[*?\[{]", path)
+        patterns = _expanded(path) if pattern else [path]
+        listed = not any(re.search(r"[*?\[]", each) for each in patterns)
+        if pattern:
+            found: dict[str, Any] = {}
+            for each in patterns:
+                there = files.glob(each, detail=True)
+                if not there and listed:
+                    raise MissingDataError(
+                        f"{printable(each)}: no such file, named by the pattern {printable(path)}; restore it"
+                    )
+                found |= there
+            root = os.path.dirname(path[: pattern.start()])
+        else:
+            found, root = files.find(path, maxdepth=2, detail=True), path.rstrip("/")
+            if listed := set(found) == {files._strip_protocol(root)}:  # a file
+                root = os.path.dirname(root)
+    except DataError:
+        raise
+    except Exception as error:  # each package has its own for networks and permissions
+        reason = printable((str(error).splitlines() or [type(error).__name__])[0][:200])
+        kind = MissingDataError if isinstance(error, FileNotFoundError) else DataError
+        raise kind(
+            f"{printable(path)}: cannot be listed ({type(error).__name__}: {reason}); check the address and your access"
+        ) from error
+    start = len(files._strip_protocol(root)) + 1
+    infos = {
+        name[start:]: (int(info["size"]), _version(info))
+        for name, info in found.items()
+        if info["type"] == "file" and name.lower().endswith(extension) and not os.path.basename(name).startswith(".")
+    }
+    if not infos:
+        raise MissingDataError(
+            f"{printable(path)}: no {extension} files there, or one folder further down; correct {flags}path"
+        )
+    return root, infos, listed
+
+
+def _version(info: dict[str, Any]) -> str:
+    return str(
+        next((info[name] for name in ("generation", "etag", "ETag", "blob_id", "created") if info.get(name)), "")
+    )
 
 
 def _shards_in(folder: str, extension: str) -> list[str]:

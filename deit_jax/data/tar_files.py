@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from deit_jax.data.file_names import skipped_file, skipped_folder
 from deit_jax.data.sources import DataError
+from deit_jax.data.stored_files import LocalFile, StoredFile
 from deit_jax.printable import printable
 
 _BLOCK = 512
@@ -57,8 +58,10 @@ class TarListing:
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
-def list_tar(path: str) -> TarListing:
+def list_tar(path: str, file: StoredFile | None = None) -> TarListing:
     """Lists the images of a tar file and reads their labels.
+
+    path: its path, or the name of `file` in messages.
 
     A label is the content of the image's `.cls` file, else the field `label` or `cls` of its `.json` file, else its folder. The
     files of an image have the same path up to the extension, or up to the first dot of the file's name.
@@ -70,7 +73,7 @@ def list_tar(path: str) -> TarListing:
     found = TarListing()
     texts: dict[tuple[str, str], tuple[Member, bytes]] = {}  # by kind and key
     seen = set[str]()
-    for member, content in _members(path):
+    for member, content in _members(path, file):
         folder, _, name = member.name.rpartition("/")
         extension = os.path.splitext(name)[1].lower()
         kind = (
@@ -135,64 +138,67 @@ def _label(path: str, member: Member, content: bytes, kind: str) -> str:
     return str(value)
 
 
-def _members(path: str) -> Iterator[tuple[Member, bytes]]:
+def _members(path: str, file: StoredFile | None) -> Iterator[tuple[Member, bytes]]:
     """Yields the files of a tar file, with the content of label files."""
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    except OSError as error:
-        raise DataError(f"{printable(path)}: cannot be read ({error.strerror}); make it readable") from error
-    try:
-        yield from _members_of(handle, path)
+        yield from _members_of(file or LocalFile(path), path)
     except OSError as error:
         raise DataError(f"{printable(path)}: cannot be read ({error.strerror}); restore the file") from error
-    finally:
-        os.close(handle)
 
 
-def _members_of(handle: int, path: str) -> Iterator[tuple[Member, bytes]]:
-    length, position = os.fstat(handle).st_size, 0
+def _members_of(file: StoredFile, path: str) -> Iterator[tuple[Member, bytes]]:
     names: dict[str, Member] = {}  # of the files, for hard links
     given: dict[str, str] = {}  # names and sizes from preceding headers, which ustar's fields are too short for
-    while True:
-        block = os.pread(handle, _READ, position)
-        header = block[:_BLOCK]
-        if position == 0 and (why := _NOT_TAR.get(header[:2])) and not (len(header) == _BLOCK and _is_header(header)):
-            raise DataError(f"{printable(path)}: {why}")
-        if len(header) < _BLOCK:
-            raise _truncated(path)
-        if not header.strip(b"\0"):
-            if position == 0:
-                raise DataError(f"{printable(path)}: is an empty tar file; remove it, or pack it again")
-            return
-        if not _is_header(header):
-            if position == 0:
-                raise DataError(f"{printable(path)}: is not a tar file; pack the images again, or correct data.path")
-            raise DataError(f"{printable(path)}: is damaged at byte {position:,}; restore the file")
-        kind, start = header[156:157], position + _BLOCK
-        size = int(given["size"]) if "size" in given and kind not in _HEADERS else _number(header[124:136])
+    position = 0
+    while block := _header(file, position, path):
+        kind, start = block[156:157], position + _BLOCK
+        size = int(given["size"]) if "size" in given and kind not in _HEADERS else _number(block[124:136])
         if kind in _EMPTY:
             size = 0
-        if start + size > length:
+        if start + size > file.size:
             raise _truncated(path)
         position = start + -(-size // _BLOCK) * _BLOCK
+        if kind in _HEADERS:
+            content = _content(file, block, start, size)
+            if kind in (b"L", b"K"):
+                given["path" if kind == b"L" else "linkpath"] = os.fsdecode(content.rstrip(b"\0"))
+            elif kind == b"x":
+                given.update(_records(content))
+            continue
+        name = _clean(given.get("path") or _name(block))
+        link = given.get("linkpath") or os.fsdecode(block[157:257].partition(b"\0")[0])
+        given = {}
+        if kind == b"1" and (target := names.get(_clean(link))) is not None:
+            yield Member(name, target.offset, target.size), b""
+        elif kind in _FILES and not name.endswith("/"):
+            member = names[name] = Member(name, start, size)
+            is_label = name.lower().endswith((CLS, JSON)) and size <= _MAX_LABEL
+            yield member, _content(file, block, start, size) if is_label else b""
 
-        def content(size: int = size, start: int = start, block: bytes = block) -> bytes:
-            return block[_BLOCK : _BLOCK + size] if _BLOCK + size <= len(block) else os.pread(handle, size, start)
 
-        if kind in (b"L", b"K"):
-            given["path" if kind == b"L" else "linkpath"] = os.fsdecode(content().rstrip(b"\0"))
-        elif kind == b"x":
-            given.update(_records(content()))
-        elif kind != b"g":
-            name = _clean(given.get("path") or _name(header))
-            link = given.get("linkpath") or os.fsdecode(header[157:257].partition(b"\0")[0])
-            given = {}
-            if kind == b"1" and (target := names.get(_clean(link))) is not None:
-                yield Member(name, target.offset, target.size), b""
-            elif kind in _FILES and not name.endswith("/"):
-                member = names[name] = Member(name, start, size)
-                is_label = name.lower().endswith((CLS, JSON)) and size <= _MAX_LABEL
-                yield member, content() if is_label else b""
+def _header(file: StoredFile, position: int, path: str) -> bytes:
+    """Reads a member's header and what follows it, _READ bytes; empty at the end of the archive."""
+    block = file.read(_READ, position)
+    header = block[:_BLOCK]
+    whole = len(header) == _BLOCK
+    if whole and _is_header(header):
+        return block
+    if position == 0 and (why := _NOT_TAR.get(header[:2])):
+        raise DataError(f"{printable(path)}: {why}")
+    if not whole:
+        raise _truncated(path)
+    if position:
+        if header.strip(b"\0"):
+            raise DataError(f"{printable(path)}: is damaged at byte {position:,}; restore the file")
+        return b""
+    why = "is not a tar file; pack the images again, or correct data.path"
+    if not header.strip(b"\0"):
+        why = "is an empty tar file; remove it, or pack it again"
+    raise DataError(f"{printable(path)}: {why}")
+
+
+def _content(file: StoredFile, block: bytes, start: int, size: int) -> bytes:
+    return block[_BLOCK : _BLOCK + size] if _BLOCK + size <= len(block) else file.read(size, start)
 
 
 def _truncated(path: str) -> DataError:

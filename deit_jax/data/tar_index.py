@@ -28,6 +28,7 @@ from deit_jax.printable import is_utf8, printable
 _VERSION = 1
 _THREADS = 16  # a network disk handles many concurrent requests as fast as one
 _REPORT_SECONDS = 5.0
+_AHEAD = 8 << 20  # bytes, of a shard in a bucket
 _NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)
 MAX_CLASSES = 1_000_000  # larger numbers are not classes but, e.g., identities of images
 
@@ -68,8 +69,9 @@ def open_index(shards: Shards, place: str) -> TarIndex:
     Raises:
         DataError: a shard cannot be read (see `list_tar`), there are no images, or they have no labels or negative ones.
     """
-    state = _state(shards)
-    path = index_file(b"tar\0" + os.fsencode(os.path.realpath(shards.path(0))), place)
+    state = json.dumps(shards.state()).encode()
+    place_of = shards.path(0) if shards.remote else os.path.realpath(shards.path(0))
+    path = index_file(b"tar\0" + os.fsencode(place_of), place)
     if path is not None:
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -86,30 +88,21 @@ def open_index(shards: Shards, place: str) -> TarIndex:
             pass
     began = time.time()
     index = _join(shards, _list_all(shards), state)
-    settled = max(modified for _, _, modified in json.loads(state)) < (began - SETTLED_SECONDS) * 1e9
+    settled = bool(shards.remote) or max(int(time) for _, _, time in shards.state()) < (began - SETTLED_SECONDS) * 1e9
     if path is not None and settled and len(index.labels) >= SMALLEST_INDEXED:
         write_arrays(path, version=_VERSION, rules=RULES, **dataclasses.asdict(index))
     return index
 
 
-def _state(shards: Shards) -> bytes:
-    found = []
-    for number, name in enumerate(shards.files):
-        try:
-            status = os.stat(shards.path(number))
-        except OSError as error:
-            raise DataError(
-                f"{printable(shards.path(number))}: cannot be read ({error.strerror}); restore the file"
-            ) from error
-        found.append([name, status.st_size, status.st_mtime_ns])
-    return json.dumps(found).encode()
+def _list_one(shards: Shards, number: int) -> TarListing:
+    return list_tar(shards.path(number), shards.open(number, ahead=_AHEAD) if shards.remote else None)
 
 
 def _list_all(shards: Shards) -> list[TarListing]:
     found: list[TarListing] = []
     reported = time.monotonic()
     with ThreadPoolExecutor(_THREADS) as pool:
-        waiting = [pool.submit(list_tar, shards.path(number)) for number in range(len(shards.files))]
+        waiting = [pool.submit(_list_one, shards, number) for number in range(len(shards.files))]
         try:
             for future in waiting:
                 found.append(future.result())

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 from deit_jax.data.folder_index import AUTO
-from deit_jax.data.shards import Shards, find_shards
+from deit_jax.data.shards import Shards, split_shards
 from deit_jax.data.sources import DataError, Example, Split, digest
-from deit_jax.data.splits import split_name
+from deit_jax.data.stored_files import StoredFile, read_text
 from deit_jax.data.tar_index import open_index
 from deit_jax.printable import printable
 
@@ -45,15 +44,15 @@ class TarSource:
             notes.append(note)
         self.class_names = names
         self.notes = tuple(note for note in notes if note)
-        self._files = _OpenFiles()
+        self._files = _OpenFiles(shards)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Example:
-        size, path = int(self._index.sizes[index]), self._shards.path(self._index.shards[index])
+        size = int(self._index.sizes[index])
         try:
-            content = self._files.read(path, size, int(self._index.offsets[index]))
+            content = self._files[int(self._index.shards[index])].read(size, int(self._index.offsets[index]))
         except OSError as error:
             raise DataError(
                 f"{self.describe(index)}: cannot be read ({error.strerror}); restore the file or start again"
@@ -76,12 +75,8 @@ class TarSource:
 
 
 def open_tar(data: Any, split: Split, flags: str) -> TarSource:
-    """Opens a split of `data.path`; see `find_shards`. flags: prefix of the fields in messages; "" for an extra set."""
-    expression = data.train_split if split == "train" else data.eval_split
-    name = split_name(expression) if expression else ""
-    return TarSource(
-        find_shards(data.path, name, ".tar", or_test=bool(flags) and split == "eval", flags=flags), data.index
-    )
+    """Opens a split of `data.path`; see `split_shards`."""
+    return TarSource(split_shards(data, split, ".tar", flags), data.index)
 
 
 def number_names(shards: Shards, count: int) -> tuple[tuple[str, ...], str]:
@@ -90,18 +85,18 @@ def number_names(shards: Shards, count: int) -> tuple[tuple[str, ...], str]:
     Raises:
         DataError: the file has too few names, or a name twice.
     """
-    first = os.path.dirname(shards.path(0))
-    folders = dict.fromkeys((first, shards.root, os.path.join(shards.root, os.pardir)))
+    above = os.path.dirname(shards.root if shards.remote else os.path.abspath(shards.root))
+    folders = dict.fromkeys((os.path.dirname(shards.path(0)), shards.root, above))
     for path in (os.path.join(folder, name) for folder in folders for name in CLASS_FILES):
-        if not os.path.isfile(path):
-            continue
         try:
-            with open(path, encoding="utf-8") as file:
-                names = tuple(line.strip() for line in file.read().strip().splitlines())
+            text = read_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{printable(path)}: the class names cannot be read as UTF-8 text; correct or remove it"
             ) from error
+        if text is None:
+            continue
+        names = tuple(line.strip() for line in text.strip().splitlines())
         if len(names) < count:
             raise DataError(
                 f"{printable(path)}: has {len(names):,} class names, and labels up to {count - 1:,}; correct or remove it"
@@ -116,38 +111,23 @@ def number_names(shards: Shards, count: int) -> tuple[tuple[str, ...], str]:
 
 
 class _OpenFiles:
-    """The files opened last, by path. Each process opens its own."""
+    """The shards opened last. Each process opens its own."""
 
-    def __init__(self) -> None:
-        self._files: OrderedDict[str, _File] = OrderedDict()
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+        self._files: OrderedDict[int, StoredFile] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, path: str, size: int, offset: int) -> bytes:
-        """Returns `size` bytes from `offset`, or less at the file's end."""
+    def __getitem__(self, number: int) -> StoredFile:
         with self._lock:
-            file = self._files.get(path)
+            file = self._files.get(number)
             if file is None:
-                file = self._files[path] = _File(path)
+                file = self._files[number] = self._shards.open(number)
                 if len(self._files) > _OPEN_FILES:
                     self._files.popitem(last=False)
             else:
-                self._files.move_to_end(path)
-        content = os.pread(file.handle, size, offset)
-        while len(content) < size and (more := os.pread(file.handle, size - len(content), offset + len(content))):
-            content += more
-        return content
+                self._files.move_to_end(number)
+            return file
 
     def __reduce__(self) -> Any:
-        return _OpenFiles, ()
-
-
-class _File:
-    """Closed when no thread reads from it any more, not when it leaves the cache: its number would become another file's."""
-
-    def __init__(self, path: str) -> None:
-        self.handle = -1
-        self.handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be gone when Python ends
-        if self.handle >= 0:
-            close(self.handle)
+        return _OpenFiles, (self._shards,)

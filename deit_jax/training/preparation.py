@@ -185,6 +185,7 @@ _PLACES = (
     "data.path",
     "unlabelled.path",
     "data.index",
+    "data.copies_gib",
     "data.num_threads",
     "data.num_workers",
     "data.prefetch_batches",

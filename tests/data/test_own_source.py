@@ -267,11 +267,9 @@ def test_name_cannot_be_registered_twice(modules):
     register_source("cards", open_plain)
     with pytest.raises(ValueError, match="there is already a source 'cards'"):
         register_source("cards", registered)
-    assert source_names() == ("fashion_mnist_10k", "npz", "folder", "tfds", "cards")
+    assert source_names() == ("fashion_mnist_10k", "npz", "folder", "tar", "parquet", "tfds", "cards")
     validate(tiny_config(data__source="cards"))
-    with pytest.raises(
-        ConfigError, match=r"config\.data\.source='card' is none of fashion_mnist_10k, npz, folder, tfds, cards$"
-    ):
+    with pytest.raises(ConfigError, match=r"data\.source='card' is none of .*npz, folder, tar, parquet, tfds, cards$"):
         validate(tiny_config(data__source="card"))
     with pytest.raises(
         DataError, match=r"data\.source='card' is unknown; choose fashion_mnist_10k, npz, folder, tfds or cards"

@@ -159,7 +159,7 @@ def test_numbers_as_classes_and_their_file(tmp_path):
     assert source.class_names == tuple(map(str, range(13))) and source.labels.tolist() == [0, 3, 12]
     (tmp_path / "classes.txt").write_text("\n".join(map("c{}".format, range(20))))
     source = open_source(section(tmp_path / "a"), "train")
-    assert source.class_names[12] == "c12" and source.notes == (f"class names come from {tmp_path}/a/../classes.txt",)
+    assert source.class_names[12] == "c12" and source.notes == (f"class names come from {tmp_path}/classes.txt",)
     (tmp_path / "classes.txt").write_text("\n".join(map("c{}".format, range(12))))
     assert "has 12 class names, and labels up to 12" in refusal(tmp_path / "a")
     (tmp_path / "classes.txt").write_text("crane\ncrane\n" + "\n".join(map("c{}".format, range(12))))
@@ -241,7 +241,7 @@ class TestIndex:
         self.settle(tmp_path / "data")
         self.reads = []
         list_tar = tar_index.list_tar
-        monkeypatch.setattr(tar_index, "list_tar", lambda path: self.reads.append(path) or list_tar(path))
+        monkeypatch.setattr(tar_index, "list_tar", lambda path, file: self.reads.append(path) or list_tar(path, file))
         return tmp_path / "data"
 
     def settle(self, folder):

