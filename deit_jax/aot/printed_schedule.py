@@ -29,8 +29,8 @@ def show_schedule(report: Mapping[str, Any], chip: Chip) -> None:
     timed = found["cycles"] is not None
     unit = "kilocycles" if timed else "GFLOP"
     console.table(
-        f"{unit} and MB of main memory per image, by part of the step (without a direction: under forward)",
-        ["part", f"{unit}, forward", "backward", "%", "MB, forward", "backward"],
+        "Per image, by part of the step (without a direction: forward)",
+        ["part", f"{unit}, forward", "backward", "%", "MB of main memory, forward", "backward"],
         _rows(found["parts"], images, timed=timed),
     )
     facts: dict[str, str | Sequence[str]] = {}
