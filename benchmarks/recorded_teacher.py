@@ -95,7 +95,7 @@ def compiled(size: str, kind: str, teacher: str, topology_name: str) -> dict[str
     import jax
     import jax.numpy as jnp
 
-    from deit_jax.aot import compiling, program_report
+    from deit_jax.aot import compiling
     from deit_jax.aot.topologies import find_topology
     from deit_jax.modes.compile import Step
     from deit_jax.parallel.mesh import make_mesh
@@ -111,7 +111,7 @@ def compiled(size: str, kind: str, teacher: str, topology_name: str) -> dict[str
         _, _, batch = step.arguments(plan, program, None)
         number = jax.ShapeDtypeStruct((), jnp.int32)
         augment = compiling.compile_for(topology, program.asking.augment, number, batch).executable
-        accessed += program_report.bytes_accessed(augment) or 0
+        accessed += step.cost(augment.as_text(), plan).bytes
     flops = sum(report["flops_per_image"].values()) * report["batch_per_device"]
     seconds = max(flops / topology.chip.peak_flops, accessed / topology.chip.memory_bandwidth)
     return {"seconds_at_least": seconds, "flops": flops, "bytes_accessed": accessed, "memory": memory}

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from deit_jax.aot.kernels import request_schedules
 from deit_jax.aot.topologies import Topology
 from deit_jax.errors import UserError
 
@@ -65,7 +64,6 @@ def topology_devices(topology: Topology) -> list[Any]:
             )
         for name, value in _TPU_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        request_schedules()
     else:
         jax.devices("cpu")  # makes JAX discover the plugins
     try:

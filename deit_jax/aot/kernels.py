@@ -2,77 +2,111 @@
 
 A bundle is what a core issues in one cycle. The compiler estimates no cycles for a kernel, and nothing checks the one that its
 author can attach to it. The schedule is exact except for waiting for transfers, which aot/parts.py takes into account.
+
+The compiler writes schedules only if this is requested when it is loaded, and then those of all instructions, which takes as long
+as compiling. So another process compiles each kernel by itself.
 """
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
+import json
 import math
 import os
 import re
-import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from deit_jax.aot.schedule import KERNEL, Module
+import jax
+import numpy as np
+
+from deit_jax import console
+from deit_jax.aot.compiling import compile_for, stay_off_devices, topology_devices
+from deit_jax.aot.schedule import KERNEL, Instruction, Module
+from deit_jax.aot.topologies import Topology, find_topology
 
 _ARGUMENTS = "LIBTPU_INIT_ARGS"  # read when the compiler is loaded
-_FOLDER = re.compile(r"--xla_jf_dump_to=(\S+)")
-_SUFFIX = "final_bundles.txt"
+_FLAGS = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles$"
+_FILES = "*-final_bundles.txt"
+# The last bundle names its instruction.
+_OF_A_KERNEL = re.compile(r"/\* exit bundle: [^*]* = custom-call\(")
 _BUNDLE = re.compile(r"^\s*(?:0x[\da-f]+|\d+)\s+(?P<mark>[A-Z]{2})?\s*: (?P<depth>>*)\s*\{(?P<empty>\})?")
 _EXIT = re.compile(r"scmp\.ge\.s32\.totalorder (?P<counter>%\w+), (?P<limit>\d+) /\* loop exit test")
-_BODY = re.compile(r'"body":"([^"]*)"')
 # A loop over the grid has a turn more at each end, in which the first block is fetched and the last one written.
 _GRID, _EXTRA_TURNS = "iteration index, stage", 2
 
-_own_folder: Path | None = None
 
+def cycles_of_kernels(module: Module, topology: Topology) -> dict[str, float | None]:
+    """Returns the cycles of one run of each Pallas kernel of a module that was compiled for a topology, by instruction.
 
-def request_schedules() -> None:
-    """Makes the compiler write the schedules of what it compiles to a temporary folder; call it before the compiler is loaded.
-
-    Does nothing if the environment already names a folder for such files: it is used then.
+    None: its schedule is not known, because it did not compile by itself or has a loop whose length is not constant.
     """
-    given = os.environ.get(_ARGUMENTS, "")
-    if _FOLDER.search(given):
-        return
-    global _own_folder
-    _own_folder = Path(tempfile.mkdtemp(prefix="deit_jax_schedules_"))
-    atexit.register(shutil.rmtree, _own_folder, ignore_errors=True)
-    flags = (
-        f"--xla_jf_dump_to={_own_folder} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=^final_bundles$"
+    asked = {item.name: _description(item, module) for item in module.by_name.values() if item.target == KERNEL}
+    different = list(dict.fromkeys(asked.values()))
+    if not different:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="deit_jax_schedules_") as folder:
+        flags = f"{os.environ.get(_ARGUMENTS, '')} {_FLAGS.format(folder)}".strip()
+        package = str(Path(__file__).parents[2])
+        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, topology.name, folder],
+            input=json.dumps(different), capture_output=True, text=True, check=False,
+            env=os.environ | {_ARGUMENTS: flags, "PYTHONPATH": path},
+        )  # fmt: skip
+    found: list[float | None] = [None] * len(different)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        console.warn(f"the schedules of the Pallas kernels are not known ({reason})")
+    else:
+        found = json.loads(done.stdout.splitlines()[-1])
+    return {name: found[different.index(description)] for name, description in asked.items()}
+
+
+def _description(kernel: Instruction, module: Module) -> str:
+    """What it takes to compile a kernel by itself, as JSON: its configuration, and the arrays that it reads and writes."""
+    configuration, _ = json.JSONDecoder().raw_decode(kernel.rest.partition("backend_config=")[2])
+    for described in ("debug_locations", "cost_estimate"):  # by which equal kernels differ
+        configuration["custom_call_config"].pop(described, None)
+    read = [array for name in kernel.operands for array in module.by_name[name].arrays]
+    return json.dumps(
+        {
+            "config": {
+                key: configuration[key]
+                for key in ("custom_call_config", "scoped_memory_configs")
+                if key in configuration
+            },
+            "read": [[array.dtype, array.dimensions] for array in read],
+            "written": [[array.dtype, array.dimensions] for array in kernel.arrays],
+        }
     )
-    os.environ[_ARGUMENTS] = f"{given} {flags}".strip()
 
 
-def forget_schedules() -> None:
-    """Deletes what the compiler has written so far, some 100 MB for a model; a folder of the user's stays."""
-    for file in _own_folder.iterdir() if _own_folder else ():
-        file.unlink(missing_ok=True)
+def _compile_alone(description: str, topology: Topology, folder: Path) -> float | None:
+    """Compiles a kernel and returns the cycles of the schedule that the compiler writes to `folder`."""
+    asked = json.loads(description)
+    there = jax.sharding.SingleDeviceSharding(topology_devices(topology)[0])
+    written = [jax.ShapeDtypeStruct(dimensions, _dtype(dtype)) for dtype, dimensions in asked["written"]]
+    read = [jax.ShapeDtypeStruct(dimensions, _dtype(dtype), sharding=there) for dtype, dimensions in asked["read"]]
+    call = jax.ffi.ffi_call(
+        KERNEL, written, custom_call_api_version=1, legacy_backend_config=json.dumps(asked["config"])
+    )
+    for file in folder.iterdir():
+        file.unlink()
+    compile_for(topology, jax.jit(call, out_shardings=there), *read)
+    texts = [text for text in (file.read_text() for file in folder.glob(_FILES)) if _OF_A_KERNEL.search(text)]
+    return kernel_cycles(texts[0]) if len(texts) == 1 else None
 
 
-def cycles_of_kernels(module: Module) -> dict[str, float | None]:
-    """Returns the cycles of one run of each Pallas kernel of a module compiled in this process, by instruction.
-
-    None: the compiler has written no schedule for it, or one with a loop whose length is not constant.
-    """
-    kernels = {
-        item.name: (_BODY.search(item.rest) or [None, item.name])[1]
-        for items in module.computations.values()
-        for item in items
-        if item.target == KERNEL
-    }
-    found = _FOLDER.search(os.environ.get(_ARGUMENTS, ""))
-    folder = Path(found[1]) if found else None
-    by_name: dict[str, float | None] = {}
-    by_body: dict[str, float | None] = {}
-    for name, body in kernels.items():
-        files = sorted(folder.glob(f"*-{name}-[0-9]*-{_SUFFIX}")) if folder else []
-        if files:  # the newest: names begin with a time
-            by_name[name] = by_body[body] = kernel_cycles(files[-1].read_text())
-    # The compiler writes one schedule for equal kernels.
-    return {name: by_name[name] if name in by_name else by_body.get(body) for name, body in kernels.items()}
+def _dtype(name: str) -> np.dtype[Any]:
+    """The dtype that a module calls "pred", "bf16", "f32", "s8", "u32", ..."""
+    if name == "pred":
+        return np.dtype(bool)
+    kind, bits = re.fullmatch(r"(bf|f|s|u)(\d+)", name).groups()  # type: ignore[union-attr]
+    return np.dtype({"bf": "bfloat", "f": "float", "s": "int", "u": "uint"}[kind] + bits)
 
 
 @dataclasses.dataclass
@@ -120,3 +154,15 @@ def kernel_cycles(text: str) -> float | None:
             loop.turns = turns - _EXTRA_TURNS if loop.is_grid else turns
     cycles = whole.cycles
     return None if math.isnan(cycles) else cycles
+
+
+def _main(topology_name: str, folder: str) -> None:
+    """The other process: reads descriptions, as JSON, and prints the cycles of each."""
+    stay_off_devices()
+    topology = find_topology(topology_name)
+    found = [_compile_alone(description, topology, Path(folder)) for description in json.load(sys.stdin)]
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -96,7 +96,11 @@ class StepCost:
             "seconds": None if cycles is None or clock is None else cycles / clock,
             "main_memory_bytes": self.bytes,
             "parts": [dataclasses.asdict(part) for part in self.parts],
-            "exchanges": [dataclasses.asdict(item) | {"follows": item.follows} for item in self.exchanges],
+            "exchanges": [
+                {"kind": item.kind, "sent": item.sent}
+                | ({} if cycles is None else {"follows": item.follows, "overlapped": item.overlapped})
+                for item in self.exchanges
+            ],
             "kernels": self.kernels,
             "unknown_loops": self.unknown_loops,
         }
@@ -178,7 +182,7 @@ def _exchanges(
             after = events[i + 1][1] if i + 1 < len(events) else total
             row = found.setdefault(name, [collective, at, at])
             if asynchronous and not item.called.get("calls", "").startswith(REDUCE_SCATTER):
-                row[2] = after
+                row[2] = after  # for a chain of fusions, the last one's end
         elif item.opcode.endswith("-done") and item.operands and item.operands[0] in found:
             found[item.operands[0]][2] = at
     total = total or 1.0

@@ -76,7 +76,7 @@ def show(report: Mapping[str, Any], topology: Topology) -> None:
     times["memory"] += f" ({report['bytes_accessed'] / report['batch_per_device'] / 1e6:,.0f} MB per image)"
     flops = (student + teacher) * report["batch_per_device"] / topology.chip.peak_flops
     times["a step"] = (
-        f"{roof['bound'] * 1e3:8.2f} ms, limited by {roof['limit']}: at most {report['images_per_second_bound']:,.0f} images/s "
+        f"{roof['bound'] * 1e3:8.2f} ms at least, by {roof['limit']}: at most {report['images_per_second_bound']:,.0f} images/s "
         f"and {100 * flops / roof['bound']:.0f} % of peak FLOP/s; without overlap {roof['in_turn'] * 1e3:.2f} ms"
     )
     console.announce("Roofline: time of a step at peak rates", times)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,28 +26,24 @@ def show_schedule(report: Mapping[str, Any], chip: Chip) -> None:
     """Prints the part "schedule" of a report of `deit_jax.modes.compile`, made for `chip`."""
     found = report["schedule"]
     images = report["batch_per_device"]
-    rows = _rows(found["parts"], images, timed=found["cycles"] is not None)
-    unit = "GFLOP" if found["cycles"] is None else "kilocycles"
+    timed = found["cycles"] is not None
+    unit = "kilocycles" if timed else "GFLOP"
     console.table(
-        "By part of the step, per image",
-        ["part", unit, "backward", "%", "main memory, MB", "backward"],
-        rows,
+        "Per image, by part of the step (without a direction: forward)",
+        ["part", f"{unit}, forward", "backward", "%", "MB of main memory, forward", "backward"],
+        _rows(found["parts"], images, timed=timed),
     )
     facts: dict[str, str | Sequence[str]] = {}
     if found["seconds"] is not None:
         facts["a step"] = _time(report, chip)
-    for name, cycles in found["kernels"].items():
-        facts[f"kernel {name}"] = (
-            "schedule not known, 0 cycles" if cycles is None else f"{cycles / images:,.0f} cycles per image"
-        )
+    if found["kernels"]:
+        facts["Pallas kernels"] = list(_kernels(found["kernels"], images))
     if found["unknown_loops"]:
         facts["loops of unknown length"] = [f"{name}: counted once" for name in found["unknown_loops"]]
     if found["exchanges"]:
         facts["exchanges"] = list(_exchanges(found, chip))
     if facts:
-        console.announce(
-            "By the compiler's schedule" if found["cycles"] is not None else "In the program's order", facts
-        )
+        console.announce("By the compiler's schedule" if timed else "In the order of the program", facts)
 
 
 def _rows(parts: Iterable[Mapping[str, Any]], images: int, *, timed: bool) -> Iterable[list[str]]:
@@ -75,18 +72,22 @@ def _time(report: Mapping[str, Any], chip: Chip) -> list[str]:
     ]
 
 
+def _kernels(cycles: Mapping[str, float | None], images: int) -> Iterable[str]:
+    """A line for the kernels with the same name, except for its number, and the same cycles."""
+    counted = collections.Counter((name.rpartition(".")[0] or name, value) for name, value in cycles.items())
+    for (name, value), count in counted.items():
+        each = "schedule not known, counted as 0 cycles" if value is None else f"{value / images:,.0f} cycles per image"
+        yield f"{count} x {name}: {each}"
+
+
 def _exchanges(found: Mapping[str, Any], chip: Chip) -> Iterable[str]:
     ordered = sorted(found["exchanges"], key=lambda item: -item["sent"])
     for item in ordered[:_MOST_EXCHANGES]:
-        links = (
-            f"{item['sent'] / 1e6:.1f} MB sent, {item['sent'] / chip.link_bandwidth * 1e3:.2f} ms at the links' rate"
-        )
-        if found["cycles"] is None:
-            yield f"{item['kind']}: {links}"
-            continue
-        yield (
-            f"{item['kind']}: {links}; {100 * item['follows']:.1f} % of the step's cycles follow its start, "
-            f"{100 * item['overlapped']:.1f} % run until its end"
-        )
+        milliseconds = item["sent"] / chip.link_bandwidth * 1e3
+        line = f"{item['kind']}: {item['sent'] / 1e6:.1f} MB sent, {milliseconds:.2f} ms at the peak rate"
+        if found["cycles"] is not None:
+            follow, overlap = 100 * item["follows"], 100 * item["overlapped"]
+            line += f"; {follow:.1f} % of the step's cycles follow it, {overlap:.1f} % overlap with it"
+        yield line
     if len(ordered) > _MOST_EXCHANGES:
         yield f"and {len(ordered) - _MOST_EXCHANGES} smaller ones"

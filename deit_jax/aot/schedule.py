@@ -149,8 +149,15 @@ class Module:
 
         The compiler gives a fusion the metadata of its root.
         """
-        products = [item for item in self.fused(instruction) if item.opcode in ("dot", "convolution") and item.op_name]
+        products = [
+            item for item in self._inside(instruction) if item.opcode in ("dot", "convolution") and item.op_name
+        ]
         return max(products, key=lambda item: sum(array.bytes for array in item.arrays), default=instruction)
+
+    def _inside(self, fusion: Instruction) -> Iterator[Instruction]:
+        for item in self.fused(fusion):
+            yield item
+            yield from self._inside(item)
 
     def moves_only(self, instruction: Instruction) -> bool:
         """Whether it only writes an array in another layout."""
@@ -192,9 +199,9 @@ class Module:
     def _turns(self, loop: Instruction, turns: Mapping[str, float]) -> float | None:
         if known := _KNOWN_TURNS.search(loop.rest):
             return int(known[1])
-        for scope in reversed(loop.op_name.split("/")):
-            if scope in turns:
-                return turns[scope]
+        *_, scope, name = ("", "", *loop.op_name.split("/"))
+        if name == "while" and scope in turns:
+            return turns[scope]
         # A scan counts from 0 and its condition is `count < length`; the compiler has moved the length there.
         condition = {item.name: item for item in self.computations.get(loop.called.get("condition", ""), ())}
         root = next((item for item in condition.values() if item.is_root), None)
@@ -240,26 +247,33 @@ class Module:
         else:
             # The operand of a parameter is its number.
             numbers = {int(item.operands[0]): item.name for item in inside if item.opcode == "parameter"}
+        root = next((item for item in inside if item.is_root), inside[-1])
+        results = [self.by_name[name] for name in root.operands] if root.opcode == "tuple" else [root]
+        updates = [
+            item for item in results if item.opcode == "dynamic-update-slice" and item.operands[0] in numbers.values()
+        ]
         read = {}
         for number, name in numbers.items():
-            pieces = [_piece(item, name, self.by_name) for item in inside if name in item.operands]
+            pieces = [_piece(item, name, item in updates) for item in inside if name in item.operands]
             if pieces and None not in pieces:
                 read[number] = sum(piece for piece in pieces if piece is not None)
-        root = next((item for item in inside if item.is_root), inside[-1])
-        if root.opcode != "dynamic-update-slice" or root.operands[0] not in numbers.values():
+        if not updates:
             return read, None
-        update = self.by_name.get(root.operands[1])
-        changed = sum(array.bytes for array in update.arrays) if update else 0
+        written = [self.by_name.get(item.operands[1], item) if item in updates else item for item in results]
+        changed = sum(_in_main_memory(item.arrays) for item in written)
         return read, min(changed, _in_main_memory(instruction.arrays))
 
 
-def _piece(user: Instruction, name: str, by_name: Mapping[str, Instruction]) -> int | None:
-    """Returns the bytes that an instruction reads of an operand if it does not need the whole, else None."""
-    if user.operands[0] != name or name in user.operands[1:]:
+def _piece(user: Instruction, name: str, updates: bool) -> int | None:
+    """Returns the bytes that an instruction reads of an operand if it does not need the whole, else None.
+
+    updates: whether it updates its first operand in place.
+    """
+    if name in user.operands[1:]:
         return None
     if user.opcode in ("dynamic-slice", "slice", "gather"):
         return sum(array.bytes for array in user.arrays)
-    return 0 if user.opcode == "dynamic-update-slice" and user.is_root else None
+    return 0 if updates else None
 
 
 def _in_main_memory(arrays: Sequence[Array]) -> int:

@@ -21,7 +21,7 @@ from deit_jax import console
 from deit_jax.answers.kinds import recorded_kind
 from deit_jax.aot import compiling, program_report
 from deit_jax.aot.batch_search import Attempt, largest_batch, summarize_search
-from deit_jax.aot.kernels import cycles_of_kernels, forget_schedules
+from deit_jax.aot.kernels import cycles_of_kernels
 from deit_jax.aot.parts import StepCost, cost_of
 from deit_jax.aot.printed_report import show
 from deit_jax.aot.schedule import parse
@@ -217,15 +217,13 @@ class Step:
             text = compiled.executable.as_text()
             assert text is not None  # the compilers for TPUs and GPUs return it
             collectives = program_report.collectives_of(text, self.mesh.size)
-            cost = self._cost(text, plan)
+            cost = self.cost(text, plan)
             accessed = cost.bytes
         except jax.errors.JaxRuntimeError as error:  # libtpu wrote a format that this jaxlib cannot read
             if counted is None:
                 raise
             collectives, accessed = None, counted
             report["unreadable"] = str(error).splitlines()[0]
-        finally:
-            forget_schedules()
         roof = program_report.roofline(
             self.topology.chip,
             flops=flops.total * batch_size / self.mesh.size,
@@ -246,15 +244,15 @@ class Step:
             "compile_seconds": compiled.compile_seconds,
         }
 
-    def _cost(self, text: str, plan: Plan) -> StepCost:
-        """The cost of the compiled step by part."""
+    def cost(self, text: str, plan: Plan) -> StepCost:
+        """Returns the cost by part of a compiled step, or of one of its programs, from the text of its optimized module."""
         module, chip = parse(text), self.topology.chip
         rows = plan.order.batch_size // self.mesh.size
         return cost_of(
             module,
             num_devices=self.mesh.size,
             turns=expected_turns(build_augmentation(self.config, plan), rows),
-            kernels=cycles_of_kernels(module),
+            kernels=cycles_of_kernels(module, self.topology),
             cycles_per_byte=(chip.clock or 0.0) / chip.memory_bandwidth,
         )
 

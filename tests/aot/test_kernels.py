@@ -1,10 +1,10 @@
-import os
+import sys
 
 import pytest
 
-from deit_jax.aot import kernels
-from deit_jax.aot.kernels import cycles_of_kernels, kernel_cycles, request_schedules
+from deit_jax.aot.kernels import cycles_of_kernels, kernel_cycles
 from deit_jax.aot.schedule import parse
+from deit_jax.aot.topologies import find_topology
 
 # The form of libtpu 0.0.50's final bundles, shortened: a loop over a grid of 6, in it an unrolled loop of 12 turns by 4.
 BUNDLES = """
@@ -26,14 +26,31 @@ LB: loop body
    0xb   :  {} /* exit bundle: %attend.1 = custom-call(%qkv) */
 """
 
+# The program of a kernel that doubles float32[48, 128] in a grid of 6, as JAX 0.10.2 writes it.
+DOUBLE = (
+    "TUzvUgFNTElSMjMuMC4wZ2l0AAEhCQEDBQcBAwkDDQsNDxETFQPDnRMBlQcTEwsLDwsLDw8PDwsLC1MLCwsLCw8PEwsPSwsPC4ULMwsLCwsLExsLGwsbGw8P"
+    "Dw8bDw8PGxMLDwsPCw8bCw8LDxsjCw8LUwsTBQeRYU0HA1kBEw8HDyMbBxsbCwIGBx8DAyVdAwMlWwUXBRkdfX8FGwUdHSdfHQdjHSdlEQUBBR8FIQUjIwUF"
+    "IQgAAAAAAAAAgAAAAAAAAAAFJQ0PBScFKQUrHQd7HQeFAwMxMwUtEQU9AxE3OQ07P0FDF0UXD0dJmUtNBS8BA5UNDWFmZmluZV9tYXA8KGQwLCBkMSkgLT4g"
+    "KGQwLCBkMSk+AAUxIwUDEQYAAAAAAAAABTMFNQU3BTkFOwEFT1MDBRlRHR8JGwMFGVUdHwkhAwUNIw8bAwUNIw8hEQEBEQMBHSlhFRMTLQkHGSk1HSlnFRNp"
+    "HQdrLQkHGTdDAwNvmwU9HXN1BT8dd3kFQRUrKy0JBxkpQwVDHYGDBUUVLS0tCQcZGycDB4mLjY+RkwVHEREABUkjAQkhAQAAAAEAAAACAAAAAAAAAAVLIwEB"
+    "ASN0cHUuZGltZW5zaW9uX3NlbWFudGljczxhcmJpdHJhcnk+ACN0cHUubWVtb3J5X3NwYWNlPHZtZW0+ACN0cHUuY29yZV90eXBlPHRjPgAjYXJpdGguZmFz"
+    "dG1hdGg8bm9uZT4AAQICAwECBBeXBSECBAs9JwUhAgQLCwUHAQcHAQUDAQUBAQEJBJoCBQERAS8HAwENBREBNQcDGzMHAQEHAQcBAwMRAwMDAwMRAwMDCQYR"
+    "AwkHAwcJAwMVAwMDAwMVAwMDCQYVAwkHAw0PCwdxbQMJBQsRAwMLAwMDAwMLAwMDCQYLAwkHBRUXDQULhwkTBRUXBwABBREBVwcDBw8DAQEDAwEFAwEDAwEF"
+    "AwEHBAEFAQMFEQFZBwMHDwMBAQMDAQUDAQMDAQUDAQcEAQUBAwYDAQUBADoHTREpCRUNEQsTHR0PIyEjKS0RCw0ZHRklEx0VBSMXGRkVHw8NCR0RYnVpbHRp"
+    "bgBzdGFibGVfbW9zYWljAHRwdQBhcml0aABtb2R1bGUAYXJpdGguY29uc3RhbnQAZnVuYy5mdW5jAGZ1bmMucmV0dXJuAHZlY3Rvci5sb2FkAGFyaXRoLmFk"
+    "ZGYAdHB1LnZlY3Rvcl9zdG9yZQBrAGtlcm5lbC5weQBmdW5jdGlvbl90eXBlAHN5bV9uYW1lAHRyYW5zZm9ybV9pbmRpY2VzAHRyYW5zZm9ybV8wAHdpbmRv"
+    "d19ib3VuZHMAdHJhbnNmb3JtXzEAdmFsdWUAZ2V0OgBnZXQvZ2V0AHN0YWJsZV9tb3NhaWMudmVyc2lvbgBkaW1lbnNpb25fc2VtYW50aWNzAGl0ZXJhdGlv"
+    "bl9ib3VuZHMAc2NhbGFyX3ByZWZldGNoAHNjcmF0Y2hfb3BlcmFuZHMAZG91YmxlAHRwdS5jb3JlX3R5cGUAd2luZG93X3BhcmFtcwBmYXN0bWF0aABhZGQ6"
+    "AGFkZC9hZGQAc3dhcDoAc3dhcC9zd2FwAGFkZABvcGVyYW5kU2VnbWVudFNpemVzAHN0cmlkZXMA"
+)
 HLO = """
-ENTRY %main (x: f32[8,128]) -> f32[8,128] {
-  %attend.1 = f32[8,128]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"A=="}}
-  %attend.12 = f32[8,128]{1,0} custom-call(%attend.1), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"A=="}}
-  %other.3 = f32[8,128]{1,0} custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"B=="}}
+ENTRY %main (x: f32[48,128]) -> f32[48,128] {
+  %x = f32[48,128]{1,0:T(8,128)} parameter(0)
+  %double.1 = f32[48,128]{1,0:T(8,128)S(1)} custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"flag_configs":[],"scoped_memory_configs":[],"custom_call_config":{"body":"BODY","needs_layout_passes":true,"serialization_format":"1"},"retry_config":{"retry_count":"0"}}
+  %double.2 = f32[48,128]{1,0:T(8,128)} custom-call(%double.1), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"BODY","needs_layout_passes":true,"serialization_format":"1"},"scoped_memory_configs":[]}
   ROOT %buffer = f32[8,128]{1,0} custom-call(), custom_call_target="AllocateBuffer"
 }
-"""  # noqa: E501
+""".replace("BODY", DOUBLE)  # noqa: E501
 
 
 def test_bundles_count_as_often_as_their_loops_turn():
@@ -45,34 +62,20 @@ def test_loop_whose_length_is_not_constant():
     assert kernel_cycles(BUNDLES.replace("%s204_s20, 12 /*", "%s204_s20, %s9_s9 /*")) is None
 
 
-@pytest.fixture
-def arguments(monkeypatch):
-    """Restores the compiler's arguments after the test."""
-    monkeypatch.setattr(kernels, "_own_folder", None)
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--some_flag=1")
+@pytest.mark.compiler
+def test_kernels_are_compiled_by_themselves():
+    pytest.importorskip("libtpu", reason="libtpu, the compiler for TPUs, is not installed")
+    found = cycles_of_kernels(parse(HLO), find_topology("v5e-4"))
+    assert set(found) == {"double.1", "double.2"} and found["double.1"] == found["double.2"]
+    assert 6 * 20 < found["double.1"] < 6 * 500  # a load, an addition and a store, and the transfers' bookkeeping
 
 
-def test_equal_kernels_share_a_schedule(arguments, monkeypatch, tmp_path):
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", f"--xla_jf_dump_to={tmp_path}")
-    request_schedules()
-    assert os.environ["LIBTPU_INIT_ARGS"] == f"--xla_jf_dump_to={tmp_path}"  # the user's folder
-    (tmp_path / "1700000000000000000-attend.1-00-final_bundles.txt").write_text("     0   :  {}\n")
-    (tmp_path / "1700000000000000001-attend.1-00-final_bundles.txt").write_text(BUNDLES)
-    (tmp_path / "1700000000000000001-attend.1-00-schedule-analysis_final_bundles.txt").write_text("     0   :  {}\n")
-    assert cycles_of_kernels(parse(HLO)) == {"attend.1": 88.0, "attend.12": 88.0, "other.3": None}
-    kernels.forget_schedules()
-    assert len(list(tmp_path.iterdir())) == 3
+def test_kernel_that_does_not_compile_is_not_known(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "false")
+    assert cycles_of_kernels(parse(HLO), find_topology("v5e-4")) == {"double.1": None, "double.2": None}
+    assert "warning: the schedules of the Pallas kernels are not known (no message)" in capsys.readouterr().out
 
 
-def test_schedules_go_to_a_folder_that_is_emptied(arguments):
-    request_schedules()
-    flags = os.environ["LIBTPU_INIT_ARGS"]
-    assert flags.startswith("--some_flag=1 --xla_jf_dump_to=") and "final_bundles" in flags
-    folder = kernels._own_folder
-    (folder / "1-attend.1-00-final_bundles.txt").write_text(BUNDLES)
-    assert cycles_of_kernels(parse(HLO))["attend.12"] == 88.0
-    kernels.forget_schedules()
-    assert cycles_of_kernels(parse(HLO))["attend.12"] is None
-    request_schedules()  # again, for another topology
-    assert os.environ["LIBTPU_INIT_ARGS"] == flags
-    folder.rmdir()
+def test_modules_without_kernels_start_no_process(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/nowhere")
+    assert cycles_of_kernels(parse("ENTRY %main (x: f32[8]) -> f32[8] {\n}"), find_topology("v5e-4")) == {}

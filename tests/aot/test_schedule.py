@@ -104,6 +104,25 @@ def test_loops_run_as_often_as_they_turn():
     assert [run.times for run in runs if run.instruction.name == "used"] == [1]
 
 
+def test_loops_within_the_augmentations_loops_have_their_own_turns():
+    text = """
+%inner (t: s32[]) -> s32[] {
+  %add = s32[] fusion(%t), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"1"}
+}
+
+%outer (t: s32[]) -> s32[] {
+  %three = s32[] while(%t), condition=%c, body=%inner, backend_config={"known_trip_count":{"n":"3"}}, metadata={op_name="jit(f)/rows_in_chunks_of_4/while/body/while"}
+  %some = s32[] while(%t), condition=%c, body=%inner, metadata={op_name="jit(f)/rows_in_chunks_of_4/while/body/while"}
+}
+
+ENTRY %main (t: s32[]) -> s32[] {
+  %all = s32[] while(%t), condition=%c, body=%outer, metadata={op_name="jit(f)/rows_in_chunks_of_4/while"}
+}
+"""  # noqa: E501
+    runs, unknown = parse(text).runs({"rows_in_chunks_of_4": 2.5})
+    assert [run.times for run in runs] == [7.5, 2.5] and unknown == ["jit(f)/rows_in_chunks_of_4/while/body/while"]
+
+
 def test_the_branch_with_the_most_cycles_counts():
     runs, _ = parse(TPU).runs({})
     names = {run.instruction.name for run in runs}
@@ -124,6 +143,31 @@ def test_slices_count_as_slices():
     row, index = 128 * 4, 4
     assert module.main_memory_bytes(module.by_name["pick"]) == row + index + row
     assert module.main_memory_bytes(module.by_name["update"]) == row + row + index
+
+
+def test_several_arrays_updated_in_place():
+    text = """
+%fused (p.0: f32[64,8], p.1: f32[1,8], p.2: f32[64,8], p.3: s32[]) -> (f32[64,8], f32[1,8]) {
+  %p.0 = f32[64,8]{1,0} parameter(0)
+  %p.1 = f32[1,8]{1,0} parameter(1)
+  %p.2 = f32[64,8]{1,0} parameter(2)
+  %p.3 = s32[] parameter(3)
+  %first = f32[64,8]{1,0} dynamic-update-slice(%p.0, %p.1, %p.3, %p.3)
+  %row = f32[1,8]{1,0} dynamic-slice(%p.2, %p.3, %p.3), dynamic_slice_sizes={1,8}
+  ROOT %both = (f32[64,8]{1,0}, f32[1,8]{1,0}) tuple(%first, %row)
+}
+
+ENTRY %main (a: f32[64,8], b: f32[1,8], c: f32[64,8], i: s32[]) -> (f32[64,8], f32[1,8]) {
+  %a = f32[64,8]{1,0} parameter(0)
+  %b = f32[1,8]{1,0} parameter(1)
+  %c = f32[64,8]{1,0} parameter(2)
+  %i = s32[] parameter(3)
+  ROOT %run = (f32[64,8]{1,0}, f32[1,8]{1,0}) fusion(%a, %b, %c, %i), kind=kLoop, calls=%fused
+}
+"""
+    module = parse(text)
+    row = 8 * 4
+    assert module.main_memory_bytes(module.by_name["run"]) == (row + row) + (row + row) + 4  # written, read, the index
 
 
 def test_shapes_with_tiles_and_memory_spaces():
