@@ -345,9 +345,7 @@ _SOURCES = {
         unread=("name", "held_out", "copies_gib"),
         open_unlabelled=_unlabelled_arrays,
     ),
-    "folder": _Kind(
-        _open_folder, needs_path=True, unread=("name", "copies_gib"), open_unlabelled=_unlabelled_folder
-    ),
+    "folder": _Kind(_open_folder, needs_path=True, unread=("name", "copies_gib"), open_unlabelled=_unlabelled_folder),
     "tar": _Kind(open_tar, needs_path=True, unread=("name", "held_out")),
     "parquet": _Kind(open_parquet, needs_path=True, unread=("held_out",)),
     "tfds": _Kind(

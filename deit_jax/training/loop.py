@@ -10,13 +10,11 @@ import jax
 from ml_collections import ConfigDict
 
 from deit_jax import console
-from deit_jax.aot.topologies import peak_flops
 from deit_jax.config import needs_logits
 from deit_jax.data.bad_images import BadImages
 from deit_jax.errors import Stopped
 from deit_jax.evaluation.accuracy import Scores, as_row, best_top1
 from deit_jax.evaluation.run import Evaluator, protocol_of, score_extra_sets
-from deit_jax.models.flops import train_flops
 from deit_jax.parallel.distributed import (
     compiled_together,
     from_main_process,
@@ -34,7 +32,6 @@ from deit_jax.training.answering import RecordedTeacher, Recorder, Replay, Sent,
 from deit_jax.training.checkpoint_folder import CheckpointError, last_step
 from deit_jax.training.checkpointing import Checkpoints
 from deit_jax.training.divergence import Detours, Rollback, Watch
-from deit_jax.training.features import projection_flops
 from deit_jax.training.first_images import log_first_images
 from deit_jax.training.interruption import Interruption
 from deit_jax.training.late_metrics import LateMetrics
@@ -51,6 +48,7 @@ from deit_jax.training.preparation import (
     finished_run,
     open_run,
     scored_by,
+    speed_of,
     step_batches,
 )
 from deit_jax.training.program import Initial, Program
@@ -386,18 +384,6 @@ def scores_of_teacher(
         return None
     images, protocol = opened.identity.evaluation, protocol_of(config, opened.plan.image_size)
     return score_teacher(workdir, teacher, lambda: built.evaluator(frozen.model, frozen.variables), images, protocol)
-
-
-def speed_of(opened: Opened, built: Built, teacher: Teacher | None) -> Speed:
-    """Returns the batch size, devices and FLOPs per image of the run."""
-    config, model = opened.config, None if teacher is None else teacher.model
-    flops = train_flops(built.program.model, model, opened.plan.image_size)
-    return Speed(
-        batch_size=config.train.batch_size,
-        num_devices=built.mesh.size,
-        flops=flops._replace(student=flops.student + projection_flops(built.program.features)),
-        peak_flops=peak_flops(built.mesh.devices.flat[0].device_kind, config.log.peak_tflops),
-    )
 
 
 def results_of(run: Run, done: Done, teacher_scores: Scores | None) -> Results:

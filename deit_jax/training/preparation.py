@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from deit_jax import console
 from deit_jax.answers.files import AnswersFolder, Facts
 from deit_jax.answers.kinds import recorded_kind
+from deit_jax.aot.topologies import peak_flops
 from deit_jax.cache_folder import shared_cache_folder, why_unsafe
 from deit_jax.config import ConfigError
 from deit_jax.data.bad_images import BadImages
@@ -30,6 +31,7 @@ from deit_jax.data.registry import open_source, train_crop
 from deit_jax.data.sources import ImageSource, digest, searched_folders
 from deit_jax.data.unlabelled import labelled_of, open_training_images
 from deit_jax.evaluation.run import Evaluator, open_extra_sets, protocol_of
+from deit_jax.models.flops import train_flops
 from deit_jax.parallel.compilation_cache import share_compiled_programs
 from deit_jax.parallel.distributed import from_main_process
 from deit_jax.parallel.host_rows import HostRows
@@ -38,8 +40,10 @@ from deit_jax.parallel.rendezvous import versions
 from deit_jax.plugins import import_plugins
 from deit_jax.reporting.fields import flat
 from deit_jax.reporting.run_log import read_metrics
+from deit_jax.reporting.speed import Speed
 from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import is_opened, last_step
+from deit_jax.training.features import projection_flops
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import Initial, Program, build_program
 from deit_jax.training.record import (
@@ -281,6 +285,18 @@ def claim(
     from_main_process(lambda: write(checked=opened.record, teachers=teachers, initial=began_with))
     if unsafe := share_compiled_programs(opened.config.parallel.compilation_cache, opened.shared):
         console.warn(unsafe)
+
+
+def speed_of(opened: Opened, built: Built, teacher: Teacher | None) -> Speed:
+    """Returns the batch size, devices and FLOPs per image of the run."""
+    config, model = opened.config, None if teacher is None else teacher.model
+    flops = train_flops(built.program.model, model, opened.plan.image_size)
+    return Speed(
+        batch_size=config.train.batch_size,
+        num_devices=built.mesh.size,
+        flops=flops._replace(student=flops.student + projection_flops(built.program.features)),
+        peak_flops=peak_flops(built.mesh.devices.flat[0].device_kind, config.log.peak_tflops),
+    )
 
 
 def scored_by(opened: Opened) -> dict[str, Any]:

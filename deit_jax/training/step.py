@@ -166,6 +166,7 @@ def updated(
             with jax.named_scope(Scope.LOSS):
                 value, metrics = training.loss(outputs, targets, teacher_logits)
                 if matching is not None:
+                    assert projections is not None
                     features = (updates["features"], teacher_features)
                     features = jax.lax.with_sharding_constraint(features, split_rows(mesh))
                     added, of_features = matching(projections, *features)
