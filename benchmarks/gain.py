@@ -68,9 +68,25 @@ def _fashion_mnist(images: str, word: str) -> dict[str, Row]:
     }
 
 
+# Settings that were not tuned. The unlabelled images are all 10,000 embedded ones, so that the steps are as many as without them.
+_MORE = {
+    "features_2k": Row(
+        "configs/quickstart.py",
+        "token, soft, and features",
+        "labels_2k",
+        flags=("--config.features.pairs=patch_2:s2,patch_4:s3", "--config.features.mse=1"),
+    ),
+    "unlabelled_2k": Row(
+        "configs/quickstart.py",
+        "token, soft, and 10,000 unlabelled images",
+        "labels_2k",
+        flags=("--config.unlabelled.source=fashion_mnist_10k", "--config.train.epochs=100"),
+    ),
+}
+
 STUDIES = {
     "fashion_mnist": Study(
-        _fashion_mnist("2k", "") | _fashion_mnist("10k", "10k"),
+        _fashion_mnist("2k", "") | _MORE | _fashion_mnist("10k", "10k"),
         {"soft_2k": "tab:blue", "labels_2k": "tab:orange", "soft_10k": "tab:cyan", "labels_10k": "tab:red"},
         embedded=True,
     ),
