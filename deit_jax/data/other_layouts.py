@@ -10,6 +10,7 @@ from deit_jax.data.file_names import is_archive, is_image
 from deit_jax.data.folder_listing import class_folders, holds_images, scan_root
 from deit_jax.data.sources import DataError, MissingDataError
 from deit_jax.data.split_folders import find_split, is_split_folder
+from deit_jax.data.stored_files import scheme_of
 from deit_jax.printable import printable
 
 # Prefix of a field's name in a message; "" for an extra set, whose section the message already names.
@@ -20,6 +21,10 @@ _MAX_LEVELS = 4  # nested folders with nothing else in them, as in archives
 def no_such_folder(path: str, flags: str = MAIN) -> DataError:
     """Returns the error for a `data.path` that is not a folder."""
     shown = printable(path)
+    if scheme_of(path):
+        return DataError(
+            f"{shown}: class folders are read only from a disk; pack them as tar shards, and add {flags}source=tar (docs/data.md)"
+        )
     if not os.path.exists(path):
         return MissingDataError(
             f"{shown}: no such folder; set {flags}path to the folder that holds `train` and `val`, or with data.held_out the "
@@ -81,6 +86,8 @@ def check_layout(folder: str, root: str) -> None:
     if folder == root and (other := _other_kind(root, MAIN)) is not None:
         raise other
     if not names:
+        if not loose and (shards := _shards_instead(root, MAIN)) is not None:
+            raise shards
         message = f"{shown}: no class folders; put the images of each class in its own folder"
         if loose:
             message = (
@@ -165,19 +172,30 @@ def _other_kind(root: str, flags: str) -> DataError | None:
         return DataError(
             f"add {flags}source=npz and {_path(flags, os.path.join(root, arrays[0]))}: it is a file of arrays"
         )
-    for folder in (root, *(os.path.join(root, name) for name in class_folders(root)[:20])):
-        shards = [name for name in sorted(os.listdir(folder)) if _shard_source(name) is not None]
-        if shards and not any(map(is_image, files)):
-            shard = printable(os.path.join(folder, shards[0]))
-            return DataError(
-                f"add {flags}source={_shard_source(shards[0])}: {shown} holds shards ({shard}), not folders of images"
-            )
+    if not any(map(is_image, files)) and (shards := _shards_instead(root, flags)) is not None:
+        return shards
     archives = [name for name in files if is_archive(name)]
     if archives and not any(map(is_image, files)):
         return DataError(
             f"{shown} holds the archive {printable(archives[0])} and no folders of images: unpack it, and set {flags}path to the "
             "folder with the images"
         )
+    return None
+
+
+def _shards_instead(root: str, flags: str) -> DataError | None:
+    """Returns the error for a folder that holds tar shards or Parquet files, or whose folders do; else None."""
+    for folder in (root, *(os.path.join(root, name) for name in class_folders(root)[:20])):
+        try:
+            names = sorted(os.listdir(folder))
+        except OSError:  # an unreadable folder is reported when it is listed
+            continue
+        for name in names:
+            if (source := _shard_source(name)) is not None:
+                shard = printable(os.path.join(folder, name))
+                return DataError(
+                    f"add {flags}source={source}: {printable(root)} holds shards ({shard}), not folders of images"
+                )
     return None
 
 

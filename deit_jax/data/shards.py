@@ -16,6 +16,7 @@ import shlex
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from deit_jax.data.other_layouts import check_no_folders
 from deit_jax.data.sources import DataError, MissingDataError, Split
 from deit_jax.data.split_folders import split_words, words_of
 from deit_jax.data.splits import split_name
@@ -103,14 +104,14 @@ def split_shards(data: Any, split: Split, extension: str, flags: str) -> Shards:
     flags: prefix of the fields in messages; "" for an extra set.
     """
     expression = data.train_split if split == "train" else data.eval_split
-    return find_shards(
-        data.path,
-        split_name(expression) if expression else "",
-        extension,
-        or_test=bool(flags) and split == "eval",
-        flags=flags,
-        copies_gib=data.copies_gib,
-    )
+    name = split_name(expression) if expression else ""
+    or_test = bool(flags) and split == "eval"
+    try:
+        return find_shards(data.path, name, extension, or_test=or_test, flags=flags, copies_gib=data.copies_gib)
+    except MissingDataError:
+        if os.path.isdir(data.path):
+            check_no_folders(data.path, f"{extension} files", flags)
+        raise
 
 
 def find_shards(

@@ -206,3 +206,22 @@ def test_classes_with_one_image(tmp_path):
     assert [len(source) for source in sources] == [2, 1]
     for source in sources:
         assert source.notes == ("1 of 2 classes have one image, which is used for training and not held out",)
+
+
+def test_shards_and_other_sources(tmp_path):
+    for name in ("packed/train/0.tar", "packed/val/0.tar", "table/train-00000-of-00001.parquet"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert refusal(tmp_path / "packed") == (
+        "add --config.data.source=tar: DATA holds shards (DATA/train/0.tar), not folders of images"
+    )
+    assert refusal(tmp_path / "table", held_out=0.2).startswith("add --config.data.source=parquet: DATA holds shards")
+    assert refusal(tmp_path / "packed/val/0.tar").startswith(
+        "DATA is a file with images: add --config.data.source=tar, or"
+    )
+    grow(tmp_path, *within("trees/train"), *within("trees/val"))
+    for source in ("tar", "parquet"):
+        assert refusal(tmp_path / "trees", kind=MissingDataError, source=source) == (
+            f"add --config.data.source=folder: DATA holds folders of images (train, val), not .{source} files"
+        )
+    assert refusal("gs://bucket/trees").startswith("DATA: class folders are read only from a disk; pack them as tar")

@@ -271,9 +271,7 @@ def test_name_cannot_be_registered_twice(modules):
     validate(tiny_config(data__source="cards"))
     with pytest.raises(ConfigError, match=r"data\.source='card' is none of .*npz, folder, tar, parquet, tfds, cards$"):
         validate(tiny_config(data__source="card"))
-    with pytest.raises(
-        DataError, match=r"data\.source='card' is unknown; choose fashion_mnist_10k, npz, folder, tfds or cards"
-    ):
+    with pytest.raises(DataError, match=r"data\.source='card' is unknown; choose .*, parquet, tfds or cards"):
         open_source(config(source="card"), "train")
     configured = tiny_config(data__source="cards", data__name="mine", data__held_out=0.1)
     assert not [name for name, _ in without_effect(configured, ["data.name"]) if name.startswith("data.")]
