@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from deit_jax import console
-from deit_jax.aot.compiling import compile_for, stay_off_devices, topology_devices
+from deit_jax.aot.compiling import DoesNotFit, compile_for, stay_off_devices, topology_devices
 from deit_jax.aot.schedule import KERNEL, Instruction, Module
 from deit_jax.aot.topologies import Topology, find_topology
 
@@ -96,7 +96,10 @@ def _compile_alone(description: str, topology: Topology, folder: Path) -> float 
     )
     for file in folder.iterdir():
         file.unlink()
-    compile_for(topology, jax.jit(call, out_shardings=there), *read)
+    try:
+        compile_for(topology, jax.jit(call, out_shardings=there), *read)
+    except (DoesNotFit, jax.errors.JaxRuntimeError):
+        return None
     texts = [text for text in (file.read_text() for file in folder.glob(_FILES)) if _OF_A_KERNEL.search(text)]
     return kernel_cycles(texts[0]) if len(texts) == 1 else None
 

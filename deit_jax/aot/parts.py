@@ -16,7 +16,7 @@ from deit_jax.aot import schedule
 from deit_jax.aot.products import flops_of
 from deit_jax.aot.program_report import REDUCE_SCATTER
 from deit_jax.aot.schedule import Instruction, Module
-from deit_jax.training.step import Scope
+from deit_jax.parallel.scopes import Scope
 
 COPIES, PREFETCHES, COLLECTIVES, OTHER = "layout copies", "prefetches to the chip", "collectives", "other"
 CORE, NORMS, REST = "attention core", "norms", "rest of the model"

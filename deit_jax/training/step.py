@@ -17,6 +17,7 @@ from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.models.layers import RNG_NAME
 from deit_jax.models.protocol import Features, train_outputs
 from deit_jax.parallel.mesh import BATCH_AXES
+from deit_jax.parallel.scopes import Scope
 from deit_jax.parallel.sharding import split_microbatch_rows, split_rows
 from deit_jax.training.features import FeatureMatching
 from deit_jax.training.losses import Loss, Metrics
@@ -31,17 +32,6 @@ Rows = tuple[Any, ...]
 # and the teacher's features
 Taught = Callable[[Rows], tuple[jax.Array | None, Features]]
 TrainStep = Callable[[TrainState, FrozenTeacher | None, Batch], tuple[TrainState, Metrics]]
-
-
-class Scope:
-    """Names of the parts of a step in the compiled program's metadata, for profiles and aot/parts.py; they compute nothing."""
-
-    AUGMENTATION = "augmentation"
-    TEACHER = "teacher"
-    LOSS = "loss"
-    OPTIMIZER = "optimizer"
-    EMA = "ema"
-    METRICS = "metrics"
 
 
 @dataclasses.dataclass(frozen=True)

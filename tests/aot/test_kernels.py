@@ -79,3 +79,11 @@ def test_kernel_that_does_not_compile_is_not_known(capsys, monkeypatch):
 def test_modules_without_kernels_start_no_process(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/nowhere")
     assert cycles_of_kernels(parse("ENTRY %main (x: f32[8]) -> f32[8] {\n}"), find_topology("v5e-4")) == {}
+
+
+@pytest.mark.compiler
+def test_kernel_that_the_compiler_rejects_is_not_known(capsys):
+    pytest.importorskip("libtpu", reason="libtpu, the compiler for TPUs, is not installed")
+    text = HLO.replace(DOUBLE, "Tm8gcHJvZ3JhbQ==", 1)  # of the first only
+    found = cycles_of_kernels(parse(text), find_topology("v5e-4"))
+    assert found["double.1"] is None and found["double.2"] > 0 and not capsys.readouterr().out
