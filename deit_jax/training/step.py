@@ -141,7 +141,7 @@ def updated(
         matching = training.features
 
         def loss_of(trained: Any) -> tuple[jax.Array, tuple[Any, Metrics]]:
-            params, projections = (trained, None) if matching is None else split_projections(trained)
+            params, projections = (trained, {}) if matching is None else split_projections(trained)
             outputs, updates = train_outputs(
                 training.model,
                 {"params": differentiated(params, training.trained), "batch_stats": batch_stats},

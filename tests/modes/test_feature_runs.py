@@ -83,6 +83,25 @@ def test_the_exported_weights_have_no_projections(finished, trained_student, tmp
     assert files["with"] == files["without"] and files["with"]
 
 
+@pytest.mark.long
+def test_the_exported_student_loads_strictly_in_timm(finished, tmp_path):
+    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    path = export(finished, tmp_path / "timm", layout="timm", which="raw")
+    peer = timm.create_model(f"local-dir:{path.parent}", pretrained=True)
+    tensors = {name: torch.from_numpy(array) for name, array in load_file(path).items()}
+    peer.load_state_dict(tensors, strict=True)
+
+
+@pytest.mark.long
+def test_the_exported_student_loads_strictly_in_transformers(finished, tmp_path):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    export(finished, tmp_path / "hf", layout="hf", which="raw")
+    load = transformers.AutoModelForImageClassification.from_pretrained
+    _, info = load(tmp_path / "hf", output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+
+
 def test_the_report_shows_the_features_and_their_losses(finished, tmp_path):
     workdir = shutil.copytree(finished, tmp_path / "run")
     report(workdir)

@@ -135,6 +135,26 @@ def test_features_on_sharded_devices_and_in_microbatches_give_the_same_run(tmp_p
     np.testing.assert_allclose(first["loss"], parts + 0.5 * first["feature_local_guidance"], rtol=1e-6)
 
 
+def test_features_of_a_transformer_with_everything_else_on(tmp_path):
+    pairs = ("patch_1:block_2", "class_1:block_1", "distillation_1:final")
+    config = small_config(
+        **FEATURES | {"features__pairs": pairs, "distillation__kind": "labels"},
+        teacher__name="deit_tiny_patch16_224", compute_dtype="bfloat16", model__scan_blocks=True, model__remat="full",
+        train__accumulation_steps=2, train__clip_norm=0.1, on_nonfinite="skip", teacher__mean=(0.5, 0.5, 0.5),
+    )  # fmt: skip
+    with config.unlocked():
+        config.teacher.overrides = dict(patch_size=7, embed_dim=24, depth=2, num_heads=2)
+    before, after, history = run_steps(config, tmp_path, devices=2)
+    assert int(after.step) == 2 and all(np.isfinite(value) for metrics in history for value in metrics.values())
+    # The class token of a teacher without a distillation token.
+    widths = {name: layer["kernel"].shape for name, layer in after.projections.items()}
+    assert widths == {"patch_1-patch_2": (16, 24), "class_1-class_1": (16, 24), "distillation_1-final": (16, 24)}
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(after.projections))
+    assert all(difference(before.projections[name], after.projections[name]) > 0 for name in widths)
+    parts = 0.5 * history[0]["class_loss"] + 0.5 * history[0]["distillation_loss"] + history[0]["feature_mse"]
+    np.testing.assert_allclose(history[0]["loss"], parts + 0.5 * history[0]["feature_local_guidance"], rtol=1e-5)
+
+
 @pytest.mark.compiler
 def test_logits_stay_with_their_images_if_heads_are_sharded():
     """Otherwise XLA shards the logits by class, like their head, and reduces the sums of the softmax across devices."""
