@@ -164,7 +164,7 @@ class LooseImageFolder(ImageFolderSource):
     """
 
     def __init__(self, root: str | os.PathLike[str], index: str = AUTO, notes: Sequence[str] = ()):
-        self._root = os.path.join(os.fspath(root), "")
+        self._root = os.fspath(root)
         if not os.path.isdir(self._root):
             raise MissingDataError(f"{printable(root)}: no such folder; set data.path to a folder of images")
         self.class_names = UNLABELLED

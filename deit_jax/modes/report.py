@@ -121,6 +121,7 @@ def report(
     trained = recorded_config(record)
     if config is not None:
         trained.data, trained.evaluation = config.data, config.evaluation
+        trained.unlabelled.path = config.unlabelled.path or trained.unlabelled.path
     rows, results = read_metrics(workdir), _read_json(workdir, RESULTS)
     steps_per_epoch = record["resolved"]["steps_per_epoch"]
     now = environment()
