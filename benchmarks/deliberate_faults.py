@@ -315,6 +315,20 @@ FAULTS = (
         ("tests/models/test_vit.py",),
     ),
     Fault(
+        "kernel-gradient-of-queries-unscaled",
+        "deit_jax/models/pallas_attention.py",
+        "(of_q * shape.head_dim**-0.5, of_k, of_v)",
+        "(of_q, of_k, of_v)",
+        ("tests/models/test_pallas_attention.py",),
+    ),
+    Fault(
+        "kernel-uses-the-last-head-for-all",
+        "deit_jax/models/pallas_attention.py",
+        "return of_head if others is None else jnp.where(keep, of_head, others)",
+        "return of_head",
+        ("tests/models/test_pallas_attention.py",),
+    ),
+    Fault(
         "layer-norm-epsilon-of-pytorch",
         "deit_jax/models/layers.py",
         "EPSILON = 1e-6",

@@ -78,12 +78,9 @@ def check_model(config: ConfigDict) -> None:
     check_overrides("model", name, config.model.overrides)
     known = _known_fields(config)
     for option in _OPTIONS:
-        value, default, before = (
-            config.model[option],
-            OPTIONS[f"model.{option}"].default,
-            OPTIONS[f"model.{option}"].before,
-        )
-        if option not in known and value not in (default, before, 0):  # a drop rate of 0 counts as not set
+        value, declared = config.model[option], OPTIONS[f"model.{option}"]
+        default = declared.default
+        if option not in known and value not in (default, declared.before, 0):  # a drop rate of 0 counts as not set
             raise ConfigError(
                 f"config.model.{option}={value!r}: {name} does not have this option; leave it at {default!r}"
             )

@@ -22,7 +22,7 @@ from deit_jax.config_model import check_heads, check_model, module_options
 from deit_jax.data.joint_order import JointOrder
 from deit_jax.data.sampling import batch_of_larger_groups
 from deit_jax.models import create_model
-from deit_jax.models.attention import FUSED, Choice
+from deit_jax.models.attention import ATTENTIONS, FUSED, Choice
 from deit_jax.models.protocol import attention_on, check_outputs, check_training, on_mesh
 from deit_jax.parallel.host_rows import HostRows, deal_on_devices, gathers_rows, host_rows
 from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
@@ -325,7 +325,7 @@ def _attention(config: ConfigDict, model: nn.Module, mesh: Mesh, started_with: s
     chosen, requested = Choice(*found), config.model.attention
     if requested in FUSED and chosen.name != requested:
         raise ConfigError(f"config.model.attention={requested}: {chosen.why}; use auto or xla")
-    if requested != "auto" or started_with in (None, chosen.name):
+    if requested != "auto" or started_with == chosen.name or started_with not in ATTENTIONS:
         return chosen
     kept = Choice(*attention_on(model.clone(attention=started_with), mesh) or found)
     if kept.name == started_with:

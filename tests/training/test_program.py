@@ -108,7 +108,10 @@ def test_a_resumed_run_with_a_head_without_a_target_only_warns(capsys):
     assert "the run continues as an earlier version started it" in " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize(("started_with", "why"), [(None, None), ("xla", None), ("pallas", "computes on TPUs only")])
+@pytest.mark.parametrize(
+    ("started_with", "why"),
+    [(None, None), ("xla", None), ("of a later version", None), ("pallas", "computes on TPUs only")],
+)
 def test_a_resumed_run_keeps_its_attention_where_it_can(capsys, started_with, why):
     config = tiny_config(**NO_TEACHER)
     plan = resolve(config, num_images=10_000, data_classes=10)
