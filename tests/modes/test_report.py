@@ -103,7 +103,7 @@ def test_it_can_be_rebuilt_and_leaves_out_sections_whose_data_are_gone(finished,
 
 
 def test_the_training_images_use_the_recorded_mixing_groups(finished, tmp_path, monkeypatch):
-    def unreadable(config, rows, mixing=None):
+    def unreadable(config, rows, mixing=None, unlabelled=None):
         raise UserError(f"groups of {mixing}")
 
     workdir = tmp_path / "copy"
