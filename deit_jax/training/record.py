@@ -76,9 +76,9 @@ def check_workdir(workdir: WorkdirLike, config: ConfigDict, identity: Identity) 
         and not (name == _ATTENTION and _keeps_attention(recorded, config))
         and not _is_added_to_loss(name, recorded, config)
         and not (
-            name in BEFORE_IT_EXISTED
-            and not _has(recorded, name)
-            and _value(fields, name) in (_value(defaults, name), _as_json(BEFORE_IT_EXISTED[name]))
+            (field := name.removesuffix(".")) in BEFORE_IT_EXISTED
+            and not _has(recorded, field)
+            and _value(fields, field) in (_value(defaults, field), _as_json(BEFORE_IT_EXISTED[field]))
         )
     ]
     if changed:
