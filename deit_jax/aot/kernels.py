@@ -100,7 +100,9 @@ def _compile_alone(description: str, topology: Topology, folder: Path) -> float 
         compile_for(topology, jax.jit(call, out_shardings=there), *read)
     except (DoesNotFit, jax.errors.JaxRuntimeError):
         return None
-    texts = [text for text in (file.read_text() for file in folder.glob(_FILES)) if _OF_A_KERNEL.search(text)]
+    texts = [
+        text for text in (file.read_text(encoding="utf-8") for file in folder.glob(_FILES)) if _OF_A_KERNEL.search(text)
+    ]
     return kernel_cycles(texts[0]) if len(texts) == 1 else None
 
 

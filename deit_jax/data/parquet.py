@@ -202,7 +202,7 @@ def _open(shards: Shards, number: int, metadata: Any = None) -> Any:
     except ImportError as error:
         raise DataError(f"data.source=parquet needs pyarrow ({error}): pip install pyarrow") from error
     try:
-        file = as_python_file(shards.open(number)) if shards.remote else shards.path(number)
+        file = as_python_file(shards.stored(number)) if shards.remote else shards.path(number)
         return pq.ParquetFile(file, metadata=metadata)
     except Exception as error:  # ArrowInvalid, OSError, and others for a damaged footer
         raise DataError(

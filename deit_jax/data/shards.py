@@ -56,7 +56,7 @@ class Shards:
         """Returns the path or address of a shard."""
         return os.path.join(self.root, self.files[number])
 
-    def open(self, number: int, ahead: int = 0) -> StoredFile:
+    def stored(self, number: int, ahead: int = 0) -> StoredFile:
         """Opens a shard; raises OSError. ahead: as in `RemoteFile`."""
         if not self.remote:
             return LocalFile(self.path(number))

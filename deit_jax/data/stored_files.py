@@ -65,7 +65,7 @@ def filesystem(scheme: str) -> Any:
         ) from error
 
 
-def read_text(path: str) -> str | None:
+def stored_text(path: str) -> str | None:
     """Returns the content of a text file, on disk or in a bucket; None if there is none. Raises OSError, UnicodeDecodeError."""
     try:
         if scheme := scheme_of(path):

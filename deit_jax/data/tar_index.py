@@ -95,7 +95,7 @@ def open_index(shards: Shards, place: str) -> TarIndex:
 
 
 def _list_one(shards: Shards, number: int) -> TarListing:
-    return list_tar(shards.path(number), shards.open(number, ahead=_AHEAD) if shards.remote else None)
+    return list_tar(shards.path(number), shards.stored(number, ahead=_AHEAD) if shards.remote else None)
 
 
 def _list_all(shards: Shards) -> list[TarListing]:

@@ -10,7 +10,7 @@ from typing import Any
 from deit_jax.data.folder_index import AUTO
 from deit_jax.data.shards import Shards, split_shards
 from deit_jax.data.sources import DataError, Example, Split, digest
-from deit_jax.data.stored_files import StoredFile, read_text
+from deit_jax.data.stored_files import StoredFile, stored_text
 from deit_jax.data.tar_index import open_index
 from deit_jax.printable import printable
 
@@ -89,7 +89,7 @@ def number_names(shards: Shards, count: int) -> tuple[tuple[str, ...], str]:
     folders = dict.fromkeys((os.path.dirname(shards.path(0)), shards.root, above))
     for path in (os.path.join(folder, name) for folder in folders for name in CLASS_FILES):
         try:
-            text = read_text(path)
+            text = stored_text(path)
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(
                 f"{printable(path)}: the class names cannot be read as UTF-8 text; correct or remove it"
@@ -122,7 +122,7 @@ class _OpenFiles:
         with self._lock:
             file = self._files.get(number)
             if file is None:
-                file = self._files[number] = self._shards.open(number)
+                file = self._files[number] = self._shards.stored(number)
                 if len(self._files) > _OPEN_FILES:
                     self._files.popitem(last=False)
             else:
