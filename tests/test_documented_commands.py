@@ -64,7 +64,7 @@ def found(*prefixes):
 
 
 @pytest.fixture
-def parser(monkeypatch):
+def parser(monkeypatch, modules):  # of `modules` only that what plugins register goes again
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT / "examples/extending"))
     yield command_line
