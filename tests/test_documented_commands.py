@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,8 @@ def parser(monkeypatch, modules):  # of `modules` only that what plugins registe
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(str(ROOT / "examples/extending"))
     yield command_line
+    for plugin in (ROOT / "examples/extending").glob("*.py"):
+        sys.modules.pop(plugin.stem, None)
     command_line.forget()
     flags.FLAGS.unparse_flags()
     for name in flags.FLAGS:
