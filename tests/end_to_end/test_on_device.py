@@ -138,4 +138,6 @@ def test_all_rows_on_a_cpu(tmp_path):
     assert quick["steps"] == 4 and 0 < quick["last_loss"] < 4 and quick["images_per_second"] > 0
     shown = subprocess.run([*command[:2], f"--table={path}"], capture_output=True, text=True, check=True)
     parts = len({row["part"] for row in rows.values()})
-    assert len(shown.stdout.splitlines()) == len(rows) + parts * 2 + parts - 1  # two header lines per part, empty lines between
+    assert (
+        len(shown.stdout.splitlines()) == len(rows) + parts * 2 + parts - 1
+    )  # two header lines per part, empty lines between
