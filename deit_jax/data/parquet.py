@@ -43,7 +43,7 @@ class ParquetSource:
         columns: names of the image or label column, separated by commas, if the types leave a choice.
 
     Raises:
-        DataError: pyarrow is not installed; a file cannot be read or has other columns; there is no image or label column, or
+        DataError: pyarrow is not installed; a file cannot be read or has other columns; the image or label column is missing, or
             more than one fits; or a label is missing or not a class.
     """
 

@@ -52,7 +52,7 @@ class HostTeacher:
         augment, teacher = config.augment, config.teacher
         if teacher.each:
             raise ConfigError(
-                f"config.teacher.each is for several teachers, {self._where} is one: set config.teacher.mean, ..."
+                f"config.teacher.each is for several teachers, {self._where} is one: use config.teacher.mean, std and classes"
             )
         mean = tuple(teacher.mean or self._callable.mean or augment.mean)
         std = tuple(teacher.std or self._callable.std or augment.std)

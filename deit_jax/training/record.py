@@ -23,7 +23,7 @@ from deit_jax.plugins import import_recorded
 from deit_jax.reporting.run_log import LogError, read_metrics
 from deit_jax.storage.workdir import CONFIG, RESULTS, UnreadableError, Workdir, WorkdirLike
 from deit_jax.training.plan import Plan
-from deit_jax.training.wall_time import PARTS
+from deit_jax.training.wall_time import wall_time_line
 from deit_jax.version import __version__
 from deit_jax.weights.files import EMBEDDED, embedded_card
 
@@ -363,22 +363,13 @@ def closing_table(config: ConfigDict, results: dict[str, Any]) -> ClosingTable:
     title = f"{config.model.name} on {results['eval_images']:,} images"
     notes = [f"protocol {protocol_line(results['protocol'])}"] if "protocol" in results else []
     if "wall_time" in results:
-        notes.append(_wall_time_line(results["wall_time"]))
+        notes.append(wall_time_line(results["wall_time"]))
     if results["step"] is None:
         notes.insert(0, results["weights"])
     else:
         title += f" after {results['step']:,} steps"
     incidents = [f"{results[name]:,} {what}" for name, what in _INCIDENTS.items() if results.get(name)]
     return ClosingTable(title, rows, extra, notes, incidents)
-
-
-def _wall_time_line(wall_time: Mapping[str, Any]) -> str:
-    """Returns where the time of a run went, largest part first."""
-    seconds, starts = wall_time["seconds"], wall_time["starts"]
-    total = sum(seconds.values()) or 1.0
-    shares = sorted(((spent / total, PARTS[name]) for name, spent in seconds.items()), reverse=True)
-    listed = ", ".join(f"{100 * share:.0f} % {what}" for share, what in shares if share >= 0.005)
-    return f"wall time {console.duration(total)} in {starts} start{'s' if starts > 1 else ''}: {listed}"
 
 
 def _left_out(extra: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from typing import Any
 
+from deit_jax import console
 from deit_jax.storage.workdir import WALL_TIME, UnreadableError, Workdir, WorkdirError
 
 # Parts of the wall time, with their meaning for users.
@@ -16,7 +17,7 @@ PARTS = {
     "data": "waiting for data",
     "evaluation": "evaluation",
     "save": "waiting for saves",
-    "lost": "steps repeated after an interruption",
+    "lost": "steps repeated after an interruption or rollback",
 }
 _WRITE_EVERY = 30.0  # seconds between writes, except at saves
 
@@ -35,11 +36,20 @@ class WallTime:
         self._seconds = dict.fromkeys(PARTS, 0.0)
         self._part, self._since = "start", time.monotonic()
         self._saved, self._written = dict(self._seconds), self._since
-        self._from_step = 0
+        self._from_step: int | None = None  # before `begin`
+        self._waited_before = 0.0  # for data, until the last `begin`
         self._earlier: list[dict[str, Any]] = []
 
     def begin(self, step: int) -> None:
-        """Called when the workdir is locked and the step is known after which the run continues."""
+        """Called when the workdir is locked and the step is known after which the run continues; again after a rollback to it.
+
+        What was not saved before a rollback is lost.
+        """
+        self.enter(self._part)
+        if self._from_step is not None:
+            self._seconds = _without(self._seconds, {name: self._seconds[name] - self._saved[name] for name in PARTS})
+            self._waited_before, self._saved = self._seconds["data"], dict(self._seconds)
+            return
         with contextlib.suppress(UnreadableError, KeyError, TypeError, AttributeError):
             self._earlier = [_closed(entry) for entry in self._workdir.read_json(WALL_TIME)["starts"]]
         self._from_step = step
@@ -52,11 +62,14 @@ class WallTime:
         self._part, self._since = part, now
 
     def note(self, step: int, waited: float, *, saved: bool = False) -> None:
-        """Writes the file if it is time to. waited: seconds of "steps" spent waiting for data; saved: `step` was saved just now.
+        """Writes the file if it is time to.
+
+        waited: seconds of "steps" since `begin` that were spent waiting for data; saved: `step` was saved just now.
 
         A disk error is ignored: a full disk ends the run at its next checkpoint.
         """
         self.enter(self._part)
+        waited += self._waited_before
         self._seconds["steps"] += self._seconds["data"] - waited
         self._seconds["data"] = waited
         if saved:
@@ -82,8 +95,19 @@ class WallTime:
 
 def _closed(entry: dict[str, Any]) -> dict[str, Any]:
     """Returns the entry of an earlier start with what it had not saved as lost."""
-    seconds, unsaved = dict(entry["seconds"]), entry["unsaved"]
-    for name, lost in unsaved.items():
-        seconds[name] -= lost
-        seconds["lost"] += lost
-    return {**entry, "seconds": seconds, "unsaved": {}}
+    return {**entry, "seconds": _without(entry["seconds"], entry["unsaved"]), "unsaved": {}}
+
+
+def _without(seconds: dict[str, float], unsaved: dict[str, float]) -> dict[str, float]:
+    """Returns the seconds by part with `unsaved` of them as lost."""
+    kept = {name: spent - unsaved.get(name, 0.0) for name, spent in seconds.items()}
+    return kept | {"lost": kept["lost"] + sum(unsaved.values())}
+
+
+def wall_time_line(total: dict[str, Any]) -> str:
+    """Returns a line for users about the result of `WallTime.total`, the largest part first."""
+    seconds, starts = total["seconds"], total["starts"]
+    whole = sum(seconds.values()) or 1.0
+    shares = sorted(((spent / whole, PARTS[name]) for name, spent in seconds.items()), reverse=True)
+    listed = ", ".join(f"{100 * share:.0f} % {what}" for share, what in shares if share >= 0.005)
+    return f"wall time {console.duration(whole)} in {starts} start{'s' if starts > 1 else ''}: {listed}"

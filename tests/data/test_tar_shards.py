@@ -103,6 +103,17 @@ def assert_equal_batches(found, expected):
         assert one.keys() == other.keys() and all(np.array_equal(one[key], other[key]) for key in one)
 
 
+def assert_reads_as(source, expected):
+    """The batches of all epochs, from within an epoch, and of each of two hosts."""
+    assert_equal_batches(batches(source), expected)
+    assert_equal_batches(batches(source, start=5), expected[5:])  # resumed within an epoch
+    for stretch in ((0, 4), (4, 8)):  # two hosts
+        rows = batches(source, stretches=(stretch,))
+        assert_equal_batches(
+            rows, [{key: value[slice(*stretch)] for key, value in batch.items()} for batch in expected]
+        )
+
+
 @pytest.mark.parametrize("form", ["folder", "cls", "names"])
 def test_same_images_as_the_folder(root, form):
     source, folder = open_source(section(root / f"tar-{form}"), "train"), folder_of(root)
@@ -116,13 +127,7 @@ def test_same_images_as_the_folder(root, form):
 def test_three_epochs_equal_the_folders(root):
     expected = batches(folder_of(root))
     source = open_source(section(root / "tar-folder"), "train")
-    assert_equal_batches(batches(source), expected)
-    assert_equal_batches(batches(source, start=5), expected[5:])  # resumed within an epoch
-    for stretch in ((0, 4), (4, 8)):  # two hosts
-        rows = batches(source, stretches=(stretch,))
-        assert_equal_batches(
-            rows, [{key: value[slice(*stretch)] for key, value in batch.items()} for batch in expected]
-        )
+    assert_reads_as(source, expected)
 
 
 @pytest.mark.long

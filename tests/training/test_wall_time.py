@@ -59,6 +59,18 @@ def test_steps_that_were_not_saved_are_lost_at_the_next_start(tmp_path, clock):
     assert sum(found["seconds"].values()) == pytest.approx(2 * 19.5 + 40)
 
 
+def test_a_rollback_loses_what_was_not_saved_and_is_no_other_start(tmp_path, clock):
+    wall_time = one_start(Workdir(tmp_path), clock)
+    wall_time.begin(100)
+    wall_time.enter("steps")
+    clock(5)
+    wall_time.note(200, waited=2.0, saved=True)
+    found = wall_time.total()
+    assert found["starts"] == 1 and found["seconds"]["lost"] == pytest.approx(4)
+    assert found["seconds"]["steps"] == pytest.approx(9 + 3) and found["seconds"]["data"] == pytest.approx(1 + 2)
+    assert sum(found["seconds"].values()) == pytest.approx(19.5 + 5)
+
+
 def test_only_one_process_writes_and_a_damaged_file_is_ignored(tmp_path, clock):
     one_start(Workdir(tmp_path), clock, write=False)
     assert not (tmp_path / WALL_TIME).exists()
