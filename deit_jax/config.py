@@ -11,17 +11,14 @@ than a field is read. See `deit_jax.options.Option` for what can be declared.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from deit_jax.errors import UserError
 from deit_jax.loss_kinds import loss_kind
-from deit_jax.options import ALWAYS_RECORDED, Option, declared, option
+from deit_jax.options import Option, declared, option
 
 # Parameter names ("/"-joined) without weight decay. Every 1-D tensor is a bias or a normalisation scale. The released code also
 # exempts cls_token and pos_embed, but not dist_token (its authors confirm that dist_token is meant to decay).
@@ -371,10 +368,6 @@ class _Parallel:
     keep_host_memory: bool = option(True, "CPU: with glibc, keep freed step buffers mapped")
 # fmt: on
 
-# The values for fields that a config.json does not have, which may differ from today's defaults. test_record.py requires one for
-# every field added since the first version, except in log, parallel and checkpoint, which do not affect numbers.
-BEFORE_IT_EXISTED = {name: each.before for name, each in OPTIONS.items() if each.before is not ALWAYS_RECORDED}
-
 
 class ConfigError(UserError):
     """A configuration that cannot be run. The message is one line: the field, what is wrong, and what to do."""
@@ -391,28 +384,6 @@ def default_config() -> ConfigDict:
         else:
             place[field] = ConfigDict(each.default) if each.kind.base is ConfigDict else each.default
     return config.lock()
-
-
-def completed(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the nested configuration of a config.json, with `BEFORE_IT_EXISTED` for missing fields, in JSON's types."""
-    complete = {name: dict(value) if isinstance(value, Mapping) else value for name, value in fields.items()}
-    for name, value in BEFORE_IT_EXISTED.items():
-        section, _, field = name.rpartition(".")
-        (complete.setdefault(section, {}) if section else complete).setdefault(field, json.loads(json.dumps(value)))
-    return complete
-
-
-def recorded_config(record: Mapping[str, Any]) -> ConfigDict:
-    """Returns the configuration of a config.json, without the teacher's section, unlocked. See `completed`."""
-    config = default_config().unlock()
-    for section, fields in completed(record["config"]).items():
-        if section == "teacher":
-            continue
-        if isinstance(fields, Mapping) and isinstance(config.get(section), ConfigDict):
-            config[section].update(fields)
-        else:
-            config[section] = fields
-    return config
 
 
 def needs_logits(config: ConfigDict) -> bool:
@@ -434,22 +405,3 @@ def asks_teacher(config: ConfigDict) -> bool:
 def listed_names(text: str) -> list[str]:
     """Splits a field that contains one or more names, separated by commas."""
     return [part.strip() for part in text.split(",")]
-
-
-def differing_fields(first: Mapping[str, Any], second: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Returns the dotted names of the fields in which two nested configurations differ. ~ equals the path of the home folder."""
-    names: list[str] = []
-    for key in sorted(set(first) | set(second)):
-        one, other = first.get(key), second.get(key)
-        if isinstance(one, Mapping) and isinstance(other, Mapping):
-            names += differing_fields(one, other, f"{prefix}{key}.")
-        elif one != other and _without_tilde(one) != _without_tilde(other):
-            names.append(prefix + key + ("." if isinstance(one, Mapping) or isinstance(other, Mapping) else ""))
-    return names
-
-
-def _without_tilde(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    parts = value.split(",")  # there may be several teachers
-    return ",".join(os.path.expanduser(part.strip()) if part.lstrip().startswith("~") else part for part in parts)

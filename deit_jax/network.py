@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from deit_jax import console
-from deit_jax.config import ConfigError, recorded_config
+from deit_jax.config import ConfigError
+from deit_jax.config_record import recorded_config
 from deit_jax.data.decoding import EvaluationCrop, evaluation_crop
 from deit_jax.models import native_image_size
 from deit_jax.models.protocol import fixed_image_size, initial_variables

@@ -1,7 +1,7 @@
 import pytest
 
 from configs import cifar10, deit, quickstart, teacher
-from deit_jax.config import ConfigError, differing_fields
+from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
 from deit_jax.training.plan import sizes_of_mixing
 
@@ -72,9 +72,3 @@ def test_the_other_configurations_are_valid():
 def test_unknown_arguments_are_refused(module, argument):
     with pytest.raises(ConfigError, match=argument.split(",")[-1]):
         module.get_config(argument)
-
-
-def test_differing_fields_are_listed_by_dotted_name():
-    one = {"a": {"b": 1, "c": [1, 2]}, "d": None}
-    assert differing_fields(one, {"a": {"b": 1, "c": [1, 2]}, "d": None}) == []
-    assert differing_fields(one, {"a": {"b": 2, "c": [1]}, "e": 3}) == ["a.b", "a.c", "e"]

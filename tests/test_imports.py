@@ -12,7 +12,7 @@ LAYERS = [
     {"errors", "version", "printable", "registration", "loss_kinds"},
     {"console", "cache_folder", "options"},
     {"config", "storage"},
-    {"paths", "plugins", "config_losses", "models", "augment"},
+    {"paths", "plugins", "config_losses", "config_record", "models", "augment"},
     {"data", "weights"},
     {"parallel", "config_model"},
     {"config_features"},

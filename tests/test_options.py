@@ -3,7 +3,8 @@ import json
 import pytest
 from ml_collections import ConfigDict
 
-from deit_jax.config import BEFORE_IT_EXISTED, OPTIONS, default_config
+from deit_jax.config import OPTIONS, default_config
+from deit_jax.config_record import BEFORE_IT_EXISTED
 from deit_jax.options import Kind, Option
 from tests.end_to_end.commands import ROOT
 

@@ -1,6 +1,6 @@
 import pytest
 
-from deit_jax.config import differing_fields
+from deit_jax.config_record import differing_fields
 from deit_jax.errors import UserError
 from deit_jax.paths import expand_paths, folder, typed_path
 from tests.tiny import tiny_config

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from deit_jax.answers.files import AnswersError, Facts
 from deit_jax.augment.plans import choose_plan
-from deit_jax.config import differing_fields
+from deit_jax.config_record import differing_fields
 from deit_jax.data.identity import Images
 from deit_jax.data.joint_order import JointOrder
 from deit_jax.data.sampling import TrainOrder

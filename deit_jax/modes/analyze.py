@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 
 from deit_jax import console
 from deit_jax.augment.pipeline import prepare_for_evaluation
-from deit_jax.config import ConfigError, recorded_config
+from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
+from deit_jax.config_record import recorded_config
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches

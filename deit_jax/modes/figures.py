@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from deit_jax import console
-from deit_jax.config import ConfigError, needs_logits, needs_teacher, recorded_config
+from deit_jax.config import ConfigError, needs_logits, needs_teacher
 from deit_jax.config_model import has_distillation_token
+from deit_jax.config_record import recorded_config
 from deit_jax.evaluation.heads import answer_of
 from deit_jax.models import native_image_size
 from deit_jax.paper.figures import OwnResult, epochs_against_top1, throughput_against_top1

@@ -14,8 +14,9 @@ from ml_collections import ConfigDict
 
 from deit_jax import console
 from deit_jax.augment.pipeline import prepare_for_evaluation
-from deit_jax.config import ConfigError, completed, default_config, needs_teacher, recorded_config
+from deit_jax.config import ConfigError, default_config, needs_teacher
 from deit_jax.config_features import described_features
+from deit_jax.config_record import completed, recorded_config
 from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
 from deit_jax.data.registry import open_source

@@ -17,8 +17,9 @@ from ml_collections import ConfigDict
 from deit_jax import console
 from deit_jax.answers.kinds import AnswerKind, needs_decisions
 from deit_jax.augment.pipeline import TrainAugmentation
-from deit_jax.config import ConfigError, recorded_config
+from deit_jax.config import ConfigError
 from deit_jax.config_model import check_heads, check_model, module_options
+from deit_jax.config_record import recorded_config
 from deit_jax.data.joint_order import JointOrder
 from deit_jax.data.sampling import batch_of_larger_groups
 from deit_jax.models import create_model

@@ -10,8 +10,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deit_jax import console
-from deit_jax.config import BEFORE_IT_EXISTED, SECTIONS, ConfigError, default_config, differing_fields, listed_names
+from deit_jax.config import SECTIONS, ConfigError, default_config, listed_names
 from deit_jax.config_model import absent_options
+from deit_jax.config_record import BEFORE_IT_EXISTED, differing_fields
 from deit_jax.data.identity import Identity, is_record_of_images
 from deit_jax.data.sampling import selected_positions
 from deit_jax.evaluation.accuracy import Scores

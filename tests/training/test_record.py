@@ -5,9 +5,10 @@ import tarfile
 
 import pytest
 
-from deit_jax.config import BEFORE_IT_EXISTED, OPTIONS, ConfigError, default_config, recorded_config
+from deit_jax.config import OPTIONS, ConfigError, default_config
 from deit_jax.config_check import validate
 from deit_jax.config_model import check_model
+from deit_jax.config_record import BEFORE_IT_EXISTED, recorded_config
 from deit_jax.data.identity import Identity, Images
 from deit_jax.reporting.fields import flat
 from deit_jax.training.plan import resolve
