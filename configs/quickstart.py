@@ -4,9 +4,11 @@
 
 Fashion-MNIST and the teacher are included in the package. The teacher is a RegNetY trained by this project on all 60,000 labelled
 training images, of which the student gets 2,000 (docs/results.md). Modules, losses and steps are those of configs/deit.py; sizes,
-lengths and strengths differ. Arguments, several as in configs/quickstart.py:no_teacher,10k
+lengths and strengths differ. The student learns from the labels, from the teacher's probabilities (soft distillation) and from the
+teacher's features. Arguments, several as in configs/quickstart.py:no_teacher,10k
 
-    hard         hard distillation, as in the paper, instead of soft
+    soft         soft distillation without features
+    hard         hard distillation without features, as in the paper
     own_teacher  first train a teacher on the student's images, as in the paper
     no_teacher   the same DeiT without the token, trained on the labels alone
     teacher      train the teacher itself, on all images of the data (the embedded ones unless config.data says otherwise)
@@ -26,7 +28,11 @@ TEACHER = dict(w0=32, wa=32.0, wm=2.0, depth=4, group_width=32, stem_width=16, s
 
 def get_config(argument: str = "") -> ConfigDict:
     words = pick(
-        "quickstart.py", argument, kind=("hard", "no_teacher", "teacher"), teacher=("own_teacher",), images=("10k",)
+        "quickstart.py",
+        argument,
+        kind=("soft", "hard", "no_teacher", "teacher"),
+        teacher=("own_teacher",),
+        images=("10k",),
     )
     kind, many = words["kind"], bool(words["images"])
     if (words["teacher"] and kind in ("no_teacher", "teacher")) or (many and kind == "teacher"):
@@ -45,13 +51,16 @@ def get_config(argument: str = "") -> ConfigDict:
     if kind == "no_teacher":
         config.model.name = "deit_tiny_patch16_224"
         config.model.drop_path_rate = 0.1
-        config.train.epochs = 52 if many else 260  # as much time as with a teacher
+        config.train.epochs = 52 if many else 260  # as much time as soft; see docs/results.md
         return config
     config.model.name = "deit_tiny_distilled_patch16_224"
     config.model.drop_path_rate = 0.0
     config.train.epochs = 40 if many else 200
     config.distillation.kind = kind or "soft"
     if not kind:
+        config.train.epochs = 30 if many else 150
+        config.features.pairs, config.features.mse = ("patch_2:s2", "patch_4:s3"), 1.0
+    if config.distillation.kind == "soft":
         config.distillation.alpha, config.distillation.tau, config.distillation.kl_mean = 0.9, 2.0, "batch"
     config.teacher.name = "regnety_002"
     if words["teacher"]:

@@ -52,7 +52,9 @@ def test_the_other_configurations_are_valid():
         teacher.get_config(),
         teacher.get_config("regnety_040,runlocal"),
         quickstart.get_config(),
-        *map(quickstart.get_config, ("no_teacher", "hard", "own_teacher,10k", "10k", "no_teacher,10k", "teacher")),
+        *map(
+            quickstart.get_config, ("no_teacher", "soft", "hard", "own_teacher,10k", "10k", "no_teacher,10k", "teacher")
+        ),
         *map(cifar10.get_config, ("none", "two_tokens", "teacher")),
         *map(_with_a_teacher, ("soft", "hard", "soft,no_token")),
     ):
@@ -66,7 +68,10 @@ def test_the_other_configurations_are_valid():
         (teacher, "resnet50"),
         (quickstart, "fast"),
         (cifar10, "none,no_token"),
-        *((quickstart, words) for words in ("no_teacher,own_teacher", "own_teacher,teacher", "teacher,10k")),
+        *(
+            (quickstart, words)
+            for words in ("no_teacher,own_teacher", "own_teacher,teacher", "teacher,10k", "hard,soft")
+        ),
     ],
 )
 def test_unknown_arguments_are_refused(module, argument):

@@ -154,11 +154,11 @@ def evaluated_networks(
 
 
 def without_teacher(config: ConfigDict) -> ConfigDict:
-    """Returns a copy without distillation: a finished student needs neither the teacher's weights nor its initial ones."""
+    """Returns a copy without all that only a teacher is for: a finished student needs neither its teacher nor its initial weights."""
     config = config.copy_and_resolve_references()
     if config.model.weights == MUST_BE_GIVEN:
         config.model.weights = ""
-    for section in ("distillation", "teacher"):
+    for section in ("distillation", "teacher", "features", "unlabelled"):
         config[section] = default_config()[section]
     forget_sections(config)
     return config

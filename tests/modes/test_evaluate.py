@@ -173,6 +173,8 @@ def test_a_file_is_evaluated_without_a_workdir_and_without_a_teacher(trained, tm
     assert found["scores"]["raw"] == evaluate(as_trained(), workdir)["scores"]["ema"]
     assert found["step"] is None and json.loads((tmp_path / "file.json").read_text())["weights"] == f"weights of {path}"
     assert f"\nweights of {path}\n" in capsys.readouterr().out
+    trained_with = as_trained(features__pairs=("cls_1:s1",), features__mse=1.0, unlabelled__source="fashion_mnist_10k")
+    assert evaluate(trained_with, workdir)["scores"] == evaluate(as_trained(), workdir)["scores"]
     # A workdir with checkpoints is what is meant; one without takes the weights, and the file.
     assert evaluate(as_trained(model__weights=path), workdir)["step"] == 2
     assert evaluate(as_trained(model__weights=str(workdir)), None)["step"] == 2
