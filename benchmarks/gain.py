@@ -69,7 +69,7 @@ def _fashion_mnist(images: str, word: str) -> dict[str, Row]:
     }
 
 
-# Not tuned. The unlabelled images are all 10,000 embedded ones; half as many epochs, so that the steps are as many as without them.
+# Not tuned. The unlabelled images are all 10,000 embedded ones; half the epochs, so that there are as many steps as without them.
 _UNLABELLED = {
     "unlabelled_2k": Row(
         "configs/quickstart.py:soft",

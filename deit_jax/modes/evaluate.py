@@ -154,7 +154,7 @@ def evaluated_networks(
 
 
 def without_teacher(config: ConfigDict) -> ConfigDict:
-    """Returns a copy without all that only a teacher is for: a finished student needs neither its teacher nor its initial weights."""
+    """Returns a copy without what only a teacher is for: a finished student needs neither that nor its initial weights."""
     config = config.copy_and_resolve_references()
     if config.model.weights == MUST_BE_GIVEN:
         config.model.weights = ""
