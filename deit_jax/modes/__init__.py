@@ -139,7 +139,7 @@ def _train(given: Given) -> None:
 
 
 @_mode("record", "write the teacher's answers to all images of a training; other trainings learn from them without a teacher.",
-    "--mode=record --config=configs/quickstart.py --output=answers",
+    "--mode=record --config=configs/quickstart.py:soft --output=answers",
     needs=("config", "output"), output="the folder of the answers; missing ones are added",
     flags=(
         Flag("teacher", "a teacher that replaces config.teacher's network: my_module:function, a function from images to logits "

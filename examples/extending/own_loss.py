@@ -1,6 +1,6 @@
 """A custom loss: the student matches the teacher's logits, optionally without their scale.
 
-    PYTHONPATH=examples/extending python run.py --config=configs/quickstart.py --workdir=runs/matched \
+    PYTHONPATH=examples/extending python run.py --config=configs/quickstart.py:soft --workdir=runs/matched \
         --config.plugins=own_loss --config.distillation.kind=logit_matching --config.logit_matching.weight=0.8
 """
 
