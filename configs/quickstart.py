@@ -4,7 +4,7 @@
 
 Fashion-MNIST and the teacher are included in the package. The teacher is a RegNetY trained by this project on all 60,000 labelled
 training images, of which the student gets 2,000 (docs/results.md). Modules, losses and steps are those of configs/deit.py; sizes,
-lengths and strengths differ. The student learns from the labels, from the teacher's probabilities (soft distillation) and from its
+lengths and strengths differ. The student learns from the labels, from the teacher's probabilities (soft distillation) and its
 features. Arguments, several as in configs/quickstart.py:no_teacher,10k
 
     soft         soft distillation without features
