@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from deit_jax import console
+from deit_jax.modes.attention_animation import attention_animation
 from deit_jax.paper import tables
 from deit_jax.printable import printable
 from deit_jax.reporting.plots import TOKEN_NAMES, drawn, new_figure, save
@@ -81,7 +82,7 @@ class Report:
         return result
 
     def attention(self, names: Sequence[str], images: np.ndarray, maps: np.ndarray, rollout: np.ndarray) -> None:
-        """Writes attention.npz, and for each image an overview and one picture with every block and head.
+        """Writes attention.npz, and for each image an overview, an animation by block and a picture of every block and head.
 
         Args:
           names: numbered names, "0_name".
@@ -98,6 +99,8 @@ class Report:
             panels = {f"{token} token, {heads}": last[i] for i, token in enumerate(tokens)}
             panels |= {f"{token} token, rollout\nall blocks": rolled[i] for i, token in enumerate(tokens)}
             plot_attention(self.folder / f"attention_{name}.png", title, image, panels)
+            animation = attention_animation(title, image, by_block.mean(axis=1), tokens)
+            replace_file(self.folder / f"attention_{name}.svg", animation)
             for i, token in enumerate(tokens):
                 path = self.folder / f"attention_{name}_{token}_heads.png"
                 plot_attention_heads(path, f"{title}: attention of the {token} token", image, by_block[:, :, i])

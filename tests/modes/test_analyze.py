@@ -78,8 +78,9 @@ def test_the_matrix_compares_the_predictions_of_the_networks(workdirs, analysis)
 def test_every_table_and_picture_is_written(analysis):
     folder, found = analysis
     assert sorted(path.name for path in folder.iterdir()) == [
-        "attention.npz", "attention_0_crops_china.png", "attention_0_crops_china_class_heads.png",
-        "attention_0_crops_china_distillation_heads.png", "disagreement.json", "disagreement.md", "disagreement.png",
+        "attention.npz", "attention_0_crops_china.png", "attention_0_crops_china.svg",
+        "attention_0_crops_china_class_heads.png", "attention_0_crops_china_distillation_heads.png", "disagreement.json",
+        "disagreement.md", "disagreement.png",
         "position_embedding.json", "position_embedding.png", "tokens.json", "tokens.png",
     ]  # fmt: skip
     for path in folder.glob("*.png"):
