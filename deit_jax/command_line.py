@@ -159,7 +159,7 @@ def run(argv: Sequence[str]) -> None:
     try:
         mode.run(given)
     except OSError as error:
-        if given.output is None or not _concerns(error, given.output):
+        if not isinstance(given.output, Path) or not _concerns(error, given.output):
             raise
         raise UsageError(f"--output={given.output} cannot be written ({error.strerror or error})") from error
 
@@ -176,11 +176,13 @@ def _given(mode: Mode, files: Sequence[str]) -> Given:
     workdir, output = _value("workdir"), _value("output")
     if "://" in (workdir or ""):
         raise UsageError(f"--workdir={workdir} is an address: give a folder on a disk that all processes share")
-    refuse_address("--output", output, UsageError)  # before pathlib collapses the two slashes
+    is_address = mode.output_address and "://" in (output or "")
+    if not is_address:
+        refuse_address("--output", output, UsageError)  # before pathlib collapses the two slashes
     given = Given(
         config=_GIVEN.config,
         workdir=None if workdir is None else folder("--workdir", workdir),
-        output=_output(),
+        output=output if is_address else _output(),
         files=[typed_path("FILE", name) for name in files],
         flags={flag.name: _value(flag.name) for flag in mode.flags},
     )

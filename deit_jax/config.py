@@ -174,19 +174,21 @@ class _Data:
         choices="data.registry.source_names")
     name: str = option("imagenet2012", "TFDS name; parquet: its columns, if several fit (\"image,label\"); registered "
         "sources may use it, the others do not", only_if_typed=True)
-    path: str = option("", "npz: the file; folder: the parent of the splits' folders; tar, parquet: the shards' folder, or a "
-        "pattern of their names; tfds: data_dir (\"\": TFDS's default)")
+    path: str = option("", "npz: the file; folder: the parent of the splits' folders; tar, parquet, array_record: the shards' "
+        "folder, or a pattern of their names; imagenet_tars: the folder of ImageNet's three files; tfds: data_dir (\"\": TFDS's "
+        "default)")
     train_split: str = option("train", "name of a split, or a part of one: \"train[:90%]\", \"train[1000:]\" (docs/data.md)")
     eval_split: str = option("validation", "as train_split")
     images_per_class: int | None = option(None, "use this many training images of each class, to try few labels; None: all",
         at_least=1, before=None)
-    held_out: float = option(0.0, "folder, if there is no folder for eval_split: the share of every class's training images "
-        "held out for evaluation; path may then contain the class folders themselves. 0: the folder is required",
+    held_out: float = option(0.0, "folder, tar, parquet, array_record: if there are no images for eval_split, the share of "
+        "every class's training images held out for evaluation; a folder's path may then contain the class folders themselves. "
+        "0: those images are required",
         at_least=0, at_most=0.99, before=0.0)
-    index: str = option("auto", "folder, tar: where the list of images is cached for the next start: a folder (hosts may share "
+    index: str = option("auto", "folder, tar, imagenet_tars: where the list of images is cached for the next start: a folder (hosts may share "
         "it), \"auto\" (deit_jax in the user's cache folder; with several processes .deit_jax-UID next to the workdir), or "
         '"" (not cached)', before="auto")
-    copies_gib: float = option(64.0, "tar, parquet in a bucket: keep so much of what was read on disk, per split, in GiB, "
+    copies_gib: float = option(64.0, "tar, parquet, array_record in a bucket: keep so much of what was read on disk, per split, in GiB, "
         "but at most half of the free space (deit_jax/copies in the user's cache folder); 0: nothing",
         at_least=0, before=64.0, only_if_typed=True)
     repeats: int = option(1, "repeated augmentation: copies of an image in the sampling order (paper, section 6: 3); 1: off",

@@ -103,8 +103,8 @@ def _as_rgb(image: np.ndarray) -> np.ndarray:
     )
 
 
-def _with_shorter_side(height: int, width: int, size: int) -> tuple[int, int]:
-    # As in torchvision, the longer side is truncated, not rounded.
+def with_shorter_side(height: int, width: int, size: int) -> tuple[int, int]:
+    """Returns height and width of an image whose shorter side becomes `size`, the longer one truncated as in torchvision."""
     if height <= width:
         return size, int(size * width / height)
     return int(size * height / width), size
@@ -183,7 +183,7 @@ class PaddedCrop:
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`; draws the vertical offset, then the horizontal one."""
         size, padding = self.size, self.padding
-        height, width = _with_shorter_side(image.shape[0], image.shape[1], size)
+        height, width = with_shorter_side(image.shape[0], image.shape[1], size)
         # Offsets of the window in the image; negative in the frame. Copying the overlap is cheaper than padding the image.
         top = int(rng.integers(0, height - size + 2 * padding, endpoint=True)) - padding
         left = int(rng.integers(0, width - size + 2 * padding, endpoint=True)) - padding
@@ -213,7 +213,7 @@ class CenterCrop:
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
         """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`; draws nothing."""
-        height, width = _with_shorter_side(image.shape[0], image.shape[1], int(self.size / self.crop_ratio))
+        height, width = with_shorter_side(image.shape[0], image.shape[1], int(self.size / self.crop_ratio))
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)  # halves to even, as in torchvision
         return resize(image, height, width, window=Box(top, left, self.size, self.size))
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from deit_jax.config import default_config
+from deit_jax.data.other_layouts import MAIN
 from deit_jax.data.shards import Shards, split_shards
-from deit_jax.data.sources import DataError, Example, Split, UnusableError, digest
+from deit_jax.data.sources import UNLABELLED, DataError, Example, Split, UnusableError, digest
 from deit_jax.data.split_folders import words_of
 from deit_jax.data.stored_files import as_python_file
 from deit_jax.data.tar_index import MAX_CLASSES
@@ -41,33 +42,37 @@ class ParquetSource:
     Args:
         shards: the split's files.
         columns: names of the image or label column, separated by commas, if the types leave a choice.
+        labelled: False: labels are not read; all images have one class, "unlabelled".
 
     Raises:
         DataError: pyarrow is not installed; a file cannot be read or has other columns; the image or label column is missing, or
             more than one fits; or a label is missing or not a class.
     """
 
-    def __init__(self, shards: Shards, columns: str = ""):
+    def __init__(self, shards: Shards, columns: str = "", *, labelled: bool = True):
         self._shards = shards
         where = printable(shards.path(0))
         with _open(shards, 0) as first:
             schema = first.schema_arrow
         features = _features(schema)
-        image, label = _choose(schema, features, [name.strip() for name in columns.split(",") if name.strip()], where)
+        wanted = [name.strip() for name in columns.split(",") if name.strip()]
+        image, label = _choose(schema, features, wanted, where, labelled)
+        used = [image, label] if labelled else [image]
         kind = schema.field(image).type
         self._leaf = f"{image}.bytes" if _is_struct(kind) else image
         self._path = f"{image}.path" if _is_struct(kind) and kind.get_field_index("path") >= 0 else ""
 
         def read(number: int) -> tuple[np.ndarray, np.ndarray, Any]:
             with _open(shards, number) as file:
-                for name in (image, label):
+                for name in used:
                     index = file.schema_arrow.get_field_index(name)
                     if index < 0 or file.schema_arrow.field(index).type != schema.field(name).type:
                         raise DataError(
                             f"{printable(shards.path(number))}: its column {printable(name)} is missing or of another type than "
                             f"in {where}; use files of one data set"
                         )
-                return *_groups(file, self._leaf), _read_column(shards, number, file, label)
+                values = _read_column(shards, number, file, label) if labelled else None
+                return *_groups(file, self._leaf), values
 
         with ThreadPoolExecutor(_THREADS) as pool:
             rows, sizes, values = zip(*pool.map(read, range(len(shards.files))), strict=True)
@@ -76,7 +81,10 @@ class ParquetSource:
         self._first_groups = np.searchsorted(self._files, np.arange(len(rows)))  # int64[F]
         self._ends = np.cumsum(np.concatenate(rows))  # int64[G]: of each row group, in rows of the split
         self._first_rows = np.cumsum([0, *(each.sum() for each in rows)])  # int64[F + 1]
-        self.labels, names = self._read_labels(values)  # int32 [N]
+        names: tuple[str, ...] | None = UNLABELLED
+        self.labels = np.zeros(len(self), np.int32)  # int32 [N]
+        if labelled:
+            self.labels, names = self._read_labels(values)
         notes = list(shards.notes)
         known = features.get(label, {}).get("names") if isinstance(features.get(label), dict) else None
         if names is None and isinstance(known, list):
@@ -155,6 +163,11 @@ def open_parquet(data: Any, split: Split, flags: str) -> ParquetSource:
     """Opens a split of `data.path`; see `split_shards`."""
     shards = split_shards(data, split, ".parquet", flags)
     return ParquetSource(shards, "" if data.name == default_config().data.name else data.name)
+
+
+def open_unlabelled_parquet(data: Any) -> ParquetSource:
+    """Opens the split of unlabelled images of `data.path`."""
+    return ParquetSource(split_shards(data, "train", ".parquet", MAIN), data.name, labelled=False)
 
 
 class _RowGroups:
@@ -261,8 +274,10 @@ def _is_struct(kind: Any) -> bool:
     return pa.types.is_struct(kind)
 
 
-def _choose(schema: Any, features: dict[str, Any], wanted: list[str], where: str) -> tuple[str, str]:
-    """Returns the names of the image and the label column."""
+def _choose(
+    schema: Any, features: dict[str, Any], wanted: list[str], where: str, labelled: bool
+) -> tuple[str, str]:
+    """Returns the names of the image and the label column; "" for the latter unless `labelled`."""
     import pyarrow as pa
 
     def is_binary(kind: Any) -> bool:
@@ -291,7 +306,7 @@ def _choose(schema: Any, features: dict[str, Any], wanted: list[str], where: str
     for what, fits, kind, words in (
         ("image", is_image, "Image", ("image", "img", "jpg", "png")),
         ("label", is_label, "ClassLabel", _LABEL_WORDS),
-    ):
+    )[: 2 if labelled else 1]:
         names = [field.name for field in schema if fits(field)]
         for chosen in (
             [name for name in names if name in wanted],
@@ -312,7 +327,7 @@ def _choose(schema: Any, features: dict[str, Any], wanted: list[str], where: str
                 f"{where}: has the {what} columns {_listed(names)}; choose one, e.g. --config.data.name={names[0]}"
             )
         found.append(names[0])
-    return found[0], found[1]
+    return found[0], found[1] if labelled else ""
 
 
 def _listed(names: list[str]) -> str:

@@ -17,10 +17,13 @@ from deit_jax.data.decoding import Crop, PaddedCrop, RandomResizedCrop, evaluati
 from deit_jax.data.file_names import is_archive
 from deit_jax.data.folder import ImageFolderSource, LooseImageFolder
 from deit_jax.data.folder_index import AUTO
+from deit_jax.data.imagenet_tars import open_imagenet_tars
 from deit_jax.data.other_layouts import MAIN, check_layout, check_no_folders, no_split_folder, no_such_folder, one_class
 from deit_jax.data.own_source import OwnSource, open_own
-from deit_jax.data.parquet import open_parquet
+from deit_jax.data.parquet import open_parquet, open_unlabelled_parquet
+from deit_jax.data.prepared import EXTENSION, open_prepared
 from deit_jax.data.real_labels import RealLabels
+from deit_jax.data.shards import has_split
 from deit_jax.data.sources import (
     ArraySource,
     DataError,
@@ -33,10 +36,11 @@ from deit_jax.data.sources import (
 )
 from deit_jax.data.split_folders import find_split, sibling_splits, split_note, unused_splits
 from deit_jax.data.splits import held_out, split_name, take_of_each_class, take_part
-from deit_jax.data.tar_shards import open_tar
+from deit_jax.data.tar_shards import open_tar, open_unlabelled_tar
 from deit_jax.printable import printable
 from deit_jax.registration import same_definition
 
+_SHARDS = {"tar": ".tar", "parquet": ".parquet", "array_record": EXTENSION}  # sources whose splits are found by file names
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
 
 
@@ -226,12 +230,13 @@ def _shown(data: Any) -> str:
 
 
 def holds_out(data: Any) -> bool:
-    """Whether evaluation images are held out of the training folder: data.held_out is set and they have no folder."""
-    return (
-        data.source == "folder"
-        and data.held_out > 0
-        and find_split(data.path, split_name(data.eval_split), held_out=True) is None
-    )
+    """Whether evaluation images are held out of the training images: data.held_out is set and they have no folder or shards."""
+    if not data.held_out > 0:
+        return False
+    name = split_name(data.eval_split)
+    if data.source == "folder":
+        return find_split(data.path, name, held_out=True) is None
+    return data.source in _SHARDS and not has_split(data.path, name, _SHARDS[data.source])
 
 
 def _expression(data: Any, split: Split) -> str:
@@ -320,13 +325,28 @@ def _hold_out(data: Any, split: Split) -> ImageSource:
     else:
         notes = [*split_note(folder, name, "training"), *unused_splits(data.path, folder)]
     check_layout(folder, data.path)
-    source = ImageFolderSource(folder, data.index, notes)
-    paths = [source.relative_path(index) for index in range(len(source))]
-    held = held_out(paths, source.labels, data.held_out)
+    return _held_out_part(ImageFolderSource(folder, data.index, notes), data, split, folder)
+
+
+def _or_held_out(open_split: Callable[[Any, Split, str], ImageSource]) -> Callable[[Any, Split, str], ImageSource]:
+    """Returns the opener of shards that holds out evaluation images if there are no shards of them."""
+
+    def opener(data: Any, split: Split, flags: str) -> ImageSource:
+        if not flags or not holds_out(data):
+            return open_split(data, split, flags)
+        return _held_out_part(open_split(data, "train", flags), data, split, data.path)
+
+    return opener
+
+
+def _held_out_part(source: Any, data: Any, split: Split, where: str) -> Subset:
+    """Returns the images that are held out, or the others; without names, the images' numbers decide."""
+    name = getattr(source, "relative_path", str)
+    held = held_out([name(index) for index in range(len(source))], source.labels, data.held_out)
     if not held.any():
         raise DataError(
-            f"{printable(folder)}: data.held_out={data.held_out:g} leaves no image for evaluation: each class has one image; "
-            "add images, or a folder `val` with the same class folders"
+            f"{printable(where)}: data.held_out={data.held_out:g} leaves no image for evaluation: each class has one image; "
+            "add images, or evaluation images of the same classes (docs/data.md)"
         )
     without = len(source.class_names) - len(np.unique(source.labels[held]))
     notes = [
@@ -346,8 +366,10 @@ _SOURCES = {
         open_unlabelled=_unlabelled_arrays,
     ),
     "folder": _Kind(_open_folder, needs_path=True, unread=("name", "copies_gib"), open_unlabelled=_unlabelled_folder),
-    "tar": _Kind(open_tar, needs_path=True, unread=("name", "held_out")),
-    "parquet": _Kind(open_parquet, needs_path=True, unread=("held_out",)),
+    "tar": _Kind(_or_held_out(open_tar), needs_path=True, unread=("name",), open_unlabelled=open_unlabelled_tar),
+    "parquet": _Kind(_or_held_out(open_parquet), needs_path=True, open_unlabelled=open_unlabelled_parquet),
+    "array_record": _Kind(_or_held_out(open_prepared), needs_path=True, unread=("name", "index")),
+    "imagenet_tars": _Kind(open_imagenet_tars, needs_path=True, unread=("name", "held_out")),
     "tfds": _Kind(
         _open_tfds,
         takes_parts=True,

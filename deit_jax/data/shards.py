@@ -154,6 +154,15 @@ def find_shards(
     return Shards(root, found, (*notes, note), remote, copied)
 
 
+def has_split(path: str, name: str, extension: str) -> bool:
+    """Whether there are shards of a split; arguments as in `find_shards`. Raises DataError if several sets have its name."""
+    try:
+        find_shards(path, name, extension)
+    except MissingDataError:
+        return False
+    return True
+
+
 def _candidates(path: str, extension: str, flags: str) -> tuple[str, list[str], bool]:
     """Returns the root, all shards relative to it, and whether the path lists every one of them by name."""
     shown = printable(path)

@@ -88,6 +88,14 @@ def labels_of(source: ImageSource) -> np.ndarray | None:
     return getattr(source, "labels", None)
 
 
+def name_of(source: ImageSource, index: int) -> str:
+    """Returns what distinguishes an image within its data: its relative path or its file's name; "" if the source has neither."""
+    for method in ("relative_path", "file_name"):
+        if (name := getattr(source, method, None)) is not None:
+            return name(index)
+    return ""
+
+
 def searched_folders(source: ImageSource) -> tuple[str, ...]:
     """Returns the folders from which a source lists its images; empty for arrays and TFDS."""
     return getattr(source, "folders", ())
@@ -148,6 +156,10 @@ class Subset(SourceView):
     def describe(self, index: int) -> str:
         """Returns the other source's description."""
         return self._source.describe(int(self._indices[index]))
+
+    def relative_path(self, index: int) -> str:
+        """Returns the name of the image, see `name_of`."""
+        return name_of(self._source, int(self._indices[index]))
 
     @property
     def labels(self) -> np.ndarray | None:

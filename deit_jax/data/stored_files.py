@@ -65,14 +65,29 @@ def filesystem(scheme: str) -> Any:
         ) from error
 
 
-def stored_text(path: str) -> str | None:
-    """Returns the content of a text file, on disk or in a bucket; None if there is none. Raises OSError, UnicodeDecodeError."""
+def stored_bytes(path: str) -> bytes | None:
+    """Returns the content of a small file, on disk or in a bucket; None if there is none. Raises OSError."""
     try:
         if scheme := scheme_of(path):
-            return bytes(filesystem(scheme).cat_file(path)).decode()
-        return Path(path).read_text(encoding="utf-8")
+            return bytes(filesystem(scheme).cat_file(path))
+        return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, DataError):
+        raise
+    except Exception as error:
+        raise _as_os_error(error) from error
+
+
+def stored_text(path: str) -> str | None:
+    """Returns the content of a text file as `stored_bytes` does. Raises OSError, UnicodeDecodeError."""
+    content = stored_bytes(path)
+    return None if content is None else content.decode()
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """Returns an error of a package, each of which has its own for networks and permissions, as one of the system."""
+    return OSError(None, printable((str(error).splitlines() or [type(error).__name__])[0][:200]))
 
 
 class LocalFile:
@@ -140,8 +155,8 @@ class RemoteFile:
             content: bytes = filesystem(scheme).cat_file(self._address, start=start, end=stop, **settings)
         except OSError:
             raise
-        except Exception as error:  # each package has its own for networks and permissions
-            raise OSError(None, printable((str(error).splitlines() or [type(error).__name__])[0][:200])) from error
+        except Exception as error:
+            raise _as_os_error(error) from error
         if copying and self._copy is not None and len(content) == stop - start:
             for at in range(0, len(content), _BLOCK):
                 self._copy.put((start + at) // _BLOCK, content[at : at + _BLOCK])

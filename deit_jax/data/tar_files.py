@@ -58,10 +58,10 @@ class TarListing:
     skipped: Counter[str] = dataclasses.field(default_factory=Counter)
 
 
-def list_tar(path: str, file: StoredFile | None = None) -> TarListing:
+def list_tar(path: str, file: StoredFile | None = None, *, labelled: bool = True) -> TarListing:
     """Lists the images of a tar file and reads their labels.
 
-    path: its path, or the name of `file` in messages.
+    path: its path, or the name of `file` in messages. labelled: False: all images have the label of a folder.
 
     A label is the content of the image's `.cls` file, else the field `label` or `cls` of its `.json` file, else its folder. The
     files of an image have the same path up to the extension, or up to the first dot of the file's name.
@@ -73,7 +73,7 @@ def list_tar(path: str, file: StoredFile | None = None) -> TarListing:
     found = TarListing()
     texts: dict[tuple[str, str], tuple[Member, bytes]] = {}  # by kind and key
     seen = set[str]()
-    for member, content in _members(path, file):
+    for member, content in members_of(path, file):
         folder, _, name = member.name.rpartition("/")
         extension = os.path.splitext(name)[1].lower()
         kind = (
@@ -96,7 +96,7 @@ def list_tar(path: str, file: StoredFile | None = None) -> TarListing:
         found.images.append(member)
     users: dict[tuple[str, str], str] = {}
     for image in found.images:
-        kind, key = _label_file(image.name, texts)
+        kind, key = _label_file(image.name, texts) if labelled else (FOLDER, "")
         label = "" if kind == FOLDER else _label(path, *texts[kind, key], kind)
         found.kinds.append(kind if label else FOLDER)
         found.labels.append(label)
@@ -138,15 +138,15 @@ def _label(path: str, member: Member, content: bytes, kind: str) -> str:
     return str(value)
 
 
-def _members(path: str, file: StoredFile | None) -> Iterator[tuple[Member, bytes]]:
-    """Yields the files of a tar file, with the content of label files."""
+def members_of(path: str, file: StoredFile | None) -> Iterator[tuple[Member, bytes]]:
+    """Yields the files of a tar file, with the content of label files. Arguments and errors as in `list_tar`."""
     try:
-        yield from _members_of(file or LocalFile(path), path)
+        yield from _read_members(file or LocalFile(path), path)
     except OSError as error:
         raise DataError(f"{printable(path)}: cannot be read ({error.strerror}); restore the file") from error
 
 
-def _members_of(file: StoredFile, path: str) -> Iterator[tuple[Member, bytes]]:
+def _read_members(file: StoredFile, path: str) -> Iterator[tuple[Member, bytes]]:
     names: dict[str, Member] = {}  # of the files, for hard links
     given: dict[str, str] = {}  # names and sizes from preceding headers, which ustar's fields are too short for
     position = 0

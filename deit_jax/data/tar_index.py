@@ -6,6 +6,7 @@ It is made once, by reading the shards' headers in parallel, and cached like the
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +23,7 @@ from deit_jax.data.file_names import RULES, describe_skipped
 from deit_jax.data.folder import SETTLED_SECONDS, SMALLEST_INDEXED
 from deit_jax.data.folder_index import index_file, write_arrays
 from deit_jax.data.shards import Shards
-from deit_jax.data.sources import DataError
+from deit_jax.data.sources import UNLABELLED, DataError
 from deit_jax.data.tar_files import TarListing, list_tar
 from deit_jax.printable import is_utf8, printable
 
@@ -30,6 +32,7 @@ _THREADS = 16  # a network disk handles many concurrent requests as fast as one
 _REPORT_SECONDS = 5.0
 _AHEAD = 8 << 20  # bytes, of a shard in a bucket
 _NUMBER = re.compile(r"-?\d{1,18}", re.ASCII)
+Lister = Callable[[str, Any], TarListing]  # arguments as of `list_tar`
 MAX_CLASSES = 1_000_000  # larger numbers are not classes but, e.g., identities of images
 
 
@@ -63,15 +66,19 @@ class TarIndex:
         return f"skipped in {where}: {describe_skipped(skipped)}" if skipped else ""
 
 
-def open_index(shards: Shards, place: str) -> TarIndex:
+def open_index(shards: Shards, place: str, *, lister: Lister | None = None, labelled: bool = True) -> TarIndex:
     """Returns the index of some shards, from its file if that is current; place: as `data.index`.
+
+    lister: lists the images of each file; None: `list_tar`. labelled: False: all images have one class, "unlabelled".
 
     Raises:
         DataError: a shard cannot be read (see `list_tar`), there are no images, or they have no labels or negative ones.
     """
     state = json.dumps(shards.state()).encode()
     place_of = shards.path(0) if shards.remote else os.path.realpath(shards.path(0))
-    path = index_file(b"tar\0" + os.fsencode(place_of), place)
+    kind = b"tar" if labelled else b"unlabelled tar"
+    kind = kind if lister is None else b"files in a tar"
+    path = index_file(kind + b"\0" + os.fsencode(place_of), place)
     if path is not None:
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -87,22 +94,23 @@ def open_index(shards: Shards, place: str) -> TarIndex:
         except Exception:  # missing or damaged: read the shards again
             pass
     began = time.time()
-    index = _join(shards, _list_all(shards), state)
+    lister = lister or (list_tar if labelled else functools.partial(list_tar, labelled=False))
+    index = _join(shards, _list_all(shards, lister), state, labelled)
     settled = bool(shards.remote) or max(int(time) for _, _, time in shards.state()) < (began - SETTLED_SECONDS) * 1e9
     if path is not None and settled and len(index.labels) >= SMALLEST_INDEXED:
         write_arrays(path, version=_VERSION, rules=RULES, **dataclasses.asdict(index))
     return index
 
 
-def _list_one(shards: Shards, number: int) -> TarListing:
-    return list_tar(shards.path(number), shards.stored(number, ahead=_AHEAD) if shards.remote else None)
+def _list_one(shards: Shards, number: int, lister: Lister) -> TarListing:
+    return lister(shards.path(number), shards.stored(number, ahead=_AHEAD) if shards.remote else None)
 
 
-def _list_all(shards: Shards) -> list[TarListing]:
+def _list_all(shards: Shards, lister: Lister) -> list[TarListing]:
     found: list[TarListing] = []
     reported = time.monotonic()
     with ThreadPoolExecutor(_THREADS) as pool:
-        waiting = [pool.submit(_list_one, shards, number) for number in range(len(shards.files))]
+        waiting = [pool.submit(_list_one, shards, number, lister) for number in range(len(shards.files))]
         try:
             for future in waiting:
                 found.append(future.result())
@@ -115,7 +123,7 @@ def _list_all(shards: Shards) -> list[TarListing]:
     return found
 
 
-def _join(shards: Shards, found: list[TarListing], state: bytes) -> TarIndex:
+def _join(shards: Shards, found: list[TarListing], state: bytes, labelled: bool) -> TarIndex:
     images = [image for one in found for image in one.images]
     skipped = sum((one.skipped for one in found), Counter[str]())
     if not images:
@@ -132,7 +140,11 @@ def _join(shards: Shards, found: list[TarListing], state: bytes) -> TarIndex:
         return f"{printable(images[index].name)} in {printable(shards.path(numbers[index]))}"
 
     names, texts = [image.name for image in images], [label for one in found for label in one.labels]
-    if texts[0]:
+    labels: Sequence[int]
+    classes: list[str] | None
+    if not labelled:
+        labels, classes = [0] * len(names), [*UNLABELLED]
+    elif texts[0]:
         labels, classes = _labels(texts, where)
     else:
         names = _without_common_folders(names)

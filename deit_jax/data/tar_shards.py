@@ -8,10 +8,11 @@ from collections import OrderedDict
 from typing import Any
 
 from deit_jax.data.folder_index import AUTO
+from deit_jax.data.other_layouts import MAIN
 from deit_jax.data.shards import Shards, split_shards
 from deit_jax.data.sources import DataError, Example, Split, digest
 from deit_jax.data.stored_files import StoredFile, stored_text
-from deit_jax.data.tar_index import open_index
+from deit_jax.data.tar_index import Lister, open_index
 from deit_jax.printable import printable
 
 _OPEN_FILES = 128  # per process; many systems allow 1,024
@@ -28,14 +29,17 @@ class TarSource:
     Args:
         shards: the split's files.
         index: where the list of images is cached for the next start: see `ImageFolderSource`.
+        lister, labelled: see `open_index`.
 
     Raises:
         DataError: a shard cannot be read, is truncated, damaged or a copy of another; there are no images; or labels are missing
             or mixed, or exceed the class names.
     """
 
-    def __init__(self, shards: Shards, index: str = AUTO):
-        self._shards, self._index = shards, open_index(shards, index)
+    def __init__(
+        self, shards: Shards, index: str = AUTO, *, lister: Lister | None = None, labelled: bool = True
+    ) -> None:
+        self._shards, self._index = shards, open_index(shards, index, lister=lister, labelled=labelled)
         self.labels = self._index.labels  # int32 [N]
         names = self._index.class_names()
         notes = [*shards.notes, self._index.note(printable(shards.root))]
@@ -44,7 +48,7 @@ class TarSource:
             notes.append(note)
         self.class_names = names
         self.notes = tuple(note for note in notes if note)
-        self._files = _OpenFiles(shards)
+        self._files = OpenFiles(shards)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -65,6 +69,10 @@ class TarSource:
         """Returns the image's path within its shard, and the shard's path."""
         return f"{printable(self._index.name(index))} in {printable(self._shards.path(self._index.shards[index]))}"
 
+    def relative_path(self, index: int) -> str:
+        """Returns the image's path within its shard, without folders that all images share."""
+        return self._index.name(index)
+
     def file_name(self, index: int) -> str:
         """Returns the file's name without folders."""
         return self._index.name(index).rpartition("/")[2]
@@ -77,6 +85,11 @@ class TarSource:
 def open_tar(data: Any, split: Split, flags: str) -> TarSource:
     """Opens a split of `data.path`; see `split_shards`."""
     return TarSource(split_shards(data, split, ".tar", flags), data.index)
+
+
+def open_unlabelled_tar(data: Any) -> TarSource:
+    """Opens the split of unlabelled images of `data.path`."""
+    return TarSource(split_shards(data, "train", ".tar", MAIN), data.index, labelled=False)
 
 
 def number_names(shards: Shards, count: int) -> tuple[tuple[str, ...], str]:
@@ -110,7 +123,7 @@ def number_names(shards: Shards, count: int) -> tuple[tuple[str, ...], str]:
     return tuple(map(str, range(count))), ""
 
 
-class _OpenFiles:
+class OpenFiles:
     """The shards opened last. Each process opens its own."""
 
     def __init__(self, shards: Shards) -> None:
@@ -130,4 +143,4 @@ class _OpenFiles:
             return file
 
     def __reduce__(self) -> Any:
-        return _OpenFiles, (self._shards,)
+        return OpenFiles, (self._shards,)

@@ -41,7 +41,7 @@ class Given:
 
     config: Any  # ConfigDict or None
     workdir: Any  # Path or None
-    output: Any  # Path or None
+    output: Any  # Path or None; a text, if it is an address
     files: Sequence[str]
     flags: Mapping[str, Any]  # the values of the mode's own flags, by name
 
@@ -63,6 +63,7 @@ class Mode:
         devices: "prepared": set up for a computation, perhaps with several processes, as configured; "found": requested devices
             must exist; "untouched".
         shares_programs: whether several processes keep compiled programs next to the workdir (`share_compiled_programs`).
+        output_address: whether --output may be an address, such as gs://BUCKET/DIR; it is then a text.
         prints: what standard output has without --output: "nothing" that is not also in files; a "page", which a reader may cut
             off, as `| head` does; a "result", which must be read to the end.
     """
@@ -79,6 +80,7 @@ class Mode:
     check: Callable[[Given], None] | None = None
     devices: Literal["prepared", "found", "untouched"] = "prepared"
     shares_programs: bool = False
+    output_address: bool = False
     prints: Literal["nothing", "page", "result"] = "nothing"
 
     def accepts(self, flag: str) -> bool:
@@ -208,6 +210,28 @@ def _export(given: Given) -> None:
     flags = given.flags
     names = {"layout": flags["layout"], "which": flags["weights"], "checkpoint": flags["checkpoint"]}
     export(given.workdir, given.output, **names, opset=flags["opset"])
+
+
+@_mode("prepare", "write images of any source as array_record shards, for fast reading at random; an interrupted command continues.",
+    "--mode=prepare --config=configs/deit.py --config.data.source=imagenet_tars --config.data.path=DOWNLOADS --output=imagenet",
+    needs=("config", "output"),
+    output="the folder of the shards, or an address: gs://BUCKET/DIR or s3://BUCKET/DIR. In a complete folder the shards are "
+        "verified, and damaged ones written again",
+    flags=(
+        Flag("shortest_side", "resize images whose shorter side is longer to so many pixels (antialiased bicubic); default: all "
+            "images keep their bytes", int),
+        Flag("quality", "of the JPEG files that resized images become, 1 to 100; colors are not subsampled", int, default=95),
+        Flag("shard_images", "images per shard", int, default=2000),
+        Flag("splits", "the splits to write: train (config.data.train_split), validation (config.data.eval_split); repeat the flag "
+            "for both", list, default=["train", "validation"], choices=("train", "validation"))),
+    devices="untouched", output_address=True)
+def _prepare(given: Given) -> None:
+    from deit_jax.data.preparing import Settings
+    from deit_jax.modes.prepare import prepare_images
+
+    settings = Settings(**{name: given.flags[name] for name in ("shortest_side", "quality", "shard_images")})
+    splits = list(dict.fromkeys(given.flags["splits"]))
+    prepare_images(given.config, str(given.output), splits=splits, settings=settings)
 
 
 @_mode("preview", "draw the first training images after each stage of the augmentation.",
