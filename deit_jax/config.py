@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from deit_jax.errors import UserError
 from deit_jax.loss_kinds import loss_kind
@@ -206,8 +206,11 @@ class _Data:
         "current ones; the length of an epoch does not change", choices=("stop", "continue"), before="stop")
     num_threads: int | None = option(None, "decoding threads, per worker if there are any; 0: read between steps; None: by the "
         "number of cores", at_least=0)
-    num_workers: int = option(0, "decoding processes; 0: only threads", at_least=0)
-    prefetch_batches: int = option(2, "batches prepared in advance", at_least=1)
+    num_workers: int = option("auto", "decoding processes; 0: only threads; auto: 0 up to 16 cores, otherwise one per 16 cores "
+        "(images in memory: 0)", at_least=0, words=("auto",))
+    prefetch_batches: int = option(2, "batches prepared in advance in the memory of the host", at_least=1)
+    batches_ahead: int = option(2, "batches sent to the devices in advance, by a thread of its own (docs/data.md)",
+        at_least=1, at_most=16, before=2)
 
 
 @_section("unlabelled")
@@ -383,6 +386,8 @@ def default_config() -> ConfigDict:
         place = config[section] if section else config
         if each.default is None:
             place[field] = placeholder(each.kind.base)
+        elif each.kind.words:
+            place[field] = FieldReference(each.default, field_type=object)  # numbers and words
         else:
             place[field] = ConfigDict(each.default) if each.kind.base is ConfigDict else each.default
     return config.lock()

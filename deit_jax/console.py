@@ -88,8 +88,12 @@ def progress(
     speed: Mapping[str, float] | None,
     data_wait: float | None,
     eta: float | None,
+    hosts: Mapping[str, float] | None = None,
 ) -> None:
-    """Prints the progress line; `speed` is from `Speed.metrics`, `eta` in seconds. Both are omitted while unknown."""
+    """Prints the progress line; `speed` is from `Speed.metrics`, `eta` in seconds. Both are omitted while unknown.
+
+    hosts: figures of several processes, from `training.host_speeds.row_of`.
+    """
     line = f"step {step:>{len(str(total_steps))}}/{total_steps}  epoch {epoch:6.2f}  loss {loss:.4f}  lr {learning_rate:.3g}"
     if speed is not None and eta is not None:
         total, each = speed["images_per_second"], speed["images_per_second_per_device"]
@@ -98,10 +102,21 @@ def progress(
             line += f", {each:,.0f} per device"
         if "mfu" in speed:
             line += f", MFU {100 * speed['mfu']:.1f} %"
-        if data_wait is not None and data_wait >= 0.05:  # less is not worth fixing
+        if hosts and hosts["hosts/data_wait_slowest"] >= 0.05:
+            line += _waiting_hosts(hosts)
+        elif data_wait is not None and data_wait >= 0.05:  # less is not worth fixing
             line += f" ({100 * data_wait:.0f} % of the time waiting for data)"
         line += f"  ETA {duration(eta)}"
     say(line)
+
+
+def _waiting_hosts(hosts: Mapping[str, float]) -> str:
+    waits = (100 * hosts[f"hosts/data_wait_{which}"] for which in ("slowest", "median"))
+    text = "waiting for data: {:.0f} % of the time in the slowest process, median {:.0f} %".format(*waits)
+    if "hosts/slowest" in hosts:
+        rates = (hosts[f"hosts/images_per_second_{which}"] for which in ("slowest", "median"))
+        text += "; process {:.0f} reads {:,.0f} images/s, median {:,.0f}".format(hosts["hosts/slowest"], *rates)
+    return f" ({text})"
 
 
 def duration(seconds: float) -> str:

@@ -33,6 +33,7 @@ class Kind(NamedTuple):
     optional: bool = False  # whether None is a value
     element: type = float  # type of a tuple's elements: float, int, str, or tuple for pairs of str
     length: int | None = None  # length of a tuple; None: any
+    words: tuple[str, ...] = ()  # texts that are values too, e.g. "auto" for a number
 
     @classmethod
     def of_annotation(cls, annotation: Any) -> Kind:
@@ -62,12 +63,14 @@ class Kind(NamedTuple):
             str: "texts, separated by commas", tuple: "pairs of texts, e.g. (('.*', 'fsdp'),)",
         }  # fmt: skip
         what = of_elements[self.element] if self.base is tuple else words[self.base]
-        return what + (", or None" if self.optional else "")
+        return what + "".join(f", or {word}" for word in (*self.words, *(("None",) if self.optional else ())))
 
     def fits(self, value: Any) -> bool:
         """Whether a value is of this kind, apart from the length of a tuple. Numbers must be finite in float32."""
         if value is None:
             return self.optional
+        if isinstance(value, str) and value in self.words:
+            return True
         if self.base is tuple:
             return isinstance(value, tuple | list) and all(_element_fits(self.element, item) for item in value)
         return _element_fits(self.base, value)
@@ -91,6 +94,7 @@ class Option:
             or a function without arguments, which is called each time because plugins may register more.
         at_least, above, at_most, below: bounds, for every element of a tuple.
         ordered: the elements of a tuple must not decrease.
+        words: texts that are allowed besides the type's values.
         patterns: the texts of a tuple, or the first of each pair, are regular expressions.
         before: the meaning of a config.json without the field: what was done before the field existed. It never changes, even if
             the default does.
@@ -108,6 +112,7 @@ class Option:
     at_most: float | None = None
     below: float | None = None
     ordered: bool = False
+    words: tuple[str, ...] = ()
     patterns: bool = False
     before: Any = ALWAYS_RECORDED
     of_model: bool = False
@@ -137,7 +142,7 @@ class Option:
         """Returns what is wrong with a value, as the end of a message; None if it is allowed."""
         if not self.kind.fits(value):
             return f": give {self.kind.wanted}"
-        if value is None:
+        if value is None or value in self.kind.words:
             return None
         if (choices := self.known_choices()) and value not in choices:
             return f" is none of {', '.join(choices)}"
@@ -169,7 +174,8 @@ def option(default: Any, meaning: str, **facts: Any) -> Any:
 def declared(section: type) -> Iterator[tuple[str, Option]]:
     """Yields the options that a class declares as annotated attributes, in order."""
     for name, annotation in typing.get_type_hints(section).items():
-        yield name, dataclasses.replace(vars(section)[name], kind=Kind.of_annotation(annotation))
+        each = vars(section)[name]
+        yield name, dataclasses.replace(each, kind=Kind.of_annotation(annotation)._replace(words=each.words))
 
 
 def bad_pattern(patterns: Sequence[str | Sequence[str]]) -> str | None:
@@ -202,6 +208,8 @@ def _parsed(kind: Kind, text: str) -> Any:
     """The value of a text, or a value that does not fit the kind."""
     if kind.optional and text.strip().lower() == "none":
         return None
+    if text.strip().lower() in kind.words:
+        return text.strip().lower()
     if kind.base is str:
         return text
     if kind.base is bool:

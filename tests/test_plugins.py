@@ -9,7 +9,7 @@ import pytest
 from deit_jax import plugins
 from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
-from deit_jax.data.loading import _Reader
+from deit_jax.data.assembling import _InWorker
 from deit_jax.plugins import ImportedPlugins, import_plugins
 from deit_jax.training.record import read_config
 from tests.tiny import tiny_config
@@ -186,13 +186,13 @@ def test_a_field_added_to_a_loss_later_may_be_at_its_default(modules, tmp_path):
 
 
 def test_a_process_that_unpickles_a_reader_imports_the_plugins_first(modules):
-    modules(decoder="", uses_decoder="import sys\nsys.modules['decoder']\ndef read(text): return int(text)")
+    modules(decoder="", uses_decoder="import sys\nsys.modules['decoder']\ndef read(text): return {'number': int(text)}")
     import_plugins(["decoder"], "config.plugins")
     import uses_decoder
 
-    pickled = pickle.dumps(_Reader(ImportedPlugins(), uses_decoder.read), protocol=2)
+    pickled = pickle.dumps(_InWorker(ImportedPlugins(), uses_decoder.read), protocol=2)
     for name in ("decoder", "uses_decoder"):
         del sys.modules[name]
     plugins._imported.clear()
-    assert pickle.loads(pickled)("7") == 7
+    assert pickle.loads(pickled)("7")["number"] == 7
     assert "decoder" in plugins._imported and os.path.isfile(plugins._imported["decoder"])

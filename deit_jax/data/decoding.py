@@ -31,8 +31,8 @@ class Crop(Protocol):
     def size(self) -> int:
         """Height and width of the result in pixels."""
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`."""
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
+        """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`, which is `out` if given."""
 
 
 def decode(image: bytes | np.ndarray) -> np.ndarray:
@@ -159,10 +159,10 @@ class RandomResizedCrop:
         if not (0 < self.ratio[0] <= self.ratio[1]):
             raise ValueError(f"data.crop_ratio={self.ratio}: give two aspect ratios, 0 < smaller <= larger")
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`."""
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
+        """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`, which is `out` if given."""
         box = random_resized_crop_box(image.shape[0], image.shape[1], rng, self.scale, self.ratio)
-        return resize(image, self.size, self.size, box)
+        return resize(image, self.size, self.size, box, out=out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +180,11 @@ class PaddedCrop:
         if self.padding < 0:
             raise ValueError(f"data.crop_padding={self.padding}: give 0 or more pixels")
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`; draws the vertical offset, then the horizontal one."""
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
+        """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`, which is `out` if given.
+
+        Draws the vertical offset, then the horizontal one.
+        """
         size, padding = self.size, self.padding
         height, width = with_shorter_side(image.shape[0], image.shape[1], size)
         # Offsets of the window in the image; negative in the frame. Copying the overlap is cheaper than padding the image.
@@ -189,7 +192,8 @@ class PaddedCrop:
         left = int(rng.integers(0, width - size + 2 * padding, endpoint=True)) - padding
         rows = min(top + size, height) - max(top, 0)
         columns = min(left + size, width) - max(left, 0)
-        window = np.zeros((size, size, 3), np.uint8)
+        window = np.empty((size, size, 3), np.uint8) if out is None else out
+        window[:] = 0
         if rows > 0 and columns > 0:
             overlap = resize(image, height, width, window=Box(max(top, 0), max(left, 0), rows, columns))
             window[max(-top, 0) :, max(-left, 0) :][:rows, :columns] = overlap
@@ -211,11 +215,13 @@ class CenterCrop:
         if not 0 < self.crop_ratio <= 1:
             raise ValueError(f"evaluation.crop_ratio={self.crop_ratio}: give a share of the side in (0, 1]")
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`; draws nothing."""
+    def __call__(
+        self, image: np.ndarray, rng: np.random.Generator | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Crops uint8 `[H, W, 3]` to uint8 `[size, size, 3]`, which is `out` if given; draws nothing."""
         height, width = with_shorter_side(image.shape[0], image.shape[1], int(self.size / self.crop_ratio))
         top, left = round((height - self.size) / 2), round((width - self.size) / 2)  # halves to even, as in torchvision
-        return resize(image, height, width, window=Box(top, left, self.size, self.size))
+        return resize(image, height, width, window=Box(top, left, self.size, self.size), out=out)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,9 +234,11 @@ class Squash:
     def __post_init__(self) -> None:
         _check_size(self.size)
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        """Resizes uint8 `[H, W, 3]` to uint8 `[size, size, 3]`; draws nothing."""
-        return resize(image, self.size, self.size)
+    def __call__(
+        self, image: np.ndarray, rng: np.random.Generator | None = None, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Resizes uint8 `[H, W, 3]` to uint8 `[size, size, 3]`, which is `out` if given; draws nothing."""
+        return resize(image, self.size, self.size, out=out)
 
 
 EvaluationCrop = CenterCrop | Squash

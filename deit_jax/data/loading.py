@@ -8,34 +8,26 @@ batches do not depend on chunks, threads, workers or hosts.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import math
-import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import grain
 import numpy as np
-from absl import flags
 
-from deit_jax.data import shared_memory
+from deit_jax.data.assembling import Batch, assemble, images_of
 from deit_jax.data.bad_images import BadImages, OnBadImage
 from deit_jax.data.decoding import Crop, EvaluationCrop, decode
 from deit_jax.data.joint_order import JointOrder
+from deit_jax.data.reading_speed import ReadingSpeed
 from deit_jax.data.sampling import Chunk, Stretches, TrainOrder, chunks_of
 from deit_jax.data.sources import DataError, ImageSource, UnusableError, is_multi_label
 from deit_jax.data.unlabelled import UNLABELLED_ROW, is_unlabelled, same_kind
-from deit_jax.plugins import ImportedPlugins
 
 _CHUNK = 64  # maximum positions per chunk, plus remaining copies of an image
-_MAX_THREADS = 16  # by default; the interpreter lock hardly allows more
 _MAX_BAD_IN_A_ROW = 100
 # Second half of the Philox key: separates the crops' random stream from others with the same seed.
 _CROP_STREAM = 0xC407
-_SMALL_ARRAYS = 32 << 10  # bytes per chunk in addition to its images: rows and labels, one page each
-
-Batch = dict[str, np.ndarray]
 
 
 def crop_rng(seed: int, step: int, row: int) -> np.random.Generator:
@@ -56,10 +48,11 @@ def train_batches(
     stretches: Stretches | None = None,
     dealt: bool = True,
     num_threads: int | None = None,
-    num_workers: int = 0,
+    num_workers: int | str = 0,
     prefetch_batches: int = 2,
     on_bad_image: OnBadImage = "stop",
     bad_images: BadImages | None = None,
+    speed: ReadingSpeed | None = None,
     checksums: bool = False,
 ) -> Iterator[Batch]:
     """Iterates over the training batches of steps `start_step` to `stop_step - 1`; starting costs the same at any step.
@@ -74,11 +67,13 @@ def train_batches(
         dealt: images are in the rows that `order` deals them to, and the stretches are whole blocks. False: images are in the
             order's positions; the stretches are positions then, with arbitrary bounds. A `JointOrder` deals any stretches.
         num_threads: decoding threads, per worker if there are workers; 0 reads in the caller's thread; None: by the cores.
-        num_workers: decoding processes; 0: threads only.
+        num_workers: decoding processes; 0: threads only; "auto": see `assembling.default_workers`, and threads only for images
+            in memory.
         prefetch_batches: batches read ahead.
         on_bad_image: for an image that cannot be decoded or found, or has an invalid label: "stop" raises an error, "replace"
             reads the source's next usable image instead, with its own label.
         bad_images: counts the replaced images, batch by batch as they are returned; None: one that prints warnings.
+        speed: measures how fast this process reads; None: not measured.
         checksums: also return `checksum` uint32 `[B']`, the CRC-32 of each row's image.
 
     Returns:
@@ -103,19 +98,16 @@ def train_batches(
     read = _TrainReader(source, order, crop, start_step, chunks, dealt, on_bad_image, checksums)
     rows = sum(stop - start for start, stop in stretches)
 
-    def empty() -> Batch:
-        batch: Batch = {"image": np.empty((rows, crop.size, crop.size, 3), np.uint8), "label": np.empty(rows, np.int32)}
-        return batch | ({"checksum": np.empty(rows, np.uint32)} if checksums else {})
-
-    return _batches(
+    return assemble(
         read,
         steps=stop_step - start_step,
         chunks=len(chunks),
-        empty=empty,
+        empty=lambda: read.empty(rows),
         num_threads=num_threads,
         num_workers=num_workers,
         prefetch_batches=prefetch_batches,
         bad_images=bad_images or BadImages(),
+        speed=speed,
     )
 
 
@@ -126,7 +118,7 @@ def eval_batches(
     *,
     stretches: Stretches | None = None,
     num_threads: int | None = None,
-    num_workers: int = 0,
+    num_workers: int | str = 0,
     prefetch_batches: int = 2,
     on_bad_image: OnBadImage = "stop",
     bad_images: BadImages | None = None,
@@ -156,7 +148,7 @@ def eval_batches(
     chunks = chunks_of(stretches, batch_size, _CHUNK)
     read = _EvalReader(source, crop, batch_size, chunks, on_bad_image)
     rows = sum(stop - start for start, stop in stretches)
-    return _batches(
+    return assemble(
         read,
         steps=math.ceil(len(source) / batch_size),
         chunks=len(chunks),
@@ -171,7 +163,7 @@ def eval_batches(
 def empty_eval_batch(source: ImageSource, crop: EvaluationCrop, rows: int) -> Batch:
     """Returns a batch of `eval_batches` that is all padding."""
     return {
-        "image": np.zeros((rows, crop.size, crop.size, 3), np.uint8),
+        "image": images_of(rows, crop.size, black=True),
         "label": _no_labels(source, rows),
         "mask": np.zeros(rows, bool),
     }
@@ -202,10 +194,7 @@ def _read(source: ImageSource, index: int) -> tuple[np.ndarray, int | tuple[int,
 
 @dataclasses.dataclass(frozen=True)
 class _TrainReader:
-    """Maps a chunk number to its images and their local rows. A class, not a closure, because workers unpickle it.
-
-    `bad` has a line for each replaced image.
-    """
+    """A `ReadChunk` of training batches. A class, not a closure, because workers unpickle it."""
 
     source: ImageSource
     order: TrainOrder | JointOrder
@@ -216,30 +205,35 @@ class _TrainReader:
     on_bad_image: OnBadImage
     checksums: bool
 
-    def __call__(self, index: int) -> dict[str, Any]:
+    def empty(self, rows: int) -> Batch:
+        """Returns arrays of that many rows, to be filled in."""
+        batch: Batch = {"image": images_of(rows, self.crop.size), "label": np.empty(rows, np.int32)}
+        return batch | ({"checksum": np.empty(rows, np.uint32)} if self.checksums else {})
+
+    def __call__(self, index: int, batch: Batch | None = None) -> dict[str, Any]:
         step, number = divmod(index, len(self.chunks))
         step += self.start_step
         chunk = self.chunks[number]
         start, stop = (self._edge(step, edge, chunk) for edge in (chunk.start, chunk.stop))
         where = self.order.positions(step, start, stop)
-        images = np.empty((len(where.row), self.crop.size, self.crop.size, 3), np.uint8)
-        labels = np.empty(len(where.row), np.int32)
+        rows = (where.row if self.dealt else np.arange(start, stop)) + chunk.offset
+        out, places = (self.empty(len(rows)), range(len(rows))) if batch is None else (batch, rows.tolist())
         bad: list[str] = []
         previous, pixels = -1, np.empty(0, np.uint8)
         label: int | tuple[int, ...] = 0
-        for i, (image, row) in enumerate(zip(where.image_index.tolist(), where.row.tolist(), strict=True)):
+        for i, (image, row, place) in enumerate(
+            zip(where.image_index.tolist(), where.row.tolist(), places, strict=True)
+        ):
             if image != previous:
                 previous = image
                 # Another host has the first copies of this image, and counts it if it is replaced.
                 counted = (i > 0 or start > 0) and where.copy[i] > 0
                 pixels, label = self._read(image, [] if counted else bad)
-            images[i] = self.crop(pixels, crop_rng(self.order.seed, step, row))
-            labels[i] = label
-        rows = (where.row if self.dealt else np.arange(start, stop)) + chunk.offset
-        found = {"row": rows, "image": images, "label": labels, "bad": "\0".join(bad)}
-        if self.checksums:
-            found["checksum"] = np.fromiter((zlib.crc32(image.data) for image in images), np.uint32, len(images))
-        return found
+            self.crop(pixels, crop_rng(self.order.seed, step, row), out["image"][place])
+            out["label"][place] = label
+            if self.checksums:
+                out["checksum"][place] = zlib.crc32(out["image"][place].data)
+        return {"bad": "\0".join(bad)} | ({"row": rows, **out} if batch is None else {})
 
     def _edge(self, step: int, edge: int, chunk: Chunk) -> int:
         """Moves a boundary between chunks to the end of an image's copies; the stretch's own bounds stay."""
@@ -261,7 +255,7 @@ class _TrainReader:
 
 @dataclasses.dataclass(frozen=True)
 class _EvalReader:
-    """Maps a chunk number to its images (fewer or none past the end of the source) and their local rows."""
+    """A `ReadChunk` of evaluation batches; there are fewer images or none past the end of the source."""
 
     source: ImageSource
     crop: EvaluationCrop
@@ -269,132 +263,26 @@ class _EvalReader:
     chunks: tuple[Chunk, ...]  # parts of one batch
     on_bad_image: OnBadImage
 
-    def __call__(self, index: int) -> dict[str, Any]:
-        batch, number = divmod(index, len(self.chunks))
-        start, chunk = batch * self.batch_size, self.chunks[number]
-        rows = [row for row in range(chunk.start, chunk.stop) if start + row < len(self.source)]
-        images = np.zeros((len(rows), self.crop.size, self.crop.size, 3), np.uint8)
-        labels = _no_labels(self.source, len(rows))
-        mask = np.ones(len(rows), bool)
+    def __call__(self, index: int, batch: Batch | None = None) -> dict[str, Any]:
+        number, part = divmod(index, len(self.chunks))
+        start, chunk = number * self.batch_size, self.chunks[part]
+        local = [row for row in range(chunk.start, chunk.stop) if start + row < len(self.source)]
+        rows = np.asarray(local, np.int32) + chunk.offset
+        out = empty_eval_batch(self.source, self.crop, len(rows)) if batch is None else batch
+        places = range(len(rows)) if batch is None else rows.tolist()
         bad: list[str] = []
-        for i, row in enumerate(rows):
+        for row, place in zip(local, places, strict=True):
             try:
                 pixels, label = _read(self.source, start + row)
             except UnusableError as error:
                 if self.on_bad_image == "stop":
                     raise
-                mask[i] = False
                 bad.append(str(error))
                 continue
-            images[i] = self.crop(pixels)
+            self.crop(pixels, out=out["image"][place])
+            out["mask"][place] = True
             if isinstance(label, tuple):
-                labels[i, list(label)] = True
+                out["label"][place, list(label)] = True
             else:
-                labels[i] = label
-        return {
-            "row": np.asarray(rows, np.int32) + chunk.offset,
-            "image": images,
-            "label": labels,
-            "mask": mask,
-            "bad": "\0".join(bad),
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-    """What a loader worker unpickles: the plugins come first, so that they are imported before `read`, which may need them."""
-
-    plugins: ImportedPlugins
-    read: Callable[[int], dict[str, Any]]
-
-    def __call__(self, index: int) -> dict[str, Any]:
-        return self.read(index)
-
-
-def _batches(
-    read: Callable[[int], dict[str, Any]],
-    *,
-    steps: int,
-    chunks: int,
-    empty: Callable[[], Batch],
-    num_threads: int | None,
-    num_workers: int,
-    prefetch_batches: int,
-    bad_images: BadImages | None = None,
-) -> Iterator[Batch]:
-    if min(num_threads or 0, num_workers, prefetch_batches) < 0:
-        raise ValueError(
-            f"data.num_threads={num_threads}, data.num_workers={num_workers}, data.prefetch_batches={prefetch_batches}: "
-            "none may be negative"
-        )
-    if num_threads is None:
-        num_threads = default_threads(num_workers)
-    # At least one chunk per thread: a small batch is a single chunk, which would leave the other threads idle.
-    ahead = max(prefetch_batches * chunks, num_threads, 1)
-    per_process = math.ceil(ahead / max(num_workers, 1))
-    dataset: Any = (
-        grain.MapDataset.range(steps * chunks)
-        .map(_Reader(ImportedPlugins(), read))
-        .to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(per_process, num_threads)))
-    )
-    if num_workers:
-        # Grain buffers the same number again where it opens the chunks, and one more on each side.
-        kept = min(2 * per_process + 2, math.ceil(steps * chunks / num_workers))
-        one = sum(array.nbytes for array in empty().values()) // chunks + _SMALL_ARRAYS
-        shared_memory.require(num_workers * kept * one, num_workers)
-        dataset = dataset.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=per_process)
-        )
-    return _stream(dataset, steps, chunks, empty, num_workers, bad_images)
-
-
-def default_threads(num_workers: int) -> int:
-    """Returns the default number of decoding threads: one per core available to this process, divided among the workers."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(math.ceil(cores / max(num_workers, 1)), _MAX_THREADS)
-
-
-def _stream(
-    dataset: Any, steps: int, chunks: int, empty: Callable[[], Batch], num_workers: int, bad_images: BadImages | None
-) -> Iterator[Batch]:
-    if not steps:
-        return
-    if num_workers and not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # Grain's workers read absl flags, which are not parsed in notebooks and tests
-    reader = iter(dataset)
-    try:
-        for _ in range(steps):
-            batch, bad = empty(), []
-            for _ in range(chunks):
-                bad += _put(_next(reader, num_workers), batch)
-            if bad_images is not None:
-                bad_images.add(bad)
-            yield batch
-    finally:
-        # With workers, an abandoned iterator leaves processes running, and its reference cycles keep the last chunks' shared
-        # memory, which Python's resource tracker reports at exit.
-        reader.close()
-        if num_workers:
-            del reader
-            gc.collect()
-
-
-def _next(reader: Iterator[dict[str, Any]], num_workers: int) -> dict[str, Any]:
-    try:
-        return next(reader)
-    except OSError as error:  # errors of an image are DataErrors
-        if not num_workers:
-            raise
-        raise shared_memory.refused(error) from error
-    except RuntimeError as error:
-        if (ended := shared_memory.ended(error)) is None:
-            raise
-        raise ended from error
-
-
-def _put(chunk: dict[str, Any], batch: Batch) -> list[str]:
-    """Copies a chunk's images to their rows; returns a line for each replaced image."""
-    rows, bad = chunk.pop("row"), chunk.pop("bad", "")
-    for key, values in chunk.items():
-        batch[key][rows] = values
-    return bad.split("\0") if bad else []  # a file name may contain any other character
+                out["label"][place] = label
+        return {"bad": "\0".join(bad)} | ({"row": rows, **out} if batch is None else {})

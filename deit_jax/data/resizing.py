@@ -33,7 +33,14 @@ class Box(NamedTuple):
     width: int
 
 
-def resize(image: np.ndarray, height: int, width: int, box: Box | None = None, window: Box | None = None) -> np.ndarray:
+def resize(
+    image: np.ndarray,
+    height: int,
+    width: int,
+    box: Box | None = None,
+    window: Box | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """Resizes an image, or the part of it in `box`, like `Image.crop(box).resize((width, height), Image.BICUBIC)`.
 
     Both passes round to uint8. Their order follows Pillow 13 (see `vertical_first`), even if an older Pillow is installed.
@@ -43,30 +50,41 @@ def resize(image: np.ndarray, height: int, width: int, box: Box | None = None, w
         height, width: pixels of the result.
         box: a non-empty part of the image; None: the whole image.
         window: a non-empty part of the result; only this part is computed, with the same bits, and takes memory. None: all.
+        out: a C-contiguous array to write the result to; None: a new one.
 
-    Returns uint8 `[height, width, 3]`, or of the window's size; a view of `image` if no resizing is needed.
+    Returns uint8 `[height, width, 3]`, or of the window's size: `out` if given; otherwise a view of `image` if no resizing is
+    needed.
     """
     box = box or Box(0, 0, *image.shape[:2])
     window = window or Box(0, 0, height, width)
     if box[2:] == (height, width):
-        return _cut(_cut(image, box), window)
+        return _in(out, _cut(_cut(image, box), window))
     kernel = _kernel()
     if kernel is None:
-        return _resize_by_pillow(_cut(image, box), height, width, window)
+        return _in(out, _resize_by_pillow(_cut(image, box), height, width, window))
     rows = np.ascontiguousarray(image).reshape(image.shape[0], -1)
     first = vertical_first(box.height, box.width, height, width)
 
-    def compute(left: int, columns: int) -> np.ndarray:
-        out = np.empty((window.height, columns, 3), np.uint8)
-        kernel(rows, *box, height, width, window.top, left, first, out.reshape(window.height, -1))
-        return out
+    def compute(left: int, columns: int, part: np.ndarray | None = None) -> np.ndarray:
+        part = np.empty((window.height, columns, 3), np.uint8) if part is None else part
+        kernel(rows, *box, height, width, window.top, left, first, part.reshape(window.height, -1))
+        return part
 
     # The kernel copies several rows at a time, so it gets only some columns of a very wide image.
     step = max(1, _MAX_WIDTH * width // box.width)
     if step >= window.width:
-        return compute(window.left, window.width)
+        return compute(window.left, window.width, out)
     end = window.left + window.width
-    return np.concatenate([compute(left, min(step, end - left)) for left in range(window.left, end, step)], axis=1)
+    parts = [compute(left, min(step, end - left)) for left in range(window.left, end, step)]
+    return np.concatenate(parts, axis=1, out=out)
+
+
+def _in(out: np.ndarray | None, result: np.ndarray) -> np.ndarray:
+    """Returns `result`, copied to `out` if given."""
+    if out is None:
+        return result
+    out[:] = result
+    return out
 
 
 def _cut(image: np.ndarray, box: Box) -> np.ndarray:

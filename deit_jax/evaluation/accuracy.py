@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from deit_jax.evaluation.heads import answer_of, heads, outputs_of
 from deit_jax.parallel.distributed import compiled_together
+from deit_jax.parallel.in_advance import Unfinished
 
 Totals = dict[str, Any]
 EvalStep = Callable[[Any, dict[str, jax.Array]], Totals]
@@ -102,13 +103,15 @@ def sum_scores(
 ) -> dict[str, Totals]:
     """Sums the results of `eval_step` for each of `weights` in one pass over the batches, by name.
 
-    The sums stay on the device until the end, then move to the host.
+    The sums stay on the device until the end, then move to the host. Few batches are on the device at a time, see `Unfinished`.
     """
     totals: dict[str, Totals] = {name: {} for name in weights}
+    unfinished = Unfinished()
     for batch in batches:
         for name, variables in weights.items():
             sums = eval_step(variables, batch)
             totals[name] = _added(totals[name], sums) if totals[name] else sums
+        unfinished.note(dict(totals))
     totals = jax.device_get(totals)  # sorted by name
     return {name: totals[name] for name in weights}
 

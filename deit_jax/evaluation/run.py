@@ -25,7 +25,8 @@ from deit_jax.evaluation.accuracy import EvalStep, Scores, make_eval_step, mean_
 from deit_jax.models.protocol import on_mesh
 from deit_jax.parallel.distributed import first_process_first, sum_over_processes
 from deit_jax.parallel.host_rows import host_rows
-from deit_jax.parallel.sharding import put_batch, rounded_up
+from deit_jax.parallel.in_advance import sent_in_advance
+from deit_jax.parallel.sharding import rounded_up
 
 Weights = Mapping[str, Any]  # {"raw": variables, and "ema": variables or None}
 Batches = Iterator[dict[str, np.ndarray]]
@@ -90,7 +91,10 @@ class Evaluator:
 
     def weights(self, model: nn.Module, weights: Weights) -> dict[str, Scores]:
         """Returns scores by head for each of `weights` that is not None, in one pass over the images."""
+        before, reads = self._bad_images.count(), self._kept is None
         totals = sum_scores(self._eval_step(model), _present(weights), self._on_mesh(self._own_batches()))
+        if reads:
+            self.unreadable = sum_over_processes(self._bad_images.count() - before)
         counted = len(self._source) - self.unreadable
         return {name: mean_scores(sums, counted)[0] for name, sums in totals.items()}
 
@@ -121,16 +125,15 @@ class Evaluator:
         return self._eval_steps[model]
 
     def _own_batches(self) -> Batches:
-        """This process's batches of `source`, from memory if kept; counts the unreadable images after the last one."""
+        """This process's batches of `source`, from memory if kept."""
         if self._kept is not None:
             yield from self._kept
             return
-        kept, before = [], self._bad_images.count()
+        kept = []
         for batch in self._batches(self._source, self._bad_images):
             if self._keeps:
                 kept.append(batch)
             yield batch
-        self.unreadable = sum_over_processes(self._bad_images.count() - before)
         if self._keeps:
             self._kept = kept
 
@@ -157,7 +160,7 @@ class Evaluator:
         )
 
     def _on_mesh(self, batches: Batches) -> Iterator[dict[str, jax.Array]]:
-        return (put_batch(self._mesh, batch) for batch in batches)
+        return sent_in_advance(self._mesh, batches, self._config.data.batches_ahead)
 
     def _synchronized(self, batches: Batches, source: ImageSource, faults: list[DataError]) -> Batches:
         """The same batches, replaced by empty ones after a fault, so that all processes compute equally many."""

@@ -33,8 +33,9 @@ from deit_jax.modes import analysis_output as analysis
 from deit_jax.modes.compared import compared_networks
 from deit_jax.modes.evaluate import as_labelled
 from deit_jax.network import Network
+from deit_jax.parallel.in_advance import sent_in_advance
 from deit_jax.parallel.mesh import make_mesh
-from deit_jax.parallel.sharding import put_batch, replicated, rounded_up
+from deit_jax.parallel.sharding import replicated, rounded_up
 from deit_jax.storage.files import disk_faults
 from deit_jax.storage.workdir import ANALYSIS, Workdir
 from deit_jax.training.record import read_config
@@ -68,8 +69,7 @@ class EvaluationImages:
             on_bad_image=data.on_bad_image,
             bad_images=bad_images,
         )
-        for batch in batches:
-            yield put_batch(self.mesh, batch)
+        yield from sent_in_advance(self.mesh, batches, data.batches_ahead)
         self.unreadable = bad_images.count()
 
     def first(self, count: int) -> list[np.ndarray]:

@@ -75,6 +75,11 @@ class Sent:
     answers: Answers | None = None
 
 
+def _sent(mesh: Mesh, batch: dict[str, np.ndarray]) -> Sent:
+    checksums = batch["checksum"]
+    return Sent(put_batch(mesh, {name: rows for name, rows in batch.items() if name != "checksum"}), checksums)
+
+
 class _Ahead:
     """Limits how far the host is ahead of the device to two steps, because images between two programs take memory."""
 
@@ -101,11 +106,13 @@ class Replay:
     def begin(self, start: int) -> None:
         """Called before the first step, after `start` steps of earlier starts."""
 
-    def put(self, step: int, batch: dict[str, np.ndarray]) -> Sent:
-        """Sends the host's batch of a step, counted from 0, and its answers to the mesh. Raises as `RecordedAnswers.of_step`."""
-        checksums = batch.pop("checksum")
-        answers = put_batch(self._mesh, self._recorded.of_step(step, checksums))
-        return Sent(put_batch(self._mesh, batch), checksums, answers)
+    def put(self, batch: dict[str, np.ndarray]) -> Sent:
+        """Sends the host's batch of a step to the mesh, without its answers."""
+        return _sent(self._mesh, batch)
+
+    def received(self, step: int, sent: Sent) -> Sent:
+        """Adds the answers to a step, counted from 0. Raises as `RecordedAnswers.of_step`; all processes call it."""
+        return dataclasses.replace(sent, answers=put_batch(self._mesh, self._recorded.of_step(step, sent.checksums)))
 
     def take(self, step: int, state: TrainState, sent: Sent) -> tuple[TrainState, Metrics]:
         """Runs a step, counted from 0."""
@@ -134,10 +141,13 @@ class Recorder:
         self._mesh, self._source, self._recording, self._read = asking.mesh, source, recording, read
         self._ahead = _Ahead()
 
-    def put(self, step: int, batch: dict[str, np.ndarray]) -> Sent:
+    def put(self, batch: dict[str, np.ndarray]) -> Sent:
         """Sends a host's batch of a step to the mesh."""
-        checksums = batch.pop("checksum")
-        return Sent(put_batch(self._mesh, batch), checksums)
+        return _sent(self._mesh, batch)
+
+    def received(self, step: int, sent: Sent) -> Sent:
+        """Returns the batch itself: the answers are asked for in the step."""
+        return sent
 
     def ask(self, step: int, sent: Sent) -> tuple[jax.Array, jax.Array, Answers]:
         """Returns images, targets and answers of a step, counted from 0, and records the answers."""
@@ -158,7 +168,7 @@ class Recorder:
     def stretch(self, first: int, end: int) -> Generator[int, None, None]:
         """Records the steps from `first` (counted from 0) to `end` - 1; yields each once it is on the device."""
         for step, batch in enumerate(self._read(first, end), first):
-            sent = self.put(step, batch)  # while the device is at the steps before
+            sent = self.put(batch)  # while the device is at the steps before
             self._ahead.wait()
             _, _, answers = self.ask(step, sent)
             self._ahead.note(answers)

@@ -10,9 +10,11 @@ from typing import Any
 import jax
 
 from deit_jax import console
+from deit_jax.parallel.in_advance import Unfinished
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.reporting.speed import Item, Pace, Speed
 from deit_jax.training.divergence import READ_EVERY, Watch
+from deit_jax.training.host_speeds import HostSpeeds, row_of
 from deit_jax.training.losses import Metrics
 from deit_jax.training.plan import Plan
 from deit_jax.training.state import TrainState
@@ -25,6 +27,7 @@ class _Due:
     step: int
     metrics: Metrics | None  # to log; None: the step is only judged
     measured: int  # number of steps that the clock has counted, including this one
+    hosts: Any = None  # the figures of the processes, from `HostSpeeds.sent`
 
 
 class LateMetrics:
@@ -34,11 +37,14 @@ class LateMetrics:
     numbers refer to `deit_jax/training/loop.py`.
     """
 
-    def __init__(self, plan: Plan, watch: Watch, log: RunLog, speed: Speed, *, log_every: int) -> None:
-        self._plan, self._watch, self._log, self._speed = plan, watch, log, speed
+    def __init__(
+        self, plan: Plan, watch: Watch, log: RunLog, speed: Speed, *, log_every: int, hosts: HostSpeeds | None = None
+    ) -> None:
+        self._plan, self._watch, self._log, self._speed, self._hosts = plan, watch, log, speed, hosts
         self._log_every = log_every
         self._pace = Pace()
         self._newest_loss: Any = None  # an array, whose `is_ready` JAX's types do not declare
+        self._unfinished = Unfinished()
         self._due: _Due | None = None
 
     def timed(self, batches: Iterable[Item]) -> Iterator[Item]:
@@ -46,13 +52,18 @@ class LateMetrics:
         return self._pace.waiting(batches, lambda: self._newest_loss is None or self._newest_loss.is_ready())
 
     def note(self, step: int, metrics: Metrics) -> None:
-        """Takes a step that was dispatched, then reads the one before it if it is due (rule 6)."""
+        """Takes a step that was dispatched, then reads the one before it if it is due (rule 6).
+
+        Waits for an earlier step if too many are not finished, see `Unfinished`.
+        """
         self._pace.step()
         metrics = self._watch.note(step, metrics)
         self._newest_loss = metrics["loss"]
+        self._unfinished.note(self._newest_loss)
         self._read_due()
         if step % self._log_every == 0 or step in (1, self._plan.total_steps):
-            self._due = _Due(step, metrics, self._pace.steps)
+            hosts = None if self._hosts is None else self._hosts.sent(self._pace.data_wait())
+            self._due = _Due(step, metrics, self._pace.steps, hosts)
         elif step % READ_EVERY == 0:
             self._due = _Due(step, None, self._pace.steps)
 
@@ -89,17 +100,17 @@ class LateMetrics:
         self._watch.read(through=due.step)
         if due.metrics is not None:
             jax.block_until_ready(due.metrics)  # so that the time covers only finished steps
-            self._write(due.step, due.metrics, self._pace.seconds_per_step(due.measured))
+            self._write(due.step, due.metrics, self._pace.seconds_per_step(due.measured), row_of(due.hosts))
 
-    def _write(self, step: int, metrics: Metrics, seconds_per_step: float | None) -> None:
-        """Writes a row and prints a line, without a speed for the first step."""
+    def _write(self, step: int, metrics: Metrics, seconds_per_step: float | None, hosts: dict[str, float]) -> None:
+        """Writes a row and prints a line, without speeds for the first step."""
         values = {f"train/{name}": float(value) for name, value in jax.device_get(metrics).items()}
         values["epoch"] = step / self._plan.steps_per_epoch
         rates = data_wait = eta = None
         if seconds_per_step is not None:
             rates, data_wait = self._speed.metrics(seconds_per_step), self._pace.data_wait() or 0.0
             eta = seconds_per_step * (self._plan.total_steps - step)
-            values |= rates | {"data_wait": data_wait}
+            values |= rates | {"data_wait": data_wait} | hosts
         self._log.write(step, values)
         console.progress(
             step=step,
@@ -109,5 +120,6 @@ class LateMetrics:
             learning_rate=values["train/learning_rate"],
             speed=rates,
             data_wait=data_wait,
+            hosts=hosts,
             eta=eta,
         )

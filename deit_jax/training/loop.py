@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from deit_jax import console
 from deit_jax.config import needs_logits
 from deit_jax.data.bad_images import BadImages
+from deit_jax.data.reading_speed import ReadingSpeed
 from deit_jax.errors import Stopped
 from deit_jax.evaluation.accuracy import Scores, as_row, best_top1
 from deit_jax.evaluation.run import Evaluator, protocol_of, score_extra_sets
@@ -22,17 +24,18 @@ from deit_jax.parallel.distributed import (
     sum_over_processes,
     wait_for_all,
 )
-from deit_jax.parallel.sharding import put_batch, replicated
+from deit_jax.parallel.sharding import replicated
 from deit_jax.reporting.profile import Profile
 from deit_jax.reporting.run_log import RunLog
 from deit_jax.reporting.speed import Speed
 from deit_jax.storage.workdir import TENSORBOARD, Workdir, WorkdirLike
 from deit_jax.training.announcement import describe
-from deit_jax.training.answering import RecordedTeacher, Recorder, Replay, Sent, answering_of, recording_of
+from deit_jax.training.answering import RecordedTeacher, Recorder, Replay, answering_of, recording_of
 from deit_jax.training.checkpoint_folder import CheckpointError, last_step
 from deit_jax.training.checkpointing import Checkpoints
 from deit_jax.training.divergence import Detours, Rollback, Watch
-from deit_jax.training.first_images import log_first_images
+from deit_jax.training.feed import Feed
+from deit_jax.training.host_speeds import HostSpeeds, compare_with_need, described_need, needed_images_per_second
 from deit_jax.training.interruption import Interruption
 from deit_jax.training.late_metrics import LateMetrics
 from deit_jax.training.lock import hold
@@ -49,7 +52,6 @@ from deit_jax.training.preparation import (
     open_run,
     scored_by,
     speed_of,
-    step_batches,
 )
 from deit_jax.training.program import Initial, Program
 from deit_jax.training.record import (
@@ -59,7 +61,6 @@ from deit_jax.training.record import (
 )
 from deit_jax.training.recorded_answers import check_answers
 from deit_jax.training.state import TrainState
-from deit_jax.training.step import Batch
 from deit_jax.training.teacher import FrozenTeacher, Teacher, score_teacher
 from deit_jax.training.wall_time import WallTime
 
@@ -239,11 +240,14 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
     if run.answering is not None:
         run.answering.begin(start)
     watch = Watch(config.on_nonfinite, parameter_names(program.abstract_state.trained), log.write)
-    late = LateMetrics(plan, watch, log, run.speed, log_every=config.log.every_steps)
-    batches = late.timed(batches_on_mesh(run, detours, start, bad_images))
+    reading = ReadingSpeed()
+    hosts = HostSpeeds(program.mesh, reading)
+    late = LateMetrics(plan, watch, log, run.speed, log_every=config.log.every_steps, hosts=hosts)
+    feed = Feed(run.opened, program, log, run.answering, bad_images, reading)
+    batches: Any = late.timed(feed.batches(start, detours.stretches(start, plan.total_steps)))
     # TensorBoard looks for traces next to its events.
     traces, trace_after = run.workdir.folder(TENSORBOARD), start + config.log.profile_after
-    with Profile(traces, trace_after, config.log.profile_steps) as profile:
+    with contextlib.closing(batches), Profile(traces, trace_after, config.log.profile_steps) as profile:
         for step, batch in enumerate(batches, start + 1):
             profile.before(step)
             state, metrics = train_step(step, state, batch)
@@ -251,6 +255,7 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
             late.note(step, metrics)
             if step == start + 1:
                 late.start_clock(state)
+                compare_with_need(run.speed, reading)
                 run.wall_time.enter("steps")
             elif step % config.log.every_steps == 0:
                 run.wall_time.note(step, late.waited())
@@ -265,7 +270,7 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
 
 
 def step_of(run: Run) -> Callable[[int, TrainState, Any], tuple[TrainState, Metrics]]:
-    """Returns the function (step, state, batch) -> (state, metrics). step: from 1; batch: from `batches_on_mesh`."""
+    """Returns the function (step, state, batch) -> (state, metrics). step: from 1; batch: from `Feed`."""
     if (answering := run.answering) is not None:
         return lambda step, state, batch: answering.take(step - 1, state, batch)
     train_step = compiled_together(run.program.train_step)
@@ -286,27 +291,6 @@ def first_state(run: Run) -> tuple[TrainState, int]:
     start = int(state.step)
     console.say(f"resuming after step {start}")
     return state, start
-
-
-def batches_on_mesh(run: Run, detours: Detours, start: int, bad_images: BadImages) -> Iterator[Batch | Sent]:
-    """Yields the batches of the steps from `start` (counted from 0), each sent while the step before it computes."""
-    rows, ahead, answering = run.program.host_rows, None, run.answering
-    sent: Batch | Sent
-    pictures_due = start == 0 and run.log.shows_pictures
-    for first, end in detours.stretches(start, run.plan.total_steps):
-        source, checksums = run.opened.train_source, answering is not None
-        read = step_batches(run.config, source, run.plan, rows, first, end, bad_images, checksums=checksums)
-        for step, batch in enumerate(read, first):
-            if pictures_due:
-                log_first_images(run.log, run.config, run.plan, run.opened.train_source, rows, batch)
-                pictures_due = False
-            sent = put_batch(run.program.mesh, batch) if answering is None else answering.put(step, batch)
-            if ahead is not None:
-                yield ahead
-            ahead = sent
-    bad_images.warn_of_total()
-    if ahead is not None:
-        yield ahead
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,7 +346,9 @@ def weights_of(state: TrainState) -> dict[str, Any]:
 def facts_of(opened: Opened, built: Built, teacher: Teacher | None, initial: Initial | None) -> dict[str, Any]:
     """Returns what is printed at the start, see `describe`."""
     sources = opened.train_source, opened.eval_source
-    return describe(opened.config, opened.plan, built.program, *sources, teacher, initial, built.answers)
+    facts = describe(opened.config, opened.plan, built.program, *sources, teacher, initial, built.answers)
+    needed = needed_images_per_second(speed_of(opened, built, teacher))
+    return facts if needed is None else facts | {"reading": described_need(needed)}
 
 
 def frozen_on_mesh(built: Built, teacher: Teacher | None, recording: RecordedTeacher | None) -> FrozenTeacher | None:

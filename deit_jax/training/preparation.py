@@ -27,6 +27,7 @@ from deit_jax.data.classes import with_classes
 from deit_jax.data.folder_index import AUTO
 from deit_jax.data.identity import Identity, Images
 from deit_jax.data.loading import train_batches
+from deit_jax.data.reading_speed import ReadingSpeed
 from deit_jax.data.registry import open_source, train_crop
 from deit_jax.data.sources import ImageSource, digest, searched_folders
 from deit_jax.data.unlabelled import labelled_of, open_training_images
@@ -163,6 +164,7 @@ def step_batches(
     end: int,
     bad_images: BadImages | None = None,
     *,
+    speed: ReadingSpeed | None = None,
     checksums: bool = False,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields this process's rows of the training batches of steps `start` (counted from 0) to `end` - 1; see `train_batches`."""
@@ -180,6 +182,7 @@ def step_batches(
         prefetch_batches=data.prefetch_batches,
         on_bad_image=data.on_bad_image,
         bad_images=bad_images,
+        speed=speed,
         checksums=checksums,
     )
 
@@ -193,6 +196,7 @@ _PLACES = (
     "data.num_threads",
     "data.num_workers",
     "data.prefetch_batches",
+    "data.batches_ahead",
     "parallel.compilation_cache",
 )
 _PLACES_OF_SETS = re.compile(r"(teacher\.recipe\.)?evaluation\.extra\.[^.]+\.(path|labels)$")

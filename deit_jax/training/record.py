@@ -34,8 +34,8 @@ FORMAT = 2  # version of a workdir; 1 had no manifests. Changes that earlier ver
 _FREE_TO_CHANGE = (
     "log.", "checkpoint.", "evaluation.", "parallel.", "published.", "train.max_steps", "teacher.recipe.",
     "data.path", "data.eval_split", "data.max_eval_images", "data.num_threads", "data.num_workers", "data.prefetch_batches",
-    "data.index", "data.copies_gib", "data.on_bad_image", "data.on_change", "teacher.on_change", "on_nonfinite",
-    "unlabelled.path", "teacher.answers_timeout",
+    "data.batches_ahead", "data.index", "data.copies_gib", "data.on_bad_image", "data.on_change", "teacher.on_change",
+    "on_nonfinite", "unlabelled.path", "teacher.answers_timeout",
     "plugins",  # the fields with the names that they register may not change
     "augment.max_group_size",  # the resulting group size is recorded and kept
 )  # fmt: skip

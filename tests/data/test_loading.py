@@ -1,6 +1,5 @@
 import io
 import itertools
-import os
 import threading
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from PIL import Image
 from deit_jax.data.bad_images import BadImages
 from deit_jax.data.decoding import CenterCrop, PaddedCrop, RandomResizedCrop, decode
 from deit_jax.data.folder import ImageFolderSource
-from deit_jax.data.loading import crop_rng, default_threads, eval_batches, train_batches
+from deit_jax.data.loading import crop_rng, eval_batches, train_batches
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.data.sources import ArraySource, DataError
 
@@ -151,13 +150,6 @@ def test_chunks_end_at_the_end_of_an_images_copies():
         np.testing.assert_array_equal(batch["label"][row], image)
     distinct = [len(np.unique(order.positions(step).image_index)) for step in range(order.steps_per_epoch)]
     assert source.reads == sum(distinct)
-
-
-def test_default_threads_follow_the_cores(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
-    assert [default_threads(workers) for workers in (0, 1, 2, 4, 9)] == [6, 6, 3, 2, 1]
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(200)), raising=False)
-    assert default_threads(0) == 16 and default_threads(50) == 4
 
 
 def test_late_start_does_not_read_earlier_images():

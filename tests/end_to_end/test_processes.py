@@ -1,6 +1,7 @@
 """Runs with several real processes on this machine."""
 
 import re
+import time
 
 import jax
 import numpy as np
@@ -9,7 +10,18 @@ from PIL import Image
 
 from deit_jax.training.checkpointing import load_variables
 
-from .commands import TINY, refused, run_processes, run_together, succeed, train_rows
+from .commands import (
+    SHORT,
+    TINY,
+    forked_together,
+    free_port,
+    refused,
+    run_here,
+    run_processes,
+    run_together,
+    succeed,
+    train_rows,
+)
 
 
 def assert_same_run(one, other):
@@ -56,6 +68,30 @@ def test_two_processes_with_unlabelled_images_equal_one(tmp_path):
     done = succeed(TINY, f"--workdir={tmp_path / 'one'}", *further, devices=2)
     assert re.search(r"unlabelled +fashion_mnist_10k: 500 images.* 16 of 32 rows", done.stdout + done.stderr)
     assert_same_run(tmp_path / "runs" / "two", tmp_path / "one")
+
+
+def run_with_a_slow_second_process(*arguments):
+    if "--process_id=1" in arguments:
+        from deit_jax.data import loading
+
+        read = loading._read
+        loading._read = lambda *image: time.sleep(0.03) or read(*image)
+    run_here(*arguments)
+
+
+@pytest.mark.long
+def test_the_slow_host_is_named(tmp_path):
+    flags = [f"--workdir={tmp_path / 'run'}", f"--coordinator=127.0.0.1:{free_port()}", "--num_processes=2"]
+    short = [*SHORT, "--config.train.max_steps=30", *flags]
+    calls = [(*short, f"--process_id={number}") for number in range(2)]
+    done = forked_together(run_with_a_slow_second_process, calls)
+    assert [it.returncode for it in done] == [0, 0], done[0].stdout[-2000:] + done[0].stderr[-2000:]
+    last = train_rows(tmp_path / "run")[-1]
+    assert last["hosts/slowest"] == 1
+    assert 5 < last["hosts/images_per_second_slowest"] < 1.2 / 0.03 * 3  # repeats: an image is read once for three rows
+    assert last["hosts/images_per_second_median"] > 2 * last["hosts/images_per_second_slowest"]
+    assert last["hosts/data_wait_slowest"] > 0.3 and last["hosts/data_wait_median"] < last["hosts/data_wait_slowest"]
+    assert re.search(r"in the slowest process, median \d+ %; process 1 reads \d+ images/s", done[0].stdout)
 
 
 @pytest.mark.long
