@@ -43,7 +43,7 @@ def attention_animation(title: str, image: np.ndarray, maps: np.ndarray, tokens:
         _text(lefts[0], _TOP + _SIDE + 18, title if len(title) <= _LETTERS else f"{title[: _LETTERS - 3]}..."),
     ]
     # Pale and gray, so that light and dark areas of the image are not mistaken for the map's.
-    pale = Image.fromarray((255 - 0.45 * (255 - np.asarray(pixels.convert("L"), np.float32))).astype(np.uint8))
+    pale = Image.fromarray((255 - 0.35 * (255 - np.asarray(pixels.convert("L"), np.float32))).astype(np.uint8))
     for left, token in zip(lefts[1:], tokens, strict=True):
         parts += [_text(left, _TOP - 9, f"{token} token"), _picture(left, pale, "jpeg", quality=85)]
     for block, by_token in enumerate(maps):
