@@ -63,7 +63,9 @@ class OutputFolder:
                 try:
                     stack.enter_context(locked(Path(self._path(_LOCK)), console.warn))
                 except InUseError as holder:
-                    raise DataError(f"{self}: another command writes it ({holder}); wait for that, or stop it") from None
+                    raise DataError(
+                        f"{self}: another command writes it ({holder}); wait for that, or stop it"
+                    ) from None
             try:
                 yield
             finally:

@@ -274,9 +274,7 @@ def _is_struct(kind: Any) -> bool:
     return pa.types.is_struct(kind)
 
 
-def _choose(
-    schema: Any, features: dict[str, Any], wanted: list[str], where: str, labelled: bool
-) -> tuple[str, str]:
+def _choose(schema: Any, features: dict[str, Any], wanted: list[str], where: str, labelled: bool) -> tuple[str, str]:
     """Returns the names of the image and the label column; "" for the latter unless `labelled`."""
     import pyarrow as pa
 

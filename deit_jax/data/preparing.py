@@ -143,7 +143,7 @@ def prepare(
         DataError: the folder has other files, or the same of other images or settings; an image cannot be read; or a file cannot
             be written.
     """
-    first, *others = sources.values()
+    first = next(iter(sources.values()))
     for split, source in sources.items():
         if tuple(source.class_names) != tuple(first.class_names):
             raise DataError(
@@ -251,7 +251,8 @@ def _written(work: _Work, shards: list[_Shard], num_workers: int) -> Iterator[tu
             yield waiting[future], future.result()
     except BrokenProcessPool as error:
         raise DataError(
-            "a worker process ended (killed, or out of memory): the same command continues; try a smaller --config.data.num_workers"
+            "a worker process ended (killed, or out of memory): the same command continues, perhaps with a smaller "
+            "--config.data.num_workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -421,12 +422,14 @@ def _repair(work: _Work, card: dict[str, Any], num_workers: int) -> None:
     for facts in card["splits"].values():
         content = folder.read(facts["index"]["file"])
         if content is None or digest(content) != facts["index"]["digest"]:
-            raise DataError(f"{folder}/{facts['index']['file']}: is missing or damaged; remove {DATASET} and repeat the command")
+            raise DataError(
+                f"{folder}/{facts['index']['file']}: is missing or damaged; remove {DATASET} and repeat the command"
+            )
     damaged = [shard for shard in _shards(work) if folder.digest(shard.file) != written[shard.file]]
     for shard, part in _written(work, damaged, num_workers):
         if part.facts["digest"] != written[shard.file]:
             raise DataError(
-                f"{folder}/{shard.file}: was damaged, and is now written from other images; remove {DATASET} and repeat the command"
+                f"{folder}/{shard.file}: was damaged, and its images are others now; remove {DATASET} and repeat the command"
             )
         console.say(f"{folder}/{shard.file} was damaged or missing, and is written again")
 
