@@ -126,7 +126,7 @@ class ParquetSource:
         if read > _SLOW_BYTES:
             yield (
                 f"row groups of {int(np.median(rows)):,} images ({np.median(self._sizes) / 1e6:.0f} MB): in random order each "
-                "image reads a whole one, which is slow; write smaller row groups (docs/data.md, Parquet) or use data.source=tar"
+                "image reads a whole one, which is slow; --mode=prepare writes shards that are read by image"
             )
 
     def __len__(self) -> int:

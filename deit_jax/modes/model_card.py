@@ -46,7 +46,7 @@ def model_card(workdir: Workdir, network: Network, *, layout: str, repository: s
         "Recipe": _recipe(config, record, network),
         "Teacher": _teacher(config, record, results),
         "Command": _command(environment),
-        "Licence": f"The weights: {licence}." if licence else "The author has not stated a licence for these weights.",
+        "Licence": f"The weights: {licence}." if licence else "No licence is stated for these weights.",
         "Not verified": _not_verified(layout, network, results),
     }
     title = f"# {repository.partition('/')[2]}\n\n{_lead(config, network, layout, data)}"

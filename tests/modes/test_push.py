@@ -64,7 +64,7 @@ def test_weights_of_another_step_have_no_scores(hub, trained_student, tmp_path):
     card = hub.repositories["oak/leaf"].branches["early"]["README.md"].decode()
     assert hub.repositories["oak/leaf"].private and "model-index" not in card
     assert "These weights (after step 1) were not evaluated" in card and "moving average of the weights" in card
-    assert "The author has not stated a licence" in card and "license:" not in card
+    assert "No licence is stated for these weights." in card and "license:" not in card
 
 
 def test_a_pushed_teacher_is_read_by_its_name(hub, trained_teacher, tmp_path):
