@@ -24,9 +24,9 @@ from deit_jax.version import __version__
 
 _LIBRARIES = {"timm": "timm", "hf": "transformers", "flax": "deit_jax"}
 # Fields that describe the machine or where files are, not the recipe.
-_NOT_RECIPE = ("data.path", "data.index", "data.copies_gib", "data.num_threads", "data.num_workers", "data.prefetch_batches",
-    "model.weights", "teacher.weights", "teacher.answers", "teacher.record", "published", "log", "parallel",
-    "checkpoint")  # fmt: skip
+_NOT_RECIPE = ("data.path", "unlabelled.path", "evaluation.extra", "data.index", "data.copies_gib", "data.num_threads",
+    "data.num_workers", "data.prefetch_batches", "model.weights", "teacher.weights", "teacher.answers", "teacher.record",
+    "published", "log", "parallel", "checkpoint")  # fmt: skip
 
 
 def model_card(workdir: Workdir, network: Network, *, layout: str, repository: str, licence: str) -> str:
@@ -194,6 +194,9 @@ def _changed(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         for name, value in sorted(fields.items()):
             path, default = f"{prefix}{name}", known.get(name) if isinstance(known, Mapping) else None
             if path in _NOT_RECIPE or value == default:
+                continue
+            if path == "teacher.recipe" and isinstance(value, Mapping):
+                yield from ((f"{path}.{inner}", changed) for inner, changed in walk(value, defaults, ""))
                 continue
             if isinstance(value, Mapping) and isinstance(default, Mapping) and default:
                 yield from walk(value, default, f"{path}.")
