@@ -240,7 +240,7 @@ def _export(given: Given) -> None:
             "flag for both", list, default=["train", "validation"], choices=("train", "validation"))),
     devices="untouched", output_address=True)
 def _prepare(given: Given) -> None:
-    from deit_jax.data.preparing import Settings
+    from deit_jax.data.shard_writing import Settings
     from deit_jax.modes.prepare import prepare_images
 
     settings = Settings(**{name: given.flags[name] for name in ("shortest_side", "quality", "shard_images")})
