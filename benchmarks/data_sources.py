@@ -1,4 +1,4 @@
-"""Images/s of the host pipeline from a folder, from tar shards and from Parquet files with the same images.
+"""Images/s of the host pipeline from a folder, and from shards with the same images.
 
     python benchmarks/data_sources.py --data=FOLDER [--copies=8]
 
@@ -39,6 +39,8 @@ from deit_jax.data import parquet  # noqa: E402
 from deit_jax.data.decoding import RandomResizedCrop  # noqa: E402
 from deit_jax.data.folder import ImageFolderSource  # noqa: E402
 from deit_jax.data.loading import train_batches  # noqa: E402
+from deit_jax.data.output_folder import OutputFolder  # noqa: E402
+from deit_jax.data.preparing import Settings, prepare  # noqa: E402
 from deit_jax.data.registry import open_source  # noqa: E402
 from deit_jax.data.sampling import TrainOrder  # noqa: E402
 
@@ -46,7 +48,7 @@ SHARD_IMAGES = 1000
 
 
 def pack(data: str, copies: int, root: Path) -> int:
-    """Writes `copies` of each image to root/folder, root/tar, root/parquet100 and root/parquet8; returns their number."""
+    """Writes `copies` of each image to root/folder and as shards to folders next to it; returns their number."""
     source = ImageFolderSource(data, index="")
     images = [(f"{copy}_{source.file_name(i)}", source.class_names[source.labels[i]], source[i].image)
               for copy in range(copies) for i in range(len(source))]  # fmt: skip
@@ -54,6 +56,8 @@ def pack(data: str, copies: int, root: Path) -> int:
         folder = root / "folder/train" / label
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
+    prepared = open_source(section("folder", root / "folder"), "train")
+    prepare({"train": prepared}, OutputFolder(str(root / "array_record")), Settings(), origin={})
     for kind in ("tar", "parquet100", "parquet8"):
         (root / kind).mkdir()
     shards = [images[start : start + SHARD_IMAGES] for start in range(0, len(images), SHARD_IMAGES)]
@@ -69,6 +73,12 @@ def pack(data: str, copies: int, root: Path) -> int:
             name = f"train-{number:05}-of-{len(shards):05}.parquet"
             pq.write_table(table, root / f"parquet{size}" / name, row_group_size=size)
     return len(images)
+
+
+def section(source: str, path: str | Path) -> Any:
+    data = default_config().data
+    data.update({"source": source, "path": str(path), "index": ""})
+    return data
 
 
 def measure(source: Any, batch: int, images: int, seed: int) -> tuple[float, float]:
@@ -93,14 +103,13 @@ def main() -> None:
     whole = parquet.CACHE_BYTES
     with tempfile.TemporaryDirectory() as folder:
         print(f"{pack(arguments.data, arguments.copies, Path(folder)):,} images, load {os.getloadavg()[0]:.1f}")
-        cases = {"folder": ("folder", whole), "tar": ("tar", whole), "Parquet, groups of 100": ("parquet100", 1),
+        cases = {"folder": ("folder", whole), "tar": ("tar", whole), "array_record": ("array_record", whole),
+                 "Parquet, groups of 100": ("parquet100", 1),
                  "Parquet, groups of 8": ("parquet8", 1), "Parquet, all in memory": ("parquet100", 1 << 40)}  # fmt: skip
         figures: dict[str, list[tuple[float, float]]] = {name: [] for name in cases}
         sources = {}
         for name, (kind, _) in cases.items():
-            data = default_config().data
-            data.update({"source": kind.rstrip("0123456789"), "path": f"{folder}/{kind}", "index": ""})
-            sources[name] = open_source(data, "train")
+            sources[name] = open_source(section(kind.rstrip("0123456789"), f"{folder}/{kind}"), "train")
         for seed in range(arguments.rounds + 1):
             for name in [*cases][seed % len(cases) :] + [*cases][: seed % len(cases)]:
                 parquet.CACHE_BYTES = cases[name][1]

@@ -67,7 +67,8 @@ class _Model:
 
     name: str = option("deit_small_patch16_224", "one of deit_jax.list_models()")
     overrides: ConfigDict = option({}, "fields of the model, e.g. --config.model.overrides.depth=6, or in a file dict(depth=6)")
-    weights: str = option("", 'initial weights: a workdir of this project, a weights file (as teacher.weights), or "pretrained"; '
+    weights: str = option("", 'initial weights: a workdir of this project, a weights file (as teacher.weights), "hf:OWNER/NAME" '
+        '(a repository of the Hugging Face hub; @REVISION may follow) or "pretrained"; '
         '"": random. Heads with another number of classes start from scratch, position embeddings are resized; everything else '
         "must fit", before="")
     variables: str = option("raw", "the weights of a workdir or training checkpoint to use",
@@ -127,7 +128,8 @@ class _Teacher:
         only_if_typed=True)
     overrides: ConfigDict = option({}, "as model.overrides", only_if_typed=True)
     weights: str = option("", "a workdir of this project; a weights file of timm, torchvision, pycls, transformers or "
-        "mmpretrain; \"pretrained\": published weights from the Hugging Face hub; \"embedded\": the teacher of the quick start, "
+        "mmpretrain; \"hf:OWNER/NAME\": a repository of the Hugging Face hub (@REVISION may follow); \"pretrained\": published "
+        "weights from there; \"embedded\": the teacher of the quick start, "
         'included in the package; or "random" (only to try a configuration). One for each name')
     variables: str = option("raw", "the weights of a workdir or training checkpoint to use", choices="weights.loading.WHICH")
     on_change: str = option("stop", "if the weights differ from those at the start of the run: stop, or continue with them",
@@ -185,11 +187,11 @@ class _Data:
         "every class's training images held out for evaluation; a folder's path may then contain the class folders themselves. "
         "0: those images are required",
         at_least=0, at_most=0.99, before=0.0)
-    index: str = option("auto", "folder, tar, imagenet_tars: where the list of images is cached for the next start: a folder (hosts may share "
-        "it), \"auto\" (deit_jax in the user's cache folder; with several processes .deit_jax-UID next to the workdir), or "
-        '"" (not cached)', before="auto")
-    copies_gib: float = option(64.0, "tar, parquet, array_record in a bucket: keep so much of what was read on disk, per split, in GiB, "
-        "but at most half of the free space (deit_jax/copies in the user's cache folder); 0: nothing",
+    index: str = option("auto", "folder, tar, imagenet_tars: where the list of images is cached for the next start: a folder "
+        "(hosts may share it), \"auto\" (deit_jax in the user's cache folder; with several processes .deit_jax-UID next to the "
+        'workdir), or "" (not cached)', before="auto")
+    copies_gib: float = option(64.0, "tar, parquet, array_record in a bucket: keep so much of what was read on disk, per split, "
+        "in GiB, but at most half of the free space (deit_jax/copies in the user's cache folder); 0: nothing",
         at_least=0, before=64.0, only_if_typed=True)
     repeats: int = option(1, "repeated augmentation: copies of an image in the sampling order (paper, section 6: 3); 1: off",
         at_least=1)

@@ -32,6 +32,7 @@ from deit_jax.weights.cards import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deit_jax.weights.class_names import imagenet_class_names, names_of_weights
 from deit_jax.weights.errors import WeightsError
 from deit_jax.weights.files import kind_of
+from deit_jax.weights.hub_files import fetch_weights
 from deit_jax.weights.loading import Fitted, count_classes, fit_variables, fit_weights
 from deit_jax.weights.program_file import read_program
 
@@ -159,7 +160,8 @@ def load_networks(
     """Loads the networks that `spec` specifies, by "raw" and "ema".
 
     Args:
-      spec: the --workdir of a run, a weights file, "embedded", "pretrained" (published weights) or "random".
+      spec: the --workdir of a run, a weights file, "embedded", "pretrained" (published weights), "hf:OWNER/NAME" or
+        "hf:OWNER/NAME@REVISION" (a repository of the Hugging Face hub), or "random".
       wanted: the model to read weights into; None: a run's own.
       kind: the kind of `spec`; None: `kind_of` it.
       which: "raw" or "ema", if there are both; None: both of a run, else the raw ones.
@@ -319,7 +321,15 @@ def _file(spec: str, wanted: Wanted, which: str | None) -> _Source:
     return _Source(f"weights of {spec}", classes, lambda: spec, {"class_names": names, "which": which})
 
 
-_SOURCES = {"random": _random, "pretrained": _published, "file": _file}
+def _hub(spec: str, wanted: Wanted, which: str | None) -> _Source:
+    if wanted.section:
+        console.say(f"fetching {spec} from the Hugging Face hub, unless it is cached")
+    folder = fetch_weights(spec)
+    commit = f" (commit {folder.name[:8]})" if len(folder.name) == 40 else ""
+    return dataclasses.replace(_file(str(folder), wanted, which), where=f"weights of {spec}{commit}")
+
+
+_SOURCES = {"random": _random, "pretrained": _published, "file": _file, "hub": _hub}
 
 
 def warn_of_another_normalisation(network: Network, mean: Sequence[float], std: Sequence[float], section: str) -> None:

@@ -82,10 +82,10 @@ def read_span(file: StoredFile, offset: int, size: int) -> bytes:
     content = file.read(end - first, first)
     if end - first == size:
         return content
-    parts, start = [], first
+    parts, start, view = [], first, memoryview(content)  # which copies nothing
     while start < end:
         edge = (start // _BLOCK + 1) * _BLOCK
-        parts.append(content[start - first : edge - first])
+        parts.append(view[start - first : edge - first])
         start = edge + _BLOCK_HEADER
     return b"".join(parts)
 

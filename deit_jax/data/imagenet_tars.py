@@ -113,7 +113,7 @@ def _list_validation(kit: str, path: str, file: StoredFile | None) -> TarListing
         images.append(Member(f"{classes[number - 1]}/{name.rpartition('/')[2]}", offset, size))
     if len(images) != len(classes):
         raise DataError(
-            f"{printable(path)}: has {len(images):,} images, {printable(kit)} has the classes of {len(classes):,}; download it again"
+            f"{printable(path)}: has {len(images):,} images, {printable(kit)} the classes of {len(classes):,}; download it again"
         )
     return _in_folders(images)
 
@@ -145,5 +145,6 @@ def _read_kit(path: str) -> list[str]:
     except Exception as error:  # from tarfile, zlib and scipy
         reason = printable((str(error).splitlines() or [""])[0][:100])
         raise DataError(
-            f"{printable(path)}: {_META} and {_TRUTH} cannot be read from it ({type(error).__name__}: {reason}); download it again"
+            f"{printable(path)}: {_META} and {_TRUTH} cannot be read from it ({type(error).__name__}: {reason}); download it "
+            "again"
         ) from error

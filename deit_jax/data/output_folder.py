@@ -39,12 +39,17 @@ class OutputFolder:
         return f"{self.root}/{name}"
 
     @contextlib.contextmanager
-    def _faults(self, name: str, what: str = "written") -> Iterator[None]:
+    def _faults(self, name: str, what: str = "written", *, local: bool = False) -> Iterator[None]:
+        """Converts errors of the block. local: it accesses only the disk."""
         try:
             yield
         except DataError:
             raise
-        except Exception as error:  # each package has its own for networks and permissions, array_record RuntimeErrors
+        except Exception as error:  # each package of a bucket has its own for networks and permissions
+            if (local or not self._remote) and not isinstance(
+                error, OSError | RuntimeError
+            ):  # array_record's are the latter
+                raise
             reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
             reason = printable(machine_fault(error) or reason)[:200]
             raise DataError(
@@ -63,7 +68,9 @@ class OutputFolder:
                 try:
                     stack.enter_context(locked(Path(self._path(_LOCK)), console.warn))
                 except InUseError as holder:
-                    raise DataError(f"{self}: another command writes it ({holder}); wait for that, or stop it") from None
+                    raise DataError(
+                        f"{self}: another command writes it ({holder}); wait for that, or stop it"
+                    ) from None
             try:
                 yield
             finally:
@@ -101,16 +108,22 @@ class OutputFolder:
     @contextlib.contextmanager
     def writing(self, name: str) -> Iterator[str]:
         """Gives a local path to write a large file to, which becomes `name` at the end of the block."""
-        with self._faults(name):
-            if not self._remote:
-                path = self._path(f".{name}.unfinished")
-                yield path
-                with open(path, "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(path, self._path(name))
-                return
-            with tempfile.TemporaryDirectory() as folder:
+        if not self._remote:
+            path = self._path(f".{name}.unfinished")
+            try:
+                with self._faults(name):
+                    yield path
+                    with open(path, "rb") as file:
+                        os.fsync(file.fileno())
+                    os.replace(path, self._path(name))
+            finally:
+                with contextlib.suppress(OSError):
+                    os.unlink(path)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            with self._faults(name, local=True):
                 yield (path := os.path.join(folder, name))
+            with self._faults(name):
                 files: Any = filesystem(scheme_of(self.root))
                 files.put_file(path, self._path(name))
                 if (size := files.info(self._path(name))["size"]) != os.path.getsize(path):

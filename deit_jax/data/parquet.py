@@ -126,7 +126,7 @@ class ParquetSource:
         if read > _SLOW_BYTES:
             yield (
                 f"row groups of {int(np.median(rows)):,} images ({np.median(self._sizes) / 1e6:.0f} MB): in random order each "
-                "image reads a whole one, which is slow; write smaller row groups (docs/data.md, Parquet) or use data.source=tar"
+                "image reads a whole one, which is slow; --mode=prepare writes shards that are read by image"
             )
 
     def __len__(self) -> int:
@@ -274,9 +274,7 @@ def _is_struct(kind: Any) -> bool:
     return pa.types.is_struct(kind)
 
 
-def _choose(
-    schema: Any, features: dict[str, Any], wanted: list[str], where: str, labelled: bool
-) -> tuple[str, str]:
+def _choose(schema: Any, features: dict[str, Any], wanted: list[str], where: str, labelled: bool) -> tuple[str, str]:
     """Returns the names of the image and the label column; "" for the latter unless `labelled`."""
     import pyarrow as pa
 

@@ -176,13 +176,17 @@ def read_card(root: str) -> dict[str, Any] | None:
             return None
         card = json.loads(content)
         if card["format"] > FORMAT:
-            raise DataError(f"{printable(path)}: written by a later version of deit_jax (format {card['format']}); use that")
+            raise DataError(
+                f"{printable(path)}: written by a later version of deit_jax (format {card['format']}); use that"
+            )
         if not {"class_names", "splits", "preparation"} <= card.keys():
             raise ValueError
     except DataError:
         raise
     except OSError as error:
-        raise DataError(f"{printable(path)}: cannot be read ({error.strerror}); check the address and your access") from error
+        raise DataError(
+            f"{printable(path)}: cannot be read ({error.strerror}); check the address and your access"
+        ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{printable(path)}: is not a card of prepared images; copy the folder again") from error
     return card

@@ -6,8 +6,8 @@ finished shard has a file in PARTS with its images and its digest; the parts bec
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import io
 import json
 import multiprocessing
 import os
@@ -15,47 +15,23 @@ import signal
 import tempfile
 import threading
 import time
-import zlib
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import simplejpeg
-from PIL import Image
-
 from deit_jax import console
-from deit_jax.data.array_records import encode_example, locate_images, open_writer, read_span
 from deit_jax.data.classes import difference
-from deit_jax.data.decoding import decode, with_shorter_side
-from deit_jax.data.output_folder import OutputFolder, digest_of
-from deit_jax.data.pillow_images import muted
+from deit_jax.data.output_folder import OutputFolder
 from deit_jax.data.prepared import DATASET, EXTENSION, FORMAT, ImageIndex, read_card
-from deit_jax.data.resizing import resize
-from deit_jax.data.sources import DataError, ImageSource, UnusableError, digest, fingerprint_of, name_of
-from deit_jax.data.stored_files import LocalFile
+from deit_jax.data.shard_writing import Part, Settings, write_shard
+from deit_jax.data.sources import DataError, ImageSource, digest, fingerprint_of
 from deit_jax.plugins import ImportedPlugins
 from deit_jax.version import __version__
 
 _PLAN, _PARTS = "preparation.json", "parts"
 _PRINT_EVERY = 10.0  # seconds between two lines of progress
-_AHEAD = 4  # images read ahead, per thread
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How images are written.
-
-    shortest_side: in pixels, of images whose shorter side is longer; None: all keep their bytes. quality: of the JPEG files that
-    resized images become. shard_images: images per shard.
-    """
-
-    shortest_side: int | None = None
-    quality: int = 95
-    shard_images: int = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,26 +54,6 @@ class _Shard:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
-    """What is recorded about a written shard."""
-
-    index: ImageIndex
-    facts: dict[str, Any]  # "file", "images", "bytes", "digest", "resized", "left_out"
-
-    def to_bytes(self) -> bytes:
-        return self.index.to_bytes(facts=np.frombuffer(json.dumps(self.facts).encode(), np.uint8))
-
-    @classmethod
-    def from_bytes(cls, content: bytes | None) -> _Part | None:
-        """Reads a part; None if there is none, or it is damaged: its shard is written again."""
-        try:
-            with np.load(io.BytesIO(content or b""), allow_pickle=False) as arrays:
-                return cls(ImageIndex.from_arrays(arrays), json.loads(arrays["facts"].tobytes()))
-        except Exception:  # from NumPy, zipfile, zlib or json
-            return None
-
-
-@dataclasses.dataclass(frozen=True)
 class _Work:
     """Everything that a process needs to write shards."""
 
@@ -105,14 +61,16 @@ class _Work:
     sources: dict[str, ImageSource]
     folder: OutputFolder
     settings: Settings
-    replace: bool
+    leave_out: bool
     num_threads: int
 
-    def write(self, shard: _Shard) -> _Part:
-        """Writes a shard, reads it again, and returns its part, which is not written."""
+    def write(self, shard: _Shard) -> Part:
+        """Writes a shard and returns its part, which is not written."""
+        source, indices = self.sources[shard.split], range(shard.start, shard.end)
         with self.folder.writing(shard.file) as path:
-            part = _write(self, shard, path)
-        return part
+            return write_shard(
+                source, indices, path, self.settings, leave_out=self.leave_out, num_threads=self.num_threads
+            )
 
 
 def prepare(
@@ -143,7 +101,7 @@ def prepare(
         DataError: the folder has other files, or the same of other images or settings; an image cannot be read; or a file cannot
             be written.
     """
-    first, *others = sources.values()
+    first = next(iter(sources.values()))
     for split, source in sources.items():
         if tuple(source.class_names) != tuple(first.class_names):
             raise DataError(
@@ -162,6 +120,7 @@ def prepare(
         _check_plan(folder, plan, None if card is None else card["preparation"])
         if card is not None:
             _repair(work, card, num_workers)
+            _tidy(folder)
             return card
         folder.write(_PLAN, json.dumps(plan).encode())
         parts = _write_all(work, num_workers)
@@ -175,9 +134,15 @@ def prepare(
         }
         _describe_for_tfds(folder, card)
         folder.write(DATASET, json.dumps(card, indent=1).encode())
-        folder.remove(_PARTS)
-        folder.remove(_PLAN)
+        _tidy(folder)
     return card
+
+
+def _tidy(folder: OutputFolder) -> None:
+    """Removes what only an unfinished folder needs; files that cannot be removed do no harm."""
+    for name in {_PARTS, _PLAN} & set(folder.names()):
+        with contextlib.suppress(DataError):
+            folder.remove(name)
 
 
 def _check_plan(folder: OutputFolder, plan: dict[str, Any], complete: dict[str, Any] | None) -> None:
@@ -215,12 +180,12 @@ def _shards(work: _Work) -> list[_Shard]:
     return found
 
 
-def _write_all(work: _Work, num_workers: int) -> dict[str, list[_Part]]:
+def _write_all(work: _Work, num_workers: int) -> dict[str, dict[_Shard, Part]]:
     """Writes the missing shards; returns the parts of all by split, in order."""
-    folder, kept, missing = work.folder, dict[_Shard, _Part](), list[_Shard]()
+    folder, kept, missing = work.folder, dict[_Shard, Part](), list[_Shard]()
     shards = _shards(work)
     for shard in shards:
-        part = _Part.from_bytes(folder.read(shard.part))
+        part = Part.from_bytes(folder.read(shard.part))
         if part is not None and folder.digest(shard.file) == part.facts["digest"]:
             kept[shard] = part
         else:
@@ -232,10 +197,10 @@ def _write_all(work: _Work, num_workers: int) -> dict[str, list[_Part]]:
         folder.write(shard.part, part.to_bytes())
         kept[shard] = part
         progress.note(shard.end - shard.start)
-    return {name: [kept[shard] for shard in shards if shard.split == name] for name in work.sources}
+    return {name: {shard: kept[shard] for shard in shards if shard.split == name} for name in work.sources}
 
 
-def _written(work: _Work, shards: list[_Shard], num_workers: int) -> Iterator[tuple[_Shard, _Part]]:
+def _written(work: _Work, shards: list[_Shard], num_workers: int) -> Iterator[tuple[_Shard, Part]]:
     """Writes shards, and yields them with their parts as they are finished."""
     if not num_workers or len(shards) < 2:
         for shard in shards:
@@ -244,14 +209,15 @@ def _written(work: _Work, shards: list[_Shard], num_workers: int) -> Iterator[tu
     pool = ProcessPoolExecutor(
         min(num_workers, len(shards)), multiprocessing.get_context("spawn"), initializer=_start, initargs=(work,)
     )
-    waiting: dict[Future[_Part], _Shard] = {}
+    waiting: dict[Future[Part], _Shard] = {}
     try:
         waiting = {pool.submit(_write_in_worker, shard): shard for shard in shards}
         for future in as_completed(waiting):
             yield waiting[future], future.result()
     except BrokenProcessPool as error:
         raise DataError(
-            "a worker process ended (killed, or out of memory): the same command continues; try a smaller --config.data.num_workers"
+            "a worker process ended (killed, or out of memory): the same command continues, perhaps with a smaller "
+            "--config.data.num_workers"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
@@ -275,132 +241,17 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _write_in_worker(shard: _Shard) -> _Part:
+def _write_in_worker(shard: _Shard) -> Part:
     assert _work is not None
     return _work.write(shard)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Image:
-    content: bytes
-    label: int
-    name: bytes
-    resized: bool
-
-
-def _write(work: _Work, shard: _Shard, path: str) -> _Part:
-    source, bad = work.sources[shard.split], list[str]()
-
-    def read(index: int) -> _Image | None:
-        try:
-            return _read(source, index, work.settings)
-        except UnusableError as error:
-            if not work.replace:
-                raise
-            bad.append(str(error))
-            return None
-
-    names, labels, sizes, checksums, resized = list[bytes](), list[int](), list[int](), list[int](), 0
-    writer = open_writer(path)
-    try:
-        for image in _in_threads(read, range(shard.start, shard.end), work.num_threads):
-            if image is None:
-                continue
-            writer.write(encode_example(image.content, image.label, image.name))
-            names.append(image.name)
-            labels.append(image.label)
-            sizes.append(len(image.content))
-            checksums.append(zlib.crc32(image.content))
-            resized += image.resized
-    finally:
-        writer.close()
-    for line in bad:
-        console.warn(f"left out: {line}")
-    file = LocalFile(path)
-    try:
-        offsets = locate_images(file, sizes)
-    except ValueError as error:
-        raise OSError(None, f"reading it again, it {error}") from error
-    for offset, size, checksum in zip(offsets.tolist(), sizes, checksums, strict=True):
-        if zlib.crc32(read_span(file, offset, size)) != checksum:
-            raise OSError(None, "what was read again differs from what was written")
-    index = ImageIndex(
-        np.frombuffer(b"".join(names), np.uint8),
-        np.cumsum([len(name) for name in names], dtype=np.int64),
-        np.asarray(labels, np.int32),
-        offsets,
-        np.asarray(sizes, np.int64),
-        np.asarray(checksums, np.uint32),
-    )
-    with open(path, "rb") as content:
-        facts = {"file": shard.file, "images": len(names), "bytes": file.size, "digest": digest_of(content)}
-    return _Part(index, {**facts, "resized": resized, "left_out": len(bad)})
-
-
-def _in_threads(read: Callable[[int], Any], indices: range, count: int) -> Iterator[Any]:
-    """Yields `read` of each index in order, read by threads, not far ahead."""
-    if count < 2:
-        yield from map(read, indices)
-        return
-    waiting = deque[Future[Any]]()
-    with ThreadPoolExecutor(count) as pool:
-        try:
-            for index in indices:
-                waiting.append(pool.submit(read, index))
-                if len(waiting) > _AHEAD * count:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _read(source: ImageSource, index: int, settings: Settings) -> _Image:
-    image, label = source[index]
-    if not isinstance(label, int) or not 0 <= label < len(source.class_names):
-        raise UnusableError(
-            f"{source.describe(index)}: label {label} is outside the {len(source.class_names)} classes; correct it"
-        )
-    try:
-        content, resized = _as_file(image, settings)
-    except DataError as error:
-        raise UnusableError(f"{source.describe(index)}: {error}") from error
-    return _Image(content, label, os.fsencode(name_of(source, index) or str(index)), resized)
-
-
-def _as_file(image: bytes | np.ndarray, settings: Settings) -> tuple[bytes, bool]:
-    """Returns an image file, and whether the image was resized. Raises DataError if it must be decoded and cannot be."""
-    side = settings.shortest_side
-    if side is not None and min(_size(image)) > side:
-        pixels = decode(image)
-        pixels = np.ascontiguousarray(resize(pixels, *with_shorter_side(*pixels.shape[:2], side)))
-        return simplejpeg.encode_jpeg(pixels, settings.quality, "RGB", "444"), True
-    if isinstance(image, bytes):
-        return image, False
-    file = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image).save(file, "PNG")
-    return file.getvalue(), False
-
-
-def _size(image: bytes | np.ndarray) -> tuple[int, int]:
-    """Returns height and width."""
-    if isinstance(image, np.ndarray):
-        return image.shape[0], image.shape[1]
-    try:
-        if image[:2] == b"\xff\xd8":
-            return simplejpeg.decode_jpeg_header(image)[:2]
-        with muted(), Image.open(io.BytesIO(image)) as opened:
-            return opened.height, opened.width
-    except Exception:  # `decode` reports what is wrong, or reads what only the header's reader rejects
-        return decode(image).shape[:2]
-
-
-def _join(work: _Work, split: str, parts: list[_Part]) -> dict[str, Any]:
+def _join(work: _Work, split: str, parts: dict[_Shard, Part]) -> dict[str, Any]:
     """Writes the index of a split and returns its facts for DATASET."""
-    index, file = ImageIndex.join([part.index for part in parts]), f"{split}.index.npz"
+    index, file = ImageIndex.join([part.index for part in parts.values()]), f"{split}.index.npz"
     content = index.to_bytes()
     work.folder.write(file, content)
-    resized, left_out = (sum(part.facts[name] for part in parts) for name in ("resized", "left_out"))
+    resized, left_out = (sum(part.facts[name] for part in parts.values()) for name in ("resized", "left_out"))
     base = fingerprint_of(work.sources[split])
     own = digest(index.names, index.ends, index.labels)
     changed = f"{work.settings.shortest_side} {work.settings.quality}".encode() if resized else b""
@@ -410,7 +261,10 @@ def _join(work: _Work, split: str, parts: list[_Part]) -> dict[str, Any]:
         "left_out": left_out,
         "fingerprint": digest(base.encode(), own.encode(), changed) if resized or left_out else base or own,
         "index": {"file": file, "digest": digest(content)},
-        "shards": [{name: part.facts[name] for name in ("file", "images", "bytes", "digest")} for part in parts],
+        "shards": [
+            {"file": shard.file, **{name: part.facts[name] for name in ("images", "bytes", "digest")}}
+            for shard, part in parts.items()
+        ],
     }
 
 
@@ -421,12 +275,14 @@ def _repair(work: _Work, card: dict[str, Any], num_workers: int) -> None:
     for facts in card["splits"].values():
         content = folder.read(facts["index"]["file"])
         if content is None or digest(content) != facts["index"]["digest"]:
-            raise DataError(f"{folder}/{facts['index']['file']}: is missing or damaged; remove {DATASET} and repeat the command")
+            raise DataError(
+                f"{folder}/{facts['index']['file']}: is missing or damaged; remove {DATASET} and repeat the command"
+            )
     damaged = [shard for shard in _shards(work) if folder.digest(shard.file) != written[shard.file]]
     for shard, part in _written(work, damaged, num_workers):
         if part.facts["digest"] != written[shard.file]:
             raise DataError(
-                f"{folder}/{shard.file}: was damaged, and is now written from other images; remove {DATASET} and repeat the command"
+                f"{folder}/{shard.file}: was damaged, and its images are others now; remove {DATASET} and repeat the command"
             )
         console.say(f"{folder}/{shard.file} was damaged or missing, and is written again")
 

@@ -40,7 +40,11 @@ from deit_jax.data.tar_shards import open_tar, open_unlabelled_tar
 from deit_jax.printable import printable
 from deit_jax.registration import same_definition
 
-_SHARDS = {"tar": ".tar", "parquet": ".parquet", "array_record": EXTENSION}  # sources whose splits are found by file names
+_SHARDS = {
+    "tar": ".tar",
+    "parquet": ".parquet",
+    "array_record": EXTENSION,
+}  # sources whose splits are found by file names
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
 
 
@@ -192,6 +196,8 @@ def open_unlabelled(section: Any, index: str = AUTO) -> ImageSource:
             f"unlabelled.source={section.source} needs unlabelled.path, which is empty; set --config.unlabelled.path"
         )
     data = _as_section(section, index)
+    if section.source in _SHARDS:
+        data.train_split = section.split or "train"
     try:
         if kind.open_unlabelled is not None:
             images = kind.open_unlabelled(data)

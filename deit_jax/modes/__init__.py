@@ -191,6 +191,12 @@ def _predict(given: Given) -> None:
     predict(given.files, workdir=given.workdir, config=given.config, **names, output=given.output)
 
 
+def _check_export(given: Given) -> None:
+    alone = [name for name in ("private", "revision", "license") if given.flags[name]]
+    if alone and given.flags["push"] is None:
+        raise UsageError(f"--{alone[0]} is for --push=OWNER/NAME, which is missing")
+
+
 @_mode("export", "write a checkpoint of --workdir for another framework.",
     "--mode=export --workdir=runs/quickstart --output=exported --layout=timm",
     needs=("workdir", "output"),  # the workdir has its own configuration
@@ -201,18 +207,26 @@ def _predict(given: Given) -> None:
             "write a program with its weights instead, which runs without this package; jax_float: one for normalised "
             "images, for config.teacher.weights",
             default="timm", choices=("timm", "hf", "mmpretrain", "flax", "jax", "jax_float", "onnx")),
+        Flag("push", "also upload the folder to the Hugging Face hub, with a model card from the run: OWNER/NAME, created if it "
+            "does not exist; layouts timm, hf and flax"),
+        Flag("private", "push: create the repository as a private one", bool, default=False),
+        Flag("revision", "push: the branch, created from the main one; default: the main one"),
+        Flag("license", "push: the licence of the weights, as the hub calls it, e.g. apache-2.0; default: the card states none"),
         Flag("opset", "layout=onnx: the version of ONNX's operators, 18 to 23; default 18, which the oldest runtimes read", int),
         _WEIGHTS, _CHECKPOINT),
-    devices="found")
+    check=_check_export, devices="found")
 def _export(given: Given) -> None:
-    from deit_jax.modes.export import export
+    from deit_jax.modes.export import Push, export
 
     flags = given.flags
+    push = None
+    if flags["push"] is not None:
+        push = Push(flags["push"], flags["private"], flags["revision"], flags["license"] or "")
     names = {"layout": flags["layout"], "which": flags["weights"], "checkpoint": flags["checkpoint"]}
-    export(given.workdir, given.output, **names, opset=flags["opset"])
+    export(given.workdir, given.output, **names, opset=flags["opset"], push=push)
 
 
-@_mode("prepare", "write images of any source as array_record shards, for fast reading at random; an interrupted command continues.",
+@_mode("prepare", "write images of any source as array_record shards; after an interruption the same command continues.",
     "--mode=prepare --config=configs/deit.py --config.data.source=imagenet_tars --config.data.path=DOWNLOADS --output=imagenet",
     needs=("config", "output"),
     output="the folder of the shards, or an address: gs://BUCKET/DIR or s3://BUCKET/DIR. In a complete folder the shards are "
@@ -222,11 +236,11 @@ def _export(given: Given) -> None:
             "images keep their bytes", int),
         Flag("quality", "of the JPEG files that resized images become, 1 to 100; colors are not subsampled", int, default=95),
         Flag("shard_images", "images per shard", int, default=2000),
-        Flag("splits", "the splits to write: train (config.data.train_split), validation (config.data.eval_split); repeat the flag "
-            "for both", list, default=["train", "validation"], choices=("train", "validation"))),
+        Flag("splits", "the splits to write: train (config.data.train_split), validation (config.data.eval_split); repeat the "
+            "flag for both", list, default=["train", "validation"], choices=("train", "validation"))),
     devices="untouched", output_address=True)
 def _prepare(given: Given) -> None:
-    from deit_jax.data.preparing import Settings
+    from deit_jax.data.shard_writing import Settings
     from deit_jax.modes.prepare import prepare_images
 
     settings = Settings(**{name: given.flags[name] for name in ("shortest_side", "quality", "shard_images")})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from deit_jax import console
@@ -10,15 +11,43 @@ from deit_jax.inference.classifier import Classifier
 from deit_jax.inference.onnx_file import DEFAULT_OPSET, check_onnx, export_onnx
 from deit_jax.inference.portable import export_jax
 from deit_jax.models.protocol import fusion_of, is_distilled
+from deit_jax.modes.model_card import model_card
 from deit_jax.network import load_network
+from deit_jax.storage.files import write_file
 from deit_jax.storage.workdir import Workdir
 from deit_jax.weights import save_weights
+from deit_jax.weights.cards import CARD_NAMES
+from deit_jax.weights.files import WRITTEN
+from deit_jax.weights.hub_files import import_hub, is_name, push_files
 
 PROGRAMS = ("jax", "jax_float", "onnx")
+PUSHED = ("timm", "hf", "flax")
+CARD = "README.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Push:
+    """Where on the Hugging Face hub an export is uploaded.
+
+    repository: OWNER/NAME. private: if it is created. revision: a branch; None: the main one. licence: of the weights, by the
+    hub's identifier; "": none is stated.
+    """
+
+    repository: str
+    private: bool = False
+    revision: str | None = None
+    licence: str = ""
 
 
 def export(
-    workdir: Path, output: Path, *, layout: str, which: str, checkpoint: str = "newest", opset: int | None = None
+    workdir: Path,
+    output: Path,
+    *,
+    layout: str,
+    which: str,
+    checkpoint: str = "newest",
+    opset: int | None = None,
+    push: Push | None = None,
 ) -> Path:
     """Writes the "raw" or "ema" weights of a training run to `output` and returns the path of the weights file.
 
@@ -26,11 +55,14 @@ def export(
 
     layout: "jax" or "onnx": a program that contains its weights (see inference/); else the framework whose tensor names are used
     (see `save_weights`). checkpoint: "newest", "best" or a step number. opset: for "onnx", as in `export_onnx`.
+    push: also write a model card, README.md, and upload the folder.
 
     Raises ConfigError, CheckpointError or WeightsError, each with a one-line message.
     """
     if opset is not None and layout != "onnx":
         raise ConfigError(f"--opset={opset} applies to --layout=onnx, not to {layout}")
+    if push is not None:
+        _check_push(push, output, layout)
     if layout in PROGRAMS and Workdir.at(output).checkpoints.exist():
         raise ConfigError(f"{output} is the --workdir of a training run: give another folder")
     network = load_network(workdir, kind="workdir", which=which, checkpoint=checkpoint)
@@ -48,7 +80,29 @@ def export(
             fusion, advice = "uses only its class head", "use only that head, because the other one is not trained"
         console.warn(f"the model {fusion}, but models loaded from the {layout} layout average the logits: {advice}")
     console.say(f"{which} weights of {network.name} after step {network.step:,}, {layout} layout: {path}")
+    if push is not None:
+        card = model_card(Workdir.at(workdir), network, layout=layout, repository=push.repository, licence=push.licence)
+        write_file(output / CARD, card, ConfigError)
+        files = [name for name in (CARD, path.name, *CARD_NAMES) if (output / name).is_file()]
+        console.say(f"uploading {', '.join(files)} to {push.repository}")
+        message = f"{network.name} after step {network.step:,}, {which} weights, {layout} layout"
+        commit = push_files(
+            output, files, push.repository, private=push.private, revision=push.revision, message=message
+        )
+        console.say(f"uploaded: {commit}; to use it: --config.model.weights=hf:{push.repository}")
     return path
+
+
+def _check_push(push: Push, output: Path, layout: str) -> None:
+    if not is_name(push.repository):
+        raise ConfigError(f"--push={push.repository}: give OWNER/NAME, a repository of the Hugging Face hub")
+    if layout not in PUSHED:
+        raise ConfigError(
+            f"--push is for --layout={' or '.join(PUSHED)}, whose folder other people can load, not for {layout}"
+        )
+    if output.suffix.lower() in WRITTEN:
+        raise ConfigError(f"--output={output} is a file: --push uploads a folder with a model card, so give a folder")
+    import_hub()
 
 
 def _export_program(classifier: Classifier, output: Path, layout: str, opset: int | None) -> Path:

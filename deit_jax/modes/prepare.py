@@ -12,8 +12,9 @@ from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
 from deit_jax.data.loading import default_threads
 from deit_jax.data.output_folder import OutputFolder
-from deit_jax.data.preparing import Settings, prepare
+from deit_jax.data.preparing import prepare
 from deit_jax.data.registry import open_source
+from deit_jax.data.shard_writing import Settings
 from deit_jax.data.sources import ImageSource, notes_of
 from deit_jax.errors import Stopped
 from deit_jax.modes.evaluate import without_teacher

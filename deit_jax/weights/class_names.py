@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from deit_jax.weights.files import EMBEDDED, embedded_file
+from deit_jax.weights.files import local_path
 
 METADATA_KEY = "class_names"  # key in the metadata of a .safetensors file from `save_weights`
 _CARD = "config.json"
@@ -31,7 +31,7 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
     Reads the metadata of a .safetensors file that this project wrote, else `label_names` (timm) or `id2label` (transformers) of
     the config.json next to it.
     """
-    path = embedded_file() if str(path) == EMBEDDED else Path(os.path.expanduser(path))
+    path = local_path(path)
     if path.suffix == ".safetensors" and (names := _from_metadata(path)) is not None:
         return names
     try:

@@ -21,6 +21,7 @@ import safetensors.numpy
 
 from deit_jax.storage.workdir import Workdir
 from deit_jax.weights.errors import WeightsError
+from deit_jax.weights.hub_files import fetch_weights, is_on_hub
 from deit_jax.weights.program_file import is_program
 
 Tensors = dict[str, np.ndarray]
@@ -35,14 +36,15 @@ _NAMES_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")  # names that tran
 def read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """Returns the content of a weights file: names to arrays, possibly wrapped (see unwrapping.py).
 
-    A folder means the model.safetensors or pytorch_model.bin in it, "embedded" the package's own file. Raises WeightsError if the
-    file does not exist, is of an unknown kind, damaged or unreadable, or holds something other than tensors.
+    A folder means the model.safetensors or pytorch_model.bin in it, "embedded" the package's own file, "hf:OWNER/NAME" one
+    in a repository of the Hugging Face hub. Raises WeightsError if the file does not exist, is of an unknown kind, damaged or
+    unreadable, or holds something other than tensors.
     """
     if not isinstance(path, str | os.PathLike):
         raise WeightsError(
             f"weights come from a path or a mapping of names to arrays, not from a {type(path).__name__}"
         )
-    path = embedded_file() if str(path) == EMBEDDED else Path(os.path.expanduser(path))
+    path = local_path(path)
     try:
         if path.is_dir():
             path = _file_in(path)
@@ -66,6 +68,13 @@ def read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     return content
 
 
+def local_path(weights: str | os.PathLike[str]) -> Path:
+    """Returns the path of a weights file or folder. Raises WeightsError if it cannot be fetched from the hub."""
+    if str(weights) == EMBEDDED:
+        return embedded_file()
+    return fetch_weights(str(weights)) if is_on_hub(str(weights)) else Path(os.path.expanduser(weights))
+
+
 def is_weights(path: Path) -> bool:
     """Whether a path is a weights file, or a folder with one, and not the --workdir of a training run."""
     if str(path) == EMBEDDED:
@@ -76,7 +85,9 @@ def is_weights(path: Path) -> bool:
 
 
 def kind_of(weights: str) -> str:
-    """Returns what `weights` specifies: "pretrained", "random", "program", "file" (also "embedded"), else "workdir"."""
+    """Returns what `weights` specifies: "pretrained", "random", "program", "file" (also "embedded"), "hub", else "workdir"."""
+    if is_on_hub(weights):
+        return "hub"
     if weights in ("pretrained", "random"):
         return weights
     if is_program(Path(os.path.expanduser(weights))):

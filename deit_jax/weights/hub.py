@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,13 @@ import flax.linen as nn
 from deit_jax.errors import errors_only
 from deit_jax.models.registry import create_model, list_models, model_family
 from deit_jax.weights.errors import WeightsError
+from deit_jax.weights.hub_files import check_hash
 from deit_jax.weights.loading import check_choices, load_weights
 
 # The authors' weights in timm's repositories; the teacher is facebookresearch/deit's regnety_160-a5fe301d.
 _REPOSITORIES = {name: f"timm/{name}.fb_in1k" for name in list_models() if model_family(name) == "vit"}
 _REPOSITORIES["regnety_160"] = "timm/regnety_160.deit_in1k"
 _FILE = "model.safetensors"
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def list_pretrained() -> list[str]:
@@ -96,37 +94,5 @@ def fetch_pretrained(
             f"{repository}/{_FILE} is available neither from the hub nor from the cache: download {address} elsewhere and give "
             f"the file (--config.model.weights=FILE; load_weights in Python). The hub reports: {reason}"
         ) from None
-    _check_hash(Path(path), huggingface_hub, repository, revision, sha256)
+    check_hash(Path(path), repository, _FILE, revision, sha256)
     return Path(path)
-
-
-def _check_hash(path: Path, hub: Any, repository: str, revision: str | None, sha256: str | None) -> None:
-    """Compares the file with the caller's SHA-256, or the hub's."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    expected = sha256 or _declared_hash(path, hub, repository, revision)
-    if expected is None:
-        warnings.warn(f"{repository}/{_FILE}: this hub declares no SHA-256, so the file is not checked", stacklevel=5)
-    elif not digest.startswith(expected.lower()):
-        raise WeightsError(
-            f"{path.resolve()} is damaged or another file: its SHA-256 is {digest[:16]}..., not {expected[:16]}...; "
-            "delete it and try again"
-        )
-
-
-def _declared_hash(path: Path, hub: Any, repository: str, revision: str | None) -> str | None:
-    if _SHA256.fullmatch(name := path.resolve().name):
-        return name  # the cache stores large files by hash
-    # A cache without symbolic links does not: ask the hub once, and store the hash next to the file.
-    stored = path.with_name(f"{path.name}.sha256")
-    if stored.is_file():
-        return stored.read_text(encoding="utf-8").strip()
-    try:
-        etag = str(hub.get_hf_file_metadata(hub.hf_hub_url(repository, _FILE, revision=revision)).etag)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise WeightsError(f"{path}: cannot check its hash: the hub does not respond ({reason})") from error
-    if not _SHA256.fullmatch(etag):
-        return None
-    stored.write_text(etag + "\n", encoding="utf-8")
-    return etag

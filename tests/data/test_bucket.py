@@ -9,6 +9,8 @@ import pytest
 
 from deit_jax.config import default_config
 from deit_jax.data import stored_files
+from deit_jax.data.output_folder import OutputFolder
+from deit_jax.data.preparing import Settings, prepare
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError, MissingDataError
 from tests.data.test_parquet import write_set
@@ -80,7 +82,7 @@ def opened(source, path, **fields):
     return open_source(data, "train")
 
 
-@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("kind", ["tar", "parquet", "array_record"])
 def test_three_epochs_equal_the_folders(bucket, cache, tmp_path, kind):
     address, files = bucket
     address = f"{address}/{kind}"
@@ -88,6 +90,8 @@ def test_three_epochs_equal_the_folders(bucket, cache, tmp_path, kind):
     folder = opened("folder", tmp_path / "folder")
     if kind == "tar":
         write_shards(tmp_path / "up", photos(), "folder")
+    elif kind == "array_record":
+        prepare({"train": folder}, OutputFolder(str(tmp_path / "up")), Settings(shard_images=10), origin={})
     else:
         write_set(tmp_path / "up", {folder.relative_path(i): folder[i].image for i in range(len(folder))}, "hub")
     for path in (tmp_path / "up").iterdir():
@@ -106,6 +110,36 @@ def test_three_epochs_equal_the_folders(bucket, cache, tmp_path, kind):
     with pytest.raises(MissingDataError, match=rf"{address}: no \.{kind} files there"):
         files.invalidate_cache()
         opened(kind, address)
+
+
+def test_prepared_in_the_bucket(bucket, tmp_path, capsys):
+    """Written there, continued after an interruption, verified, repaired and read."""
+    address, files = bucket
+    write_folder(tmp_path / "folder/train", photos())
+    folder, out = opened("folder", tmp_path / "folder"), OutputFolder(f"{address}/prepared")
+
+    class Interrupted:
+        class_names, fingerprint, relative_path = folder.class_names, folder.fingerprint, folder.relative_path
+
+        def __len__(self):
+            return len(folder)
+
+        def __getitem__(self, index):
+            if index == 25:
+                raise KeyboardInterrupt
+            return folder[index]
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare({"train": Interrupted()}, out, Settings(shard_images=10), origin={})
+    prepare({"train": folder}, out, Settings(shard_images=10), origin={})
+    assert f"2 of 4 shards in {out} are finished and undamaged" in capsys.readouterr().out
+    assert_reads_as(opened("array_record", out.root), batches(folder))
+    assert not {"parts", "preparation.json"} & set(out.names())
+    files.pipe_file(f"{out.root}/train-00001-of-00004.array_record", b"damaged")
+    prepare({"train": folder}, out, Settings(shard_images=10), origin={})
+    assert "was damaged or missing, and is written again" in capsys.readouterr().out
+    files.invalidate_cache()
+    assert_equal_batches(batches(opened("array_record", out.root, copies_gib=0.0), stop=4), batches(folder, stop=4))
 
 
 def test_a_shard_that_disappears(bucket, tmp_path):

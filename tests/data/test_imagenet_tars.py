@@ -26,7 +26,11 @@ def jpeg(value):
 
 
 def contents():
-    images = {f"{wnid}/{wnid}_{number}.JPEG": jpeg(20 * k + number) for k, wnid in enumerate(SYNSETS[:3]) for number in (7, 31, 8)}
+    images = {
+        f"{wnid}/{wnid}_{number}.JPEG": jpeg(20 * k + number)
+        for k, wnid in enumerate(SYNSETS[:3])
+        for number in (7, 31, 8)
+    }
     return images, [(SYNSETS[k], jpeg(90 + i)) for i, k in enumerate((2, 0, 1, 1, 2))]
 
 
@@ -68,7 +72,9 @@ def refusal(path, split="train", **fields):
 
 
 def test_missing_files_and_splits(root, tmp_path):
-    assert refusal(tmp_path).startswith(f"DATA/{TRAIN}: no such file; set --config.data.path to the folder of ImageNet's files")
+    assert refusal(tmp_path).startswith(
+        f"DATA/{TRAIN}: no such file; set --config.data.path to the folder of ImageNet's files"
+    )
     assert "have no split 'test'" in refusal(root / "tars", "eval", eval_split="test")
     (tmp_path / VALIDATION).symlink_to(root / "tars" / VALIDATION)
     assert refusal(tmp_path, "eval") == f"DATA/{KIT}: no such file; download it too, it has the classes of {VALIDATION}"

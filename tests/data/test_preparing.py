@@ -31,7 +31,9 @@ def opened(source, path, split="train", **fields):
 
 
 def write(root, sources, **settings):
-    return prepare(sources, OutputFolder(str(root)), Settings(**{"shard_images": 10} | settings), origin={}, num_threads=2)
+    return prepare(
+        sources, OutputFolder(str(root)), Settings(**{"shard_images": 10} | settings), origin={}, num_threads=2
+    )
 
 
 def refusal(call, *arguments, **fields):
@@ -156,7 +158,9 @@ def test_images_that_cannot_be_read(tmp_path):
 
 def test_imagenet(tmp_path):
     write_files(tmp_path, *contents())
-    sources = {split: opened("imagenet_tars", tmp_path, kind) for split, kind in (("train", "train"), ("validation", "eval"))}
+    sources = {
+        split: opened("imagenet_tars", tmp_path, kind) for split, kind in (("train", "train"), ("validation", "eval"))
+    }
     write(tmp_path / "out", sources)
     for kind, expected in zip(("train", "eval"), sources.values(), strict=True):
         prepared = opened("array_record", tmp_path / "out", kind)
@@ -200,7 +204,9 @@ def test_a_killed_command_continues(folder, written, tmp_path, capsys):
             assert process.poll() is None
         process.kill()
     train, out = opened("folder", folder), tmp_path / "out"
-    assert refusal(opened, "array_record", out).endswith("restore them, or list those to use in data.path, as in 'DIR/a-{00..07}.tar'")
+    assert refusal(opened, "array_record", out).endswith(
+        "restore them, or list those to use in data.path, as in 'DIR/a-{00..07}.tar'"
+    )
     (out / "train-00001-of-00004.array_record").write_bytes(b"damaged")
     times = {name: (out / name).stat().st_mtime_ns for name in os.listdir(out) if name.endswith("d")}
     assert "other settings; give a new folder" in refusal(write, out, {"train": train}, shortest_side=20)
@@ -236,16 +242,22 @@ def test_other_folders_are_not_touched(folder, tmp_path):
     )
     assert os.listdir(tmp_path) == ["thesis.tex"]
     (tmp_path / "file").write_text("text")
-    assert "cannot be written (Not a directory" in refusal(write, tmp_path / "file/out", {"train": opened("folder", folder)})
+    assert "cannot be written (Not a directory" in refusal(
+        write, tmp_path / "file/out", {"train": opened("folder", folder)}
+    )
     held = OutputFolder(str(tmp_path / "held"))
     with held.held():
-        assert "another command writes it (process" in refusal(write, tmp_path / "held", {"train": opened("folder", folder)})
+        assert "another command writes it (process" in refusal(
+            write, tmp_path / "held", {"train": opened("folder", folder)}
+        )
 
 
 def test_classes_that_differ(folder, tmp_path):
     write_folder(tmp_path / "val", {"birch/0.png": next(iter(photos(1).values())), "ash/1.png": b"x"})
     sources = {"train": opened("folder", folder), "validation": opened("folder", tmp_path, "eval")}
-    assert "the classes of the validation images differ from the training images'" in refusal(write, tmp_path / "out", sources)
+    assert "the classes of the validation images differ from the training images'" in refusal(
+        write, tmp_path / "out", sources
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -257,13 +269,22 @@ class TestFaultyFolders:
         start = content.index(source[12].image[-40:])
         path.write_bytes(content[: start + 9] + bytes([content[start + 9] ^ 1]) + content[start + 10 :])
         message = refusal(opened("array_record", copy).__getitem__, 12)
-        assert message == f"{source.relative_path(12)} in {path}: is damaged; the command that wrote the shards repairs them"
+        assert (
+            message
+            == f"{source.relative_path(12)} in {path}: is damaged; the command that wrote the shards repairs them"
+        )
         path.write_bytes(content[:-10])
-        assert "train-00001-of-00004.array_record has 131,062 bytes, 131,072 were written" in refusal(opened, "array_record", copy)
+        assert "train-00001-of-00004.array_record has 131,062 bytes, 131,072 were written" in refusal(
+            opened, "array_record", copy
+        )
         path.unlink()
-        assert "1 of 4 shards are missing, the first is train-00001-of-00004.array_record" in refusal(opened, "array_record", copy)
+        assert "1 of 4 shards are missing, the first is train-00001-of-00004.array_record" in refusal(
+            opened, "array_record", copy
+        )
         pattern = f"{written}/train-0000[01]*.array_record"
-        assert "4 shards were written for train, 2 are given; set data.path to the folder" in refusal(opened, "array_record", pattern)
+        assert "4 shards were written for train, 2 are given; set data.path to the folder" in refusal(
+            opened, "array_record", pattern
+        )
 
     def test_cards(self, copy):
         (copy / "train.index.npz").write_bytes(b"PK")

@@ -3,6 +3,7 @@
 import pickle
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from ml_collections import ConfigDict
 
@@ -16,6 +17,9 @@ from deit_jax.data.registry import open_unlabelled
 from deit_jax.data.sampling import TrainOrder
 from deit_jax.data.sources import ArraySource, DataError, notes_of, searched_folders
 from deit_jax.data.unlabelled import JointSource, open_training_images
+from tests.data.tars import pack
+from tests.data.test_parquet import write
+from tests.data.test_tar_shards import photos, write_folder
 from tests.data.trees import files_of, grow
 
 
@@ -44,6 +48,27 @@ def test_a_split_or_a_part_of_a_folder(tmp_path):
     parts = [open_unlabelled(section(path=str(tmp_path), split=f"Extra{part}")) for part in ("[:30%]", "[30%:]")]
     assert [len(part) for part in parts] == [3, 7]
     assert len({part.describe(i) for part in parts for i in range(len(part))}) == 10
+
+
+def test_shards_need_no_labels(tmp_path):
+    files = photos(12)
+    root = write_folder(tmp_path / "folder", files)
+    folder = open_unlabelled(section(path=str(root)))
+    images = [folder[i].image for i in range(len(folder))]
+    pack(tmp_path / "tar/more-000.tar", dict(list(files.items())[:5]))
+    pack(tmp_path / "tar/more-001.tar", dict(list(files.items())[5:]) | {"elm/0.cls": b"\xff", "elm/1.cls": b"-1"})
+    write(
+        tmp_path / "parquet/train-00000-of-00001.parquet",
+        {"jpg": pa.array(list(files.values()), pa.binary()), "id": [0.5] * 12},
+    )
+    for kind in ("tar", "parquet"):
+        source = open_unlabelled(section(source=kind, path=str(tmp_path / kind)))
+        assert source.class_names == ("unlabelled",) and source.labels.tolist() == [0] * 12
+        found = [source[i].image for i in range(12)]
+        assert found == (images if kind == "tar" else list(files.values()))  # a tar's in the folder's order
+        assert len(open_unlabelled(section(source=kind, path=str(tmp_path / kind), split="train[:25%]"))) == 3
+        with pytest.raises(DataError, match=r"no shards of the split 'pool'.*correct the split.*unlabelled.split"):
+            open_unlabelled(section(source=kind, path=str(tmp_path / kind), split="pool"))
 
 
 def test_arrays_need_no_labels(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.data.tars import pack
-from tests.end_to_end.commands import SHORT, refused, succeed
+from tests.end_to_end.commands import SHORT, TINY, refused, run_together, succeed
 
 CLASSES = ("ash", "elm", "oak")
 
@@ -41,6 +41,13 @@ def data(tmp_path_factory):
     return root
 
 
+def prepared(data, output):
+    """The folder's images, by --mode=prepare."""
+    command = ("--mode=prepare", "--config=configs/quickstart.py", "--config.data.source=folder", f"--output={output}")
+    succeed(*command, f"--config.data.path={data / 'folder'}", "--shard_images=11", "--config.data.num_workers=2")
+    return output
+
+
 def losses(run):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [
@@ -55,13 +62,39 @@ def losses(run):
 def test_a_run_from_shards_is_the_run_from_the_folder(data, tmp_path):
     flags = (*SHORT, "--config.train.batch_size=16")
     found = {}
-    for kind in ("folder", "tar", "parquet"):
+    prepared(data, data / "array_record")
+    for kind in ("folder", "tar", "parquet", "array_record"):
         run = (f"--workdir={tmp_path / kind}", f"--config.data.source={kind}", f"--config.data.path={data / kind}")
         succeed(*flags, *run, "--config.train.max_steps=4")
         succeed(*flags, *run, "--config.train.max_steps=7")  # resumed within the third epoch
         found[kind] = losses(tmp_path / kind)
-    assert found["folder"] == found["tar"] == found["parquet"] and len(found["folder"]) >= 7
+    assert found["folder"] == found["tar"] == found["parquet"] == found["array_record"] and len(found["folder"]) >= 7
     message = refused(
         *flags, f"--workdir={tmp_path / 'none'}", "--config.data.source=tar", f"--config.data.path={data / 'parquet'}"
     )
     assert "has no .tar files" in message and not (tmp_path / "none").exists()
+
+
+@pytest.mark.long
+def test_two_processes_from_prepared_shards_are_one_from_the_folder(data, tmp_path):
+    prepared(data, tmp_path / "shards")
+    flags = (
+        "--config.train.batch_size=16",
+        "--config.augment.group_size=2",
+        "--config.train.max_steps=5",
+        *SHORT[1:3],
+        SHORT[-1],
+    )
+    shards = ("--config.data.source=array_record", f"--config.data.path={tmp_path / 'shards'}")
+    run_together(tmp_path / "two", *flags, *shards, processes=2)
+    succeed(
+        TINY,
+        f"--workdir={tmp_path / 'one'}",
+        *flags,
+        "--config.data.source=folder",
+        f"--config.data.path={data / 'folder'}",
+        devices=2,
+    )
+    found, expected = ([value for _, _, value in losses(tmp_path / name)] for name in ("two", "one"))
+    assert len(found) >= 5
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

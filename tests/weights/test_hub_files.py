@@ -1,0 +1,157 @@
+"""Weights from repositories of the hub, and uploads to it, with a server on loopback."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from deit_jax.models import create_model
+from deit_jax.weights import WeightsError, load_weights, save_weights
+from deit_jax.weights.class_names import read_class_names
+from deit_jax.weights.files import is_workdir, kind_of
+from deit_jax.weights.hub_files import fetch_weights, is_name, push_files
+from tests.hub_server import TOKEN, Repository, hub_server, point_to
+
+FIELDS = {"embed_dim": 12, "depth": 1, "num_heads": 2}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with hub_server(monkeypatch, tmp_path / "home") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_model("deit_tiny_patch16_224", 3, 32, **FIELDS)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, model):
+    """A folder in timm's layout, and its variables."""
+    import jax
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32))
+    random = np.random.default_rng(0)
+    variables = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes)
+    folder = tmp_path_factory.mktemp("exported")
+    save_weights(variables, model, folder, class_names=("ash", "elm", "oak"))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# A model\n")
+    return folder, variables
+
+
+def upload(server, folder, **fields):
+    server.repositories["oak/leaves"] = found = Repository(**fields)
+    found.branches["main"] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return found
+
+
+def refusal(call, *arguments, **fields):
+    with pytest.raises(WeightsError) as error:
+        call(*arguments, **fields)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_weights_and_class_names_are_read(hub, exported, model):
+    folder, variables = exported
+    upload(hub, folder)
+    loaded = load_weights("hf:oak/leaves", model)
+    np.testing.assert_array_equal(loaded["params"]["head"]["bias"], variables["params"]["head"]["bias"])
+    assert read_class_names("hf:oak/leaves") == ("ash", "elm", "oak")
+    hub.repositories.clear()
+    point_to("http://127.0.0.1:9", _Patch())
+    assert fetch_weights("hf:oak/leaves").is_dir()  # from the cache
+
+
+class _Patch:
+    """Leaves what the fixture's own monkeypatch restores."""
+
+    setenv = staticmethod(lambda *_: None)
+    setattr = staticmethod(setattr)
+
+
+def test_a_revision(hub, exported, model):
+    repository = upload(hub, exported[0])
+    repository.branches["v2"] = repository.branches.pop("main")
+    assert "has no revision 'main'" in refusal(fetch_weights, "hf:oak/leaves@main")
+    assert fetch_weights("hf:oak/leaves@v2").joinpath("config.json").is_file()
+    assert "has no revision 'v3': give a branch" in refusal(load_weights, "hf:oak/leaves@v3", model)
+
+
+@pytest.mark.parametrize("spec", ["hf:leaves", "hf:", "hf:a/b/c", "hf:oak/leaves@", "hf:../x", "hf:oak/le aves"])
+def test_names_that_are_none(spec):
+    assert kind_of(spec) == "hub" and not is_workdir(spec)
+    assert refusal(fetch_weights, spec).startswith(f"{spec}: give hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
+
+
+def test_repositories_that_cannot_be_read(hub, exported, monkeypatch):
+    message = "hf:oak/none: there is no such repository, or it is private: correct the name, or log in"
+    assert refusal(fetch_weights, "hf:oak/none").startswith(message)
+    upload(hub, exported[0], private=True)
+    assert "or it is private" in refusal(fetch_weights, "hf:oak/leaves")
+    hub.repositories["oak/leaves"].private, hub.repositories["oak/leaves"].gated = False, True
+    assert "needs your consent to its terms" in refusal(fetch_weights, "hf:oak/leaves")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert fetch_weights("hf:oak/leaves").is_dir()
+    hub.repositories["oak/empty"] = Repository()
+    assert "has neither model.safetensors nor pytorch_model.bin" in refusal(fetch_weights, "hf:oak/empty")
+    point_to("http://127.0.0.1:9", monkeypatch)
+    assert "hf:oak/other: is not in the local cache, and the hub cannot be reached" in refusal(
+        fetch_weights, "hf:oak/other"
+    )
+
+
+def test_a_damaged_file_in_the_cache(hub, exported):
+    upload(hub, exported[0])
+    path = (fetch_weights("hf:oak/leaves") / "model.safetensors").resolve()
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert "is damaged or another file" in refusal(fetch_weights, "hf:oak/leaves")
+
+
+class TestPush:
+    def push(self, folder, repository="oak/leaves", private=False, revision=None):
+        return push_files(
+            folder,
+            ["README.md", "model.safetensors", "config.json"],
+            repository,
+            private=private,
+            revision=revision,
+            message="a",
+        )
+
+    def test_files_arrive(self, hub, exported, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        address = self.push(exported[0], private=True)
+        assert address == f"{hub.address}/oak/leaves/commit/abc"
+        repository = hub.repositories["oak/leaves"]
+        assert repository.private and hub.messages == ["a"] and hub.metadata == {"license": "mit"}
+        assert repository.branches == {"main": {path.name: path.read_bytes() for path in exported[0].iterdir()}}
+        assert read_class_names("hf:oak/leaves") == ("ash", "elm", "oak")
+
+    def test_a_branch_of_an_existing_repository(self, hub, exported, monkeypatch, tmp_path):
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        self.push(exported[0])
+        folder = shutil.copytree(exported[0], tmp_path / "second")
+        (folder / "config.json").write_text(json.dumps({"label_names": ["1", "2", "3"]}))
+        for _ in range(2):  # the branch is there the second time
+            self.push(folder, revision="second")
+        assert read_class_names("hf:oak/leaves") == ("ash", "elm", "oak")
+        assert read_class_names("hf:oak/leaves@second") == ("1", "2", "3")
+
+    def test_refusals(self, hub, exported, monkeypatch):
+        rest = f"; the files are in {exported[0]}, and the same command uploads them again"
+        message = refusal(self.push, exported[0])
+        assert message.startswith("hf:oak/leaves: writing needs a token: log in") and message.endswith(rest)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        message = refusal(self.push, exported[0], "elm/leaves")
+        assert message == f"hf:elm/leaves: your token may not write there: use one with write access to elm{rest}"
+        point_to("http://127.0.0.1:9", monkeypatch)
+        message = refusal(self.push, exported[0])
+        assert "hf:oak/leaves: the hub cannot be reached" in message and message.endswith(rest)
+
+
+def test_names():
+    assert all(map(is_name, ("oak/leaves", "Oak-1/deit_tiny.v2")))
+    assert not any(map(is_name, ("oak", "/oak", "oak/", "oak/a--b", "-oak/a", "oak/a..b")))
