@@ -12,6 +12,14 @@ shares its cores with the decoder), the peer's with timm's Mixup and its best nu
 All are measured alternately over several rounds. A figure is the median over the rounds, a ratio the median of their ratios. Each
 measurement is printed in images/s and, in brackets, milliseconds of processor time per image (all threads and processes), which
 is less sensitive to other load. The last line is one JSON object. The time of each stage for one image is printed first.
+
+What a machine with more cores would read is on paper only: the images/s of one core, by the processor time of our host pipeline
+per image, times the number of cores; and the limit of the one thread that assembles batches and hands them to the devices.
+
+    python benchmarks/input_pipeline.py --assembly
+
+measures only that thread: the processor time per 1,024 images of 224 pixels, which are in memory and not resized, and that of the
+thread that runs the steps. On JAX's default device; a CPU takes the batches without copying them.
 """
 
 from __future__ import annotations
@@ -46,7 +54,10 @@ from deit_jax.data.folder import ImageFolderSource  # noqa: E402
 from deit_jax.data.loading import crop_rng, train_batches  # noqa: E402
 from deit_jax.data.resizing import resize  # noqa: E402
 from deit_jax.data.sampling import TrainOrder  # noqa: E402
-from deit_jax.data.sources import Subset  # noqa: E402
+from deit_jax.data.sources import ArraySource, Subset  # noqa: E402
+from deit_jax.parallel.in_advance import in_advance  # noqa: E402
+from deit_jax.parallel.mesh import make_mesh  # noqa: E402
+from deit_jax.parallel.sharding import put_batch  # noqa: E402
 
 PEER = ROOT / "benchmarks" / "peers" / "input_pipeline_timm.py"
 SIZE = 224
@@ -107,6 +118,38 @@ def ours(source: Any, arguments: argparse.Namespace, repeats: int, step: Callabl
     return Figure(steps * batch / seconds, 1000 * used / (steps * batch))
 
 
+def assembly(workers: int, seed: int, steps: int = 12, batch: int = 1024) -> dict[str, float]:
+    """Milliseconds of processor time per `batch` images: of the thread that assembles and sends, and of the main thread."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (256, SIZE, SIZE, 3), dtype=np.uint8)
+    source = Subset(ArraySource(pixels, np.zeros(256, np.int64), ("only",)), np.tile(np.arange(256), 2 * batch // 256))
+    order = TrainOrder(
+        num_examples=len(source), batch_size=batch, repeats=1, group_size=batch // 4, groups_per_block=4, seed=seed
+    )
+    batches: Iterator[Any] = train_batches(
+        source, order, decoding.CenterCrop(SIZE, 1.0), start_step=0, stop_step=steps, num_workers=workers
+    )
+    mesh, sending, main = make_mesh(), [], []
+
+    def sent() -> Iterator[Any]:
+        for each in batches:
+            yield put_batch(mesh, each)
+            sending.append(time.thread_time())
+
+    for each in in_advance(sent(), 2):
+        jax.block_until_ready(each)
+        main.append(time.thread_time())
+    kinds = {"assembly_ms": sending, "main_thread_ms": main}
+    return {name: 1000 * statistics.median(np.diff(times[2:])) for name, times in kinds.items()}
+
+
+def on_paper(processor_ms: float, assembly_ms: float) -> list[str]:
+    """Lines about machines with more cores. processor_ms: per image, of all threads; assembly_ms: per 1,024 images."""
+    limit = 1024 / (assembly_ms / 1000)
+    cores = (1, 2, 8, 16, 32, 64, 112, 208)
+    rates = ", ".join(f"{count}: {min(count * 1000 / processor_ms, limit):,.0f}" for count in cores)
+    return [f"images/s by number of cores, on paper: {rates}", f"the thread that assembles: at most {limit:,.0f}"]
+
+
 def one_ahead(results: Iterator[Any]) -> Iterator[Any]:
     """Requests each item while the device processes the previous one, as the trainer does."""
     previous = next(results, None)
@@ -161,7 +204,8 @@ def stages(source: Any, seed: int, count: int = 250) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="a folder of class folders")
+    parser.add_argument("--data", help="a folder of class folders")
+    parser.add_argument("--assembly", action="store_true", help="measure only assembling and handing over")
     parser.add_argument("--peer_python", help="an interpreter with torch, torchvision and timm")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=1024, help="images per measurement")
@@ -172,6 +216,13 @@ def main() -> None:
     parser.add_argument("--peer_workers", type=int, nargs="+", default=[1, 2, 3])
     arguments = parser.parse_args()
 
+    assembled = assembly(arguments.workers, arguments.seed)
+    print("  ".join(f"{name} {value:.2f} per 1,024 images" for name, value in assembled.items()))
+    if arguments.assembly:
+        print(json.dumps({name: round(value, 2) for name, value in assembled.items()}))
+        return
+    if not arguments.data:
+        parser.error("give --data or --assembly")
     folder = ImageFolderSource(arguments.data)
     copies = -(-64 * arguments.images // len(folder))
     source = Subset(folder, np.tile(np.arange(len(folder)), copies))
@@ -200,7 +251,11 @@ def main() -> None:
                 print("  ".join(f"{name} {speed:.0f} ({used:.2f})" for name, (speed, used) in row.items()), flush=True)
 
     speeds = {name: statistics.median(value.images_per_second for value in values) for name, values in figures.items()}
-    summary: dict[str, Any] = {name: round(speed, 1) for name, speed in speeds.items()}
+    summary: dict[str, Any] = {name: round(speed, 1) for name, speed in speeds.items()} | assembled
+    for repeats in REPEATS:
+        used = statistics.median(value.processor_ms for value in figures[f"ours_{repeats}"])
+        print(f"{repeats} repeat(s), {used:.3f} ms of processor time per image")
+        print("\n".join(on_paper(used, assembled["assembly_ms"])))
     if peer is not None:
         for repeats in REPEATS:
             best = max(arguments.peer_workers, key=lambda w, r=repeats: speeds[f"timm_{r}_{w}w"])

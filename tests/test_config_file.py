@@ -78,6 +78,7 @@ def value(name, *arguments, file=NO_TEACHER):
         ("optimizer.no_decay", "('bias$', 'scale,1')", ("bias$", "scale,1")),
         ("parallel.sharding_rules", "(('head', 'replicate'), ('.*', 'fsdp'))", (("head", "replicate"), (".*", "fsdp"))),
         ("teacher.classes", "7,0,3", (7, 0, 3)), ("teacher.std", "none", None),
+        ("data.num_workers", "3", 3), ("data.num_workers", " Auto", "auto"), ("data.num_workers", "0", 0),
         ("augment.rand_augment", "", ""), ("train.max_steps", "None", None), ("log.peak_tflops", "None", None),
     ],
 )  # fmt: skip
@@ -107,6 +108,7 @@ def test_none_resets_a_field():
         ("augment.std=0.2 0.2 0.2", "give finite numbers, separated by commas"),
         ("augment.std=0.2,,0.2", "give finite numbers, separated by commas"),
         ("teacher.classes=1,2.5", "give whole numbers"),
+        ("data.num_workers=many", "--config.data.num_workers=many: give a whole number, or auto$"),
         ("log.report=maybe", "give True or False"),
         ("parallel.sharding_rules=fsdp", "give pairs of texts"),
         ("teacher.weights=None", "leave it empty: --config.teacher.weights=$"),

@@ -42,11 +42,22 @@ def test_kinds_follow_from_annotations(annotation, kind):
         ),
         (Option((), "", ordered=True, kind=Kind(tuple, length=2)), (2, 1), ": give the smaller number first"),
         (Option((), "", kind=Kind(tuple, length=2)), [1], ": give 2 numbers, separated by commas"),
+        (Option("auto", "", at_least=0, kind=Kind(int, words=("auto",))), "auto", None),
+        (Option("auto", "", at_least=0, kind=Kind(int, words=("auto",))), -1, " must be at least 0"),
+        (Option("auto", "", at_least=0, kind=Kind(int, words=("auto",))), "many", ": give a whole number, or auto"),
         (Option((), "", at_most=3, kind=Kind(tuple, element=int)), (3, 4), " must be at most 3"),
     ],
 )
 def test_complaints_about_values(option, value, complaint):
     assert option.complaint(value) == complaint
+
+
+def test_a_number_that_may_be_a_word_takes_both_in_a_configuration():
+    config = default_config()
+    assert config.data.num_workers == "auto"
+    for value in (4, "auto", 0):
+        config.data.num_workers = value
+        assert json.loads(config.to_json_best_effort())["data"]["num_workers"] == value
 
 
 def test_every_default_is_allowed_by_its_declaration():

@@ -40,7 +40,9 @@ _Assembled = tuple[Batch, list[str], float]
 class ReadChunk(Protocol):
     """Reads a chunk, by its number over all batches. It must pickle."""
 
-    source: ImageSource
+    @property
+    def source(self) -> ImageSource:
+        """The images."""
 
     def __call__(self, index: int, batch: Batch | None = None) -> dict[str, Any]:
         """Writes the chunk to its rows of `batch`; returns `bad`, a line for each replaced image, separated by NUL.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,7 +24,10 @@ class BadImages:
 
     def __init__(self, warn: Callable[[str], None] = warnings.warn, action: str = "replaced") -> None:
         self._warn, self._action = warn, action
-        self._after: list[int] = []  # cumulative count after each batch
+        self._batches = 0
+        self._after: list[
+            tuple[int, int]
+        ] = []  # number of batches and cumulative count, after each batch with such images
         self._images: Counter[str] = Counter()
 
     def add(self, lines: Sequence[str]) -> None:
@@ -31,11 +36,14 @@ class BadImages:
             if line not in self._images and len(self._images) < _MAX_WARNINGS:
                 self._warn(f"{self._action}: {line}")
             self._images[line] += 1
-        self._after.append((self._after[-1] if self._after else 0) + len(lines))
+        self._batches += 1
+        if lines:
+            self._after.append((self._batches, self.count() + len(lines)))
 
     def count(self, batches: int | None = None) -> int:
         """Returns the number of such images of this process in the first `batches` batches (default: in all)."""
-        return self._after[-1 if batches is None else batches - 1] if self._after and batches != 0 else 0
+        found = len(self._after) if batches is None else bisect.bisect(self._after, (batches, math.inf))
+        return self._after[found - 1][1] if found else 0
 
     def warn_of_total(self) -> None:
         """Prints a warning with the total unless it is 0."""

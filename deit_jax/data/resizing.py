@@ -120,13 +120,13 @@ def _kernel() -> Callable[..., None] | None:
 def taps(size: int, new_size: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the input pixels of the output pixels [start, start + count) when `size` pixels are resized to `new_size`.
 
-    The result is int64[count, 2], the first input pixel and the number of pixels, and int32[count, T], their weights. Follows
-    Pillow's order of operations, separately for every output pixel.
+    The result is int64[count, 2], the first input pixel and the number of pixels, and int32[count, T], their weights and zeros;
+    T is a multiple of 4. Follows Pillow's order of operations, separately for every output pixel.
     """
     scale = size / new_size
     stretch = max(scale, 1.0)  # antialiasing: the filter widens when the image shrinks
     support = 2.0 * stretch
-    longest = math.ceil(support) * 2 + 1
+    longest = (math.ceil(support) * 2 + 4) // 4 * 4
     where, weights = np.zeros((count, 2), np.int64), np.zeros((count, longest), np.int32)
     exact = np.zeros(longest, np.float64)
     for i in range(count):

@@ -13,17 +13,20 @@ from typing import Any
 
 import numpy as np
 from numba import boolean, int64, njit, types, void
-from numpy import int32, uint8
+from numpy import int32, uint8, uint64
 
 from deit_jax.cache_folder import has_home
 from deit_jax.data.resizing import BITS as _BITS
 from deit_jax.data.resizing import taps
 
 _HALF = 1 << (_BITS - 1)
-_LANES = 16  # rows per step of the horizontal pass
+_LANES = 16  # rows per step of the horizontal pass, in two words of eight bytes
+_PIXEL = 3 * _LANES  # bytes of a pixel of all these rows
+_GROUP = 4  # taps that are summed at a time; `taps` pads the weights with zeros to a multiple of it
 _IMAGE = types.Array(types.uint8, 2, "C", readonly=True)  # Pillow's pixels are read-only; this type accepts both
 _OUT = types.Array(types.uint8, 2, "C")
 _BYTES, _SUMS = types.Array(types.uint8, 1, "C"), types.Array(types.int32, 1, "C")
+_ROW, _WORDS = types.Array(types.uint8, 1, "C", readonly=True), types.Array(types.uint64, 1, "C")
 _WHERE, _WEIGHTS = types.Array(types.int64, 2, "C"), types.Array(types.int32, 2, "C")
 
 
@@ -70,6 +73,30 @@ def _resize_columns(
         _round(sums, out[y], count)
 
 
+@_compiled(void(*(_ROW,) * 8, _WORDS, int64))
+def _interleave(
+    r0: np.ndarray,
+    r1: np.ndarray,
+    r2: np.ndarray,
+    r3: np.ndarray,
+    r4: np.ndarray,
+    r5: np.ndarray,
+    r6: np.ndarray,
+    r7: np.ndarray,
+    words: np.ndarray,
+    half: int,
+) -> None:
+    """Writes byte i of eight rows to word 2 i + half. As arithmetic, the compiler makes vector instructions of it."""
+    for i in range(len(r0)):
+        low = (
+            uint64(r0[i]) | (uint64(r1[i]) << uint64(8)) | (uint64(r2[i]) << uint64(16)) | (uint64(r3[i]) << uint64(24))
+        )
+        high = (
+            uint64(r4[i]) | (uint64(r5[i]) << uint64(8)) | (uint64(r6[i]) << uint64(16)) | (uint64(r7[i]) << uint64(24))
+        )
+        words[2 * i + half] = low | (high << uint64(32))
+
+
 @_compiled(void(_IMAGE, int64, int64, int64, int64, _WHERE, _WEIGHTS, _OUT))
 def _resize_rows(
     image: np.ndarray,
@@ -84,30 +111,53 @@ def _resize_rows(
     """Horizontal pass over the bytes [start, stop) of `height` rows.
 
     Neighboring output pixels have different taps, but rows have the same ones. So _LANES rows are interleaved by byte, summed
-    together, and separated again.
+    together, and separated again. Several taps at a time save loads and stores of the sums; those too many have the weight 0.
     """
     count, width = stop - start, where.shape[0]
-    interleaved, result = np.empty(count * _LANES, np.uint8), np.empty(width * 3 * _LANES, np.uint8)
-    sums = np.empty(3 * _LANES, np.int32)
+    # Zeros behind the last pixel, for the taps too many.
+    words, result_words = np.zeros((count + 3 * _GROUP) * 2, np.uint64), np.empty(width * 3 * 2, np.uint64)
+    interleaved, result = words.view(np.uint8), result_words.view(np.uint8)
+    sums = np.empty(_PIXEL, np.int32)
+    last = top + height - 1
     for y in range(0, height, _LANES):
-        rows = min(_LANES, height - y)
-        for r in range(rows):
-            row = image[top + y + r, start:stop]
-            for i in range(count):
-                interleaved[i * _LANES + r] = row[i]
+        for half in range(2):
+            r = top + y + 8 * half
+            _interleave(
+                image[min(r, last), start:stop],
+                image[min(r + 1, last), start:stop],
+                image[min(r + 2, last), start:stop],
+                image[min(r + 3, last), start:stop],
+                image[min(r + 4, last), start:stop],
+                image[min(r + 5, last), start:stop],
+                image[min(r + 6, last), start:stop],
+                image[min(r + 7, last), start:stop],
+                words,
+                half,
+            )
         for x in range(width):
-            first = where[x, 0] * 3 * _LANES
-            for j in range(3 * _LANES):
+            begin, taps_left = where[x, 0] * _PIXEL, where[x, 1]
+            for j in range(_PIXEL):
                 sums[j] = _HALF
-            for t in range(where[x, 1]):
-                weight, pixels = weights[x, t], interleaved[first + t * 3 * _LANES : first + (t + 1) * 3 * _LANES]
-                for j in range(3 * _LANES):
-                    sums[j] = int32(sums[j] + int32(int32(pixels[j]) * weight))
-            _round(sums, result[x * 3 * _LANES : (x + 1) * 3 * _LANES], 3 * _LANES)
-        for r in range(rows):
-            row = out[y + r]
+            t = 0
+            while taps_left > 0:
+                pixels = interleaved[begin + t * _PIXEL : begin + (t + _GROUP) * _PIXEL]
+                w0, w1, w2, w3 = weights[x, t], weights[x, t + 1], weights[x, t + 2], weights[x, t + 3]
+                if taps_left > 2:
+                    for j in range(_PIXEL):
+                        one = int32(int32(pixels[j]) * w0) + int32(int32(pixels[j + _PIXEL]) * w1)
+                        two = int32(int32(pixels[j + 2 * _PIXEL]) * w2) + int32(int32(pixels[j + 3 * _PIXEL]) * w3)
+                        sums[j] = int32(sums[j] + int32(one + two))
+                else:
+                    for j in range(_PIXEL):
+                        one = int32(int32(pixels[j]) * w0) + int32(int32(pixels[j + _PIXEL]) * w1)
+                        sums[j] = int32(sums[j] + int32(one))
+                t += _GROUP
+                taps_left -= _GROUP
+            _round(sums, result[x * _PIXEL : (x + 1) * _PIXEL], _PIXEL)
+        for r in range(min(_LANES, height - y)):
+            row, half, shift = out[y + r], r >> 3, uint64(8 * (r & 7))
             for i in range(width * 3):
-                row[i] = result[i * _LANES + r]
+                row[i] = uint8((result_words[2 * i + half] >> shift) & uint64(255))
 
 
 @_compiled(void(_IMAGE, int64, int64, int64, int64, int64, int64, int64, int64, boolean, _OUT))

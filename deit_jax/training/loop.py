@@ -244,11 +244,11 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
     hosts = HostSpeeds(program.mesh, reading)
     late = LateMetrics(plan, watch, log, run.speed, log_every=config.log.every_steps, hosts=hosts)
     feed = Feed(run.opened, program, log, run.answering, bad_images, reading)
-    batches: Any = late.timed(feed.batches(start, detours.stretches(start, plan.total_steps)))
+    batches: Any = feed.batches(start, detours.stretches(start, plan.total_steps))  # a generator, which can be closed
     # TensorBoard looks for traces next to its events.
     traces, trace_after = run.workdir.folder(TENSORBOARD), start + config.log.profile_after
     with contextlib.closing(batches), Profile(traces, trace_after, config.log.profile_steps) as profile:
-        for step, batch in enumerate(batches, start + 1):
+        for step, batch in enumerate(late.timed(batches), start + 1):
             profile.before(step)
             state, metrics = train_step(step, state, batch)
             profile.after(step, state)

@@ -256,3 +256,15 @@ def test_crops_pickle_and_have_their_size(crop):
 def test_invalid_crops_raise(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("crop", [RandomResizedCrop(24), PaddedCrop(24, 30), CenterCrop(24), Squash(24)])
+def test_a_crop_is_written_to_a_given_array(crop):
+    rng = np.random.default_rng(1)
+    for shape in ((40, 31, 3), (24, 24, 3), (5, 90, 3)):
+        image = rng.integers(0, 256, shape, dtype=np.uint8)
+        out = np.full((24, 24, 3), 9, np.uint8)
+        for seed in range(4):  # windows partly and completely in the frame
+            expected = crop(image, np.random.default_rng(seed))
+            assert np.shares_memory(crop(image, np.random.default_rng(seed), out=out), out)
+            np.testing.assert_array_equal(out, expected)

@@ -137,3 +137,16 @@ def test_pillow_resizes_without_numba(monkeypatch):
         assert resizing._kernel() is None
     monkeypatch.setattr(resizing, "_kernel", lambda: None)
     np.testing.assert_array_equal(resize(PHOTO, 60, 70, Box(10, 20, 90, 110)), expected)
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_the_result_is_written_to_a_given_array(monkeypatch, kernel):
+    if not kernel:
+        monkeypatch.setattr(resizing, "_kernel", lambda: None)
+    monkeypatch.setattr(resizing, "_MAX_WIDTH", 40)  # several parts
+    for image, height, width, box in cases(25):
+        out = np.full((2, height, width, 3), 7, np.uint8)
+        result = resize(image, height, width, box, out=out[1])
+        assert result.base is out or result is out[1] or np.shares_memory(result, out)
+        np.testing.assert_array_equal(out[1], resize(image, height, width, box))
+        assert (out[0] == 7).all()

@@ -5,6 +5,7 @@ import pytest
 
 from deit_jax.evaluation.accuracy import evaluate, make_eval_step, mean_scores, score, score_any, sum_scores
 from deit_jax.models import ModelOutput
+from deit_jax.parallel.in_advance import Unfinished
 
 MEAN, STD = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
@@ -51,6 +52,13 @@ def test_one_compilation_for_all_batches_and_weights():
         loss = np.float32(one[0]["class"]["loss"]) + np.float32(one[1]["class"]["loss"])
         assert totals[name]["class"]["loss"] == loss + np.float32(one[2]["class"]["loss"])
         assert totals[name]["images"] == 5
+
+
+def test_the_device_is_only_a_few_batches_behind(monkeypatch):
+    waited, noted = [], Unfinished.note
+    monkeypatch.setattr(Unfinished, "note", lambda self, totals: waited.append(totals) or noted(self, totals))
+    sum_scores(make_eval_step(Lookup(), mean=MEAN, std=STD), {"a": scaled(5)}, [batch([1], [1], 2)] * 6)
+    assert [int(totals["a"]["images"]) for totals in waited] == [1, 2, 3, 4, 5, 6]
 
 
 def test_missing_images_raise():

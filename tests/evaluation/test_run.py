@@ -1,4 +1,6 @@
 import os
+import threading
+import weakref
 
 import jax
 import numpy as np
@@ -13,8 +15,9 @@ from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ArraySource, DataError, Example, Subset
 from deit_jax.evaluation.run import Evaluator, open_extra_sets, protocol_line, protocol_of
 from deit_jax.models import create_model
+from deit_jax.parallel import in_advance
 from deit_jax.parallel.mesh import make_mesh
-from deit_jax.parallel.sharding import replicated
+from deit_jax.parallel.sharding import put_batch, replicated
 from tests.reliability.small_disk import small_disk
 from tests.tiny import STUDENT, tiny_config
 
@@ -110,6 +113,26 @@ def test_full_shared_memory_falls_back_to_threads(two_weights, tmp_path, monkeyp
         evaluator = evaluator_of(Counted(), data__num_workers=1)
         assert evaluator.weights(model, weights) == evaluator_of(Counted()).weights(model, weights)
     assert "evaluation reads in threads: data.num_workers=1 needs" in " ".join(capsys.readouterr().out.split())
+
+
+def test_few_batches_are_in_memory_at_a_time(two_weights, monkeypatch):
+    model, weights = two_weights
+    alive, most, lock = set(), [0], threading.Lock()
+
+    def counted(*arguments):
+        batch = put_batch(*arguments)
+        with lock:
+            alive.add(id(batch["mask"]))
+            most[0] = max(most[0], len(alive))
+        weakref.finalize(batch["mask"], alive.discard, id(batch["mask"]))
+        return batch
+
+    monkeypatch.setattr(in_advance, "put_batch", counted)
+    evaluator_of(Counted(), evaluation__batch_size=2, evaluation__memory_gib=0.0, data__batches_ahead=1).weights(
+        model, weights
+    )
+    # One in advance, one just sent or received each, and the unfinished ones; 45 in all.
+    assert most[0] <= 1 + 2 + in_advance.UNFINISHED_STEPS
 
 
 class SeveralLabels:

@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from deit_jax.parallel.in_advance import in_advance
+from deit_jax.parallel import in_advance as module
+from deit_jax.parallel.in_advance import UNFINISHED_STEPS, Unfinished, in_advance
 
 
 def until(condition):
@@ -77,3 +78,13 @@ def test_items_that_were_used_are_freed():
         del item
         until(lambda: Big.alive <= 3)  # two in advance, and one that the generator has just yielded
     assert Big.alive == 0
+
+
+def test_few_steps_are_unfinished(monkeypatch):
+    """Each of them keeps its batch in memory."""
+    finished = []
+    monkeypatch.setattr(module.jax, "block_until_ready", finished.append)
+    steps = Unfinished()
+    for step in range(10):
+        steps.note(step)
+        assert finished == list(range(step + 1 - UNFINISHED_STEPS))
