@@ -148,6 +148,8 @@ class _Teacher:
         "the teacher: none is loaded or computed (docs/distillation.md)", before="")
     answers_timeout: int = option(600, "seconds that a training waits for answers while their recorder makes no progress",
         at_least=1, before=600, only_if_typed=True)
+    fused: bool = option(True, "on TPUs, compute a frozen RegNet in a form that the compiler fuses better (docs/performance.md); "
+        "False: as versions before this field, whose logits differ in the last digits", before=False, only_if_typed=True)
     record: str = option("", "a folder to which a training writes its teacher's answers, for other trainings", before="")
     record_as: str = option("auto", "what is recorded; auto: decisions if distillation.kind is hard, otherwise logits",
         choices="answers.kinds.NAMES", before="auto", only_if_typed=True)
