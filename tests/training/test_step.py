@@ -107,6 +107,15 @@ def test_two_devices_give_the_same_run(one_device, tmp_path):
     assert_same_run(one_device, run_steps(small_config(), tmp_path, devices=2))
 
 
+def test_kept_patches_do_not_depend_on_devices_or_microbatches(tmp_path):
+    config = small_config(model__patch_keep_rate=0.5, **ALONE)
+    one = run_steps(config, tmp_path)
+    config.train.accumulation_steps = 2
+    assert_same_run(one, run_steps(config, tmp_path, devices=4))
+    config.model.patch_keep_rate, config.train.accumulation_steps = 1.0, 1
+    assert difference(run_steps(config, tmp_path)[1].params, one[1].params) > 1e-3
+
+
 def test_sharded_parameters_give_the_same_run(one_device, tmp_path):
     config = small_config(parallel__fsdp=4, parallel__fsdp_min_size=0)
     assert_same_run(one_device, run_steps(config, tmp_path, devices=8))
