@@ -148,13 +148,13 @@ class _Teacher:
         "482); None: the same classes", at_least=0, before=None)
     each: ConfigDict = option({}, "several teachers: fields of single ones by their position, for those that differ, e.g. "
         "--config.teacher.each.2.mean=0.5,0.5,0.5; overrides, variables, mean, std and classes", before={})
+    fused: bool = option(True, "on TPUs, compute a frozen RegNet in a form that the compiler fuses better (docs/performance.md); "
+        "False: as versions before this field, whose logits differ in the last digits", before=False, only_if_typed=True)
     recipe: ConfigDict | None = option(None, "a complete config with which the teacher is trained first, in WORKDIR/teacher")
     answers: str = option("", "a folder of recorded answers (from --mode=record or a training with teacher.record) that replace "
         "the teacher: none is loaded or computed (docs/distillation.md)", before="")
     answers_timeout: int = option(600, "seconds that a training waits for answers while their recorder makes no progress",
         at_least=1, before=600, only_if_typed=True)
-    fused: bool = option(True, "on TPUs, compute a frozen RegNet in a form that the compiler fuses better (docs/performance.md); "
-        "False: as versions before this field, whose logits differ in the last digits", before=False, only_if_typed=True)
     record: str = option("", "a folder to which a training writes its teacher's answers, for other trainings", before="")
     record_as: str = option("auto", "what is recorded; auto: decisions if distillation.kind is hard, otherwise logits",
         choices="answers.kinds.NAMES", before="auto", only_if_typed=True)
@@ -368,6 +368,8 @@ class _Parallel:
     sharding_rules: tuple[tuple[str, str], ...] = option(((".*", "fsdp"),), '(regular expression over "/"-joined names of the '
         'state, "fsdp" or "replicate"); the first match applies', patterns=True)
     fsdp_min_size: int = option(4096, "elements; smaller arrays are replicated", at_least=0)
+    gather_once: bool = option(False, "with fsdp: a step first gathers all parameters, kernels in compute_dtype, and computes as "
+        "without fsdp; only state and update are split (ZeRO-1). False: the compiler decides what to gather, and when")
     xla_options: str = option("", '"name=value,name=value": XLA options of the train step; they override those in '
         "parallel/xla_options.py")
     compilation_cache: str = option("auto", "folder of compiled programs, which later runs reuse; auto: ~/.cache/deit_jax, with "

@@ -121,6 +121,28 @@ def test_sharded_parameters_give_the_same_run(one_device, tmp_path):
     assert_same_run(one_device, run_steps(config, tmp_path, devices=8))
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_parameters_that_are_gathered_once_give_the_same_run(one_device, tmp_path, accumulation):
+    split = dict(parallel__fsdp=4, parallel__fsdp_min_size=0, parallel__gather_once=True)
+    config = small_config(**split, train__accumulation_steps=accumulation)
+    assert_same_run(one_device, run_steps(config, tmp_path, devices=8 // accumulation))
+
+
+@pytest.mark.compiler
+def test_parameters_that_are_gathered_once_are_gathered_in_the_compute_dtype():
+    config = tiny_config(
+        parallel__fsdp=4, parallel__fsdp_min_size=0, parallel__gather_once=True, compute_dtype="bfloat16", **ALONE
+    )
+    step = Step(config, None, make_mesh(jax.devices()[:4], fsdp=4), 64, 10)
+    plan, program, teacher = step.build(32)
+    text = program.train_step.lower(*step.arguments(plan, program, teacher)).as_text()
+    kernel = program.abstract_state.params["blocks_0"]["mlp"]["fc1"]["kernel"]
+    assert not kernel.sharding.is_fully_replicated
+    shape = "x".join(map(str, kernel.shape))
+    constraints = [line for line in text.splitlines() if "sharding_constraint" in line and f"tensor<{shape}x" in line]
+    assert any(f"tensor<{shape}xbf16>" in line for line in constraints)
+
+
 FEATURES = dict(
     features__pairs=("patch_1:s1", "distillation_1:s2", "class_1:final"),
     features__mse=1.0,
