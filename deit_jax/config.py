@@ -79,12 +79,17 @@ class _Model:
         at_least=0, at_most=0.999, of_model=True)
     dropout_rate: float = option(0.0, "dropout after the position embedding, attention projection and MLP layers",
         at_least=0, at_most=0.999, of_model=True)
+    patch_keep_rate: float = option(1.0, "part of the patch tokens that a training step computes, drawn for each image and step; "
+        "1 - timm's patch_drop_rate. Evaluation computes all", above=0, at_most=1, before=1.0, of_model=True)
     drop_dtype: str = option("float32", "dtype in which dropout and stochastic depth divide by the keep probability: float32 "
         "(as PyTorch) or compute (compute_dtype; bfloat16 rounds the probability itself by up to 0.4 %, as in "
         "versions before this field)", choices="models.layers.DIVISIONS", before="compute", of_model=True)
     residual_dtype: str = option("compute", "dtype of the residual stream of a transformer: compute (compute_dtype) or float32, "
         "as in PyTorch's mixed precision and therefore the released code; it affects only bfloat16 runs (docs/parity.md)",
         choices="models.vit.RESIDUALS", before="compute", of_model=True)
+    gradient_dtype: str = option("compute", "dtype in which the gradients of a transformer's dense kernels are added over "
+        "devices: compute (each device's rounded to compute_dtype) or float32 (as PyTorch's DDP under autocast; twice the "
+        "bytes). It affects only bfloat16 runs", choices="models.layers.GRADIENTS", before="compute", of_model=True)
     regnet_init: str = option("timm_0.5", "random initialisation of a RegNet: timm_0.5 (timm since 0.5: fan_out within a "
         "convolution group, squeeze-and-excitation biases 0) or timm_0.3 (timm 0.3.2, which the released code pins: fan_out of "
         "all groups, those biases uniform as in PyTorch)", choices="models.regnet.INITIALISATIONS", before="timm_0.5",
@@ -142,6 +147,8 @@ class _Teacher:
         "482); None: the same classes", at_least=0, before=None)
     each: ConfigDict = option({}, "several teachers: fields of single ones by their position, for those that differ, e.g. "
         "--config.teacher.each.2.mean=0.5,0.5,0.5; overrides, variables, mean, std and classes", before={})
+    fused: bool = option(True, "on TPUs, compute a frozen RegNet in a form that the compiler fuses better (docs/performance.md); "
+        "False: as versions before this field, whose logits differ in the last digits", before=False, only_if_typed=True)
     recipe: ConfigDict | None = option(None, "a complete config with which the teacher is trained first, in WORKDIR/teacher")
     answers: str = option("", "a folder of recorded answers (from --mode=record or a training with teacher.record) that replace "
         "the teacher: none is loaded or computed (docs/distillation.md)", before="")
@@ -365,6 +372,8 @@ class _Parallel:
     sharding_rules: tuple[tuple[str, str], ...] = option(((".*", "fsdp"),), '(regular expression over "/"-joined names of the '
         'state, "fsdp" or "replicate"); the first match applies', patterns=True)
     fsdp_min_size: int = option(4096, "elements; smaller arrays are replicated", at_least=0)
+    gather_once: bool = option(False, "with fsdp: a step first gathers all parameters, kernels in compute_dtype, and computes as "
+        "without fsdp; only state and update are split (ZeRO-1). False: the compiler decides what to gather, and when")
     xla_options: str = option("", '"name=value,name=value": XLA options of the train step; they override those in '
         "parallel/xla_options.py")
     compilation_cache: str = option("auto", "folder of compiled programs, which later runs reuse; auto: ~/.cache/deit_jax, with "

@@ -270,7 +270,8 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
         (not optimizer.weight_decay, "optimizer.weight_decay is 0", ["optimizer.no_decay"]),
         (not log.wandb, "log.wandb is False", ("log.wandb_project", "log.wandb_entity", "log.wandb_name")),
         (not log.profile_steps, "log.profile_steps is 0", ["log.profile_after"]),
-        (config.parallel.fsdp == 1, "parallel.fsdp is 1", ("parallel.sharding_rules", "parallel.fsdp_min_size")),
+        (config.parallel.fsdp == 1, "parallel.fsdp is 1", ("parallel.sharding_rules", "parallel.fsdp_min_size",
+         "parallel.gather_once")),
     ]  # fmt: skip
     yield from ((name, reason) for applies, reason, names in rows if applies for name in names)
 

@@ -109,6 +109,11 @@ def check_features(config: ConfigDict) -> None:
     student = Giver("student", config.model.name, _features("model", config.model.name, module_options(config), config))
     for pair in pairs:
         student.check(pair.student, pair.student in student.names)
+        if config.model.patch_keep_rate < 1 and pair.student.startswith("patch_"):
+            raise ConfigError(
+                f"config.features.pairs: {pair.student} is a map of all patch tokens, and config.model.patch_keep_rate="
+                f"{config.model.patch_keep_rate:g} drops some: compare class_N or final, or set the rate to 1"
+            )
     if teacher.recipe is not None:
         name, recipe = teacher.recipe.model.name, teacher.recipe
         known = _features("teacher.recipe.model", name, module_options(recipe), recipe)

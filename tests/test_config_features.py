@@ -42,6 +42,8 @@ def test_a_teacher_is_needed_for_features_alone():
         ({"teacher__weights": "", "teacher__answers": "answers"}, "does not work with config.teacher.answers"),
         ({"image_size": 30}, "config.model: image_size=30 is not a multiple of patch_size=14"),
         ({"teacher__record": "answers"}, "does not work with config.teacher.record"),
+        ({"model__patch_keep_rate": 0.25}, "patch_1 is a map of all patch tokens, and config.model."
+         "patch_keep_rate=0.25 drops some"),
     ],
 )  # fmt: skip
 def test_a_contradiction_is_refused_in_one_line(changes, message):

@@ -12,6 +12,7 @@ All are equal up to the order and rounding of float operations. Neither fused ke
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from einops import rearrange
 from jax.sharding import Mesh
 
 from deit_jax.models import pallas_attention
-from deit_jax.models.layers import Dense, Dropout, embedding_init, softmax
+from deit_jax.models.layers import Dense, Dropout, embedding_init, product, softmax
 
 ATTENTIONS = ("auto", "xla", "dot_product", "pallas", "cudnn")
 FUSED = {"pallas": "tpu", "cudnn": "gpu"}  # the fused kernels and their platforms
@@ -150,16 +151,18 @@ class Attention(nn.Module):
     drop_dtype: str
     implementation: str | Fused
     dtype: Any
+    gradient_dtype: str = "compute"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, queries: int | None, train: bool, positions: jax.Array | None) -> jax.Array:
         width = x.shape[-1]
+        dense = functools.partial(Dense, dtype=self.dtype, gradients=self.gradient_dtype)
         fused = None if queries is not None or self.is_initializing() else self._fused(x.shape[0])
         if fused is not None and fused.name == "pallas":
-            product, bias = _Projection(3 * width, self.dtype, name="qkv")(x)
+            product, bias = _Projection(3 * width, self.dtype, self.gradient_dtype, name="qkv")(x)
             x = pallas_attention.attend(product, bias, self.num_heads, fused.mesh, fused.interpret)
         else:
-            qkv = Dense(3 * width, dtype=self.dtype, name="qkv")(x)
+            qkv = dense(3 * width, name="qkv")(x)
             if fused is not None:
                 x = _cudnn(qkv, self.num_heads)
             elif self.implementation == "dot_product":
@@ -169,7 +172,7 @@ class Attention(nn.Module):
                 x = rearrange(x, "b n h d -> b n (h d)")
             else:
                 x = _xla(qkv, self.num_heads, queries, self.dtype)
-        x = Dense(width, dtype=self.dtype, name="proj")(x)
+        x = dense(width, name="proj")(x)
         return Dropout(self.dropout_rate, division=self.drop_dtype)(x, train=train, positions=positions)
 
     @nn.nowrap
@@ -186,12 +189,15 @@ class _Projection(nn.Module):
 
     features: int
     dtype: Any
+    gradient_dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         kernel = self.param("kernel", embedding_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype)), bias.astype(self.dtype)
+        x = x.astype(self.dtype)
+        multiplied = product(x, kernel) if self.gradient_dtype == "float32" else jnp.dot(x, kernel.astype(self.dtype))
+        return multiplied, bias.astype(self.dtype)
 
 
 def _xla(qkv: jax.Array, num_heads: int, queries: int | None, dtype: Any) -> jax.Array:

@@ -10,7 +10,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from deit_jax.models.protocol import Features, ModelOutput, call, call_with_features, feature_names, on_mesh
+from deit_jax.models.protocol import (
+    Features,
+    ModelOutput,
+    call,
+    call_with_features,
+    feature_names,
+    fused_form,
+    on_mesh,
+)
 
 
 class Ensemble(nn.Module):
@@ -71,6 +79,11 @@ class Ensemble(nn.Module):
     def on_mesh(self, mesh: Mesh) -> Ensemble:
         """Returns the ensemble with every member specialised for `mesh`."""
         return self.clone(members=tuple(on_mesh(member, mesh) for member in self.members))
+
+    @nn.nowrap
+    def fused_form(self) -> Ensemble:
+        """Returns the ensemble with the fused form of every member."""
+        return self.clone(members=tuple(fused_form(member) for member in self.members))
 
 
 def joined_variables(variables: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from deit_jax.models.ensemble import Ensemble
+from deit_jax.models.layers import RNG_NAME
 from deit_jax.models.protocol import has_field, initial_variables
 
 KINDS = ("convolution", "dense", "attention")  # attention: products of two activations, both with a batch axis
@@ -31,16 +32,17 @@ class TrainFlops(NamedTuple):
         return self.student + self.teacher
 
 
-def forward_flops(model: nn.Module, image_size: int) -> int:
+def forward_flops(model: nn.Module, image_size: int, *, train: bool = False) -> int:
     """Returns the FLOPs (2 x multiply-adds of convolutions and matrix products) of one image's forward pass.
 
     Independent of the implementation: grouped convolutions count as such, attention as its two products, recomputation not at
-    all, and the last block in full, as is customary, although the heads read only one or two of its tokens.
+    all, and the last block in full, as is customary, although the heads read only one or two of its tokens. train: without
+    the patch tokens that a training step drops.
     """
-    return sum(forward_flops_by_kind(model, image_size).values())
+    return sum(forward_flops_by_kind(model, image_size, train=train).values())
 
 
-def forward_flops_by_kind(model: nn.Module, image_size: int) -> dict[str, int]:
+def forward_flops_by_kind(model: nn.Module, image_size: int, *, train: bool = False) -> dict[str, int]:
     """`forward_flops` by KINDS. Only traces shapes."""
     if isinstance(model, Ensemble):
         return dict(sum((Counter(forward_flops_by_kind(member, image_size)) for member in model.members), Counter()))
@@ -49,6 +51,9 @@ def forward_flops_by_kind(model: nn.Module, image_size: int) -> dict[str, int]:
     plain: dict[str, Any] = dict(grouped_conv="native", attention="xla", remat="none", scan_blocks=True, folded=True)
     model = model.clone(**{name: value for name, value in plain.items() if has_field(model, name)})
     image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    if train and getattr(model, "patch_keep_rate", 1) < 1:
+        keys = {"params": jax.random.key(0), RNG_NAME: jax.random.key(0)}
+        return count_flops(functools.partial(model.init, train=True), keys, image)
     # Initialisation runs the network once; its random numbers contain no products. So one trace is enough.
     return count_flops(functools.partial(initial_variables, model), jax.random.key(0), image)
 
@@ -60,7 +65,7 @@ def train_flops(student: nn.Module, teacher: nn.Module | None, image_size: int) 
     The unused gradient of the first layer's input is counted, as is customary.
     """
     return TrainFlops(
-        3 * forward_flops(student, image_size), 0 if teacher is None else forward_flops(teacher, image_size)
+        3 * forward_flops(student, image_size, train=True), 0 if teacher is None else forward_flops(teacher, image_size)
     )
 
 

@@ -58,20 +58,20 @@ class GroupedConv(nn.Module):
         implementation = self.implementation
         if implementation == "auto":
             implementation = implementation_for(jax.default_backend())
-        convolve = functools.partial(_convolve, stride=self.stride, groups=self.groups)
+        of_rows = functools.partial(convolve, stride=self.stride, groups=self.groups)
         if isinstance(implementation, PerDevice):
             mesh = implementation.mesh
             if self.groups > 1 and x.shape[0] % mesh.size == 0:  # initialisation has one row, which cannot be split
                 rows, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
-                convolve = jax.shard_map(convolve, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
-            return convolve(x, kernel)
+                of_rows = jax.shard_map(of_rows, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
+            return of_rows(x, kernel)
         if implementation == "native":
-            return convolve(x, kernel)
+            return of_rows(x, kernel)
         if self.groups > 1:
             return _convolve_packs(x, kernel, self.stride, self.groups)
         if self.kernel_size == 1:  # a matrix product is faster on CPU, forward and backward
             return jnp.einsum("bhwi,io->bhwo", x[:, :: self.stride, :: self.stride], kernel[0, 0])
-        return _convolve(*_fill_channels(x, kernel), self.stride, 1)
+        return convolve(*_fill_channels(x, kernel), self.stride, 1)
 
 
 def implementation_for(platform: str) -> str:
@@ -99,7 +99,7 @@ def _convolve_packs(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -
     parts = jnp.split(x, [start * x.shape[-1] // groups for start in starts], axis=-1)
     kernels = jnp.split(kernel, [start * kernel.shape[-1] // groups for start in starts], axis=-1)
     packs = zip(parts, kernels, strict=True)
-    outputs = [_convolve(part, block_diagonal(k, part.shape[-1] // k.shape[2]), stride, 1) for part, k in packs]
+    outputs = [convolve(part, block_diagonal(k, part.shape[-1] // k.shape[2]), stride, 1) for part, k in packs]
     return jnp.concatenate(outputs, axis=-1)
 
 
@@ -109,7 +109,8 @@ def _fill_channels(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Arra
     return jnp.pad(x, [(0, 0)] * 3 + [(0, missing)]), jnp.pad(kernel, [(0, 0), (0, 0), (0, missing), (0, 0)])
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
+def convolve(x: jax.Array, kernel: jax.Array, stride: int, groups: int) -> jax.Array:
+    """Returns XLA's own convolution of [B, H, W, C] with a kernel [k, k, C / groups, F], padded as in `GroupedConv`."""
     pad = (kernel.shape[0] - 1) // 2
     return jax.lax.conv_general_dilated(
         x,

@@ -1,4 +1,7 @@
-"""Initializers, dense layer, GELU, softmax, LayerNorm and Dropout of DeiT. GELU to LayerNorm keep few arrays for gradients."""
+"""Initializers, dense layer, GELU, softmax, LayerNorm, Dropout and patch dropout of DeiT.
+
+GELU to LayerNorm keep few arrays for gradients.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,49 @@ DIVISIONS = ("compute", "float32")
 # timm's trunc_normal_(std=.02) truncates at -2 and 2, a hundred standard deviations: effectively a plain normal.
 embedding_init = nn.initializers.normal(0.02)
 
-Dense = functools.partial(nn.Dense, kernel_init=embedding_init)
+GRADIENTS = ("compute", "float32")
+
+
+def Dense(features: int, *, dtype: Any, name: str, gradients: str = "compute") -> nn.Dense:
+    """Returns the dense layer of a transformer, which computes in `dtype`.
+
+    gradients: "float32": the kernel's gradient is added in float32, also over devices (`product`); "compute": it is rounded to
+    `dtype` on each device and then added.
+    """
+    if gradients == "compute":
+        return nn.Dense(features, kernel_init=embedding_init, dtype=dtype, name=name)
+
+    def cast(x: jax.Array, kernel: jax.Array, bias: jax.Array, *, dtype: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        return x.astype(dtype), kernel, bias.astype(dtype)
+
+    def multiply(x: jax.Array, kernel: jax.Array, *_: Any, **__: Any) -> jax.Array:
+        return product(x, kernel)
+
+    fields: dict[str, Any] = {"promote_dtype": cast, "dot_general": multiply}
+    return nn.Dense(features, kernel_init=embedding_init, dtype=dtype, name=name, **fields)
+
+
+@jax.custom_vjp
+def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Returns x @ kernel, [..., I] and float32[I, F], computed in x's dtype; the kernel's gradient is added in float32.
+
+    The cast of a kernel to bfloat16 has a gradient in bfloat16, which is what devices would exchange.
+    """
+    return jnp.dot(x, kernel.astype(x.dtype))
+
+
+def _product_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return product(x, kernel), (x, kernel)
+
+
+def _product_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    rows = tuple(range(x.ndim - 1))
+    of_kernel = jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())), preferred_element_type=kernel.dtype)
+    return jnp.dot(gradient, kernel.astype(x.dtype).T), of_kernel
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def uniform_init(fan_in: int) -> nn.initializers.Initializer:
@@ -105,6 +150,12 @@ def _normalize_backward(
 normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
+def image_keys(key: jax.Array, count: int, positions: jax.Array | None) -> jax.Array:
+    """Returns a key for each of `count` images by its position in the global batch, int32[count]; None: 0 to count - 1."""
+    positions = jnp.arange(count) if positions is None else positions
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
+
+
 class Dropout(nn.Module):
     """Inverted dropout of x, float[B, ...]; identity when `train` is False or `rate` is 0.
 
@@ -133,10 +184,41 @@ class Dropout(nn.Module):
         if not train or (not isinstance(self.rate, jax.Array) and self.rate == 0.0):
             return x
         keep = 1.0 - self.rate
-        positions = jnp.arange(x.shape[0]) if positions is None else positions
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(self.make_rng(RNG_NAME), positions)
+        keys = image_keys(self.make_rng(RNG_NAME), x.shape[0], positions)
         shape = (1,) * (x.ndim - 1) if self.whole_images else x.shape[1:]
         kept = jax.vmap(lambda key: jax.random.bernoulli(key, keep, shape))(keys)
         dtype = x.dtype if self.division == "compute" else jnp.promote_types(x.dtype, jnp.float32)
         scaled = (x.astype(dtype) / jnp.asarray(keep, dtype)).astype(x.dtype)
         return jnp.where(kept, scaled, jnp.zeros_like(x))
+
+
+class PatchDropout(nn.Module):
+    """Keeps a random part of each image's patch tokens in training, as timm's PatchDropout; identity otherwise.
+
+    float[B, prefix + N, D] to [B, prefix + K, D], K = `kept_patches(N, rate)`. The first `num_prefix_tokens` are always kept, and
+    those that are kept stay in order. Each image's draw is keyed as in `Dropout`.
+    """
+
+    rate: float
+    num_prefix_tokens: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None = None) -> jax.Array:
+        """positions: as in `Dropout`."""
+        if not train or self.rate == 1.0:
+            return x
+        prefix, count = self.num_prefix_tokens, x.shape[1] - self.num_prefix_tokens
+
+        def draw(key: jax.Array) -> jax.Array:
+            patches = jnp.sort(jnp.argsort(jax.random.bits(key, (count,)))[: kept_patches(count, self.rate)])
+            return jnp.concatenate([jnp.arange(prefix), prefix + patches])
+
+        kept = jax.vmap(draw)(image_keys(self.make_rng(RNG_NAME), x.shape[0], positions))
+        # An exact product: TPU's compiler turns a gather, and the scatter of its gradient, into loops over rows.
+        selection = jax.nn.one_hot(kept, x.shape[1], dtype=x.dtype)
+        return jnp.einsum("bkn,bnd->bkd", selection, x, precision=jax.lax.Precision.HIGHEST)
+
+
+def kept_patches(count: int, rate: float) -> int:
+    """Returns how many of `count` patch tokens patch dropout keeps: as timm with a drop rate of 1 - `rate`, at least one."""
+    return max(1, int(count * rate))

@@ -28,6 +28,7 @@ The functions below use these attributes, properties and methods:
     feature_names                 names of the features that its call gives
     family                        the weights layouts that it supports ("vit", "regnet"; weights/saving.py)
     inference_form(variables)     equivalent (model, variables) that compute faster, for evaluation only
+    fused_form()                  an equivalent frozen model, for `on_mesh`, that accelerators may compute faster
     portable_form(variables)      equivalent (model, variables) in operations that every platform has
     on_mesh(mesh)                 the model specialised for batches split over a mesh
     attention_on(mesh)            the name of the attention that `on_mesh` takes, and why it does (models/attention.py)
@@ -319,6 +320,11 @@ def family(model: nn.Module | type[nn.Module]) -> str:
 def inference_form(model: nn.Module, variables: Variables) -> tuple[nn.Module, Variables]:
     """Returns an equivalent frozen network that is faster; equal up to the order of float operations."""
     return _call_optional(model, "inference_form", variables, default=(model, variables))
+
+
+def fused_form(model: nn.Module) -> nn.Module:
+    """Returns an equivalent frozen model, for `on_mesh`, that accelerators may compute faster; equal up to rounding."""
+    return _call_optional(model, "fused_form", default=model)
 
 
 def portable_form(model: nn.Module, variables: Variables) -> tuple[nn.Module, Variables]:

@@ -172,6 +172,8 @@ def _advice(key: str, default: Any, value: Any) -> str | None:
         return None if whole and value >= 1 else "a whole number above 0"
     if isinstance(default, float):
         finite = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+        if key.endswith("_keep_rate"):
+            return None if finite and 0 < value <= 1 else "a number above 0 and at most 1"
         if key.endswith("_rate"):
             return None if finite and 0 <= value < 1 else "a number from 0 to less than 1"
         return None if finite and value >= 0 else "a number that is not negative"
@@ -217,8 +219,8 @@ def _refuse_other_types(dtype: Any) -> None:
 
 # Fields that change neither the parameters nor (except the fusion of heads) the output in evaluation.
 _NOT_ARCHITECTURE = {
-    "parent", "name", "num_classes", "dtype", "fusion", "dropout_rate", "drop_path_rate", "drop_dtype", "residual_dtype",
-    "regnet_init", "grouped_conv", "folded", "attention", "remat", "scan_blocks",
+    "parent", "name", "num_classes", "dtype", "fusion", "dropout_rate", "drop_path_rate", "patch_keep_rate", "drop_dtype",
+    "residual_dtype", "gradient_dtype", "regnet_init", "grouped_conv", "folded", "attention", "remat", "scan_blocks",
 }  # fmt: skip
 
 

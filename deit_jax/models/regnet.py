@@ -22,6 +22,7 @@ from deit_jax.errors import require_choice
 from deit_jax.models.grouped_conv import IMPLEMENTATIONS, GroupedConv, PerDevice, implementation_on
 from deit_jax.models.layers import DIVISIONS, Dropout, uniform_init
 from deit_jax.models.protocol import Features, ModelOutput
+from deit_jax.models.regnet_fused import FUSED, FoldedConv, convolved, gated_product
 
 INITIALISATIONS = ("timm_0.5", "timm_0.3")
 BATCH_NORM_EPSILON = 1e-5
@@ -72,6 +73,11 @@ class ConvOptions(NamedTuple):
     folded: bool = False
     dtype: Any = jnp.float32
 
+    @property
+    def fused(self) -> bool:
+        """Whether blocks compute as in regnet_fused.py."""
+        return self.folded and self.grouped_conv == FUSED
+
 
 class ConvBatchNorm(nn.Module):
     """Convolution without bias, BatchNorm and, unless `relu` is False, a ReLU: float[B, H, W, C] to [B, H/s, W/s, features].
@@ -92,7 +98,8 @@ class ConvBatchNorm(nn.Module):
         regnet_init, grouped_conv, folded, dtype = self.options
         kernel_init = conv_init(self.groups, regnet_init)
         shape = (self.features, self.kernel_size, self.stride, self.groups)
-        x = GroupedConv(*shape, kernel_init, grouped_conv, dtype, name="conv")(x)
+        implementation = "native" if self.options.fused else grouped_conv
+        x = GroupedConv(*shape, kernel_init, implementation, dtype, name="conv")(x)
         if folded:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(dtype)
             return nn.relu(x) if self.relu else x
@@ -130,8 +137,13 @@ def fold_batch_norm(variables: dict[str, Any], epsilon: float) -> dict[str, Any]
     return {"params": flax.traverse_util.unflatten_dict(folded)}
 
 
+def pooled(x: jax.Array, dtype: Any) -> jax.Array:
+    """Returns the mean over the image of [B, H, W, C], computed in float32: [B, 1, 1, C] in `dtype`."""
+    return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(dtype)
+
+
 class SqueezeExcite(nn.Module):
-    """Channel attention: mean over the image, ReLU bottleneck, sigmoid gate."""
+    """Channel attention: `pooled` channels [B, 1, 1, C] to their gate, by a ReLU bottleneck and a sigmoid."""
 
     bottleneck: int
     regnet_init: str
@@ -146,9 +158,8 @@ class SqueezeExcite(nn.Module):
             output: jax.Array = nn.Conv(features, (1, 1), **fields, name=name)(inputs)
             return output
 
-        gate = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=jnp.float32).astype(self.dtype)
-        gate = nn.relu(conv(gate, self.bottleneck, "fc1"))
-        return x * nn.sigmoid(conv(gate, x.shape[-1], "fc2"))
+        gate = nn.relu(conv(x, self.bottleneck, "fc1"))
+        return nn.sigmoid(conv(gate, x.shape[-1], "fc2"))
 
 
 class Block(nn.Module):
@@ -164,14 +175,22 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
         width, groups = self.plan.width, self.plan.width // self.plan.group_width
+        dtype = self.options.dtype
         layer = functools.partial(ConvBatchNorm, width, options=self.options)
-        y = layer(1, name="conv1")(x, train=train)
-        y = layer(3, self.stride, groups, name="conv2")(y, train=train)
         # The bottleneck is relative to the block's input, not to y: a stage's first block has the previous stage's width.
-        bottleneck = round(x.shape[-1] * self.se_ratio)
-        y = SqueezeExcite(bottleneck, self.options.regnet_init, self.options.dtype, name="se")(y)
-        # timm initialises the last scale to 0, so that a block starts as its shortcut.
-        y = layer(1, relu=False, scale_init=nn.initializers.zeros, name="conv3")(y, train=train)
+        gate = SqueezeExcite(round(x.shape[-1] * self.se_ratio), self.options.regnet_init, dtype, name="se")
+        if self.options.fused:
+            sizes = {"conv1": (1, x.shape[-1]), "conv2": (3, self.plan.group_width), "conv3": (1, width)}
+            first, second, third = (FoldedConv(*size, width, dtype, name=name)() for name, size in sizes.items())
+            parts = convolved(x, first, second, self.stride, groups)
+            means = jnp.concatenate([pooled(part, dtype) for part in parts], axis=-1)
+            y = gated_product(parts, gate(means), third, groups)
+        else:
+            y = layer(1, name="conv1")(x, train=train)
+            y = layer(3, self.stride, groups, name="conv2")(y, train=train)
+            y = y * gate(pooled(y, dtype))
+            # timm initialises the last scale to 0, so that a block starts as its shortcut.
+            y = layer(1, relu=False, scale_init=nn.initializers.zeros, name="conv3")(y, train=train)
         drop_path = Dropout(self.drop_path_rate, whole_images=True, division=self.drop_dtype)
         y = drop_path(y, train=train, positions=positions)
         if self.stride != 1 or x.shape[-1] != width:
@@ -218,14 +237,15 @@ class RegNet(nn.Module):
     drop_path_rate: float = 0.0
     drop_dtype: str = "float32"
     regnet_init: str = "timm_0.5"
-    grouped_conv: str | PerDevice = "auto"  # as in `GroupedConv`
+    grouped_conv: str | PerDevice = "auto"  # as in `GroupedConv`; or if folded, FUSED of regnet_fused.py, on TPUs
     folded: bool = False  # for inference only, see `fold_batch_norm`
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.grouped_conv, PerDevice):
-            require_choice("grouped_conv", self.grouped_conv, IMPLEMENTATIONS, ValueError)
+            choices = (*IMPLEMENTATIONS, FUSED) if self.folded else IMPLEMENTATIONS
+            require_choice("grouped_conv", self.grouped_conv, choices, ValueError)
         require_choice("drop_dtype", self.drop_dtype, DIVISIONS, ValueError)
         require_choice("regnet_init", self.regnet_init, INITIALISATIONS, ValueError)
         stage_plans(self.w0, self.wa, self.wm, self.depth, self.group_width)  # raises for invalid widths
@@ -264,7 +284,14 @@ class RegNet(nn.Module):
     @nn.nowrap
     def on_mesh(self, mesh: Mesh) -> RegNet:
         """Selects the grouped convolution for the devices, unless one was configured."""
-        return self if self.grouped_conv != "auto" else self.clone(grouped_conv=implementation_on(mesh))
+        if self.grouped_conv == FUSED and mesh.devices.flat[0].platform == "tpu":
+            return self
+        return self.clone(grouped_conv=implementation_on(mesh)) if self.grouped_conv in ("auto", FUSED) else self
+
+    @nn.nowrap
+    def fused_form(self) -> RegNet:
+        """Selects the blocks of regnet_fused.py, which `on_mesh` keeps on TPUs."""
+        return self.clone(grouped_conv=FUSED) if self.folded and self.grouped_conv == "auto" else self
 
     @nn.compact
     def __call__(

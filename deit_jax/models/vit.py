@@ -24,7 +24,18 @@ from jax.sharding import Mesh
 
 from deit_jax.errors import require_choice
 from deit_jax.models.attention import ATTENTIONS, FUSED, Attention, Choice, Fused, choose
-from deit_jax.models.layers import DIVISIONS, RNG_NAME, Dense, Dropout, LayerNorm, embedding_init, gelu, uniform_init
+from deit_jax.models.layers import (
+    DIVISIONS,
+    GRADIENTS,
+    RNG_NAME,
+    Dense,
+    Dropout,
+    LayerNorm,
+    PatchDropout,
+    embedding_init,
+    gelu,
+    uniform_init,
+)
 from deit_jax.models.protocol import FUSIONS, Features, ModelOutput, fuse
 from deit_jax.models.vit_parameters import resize_position_embedding, unstack_blocks
 
@@ -67,14 +78,16 @@ class Mlp(nn.Module):
     dropout_rate: float
     drop_dtype: str
     dtype: Any
+    gradient_dtype: str = "compute"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
         width = x.shape[-1]
+        dense = functools.partial(Dense, dtype=self.dtype, gradients=self.gradient_dtype)
         dropout = functools.partial(Dropout, self.dropout_rate, division=self.drop_dtype)
-        x = gelu(Dense(self.hidden_dim, dtype=self.dtype, name="fc1")(x))
+        x = gelu(dense(self.hidden_dim, name="fc1")(x))
         x = dropout()(x, train=train, positions=positions)
-        x = Dense(width, dtype=self.dtype, name="fc2")(x)
+        x = dense(width, name="fc2")(x)
         return dropout()(x, train=train, positions=positions)
 
 
@@ -91,6 +104,7 @@ class Block(nn.Module):
     drop_dtype: str
     attention: str | Fused
     dtype: Any
+    gradient_dtype: str = "compute"
 
     @nn.compact
     def __call__(
@@ -105,12 +119,19 @@ class Block(nn.Module):
         drop_path = functools.partial(Dropout, drop_path_rate, whole_images=True, division=self.drop_dtype)
         y = LayerNorm(dtype=self.dtype, name="norm1")(x)
         attention = Attention(
-            self.num_heads, self.dropout_rate, self.drop_dtype, self.attention, self.dtype, name="attn"
+            self.num_heads,
+            self.dropout_rate,
+            self.drop_dtype,
+            self.attention,
+            self.dtype,
+            self.gradient_dtype,
+            name="attn",
         )
         x = x[:, :queries] + drop_path()(attention(y, queries=queries, **kwargs), **kwargs)
         y = LayerNorm(dtype=self.dtype, name="norm2")(x)
         hidden_dim = int(x.shape[-1] * self.mlp_ratio)
-        y = Mlp(hidden_dim, self.dropout_rate, self.drop_dtype, self.dtype, name="mlp")(y, **kwargs)
+        fields = (self.dropout_rate, self.drop_dtype, self.dtype, self.gradient_dtype)
+        y = Mlp(hidden_dim, *fields, name="mlp")(y, **kwargs)
         return x + drop_path()(y, **kwargs)
 
 
@@ -127,6 +148,8 @@ class VisionTransformer(nn.Module):
 
     residual_dtype: dtype of the residual stream, from the tokens to the last LayerNorm: "compute" is `dtype`, "float32" is as in
     PyTorch's mixed precision. drop_dtype: `division` of `Dropout`. Neither has an effect if `dtype` is float32.
+
+    gradient_dtype: `gradients` of `Dense`. patch_keep_rate: `rate` of `PatchDropout`.
     """
 
     num_classes: int = 1000
@@ -139,8 +162,10 @@ class VisionTransformer(nn.Module):
     distilled: bool = False
     dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
+    patch_keep_rate: float = 1.0
     drop_dtype: str = "float32"
     residual_dtype: str = "compute"
+    gradient_dtype: str = "compute"
     fusion: str = "logits"
     attention: str | Fused = "xla"
     remat: str = "none"
@@ -153,11 +178,14 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim={self.embed_dim} is not a multiple of num_heads={self.num_heads}")
+        if not 0 < self.patch_keep_rate <= 1:
+            raise ValueError(f"patch_keep_rate={self.patch_keep_rate} is not above 0 and at most 1")
         for field, choices in (
             ("fusion", FUSIONS),
             ("remat", tuple(REMAT_POLICIES)),
             ("drop_dtype", DIVISIONS),
             ("residual_dtype", RESIDUALS),
+            ("gradient_dtype", GRADIENTS),
         ):
             require_choice(field, getattr(self, field), choices, ValueError)
         if not isinstance(self.attention, Fused):
@@ -191,7 +219,7 @@ class VisionTransformer(nn.Module):
     @nn.nowrap
     def portable_form(self, variables: dict[str, Any]) -> tuple[VisionTransformer, dict[str, Any]]:
         """Selects XLA's attention and separate blocks."""
-        model = self.clone(attention="xla", remat="none", scan_blocks=False)
+        model = self.clone(attention="xla", remat="none", scan_blocks=False, gradient_dtype="compute")
         return model, {**variables, "params": unstack_blocks(variables["params"])}
 
     @nn.nowrap
@@ -250,15 +278,18 @@ class VisionTransformer(nn.Module):
 
         pos_embed = self.param("pos_embed", embedding_init, (1, x.shape[1], self.embed_dim))
         x = Dropout(self.dropout_rate, division=self.drop_dtype)(x + pos_embed.astype(x.dtype), **kwargs)
+        if train and self.patch_keep_rate < 1 and any(name.startswith("patch_") for name in features):
+            raise ValueError(f"patch_keep_rate={self.patch_keep_rate} leaves no map of patch tokens in training")
+        x = PatchDropout(self.patch_keep_rate, self.num_prefix_tokens)(x, **kwargs)
 
         x, by_block = self._blocks(x, positions, train, features)
         x = LayerNorm(dtype=self.dtype, name="norm")(x)
 
-        class_logits = Dense(self.num_classes, dtype=self.dtype, name="head")(x[:, 0]).astype(jnp.float32)
+        head = functools.partial(Dense, self.num_classes, dtype=self.dtype, gradients=self.gradient_dtype)
+        class_logits = head(name="head")(x[:, 0]).astype(jnp.float32)
         heads: tuple[jax.Array, jax.Array, jax.Array | None] = (class_logits, class_logits, None)
         if self.distilled:
-            second = Dense(self.num_classes, dtype=self.dtype, name="head_dist")
-            distillation_logits = second(x[:, 1]).astype(jnp.float32)
+            distillation_logits = head(name="head_dist")(x[:, 1]).astype(jnp.float32)
             heads = (fuse(class_logits, distillation_logits, self.fusion), class_logits, distillation_logits)
         output = ModelOutput(*heads)
         if not features:
@@ -284,7 +315,15 @@ class VisionTransformer(nn.Module):
             block = nn.remat(
                 Block, policy=REMAT_POLICIES[self.remat], static_argnums=(4, 5), prevent_cse=not self.scan_blocks
             )
-        fields = (self.num_heads, self.mlp_ratio, self.dropout_rate, self.drop_dtype, self.attention, self.dtype)
+        fields = (
+            self.num_heads,
+            self.mlp_ratio,
+            self.dropout_rate,
+            self.drop_dtype,
+            self.attention,
+            self.dtype,
+            self.gradient_dtype,
+        )
         if not self.scan_blocks:
             by_block = []
             for i, rate in enumerate(rates):

@@ -58,7 +58,7 @@ def load_teacher(config: ConfigDict, workdir: Path, class_names: tuple[str, ...]
     members = [
         _load_one(config, number, named, num_classes, class_names, image_size) for number, named in enumerate(teachers)
     ]
-    return _joined(config, teachers, members)
+    return dataclasses.replace(_joined(config, teachers, members), fused=config.teacher.fused)
 
 
 def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, platform: str) -> Teacher | None:
@@ -94,7 +94,8 @@ def abstract_teacher(config: ConfigDict, num_classes: int, image_size: int, plat
         return frozen[0].variables
 
     shapes = jax.eval_shape(variables)
-    return dataclasses.replace(frozen[0], variables=shapes, description=f"{config.teacher.name}, shapes only")
+    description = f"{config.teacher.name}, shapes only"
+    return dataclasses.replace(frozen[0], variables=shapes, description=description, fused=config.teacher.fused)
 
 
 def _named(config: ConfigDict, num_classes: int, trained_here: str) -> list[NamedTeacher]:

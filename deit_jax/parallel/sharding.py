@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -51,6 +52,28 @@ def state_sharding(mesh: Mesh, state: Any, rules: Rules = ((".*", "fsdp"),), min
         return NamedSharding(mesh, PartitionSpec(*(FSDP_AXIS if i == longest else None for i in range(leaf.ndim))))
 
     return jax.tree_util.tree_map_with_path(place, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class GatherOnce:
+    """How a step exchanges split parameters once, and splits their gradients again.
+
+    sharding, dtypes: trees like the parameters: how each is split, and the dtype in which it is exchanged, forward and back.
+    """
+
+    mesh: Mesh
+    sharding: Any
+    dtypes: Any
+
+    def gathered(self, params: Any) -> Any:
+        """Returns the parameters as full copies on every device."""
+        params = jax.tree.map(lambda leaf, dtype: leaf.astype(dtype), params, self.dtypes)
+        return jax.lax.with_sharding_constraint(params, replicated(self.mesh))
+
+    def scattered(self, gradients: Any, params: Any) -> Any:
+        """Returns the gradients of `gathered` parameters, split and in float32 like the parameters."""
+        gradients = jax.lax.with_sharding_constraint(gradients, self.sharding)
+        return jax.tree.map(lambda gradient, leaf: gradient.astype(leaf.dtype), gradients, params)
 
 
 def rounded_up(rows: int, mesh: Mesh) -> int:

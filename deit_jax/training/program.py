@@ -24,13 +24,13 @@ from deit_jax.data.joint_order import JointOrder
 from deit_jax.data.sampling import batch_of_larger_groups
 from deit_jax.models import create_model
 from deit_jax.models.attention import ATTENTIONS, FUSED, Choice
-from deit_jax.models.protocol import attention_on, check_outputs, check_training, on_mesh
+from deit_jax.models.protocol import attention_on, check_outputs, check_training, is_from_outside, on_mesh
 from deit_jax.parallel.host_rows import HostRows, deal_on_devices, gathers_rows, host_rows
-from deit_jax.parallel.sharding import replicated, split_rows, state_sharding
+from deit_jax.parallel.sharding import GatherOnce, replicated, split_rows, state_sharding
 from deit_jax.parallel.xla_options import xla_options
 from deit_jax.training.features import FeatureMatching, build_matching
 from deit_jax.training.losses import DistillationLoss, Loss, build_loss
-from deit_jax.training.optimizer import make_optimizer, parameter_names, trained
+from deit_jax.training.optimizer import make_optimizer, parameter_name, parameter_names, trained
 from deit_jax.training.plan import Plan
 from deit_jax.training.schedules import Schedule, cosine_schedule
 from deit_jax.training.state import PROJECTIONS, TrainState, Variables, init_state, state_of
@@ -205,6 +205,7 @@ def build_program(
         train_mode=config.train.train_mode,
         trained=_trained(config, shapes.params),
         features=matching,
+        gather_once=_gather_once(config, mesh, model, shapes, sharding),
     )
     options = xla_options(mesh, config.parallel.xla_options)
     update_step = None
@@ -271,6 +272,22 @@ def _matching(config: ConfigDict, plan: Plan, model: nn.Module, teacher: Teacher
     if teacher is None:
         raise ValueError("config.features.pairs needs the teacher")
     return build_matching(config, model, teacher.model, teacher.variables, plan.image_size)
+
+
+def _gather_once(
+    config: ConfigDict, mesh: Mesh, model: nn.Module, state: TrainState, sharding: TrainState
+) -> GatherOnce | None:
+    if not config.parallel.gather_once or config.parallel.fsdp == 1:
+        return None
+    # This package's models cast kernels to their dtype before anything else. Projections and registered models may not.
+    exact = is_from_outside(type(model)) or config.model.gradient_dtype == "float32"
+    dtype = jnp.float32 if exact else model.dtype
+
+    def exchanged(path: Any, leaf: Any) -> Any:
+        name = parameter_name(path)
+        return dtype if name.endswith("/kernel") and not name.startswith(f"{PROJECTIONS}/") else leaf.dtype
+
+    return GatherOnce(mesh, sharding.trained, jax.tree_util.tree_map_with_path(exchanged, state.trained))
 
 
 def _optimizer_options(config: ConfigDict, matching: FeatureMatching | None) -> dict[str, Any]:

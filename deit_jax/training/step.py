@@ -18,7 +18,7 @@ from deit_jax.models.layers import RNG_NAME
 from deit_jax.models.protocol import Features, train_outputs
 from deit_jax.parallel.mesh import BATCH_AXES
 from deit_jax.parallel.scopes import Scope
-from deit_jax.parallel.sharding import split_microbatch_rows, split_rows
+from deit_jax.parallel.sharding import GatherOnce, split_microbatch_rows, split_rows
 from deit_jax.training.features import FeatureMatching
 from deit_jax.training.losses import Loss, Metrics
 from deit_jax.training.schedules import Schedule
@@ -36,7 +36,7 @@ TrainStep = Callable[[TrainState, FrozenTeacher | None, Batch], tuple[TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Everything that a training step depends on, except the devices.
+    """Everything that a training step depends on, except the mesh.
 
     Without `train_mode` the student runs as in evaluation: nothing is dropped, and BatchNorm uses its running statistics, which
     do not change. With `skip_nonfinite`, a step whose loss or gradient norm is not finite advances only the step counters of
@@ -55,6 +55,7 @@ class Training:
     train_mode: bool = True
     trained: Any | None = None  # a tree of bools like the parameters: True where differentiated; None: all
     features: FeatureMatching | None = None  # adds its loss; None: no features
+    gather_once: GatherOnce | None = None  # None: the compiler decides when split parameters are gathered
 
 
 def make_train_step(training: Training, mesh: Mesh, *, deal: Callable[[Batch], Batch] | None = None) -> TrainStep:
@@ -164,9 +165,12 @@ def updated(
                     metrics = {**metrics, **of_features, "loss": value}
             return value, (updates.get("batch_stats", {}), metrics)
 
-        (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.trained)
+        (_, (batch_stats, metrics)), grads = jax.value_and_grad(loss_of, has_aux=True)(whole)
+        if training.gather_once is not None:
+            grads = training.gather_once.scattered(grads, state.trained)
         return batch_stats, grads, metrics
 
+    whole = state.trained if training.gather_once is None else training.gather_once.gathered(state.trained)
     if training.accumulation_steps == 1:
         batch_stats, grads, metrics = gradients(state.batch_stats, rows)
     else:

@@ -21,6 +21,7 @@ from deit_jax.models.protocol import (
     Features,
     classify,
     classify_with_features,
+    fused_form,
     has_field,
     inference_form,
     on_mesh,
@@ -62,10 +63,12 @@ class Teacher:
     description: str  # for users: its name and the source of its weights
     num_parameters: int = 0  # number of parameters as trained
     networks: tuple[NetworkIdentity, ...] = ()  # recorded in the workdir
+    fused: bool = False  # whether the step computes its `fused_form`
 
     def for_step(self, mesh: Mesh) -> FrozenTeacher:
         """Returns the teacher for a train step on `mesh`. The caller moves its variables to the mesh."""
-        return FrozenTeacher(on_mesh(self.model, mesh), self.variables)
+        model = fused_form(self.model) if self.fused else self.model
+        return FrozenTeacher(on_mesh(model, mesh), self.variables)
 
 
 def teacher_digest(teacher: Teacher) -> str:

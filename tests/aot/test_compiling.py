@@ -188,6 +188,10 @@ def test_teacher_from_shapes(tmp_path):
     teacher = abstract_teacher(config, 10, 28, "tpu")
     kernel = teacher.variables["params"]["stem"]["conv"]["kernel"]
     assert (kernel.shape, kernel.dtype) == ((3, 3, 3, 8), "bfloat16") and teacher.model.folded
+    there = SimpleNamespace(devices=np.array([SimpleNamespace(platform="tpu")]), size=1)
+    assert teacher.for_step(there).model.grouped_conv == "fused"
+    config.teacher.fused = False
+    assert abstract_teacher(config, 10, 28, "tpu").for_step(there).model.grouped_conv == "native"
     config.teacher.weights, config.teacher.recipe = "", tiny_teacher_config()
     assert abstract_teacher(config, 10, 28, "cpu").variables["params"]["head"]["fc"]["kernel"].dtype == "float32"
     assert abstract_teacher(tiny_teacher_config(), 10, 28, "tpu") is None

@@ -95,3 +95,10 @@ class Attending(nn.Module):
 
 def test_flops_of_a_model_with_a_method_named_like_an_option():
     assert forward_flops(Attending(), 8) == 2 * 3 * 3
+
+
+def test_training_counts_the_patch_tokens_that_are_kept():
+    plain, half = (create_model("deit_tiny_patch16_224", patch_keep_rate=rate) for rate in (1.0, 0.5))
+    assert forward_flops(half, 224) == forward_flops(plain, 224) == train_flops(plain, None, 224).student / 3
+    share = train_flops(half, None, 224).student / train_flops(plain, None, 224).student
+    assert 0.45 < share < 0.5  # 99 of 197 tokens, whose attention is quadratic

@@ -7,7 +7,19 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from deit_jax.models.layers import RNG_NAME, Dropout, LayerNorm, gelu, normalize, softmax
+from deit_jax.models.layers import (
+    RNG_NAME,
+    Dense,
+    Dropout,
+    LayerNorm,
+    PatchDropout,
+    gelu,
+    kept_patches,
+    normalize,
+    softmax,
+)
+from deit_jax.parallel.mesh import make_mesh
+from deit_jax.parallel.sharding import split_rows
 
 
 def test_gelu_is_exact_for_large_inputs():
@@ -169,3 +181,86 @@ def test_dropout_keeps_the_dtype(whole_images):
     x = jnp.ones((4, 3, 3), jnp.bfloat16)
     module = Dropout(0.5, whole_images=whole_images)
     assert module.apply({}, x, train=True, rngs={RNG_NAME: jax.random.key(0)}).dtype == jnp.bfloat16
+
+
+# --- Patch dropout ---
+
+
+@functools.partial(jax.jit, static_argnames=("rate", "prefix", "train"))
+def patches_of(x, rate, prefix, key, positions=None, *, train=True):
+    return PatchDropout(rate, prefix).apply({}, x, train=train, positions=positions, rngs={RNG_NAME: key})
+
+
+def numbered(images, tokens):
+    """Tokens that are their own numbers: float32[images, tokens, 2], the second value is the image's."""
+    return np.stack(np.broadcast_arrays(np.arange(tokens), np.arange(images)[:, None]), axis=-1).astype(np.float32)
+
+
+# timm's PatchDropout(1 - rate) keeps these.
+@pytest.mark.parametrize(
+    ("count", "rate", "kept"), [(196, 0.5, 98), (196, 0.75, 147), (196, 0.1, 19), (49, 0.5, 24), (4, 0.2, 1)]
+)
+def test_patch_dropout_keeps_as_many_tokens_as_timm(count, rate, kept):
+    assert kept_patches(count, rate) == kept
+    assert patches_of(numbered(3, count + 2), rate, 2, jax.random.key(0)).shape == (3, kept + 2, 2)
+
+
+def test_patch_dropout_keeps_the_prefix_and_a_part_of_the_patches_in_order():
+    x = np.asarray(patches_of(numbered(64, 18), 0.5, 2, jax.random.key(0)))
+    np.testing.assert_array_equal(x[:, :, 1], np.broadcast_to(np.arange(64)[:, None], (64, 10)))
+    np.testing.assert_array_equal(x[:, :2, 0], np.broadcast_to([0, 1], (64, 2)))
+    kept = x[:, 2:, 0]
+    assert (np.diff(kept) > 0).all() and kept.min() == 2 and kept.max() == 17
+    counts = np.bincount(kept.astype(int).ravel(), minlength=18)[2:]
+    assert abs(counts - 32).max() < 4 * 4  # binomial: 64 images, one half
+    assert len(np.unique(kept, axis=0)) > 55
+
+
+def test_kept_patches_depend_on_key_and_position_not_on_batch_or_devices():
+    x, key = numbered(8, 17), jax.random.key(3)
+    whole = np.asarray(patches_of(x, 0.25, 1, key))
+    order = np.array([6, 1, 3])
+    np.testing.assert_array_equal(patches_of(x[order], 0.25, 1, key, order), whole[order])
+    np.testing.assert_array_equal(patches_of(x, 0.25, 1, key, np.arange(8)), whole)
+    spread = jax.device_put(x, split_rows(make_mesh()))
+    np.testing.assert_array_equal(patches_of(spread, 0.25, 1, key), whole)
+    assert (patches_of(x, 0.25, 1, jax.random.key(4)) != whole).any()
+
+
+def test_patch_dropout_is_the_identity_in_evaluation_and_at_rate_1():
+    x = jnp.ones((2, 5, 3))
+    assert PatchDropout(0.5, 1).apply({}, x, train=False) is x
+    assert PatchDropout(1.0, 1).apply({}, x, train=True) is x  # without a key
+
+
+def test_gradients_of_dropped_patches_are_0():
+    x = numbered(4, 9)
+    kept = np.asarray(patches_of(x, 0.5, 1, jax.random.key(0)))[:, :, 0].astype(int)
+    gradient = jax.grad(lambda x: jnp.sum(patches_of(x, 0.5, 1, jax.random.key(0)) ** 2 / 2))(x)
+    expected = np.zeros_like(x)
+    for image, tokens in enumerate(kept):
+        expected[image, tokens] = x[image, tokens]
+    np.testing.assert_allclose(gradient, expected)
+
+
+# --- Gradients in float32 ---
+
+
+def test_dense_gradients_in_float32_are_not_rounded_and_everything_else_is_equal():
+    rng = np.random.default_rng(0)
+    x, gradient = (jnp.asarray(rng.normal(size=(6, 5, size)), jnp.bfloat16) for size in (16, 8))
+    layers = {name: Dense(8, dtype=jnp.bfloat16, name="fc", gradients=name) for name in ("compute", "float32")}
+    variables = layers["compute"].init(jax.random.key(0), x)
+    found = {}
+    for name, layer in layers.items():
+        output, backward = jax.vjp(layer.apply, variables, x)
+        found[name] = output, *backward(gradient)
+    (output, rounded, of_x), (same, exact, of_same_x) = found["compute"], found["float32"]
+    np.testing.assert_array_equal(output, same)
+    np.testing.assert_allclose(*(np.asarray(it, np.float32) for it in (of_x, of_same_x)), rtol=2e-2, atol=2e-2)
+    kernel, other = exact["params"]["kernel"], rounded["params"]["kernel"]
+    assert kernel.dtype == other.dtype == jnp.float32
+    expected = np.einsum("bni,bno->io", *(np.asarray(it, np.float64) for it in (x, gradient)))
+    np.testing.assert_allclose(kernel, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(other, other.astype(jnp.bfloat16))  # that of "compute" has bfloat16's digits
+    assert (kernel != kernel.astype(jnp.bfloat16)).mean() > 0.9

@@ -1,4 +1,5 @@
 import functools
+from types import SimpleNamespace
 
 import flax.errors
 import flax.linen as nn
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 
 from deit_jax.models import create_model
+from deit_jax.models.ensemble import Ensemble
 from deit_jax.models.layers import Dropout
-from deit_jax.models.protocol import inference_form
+from deit_jax.models.protocol import fused_form, inference_form, on_mesh
 from deit_jax.models.regnet import ConvBatchNorm, RegNet
+from deit_jax.models.regnet_fused import FUSED
 
 from .timm_names import TRAINED_STATISTICS, model_images, our_variables, photographs
 
@@ -70,6 +73,38 @@ def captured_dropouts(tree):
 def test_native_grouped_convolutions_equal_timm(golden, regnety_002, close):
     model = create_model("regnety_002", grouped_conv="native")  # elsewhere than on CPU the default
     close(jax.jit(model.apply)(regnety_002, model_images("regnety_002")).logits, golden["regnety_002"])
+
+
+def test_fused_form_equals_timm(golden, regnety_002, close):
+    model, variables = inference_form(create_model("regnety_002"), regnety_002)
+    close(jax.jit(model.fused_form().apply)(variables, model_images("regnety_002")).logits, golden["regnety_002"])
+
+
+# The widest stages have 11 and 27 groups of 112 channels; these have 2, 3 and 6.
+def test_fused_form_equals_the_frozen_network_for_few_and_many_groups(tiny, answer):
+    _, variables, images = tiny
+    model, frozen = inference_form(RegNet(**TINY), variables)
+    fused = model.fused_form()
+    assert fused.grouped_conv == FUSED and jax.tree.map(jnp.shape, frozen) == jax.tree.map(
+        jnp.shape, fused.init(jax.random.key(0), images)
+    )
+    np.testing.assert_allclose(jax.jit(fused.apply)(frozen, images).logits, answer, rtol=2e-5, atol=2e-5)
+
+
+def test_only_tpus_compute_the_fused_form():
+    frozen = RegNet(**TINY, folded=True)
+    for platform, expected in (("tpu", FUSED), ("gpu", "native"), ("cpu", "packed")):
+        there = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]), size=1)
+        assert on_mesh(fused_form(frozen), there).grouped_conv == expected
+    assert (
+        on_mesh(frozen, SimpleNamespace(devices=np.array([SimpleNamespace(platform="tpu")]))).grouped_conv == "native"
+    )
+    configured = RegNet(**TINY, folded=True, grouped_conv="packed")
+    assert fused_form(configured).grouped_conv == "packed"
+    assert fused_form(RegNet(**TINY)).grouped_conv == "auto"
+    assert fused_form(Ensemble((frozen, configured))).members[0].grouped_conv == FUSED
+    with pytest.raises(ValueError, match="grouped_conv='fused'"):
+        RegNet(**TINY, grouped_conv=FUSED)
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deit_jax.models import ModelOutput, create_model
+from deit_jax.models.attention import Fused
 from deit_jax.models.layers import Dropout
 from deit_jax.models.protocol import fuse
 from deit_jax.models.vit import LayerNorm, Mlp, VisionTransformer
@@ -157,6 +158,7 @@ def test_mnist_sized_model(answer):
         ({"image_size": 30}, "image_size=30.*patch_size=4"),
         ({"embed_dim": 25}, "embed_dim=25.*num_heads=3"),
         ({"fusion": "sum"}, "'sum'.*logits, softmax"),
+        ({"patch_keep_rate": 0.0}, "patch_keep_rate=0.0 is not above 0"),
     ],
 )
 def test_invalid_fields_are_rejected(fields, message):
@@ -380,3 +382,53 @@ def test_gradients_reach_every_parameter(tiny):
     gradients = jax.jit(gradient)(variables)
     for name, gradient in flat(gradients["params"]).items():
         assert np.isfinite(gradient).all() and np.any(gradient), name
+
+
+def test_gradients_of_every_dense_kernel_are_added_in_float32(tiny):
+    images = tiny[2]
+    fields = TINY | {"num_heads": 1, "embed_dim": 32, "dtype": jnp.bfloat16, "gradient_dtype": "float32"}
+    # The last block computes as with "xla".
+    model = VisionTransformer(**fields, distilled=True, attention=Fused("pallas", None, interpret=True))
+    variables = jax.jit(model.clone(attention="xla").init)(jax.random.key(0), images)
+    loss = jax.jit(jax.grad(lambda variables: jnp.sum(jnp.square(model.apply(variables, images).logits - 1))))
+    for name, leaf in flat(loss(variables)).items():
+        rounded = (leaf == leaf.astype(jnp.bfloat16)).mean()
+        if name.endswith("kernel") and "patch_embed" not in name:
+            assert rounded < 0.5, name
+
+
+# --- patch dropout --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"scan_blocks": True, "remat": "full"}, {"attention": "dot_product"}])
+def test_patch_dropout_shortens_every_block_in_training(tiny, answer, options):
+    _, variables, images = tiny
+    model = VisionTransformer(**TINY, distilled=True, patch_keep_rate=0.3, **options)
+    if model.scan_blocks:
+        variables = {"params": stack_blocks(variables["params"])}
+    shapes = []
+
+    def record(next_, args, kwargs, context):
+        if context.module.name == "proj" and context.method_name == "__call__" and args[0].ndim == 3:
+            shapes.append(args[0].shape[1])
+        return next_(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        found = jax.jit(functools.partial(model.apply, train=True))(
+            variables, images, rngs={"dropout": jax.random.key(0)}
+        )
+    tokens = 14 + 2  # of 49 patches
+    assert set(shapes) == ({tokens} if model.scan_blocks else {tokens, 2})
+    assert not np.allclose(found.logits, answer.logits)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(jax.jit(model.apply)(variables, images).logits, answer.logits, **close)
+
+
+def test_patch_dropout_gives_class_tokens_but_no_maps(tiny):
+    _, variables, images = tiny
+    model = VisionTransformer(**TINY, distilled=True, patch_keep_rate=0.5)
+    call = functools.partial(model.apply, variables, images, train=True, rngs={"dropout": jax.random.key(0)})
+    _, features = call(features=("class_1", "final"))
+    assert features["class_1"].shape == (4, 24)
+    with pytest.raises(ValueError, match=r"patch_keep_rate=0\.5 leaves no map"):
+        call(features=("patch_1",))

@@ -30,11 +30,13 @@ def test_a_run_of_an_earlier_version_keeps_its_numerics(tmp_path):
     assert opened.config is config and opened.config.model.drop_dtype == "float32"
     claim_workdir(tmp_path, config, opened.plan, opened.identity)
     record = json.loads((tmp_path / "config.json").read_text())
-    for field in ("drop_dtype", "residual_dtype", "regnet_init", "attention"):
+    for field in ("drop_dtype", "residual_dtype", "regnet_init", "attention", "gradient_dtype", "patch_keep_rate"):
         del record["config"]["model"][field]
+    del record["config"]["teacher"]["fused"]
     (tmp_path / "config.json").write_text(json.dumps(record))
     resumed = open_run(config, tmp_path).config
     assert (resumed.model.drop_dtype, resumed.model.residual_dtype) == ("compute", "compute")
+    assert (config.teacher.fused, resumed.teacher.fused) == (True, False)
     assert (config.model.attention, resumed.model.attention) == ("auto", "xla")
     assert config.model.drop_dtype == "float32"  # the caller's configuration is not modified
 

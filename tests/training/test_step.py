@@ -107,9 +107,40 @@ def test_two_devices_give_the_same_run(one_device, tmp_path):
     assert_same_run(one_device, run_steps(small_config(), tmp_path, devices=2))
 
 
+def test_kept_patches_do_not_depend_on_devices_or_microbatches(tmp_path):
+    config = small_config(model__patch_keep_rate=0.5, **ALONE)
+    one = run_steps(config, tmp_path)
+    config.train.accumulation_steps = 2
+    assert_same_run(one, run_steps(config, tmp_path, devices=4))
+    config.model.patch_keep_rate, config.train.accumulation_steps = 1.0, 1
+    assert difference(run_steps(config, tmp_path)[1].params, one[1].params) > 1e-3
+
+
 def test_sharded_parameters_give_the_same_run(one_device, tmp_path):
     config = small_config(parallel__fsdp=4, parallel__fsdp_min_size=0)
     assert_same_run(one_device, run_steps(config, tmp_path, devices=8))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_parameters_that_are_gathered_once_give_the_same_run(one_device, tmp_path, accumulation):
+    split = dict(parallel__fsdp=4, parallel__fsdp_min_size=0, parallel__gather_once=True)
+    config = small_config(**split, train__accumulation_steps=accumulation)
+    assert_same_run(one_device, run_steps(config, tmp_path, devices=8 // accumulation))
+
+
+@pytest.mark.compiler
+def test_parameters_that_are_gathered_once_are_gathered_in_the_compute_dtype():
+    config = tiny_config(
+        parallel__fsdp=4, parallel__fsdp_min_size=0, parallel__gather_once=True, compute_dtype="bfloat16", **ALONE
+    )
+    step = Step(config, None, make_mesh(jax.devices()[:4], fsdp=4), 64, 10)
+    plan, program, teacher = step.build(32)
+    text = program.train_step.lower(*step.arguments(plan, program, teacher)).as_text()
+    kernel = program.abstract_state.params["blocks_0"]["mlp"]["fc1"]["kernel"]
+    assert not kernel.sharding.is_fully_replicated
+    shape = "x".join(map(str, kernel.shape))
+    constraints = [line for line in text.splitlines() if "sharding_constraint" in line and f"tensor<{shape}x" in line]
+    assert any(f"tensor<{shape}xbf16>" in line for line in constraints)
 
 
 FEATURES = dict(
