@@ -35,7 +35,7 @@ from deit_jax.network import Network
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import put_batch, replicated, rounded_up
 from deit_jax.storage.files import disk_faults
-from deit_jax.storage.workdir import ANALYSIS, Workdir
+from deit_jax.storage.workdir import ANALYSIS, Workdir, WorkdirLike
 from deit_jax.training.record import read_config
 
 GROUND_TRUTH = "ground truth"
@@ -86,7 +86,7 @@ class EvaluationImages:
 
 
 def analyze(
-    workdir: Path,
+    workdir: WorkdirLike,
     *,
     config: ConfigDict | None = None,
     others: Sequence[str] = (),
@@ -111,11 +111,12 @@ def analyze(
     """
     if jax.process_count() > 1:
         raise ConfigError("--mode=analyze runs in one process: start it without --num_processes")
+    workdir = Workdir.at(workdir)
     if config is None:
         config = recorded_config(read_config(workdir))
     else:
         validate(config)
-    folder = Workdir.at(workdir).folder(ANALYSIS) if output is None else output
+    folder = workdir.folder(ANALYSIS) if output is None else output
     mesh = make_mesh()
     networks = compared_networks(workdir, others, which=which, image_size=config.image_size)
     label, first = next(iter(networks.items()))
@@ -138,7 +139,8 @@ def analyze(
         _attention(config, first, files, report)
     else:
         console.say(f"{label} is not a transformer: it has no position embedding and no attention maps")
-    console.say(f"tables and pictures are in {folder}")
+    workdir.upload()
+    console.say(f"tables and pictures are in {workdir.address(ANALYSIS) if output is None else folder}")
     return result
 
 

@@ -11,14 +11,14 @@ from deit_jax.inference.onnx_file import DEFAULT_OPSET, check_onnx, export_onnx
 from deit_jax.inference.portable import export_jax
 from deit_jax.models.protocol import fusion_of, is_distilled
 from deit_jax.network import load_network
-from deit_jax.storage.workdir import Workdir
+from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.weights import save_weights
 
 PROGRAMS = ("jax", "jax_float", "onnx")
 
 
 def export(
-    workdir: Path, output: Path, *, layout: str, which: str, checkpoint: str = "newest", opset: int | None = None
+    workdir: WorkdirLike, output: Path, *, layout: str, which: str, checkpoint: str = "newest", opset: int | None = None
 ) -> Path:
     """Writes the "raw" or "ema" weights of a training run to `output` and returns the path of the weights file.
 
