@@ -33,7 +33,7 @@ class BucketError(UserError):
 
 
 class UnreachableError(BucketError):
-    """A bucket that has not answered for minutes. The same command resumes a run once it does."""
+    """A bucket that did not answer for minutes. The same command resumes a run once it does."""
 
     exit_status = 75
 
@@ -113,9 +113,8 @@ class Bucket:
     BucketError, UnreachableError, and ChangedError where a condition is given.
     """
 
-    _given_up: ClassVar[set[str]] = (
-        set()
-    )  # buckets that have not answered for so long; they are asked once, until they answer
+    # Buckets that did not answer for so long: they are asked once, until they answer.
+    _given_up: ClassVar[set[str]] = set()
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -197,7 +196,7 @@ class Bucket:
         return _client().bucket(self._bucket_name).blob(self._prefix + name)
 
     def _try(self, request: Callable[[], _Value], absent: Callable[[], _Value] | None = None) -> _Value:
-        """Returns the answer to a request, repeated while the store gives none. absent: the answer if there is no object."""
+        """Returns the answer to a request, repeated while the store gives none. absent: the answer if it does not exist."""
         began, pause, said = time.monotonic(), _PAUSES[0], False
         while True:
             try:
@@ -224,7 +223,7 @@ class Bucket:
                 pause = min(2 * pause, _PAUSES[1])
 
     def _reason(self, error: Exception, may_be_absent: bool) -> str | None:
-        """Returns why a request that can be repeated has failed; None if there is no such object. Raises for other errors."""
+        """Returns why a request that can be repeated has failed; None if the object does not exist. Raises for other errors."""
         import google.auth.exceptions
         import requests
         from google.api_core import exceptions as api
@@ -234,9 +233,7 @@ class Bucket:
         if isinstance(error, api.NotFound):
             if may_be_absent and "bucket does not exist" not in str(error):
                 return None
-            raise BucketError(
-                f"gs://{self._bucket_name}: there is no such bucket: create it, or use another"
-            ) from error
+            raise BucketError(f"gs://{self._bucket_name} does not exist: create the bucket, or use another") from error
         text = _said(error)
         if isinstance(error, api.ServerError | api.TooManyRequests | google.auth.exceptions.TransportError | OSError):
             return text  # requests' errors are OSErrors, as is a damaged transfer

@@ -89,7 +89,7 @@ def test_a_bucket_that_does_not_exist(running):
         lambda it: it.write("x", b""),
         lambda it: Workdir.at(it.address).write(CONFIG, "{}"),
     ):
-        with pytest.raises(BucketError, match=r"^gs://nowhere: there is no such bucket: create it, or use another$"):
+        with pytest.raises(BucketError, match=r"^gs://nowhere does not exist: create the bucket, or use another$"):
             call(Bucket("gs://nowhere/run"))
 
 
