@@ -69,11 +69,12 @@ class BucketCheckpoints(CheckpointPlaces):
         return not self.is_sealed(step)  # a manifest is what is removed first
 
     def fault(self, error: Exception) -> str | None:
+        self._lease.check(ask=True)  # another run may have removed what this one was writing
         text, module = str(error), type(error).__module__
-        if not module.startswith(_LIBRARIES) and not any(word in text for word in _WORDS):
+        words = (*_WORDS, self._bucket.address.removeprefix("gs://"))
+        if not module.startswith(_LIBRARIES) and not any(word in text for word in words):
             return super().fault(error)
-        self._lease.check(ask=True)  # raises what is wrong with the store, if it is still so
-        self._bucket.list(FORMAT)
+        self._bucket.list(FORMAT)  # raises what is wrong with the store, if it still is
         return f"the store has failed for a while: {' '.join(text.split())[:120]}"
 
     def is_sealed(self, step: int) -> bool:

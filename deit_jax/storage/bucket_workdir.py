@@ -28,6 +28,8 @@ class BucketWorkdir(Workdir):
     path: a local folder of this run, for caches beside it; it may not exist.
     """
 
+    in_bucket = True
+
     def __init__(self, address: str) -> None:
         key = hashlib.sha256(address.encode()).hexdigest()[:16]
         root = cache_folder() or Path(tempfile.gettempdir())

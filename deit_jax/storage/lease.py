@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_jax.errors import UserError
-from deit_jax.storage.bucket import ABSENT, Bucket, BucketError, ChangedError, Stored
+from deit_jax.storage.bucket import ABSENT, Bucket, ChangedError, Stored
 
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 15.0
@@ -101,12 +101,14 @@ class Lease:
     def check(self, *, ask: bool = False) -> None:
         """Raises LostLockError if another run has taken the lock; does nothing if it is not held.
 
-        ask: ask the store, and renew the lock; else only if the lease may have ended, e.g. because this process was stopped.
+        ask: ask the store. If the lease may have ended, e.g. because this process was stopped, the lock is renewed in any case.
         """
         if self._thread is None and self._lost is None:
             return
-        if ask or _now() - self._renewed > self._seconds - 2 * self._renew_seconds:
+        if _now() - self._renewed > self._seconds - 2 * self._renew_seconds:
             self._renew()
+        elif ask:
+            self._look()
         self.check_noticed()
 
     def check_noticed(self) -> None:
@@ -129,7 +131,7 @@ class Lease:
         self._thread = None
 
     def _hold(self, stored: Stored, sent: float) -> None:
-        self._generation, self._renewed = stored.generation, sent
+        self._generation, self._renewed, self._ended = stored.generation, sent, threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lock of the workdir", daemon=True)
         self._thread.start()
 
@@ -139,8 +141,8 @@ class Lease:
             pause = self._renew_seconds
             try:
                 self._renew()
-            except BucketError:  # nobody else can have taken it while the store does not answer
-                pause = _LOOK_SECONDS
+            except Exception:  # if it lasts, the next check raises it
+                pause = min(_LOOK_SECONDS, self._renew_seconds)
             if self._lost is not None:
                 return
 
@@ -153,8 +155,17 @@ class Lease:
                 stored = self._bucket.write(self._name, self._content.encode(), generation=self._generation)
                 self._generation, self._renewed = stored.generation, sent
             except ChangedError:
-                text = self._bucket.read(self._name)
-                self._lost = "unknown" if text is None else _named(_parsed(text))
+                self._note_loss()
+
+    def _look(self) -> None:
+        with self._mutex:  # the store limits how often an object is written
+            there = self._bucket.stat(self._name)
+            if there is None or there.generation != self._generation:
+                self._note_loss()
+
+    def _note_loss(self) -> None:
+        text = self._bucket.read(self._name)
+        self._lost = "unknown" if text is None else _named(_parsed(text))
 
     def _seconds_left(self, there: Stored, holder: dict[str, Any]) -> float:
         """Returns how long the lease still lasts by the store's clock; 0 if the process that holds it is known to have ended."""

@@ -83,6 +83,8 @@ class Workdir:
     and holds the lock. File names are the constants of this module. str() is the path as the user typed it.
     """
 
+    in_bucket = False
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = CheckpointPlaces(path.absolute() / "checkpoints")
