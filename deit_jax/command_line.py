@@ -21,7 +21,7 @@ from deit_jax.config_file import Override, apply, load_config, split
 from deit_jax.errors import UserError, refuse_address
 from deit_jax.help import page, requested
 from deit_jax.modes import FLAGS, GENERAL, MODES, Flag, Given, Mode, UsageError
-from deit_jax.paths import expand_paths, folder, typed_path
+from deit_jax.paths import expand_paths, run_place, typed_path
 from deit_jax.plugins import say_plugins
 from deit_jax.recipes.files import find_config, own_configs
 
@@ -174,14 +174,12 @@ def _given(mode: Mode, files: Sequence[str]) -> Given:
         if flags.FLAGS[flag].present and users and mode.name not in users:
             raise UsageError(f"--{flag} has no effect in --mode={mode.name}: it is for {', '.join(users)}")
     workdir, output = _value("workdir"), _value("output")
-    if "://" in (workdir or ""):
-        raise UsageError(f"--workdir={workdir} is an address: give a folder on a disk that all processes share")
     is_address = mode.output_address and "://" in (output or "")
     if not is_address:
         refuse_address("--output", output, UsageError)  # before pathlib collapses the two slashes
     given = Given(
         config=_GIVEN.config,
-        workdir=None if workdir is None else folder("--workdir", workdir),
+        workdir=None if workdir is None else run_place("--workdir", workdir),
         output=output if is_address else _output(),
         files=[typed_path("FILE", name) for name in files],
         flags={flag.name: _value(flag.name) for flag in mode.flags},

@@ -20,6 +20,7 @@ from deit_jax.config_record import recorded_config
 from deit_jax.data.decoding import EvaluationCrop, evaluation_crop
 from deit_jax.models import native_image_size
 from deit_jax.models.protocol import fixed_image_size, initial_variables
+from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.checkpointing import load_variables, load_weights_of_run
 from deit_jax.training.network_identity import NetworkIdentity, weights_digest
@@ -140,14 +141,14 @@ def wanted_by(
     return Wanted(config.model.name, build, size, class_names=class_names, **own | fields)
 
 
-def load_network(spec: str | Path, wanted: Wanted | None = None, *, which: str = "raw", **options: Any) -> Network:
+def load_network(spec: WorkdirLike, wanted: Wanted | None = None, *, which: str = "raw", **options: Any) -> Network:
     """Loads one network; arguments and errors as in `load_networks`."""
     [network] = load_networks(spec, wanted, which=which, **options).values()
     return network
 
 
 def load_networks(
-    spec: str | Path,
+    spec: WorkdirLike,
     wanted: Wanted | None = None,
     *,
     kind: str | None = None,
@@ -173,11 +174,11 @@ def load_networks(
     Raises ConfigError if a folder is not a workdir, or of another model; CheckpointError if it does not hold such weights;
     WeightsError if a file cannot be fetched or read, or does not fit; each in one line.
     """
-    if not isinstance(spec, str | os.PathLike):
+    if not isinstance(spec, str | os.PathLike | Workdir):
         raise WeightsError(f"a network comes from a path or a name, not from a {type(spec).__name__}")
     kind, check = kind or kind_of(str(spec)), check or (lambda model: None)
     if kind == "workdir":
-        return _of_run(Path(spec), wanted, which, checkpoint, image_size, heads, check)
+        return _of_run(Workdir.at(spec), wanted, which, checkpoint, image_size, heads, check)
     if wanted is None:
         raise ValueError(f"{spec}: `wanted` is required unless `spec` is a workdir")
     if checkpoint != "newest":
@@ -185,7 +186,7 @@ def load_networks(
             f"--checkpoint={checkpoint} needs a --workdir; {wanted.section}.weights={spec} has no checkpoints"
         )
     if kind == "program":
-        return {"raw": _of_program(spec, wanted, check)}
+        return {"raw": _of_program(str(spec), wanted, check)}
     source = _SOURCES[kind](str(spec), wanted, "ema" if which == "ema" else None)
     size = image_size or wanted.image_size
     model = wanted.build(source.num_classes, size)
@@ -195,7 +196,7 @@ def load_networks(
 
 
 def _of_run(
-    folder: Path, wanted: Wanted | None, which: str | None, checkpoint: str, image_size: int | None, heads: str, check: Check
+    folder: Workdir, wanted: Wanted | None, which: str | None, checkpoint: str, image_size: int | None, heads: str, check: Check
 ) -> dict[str, Network]:  # fmt: skip
     """Loads the networks of a run: its own model if `heads` is "keep", else the wanted model."""
     record = read_config(folder)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from deit_jax.cache_folder import has_home
 from deit_jax.config import MUST_BE_GIVEN, listed_names
 from deit_jax.errors import UserError
+from deit_jax.storage.bucket import bucket_address
 
 _NOT_PATHS = ("", "pretrained", "embedded", "random", MUST_BE_GIVEN)
 
@@ -73,6 +74,15 @@ def folder(flag: str, text: str) -> Path:
     if path.exists() and not path.is_dir():
         raise UserError(f"{flag}={text} is a file: give a folder")
     return path
+
+
+def run_place(flag: str, text: str) -> Path | str:
+    """Returns the folder, as `folder` does, or the address gs://BUCKET/RUN that `text` means. Raises UserError."""
+    try:
+        address = bucket_address(text) if "://" in text else None
+    except UserError as error:
+        raise UserError(f"{flag}={error}") from error
+    return folder(flag, text) if address is None else address
 
 
 def _expanded(flag: str, text: str) -> str:

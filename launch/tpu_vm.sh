@@ -8,6 +8,9 @@
 #     launch/tpu_vm.sh stop                # SIGTERM: saves; `run` resumes
 #     launch/tpu_vm.sh delete
 #
+# Without NFS use buckets: --workdir=gs://BUCKET/RUN --config.data.path=gs://BUCKET/DATA, and export SERVICE_ACCOUNT=EMAIL, an account
+# that may read and write them (docs/pods.md).
+#
 # Not yet run on a TPU (docs/pods.md).
 set -euo pipefail
 
@@ -25,8 +28,10 @@ case ${1:-} in
     create)
         spot=()
         if [[ -n ${SPOT:-} ]]; then spot=(--spot); fi
+        account=()
+        if [[ -n ${SERVICE_ACCOUNT:-} ]]; then account=(--service-account="$SERVICE_ACCOUNT"); fi
         gcloud compute tpus queued-resources create "$name" --node-id="$name" --zone="$zone" --accelerator-type="$type" \
-            --runtime-version="$version" "${spot[@]}"
+            --runtime-version="$version" "${spot[@]}" "${account[@]}"
         while :; do
             state=$(gcloud compute tpus queued-resources describe "$name" --zone="$zone" --format="value(state.state)")
             echo "$state"
@@ -47,7 +52,7 @@ case ${1:-} in
             mkdir -p $folder && tar -xzf deit_jax.tar.gz -C $folder && cd $folder
             python3 -m pip install --quiet --user uv
             test -d .venv || ~/.local/bin/uv venv --quiet --python=3.12 .venv
-            ~/.local/bin/uv pip install --quiet --python=.venv/bin/python -c constraints/python3.12.txt -e '.[tpu]'"
+            ~/.local/bin/uv pip install --quiet --python=.venv/bin/python -c constraints/python3.12.txt -e '.[tpu,buckets]'"
         if [[ -n ${NFS:-} ]]; then
             on_all_workers "sudo apt-get install -y -qq nfs-common && sudo mkdir -p /mnt/shared && \
                 (mountpoint -q /mnt/shared || sudo mount '$NFS' /mnt/shared)"

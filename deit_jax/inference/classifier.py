@@ -21,6 +21,7 @@ from deit_jax.errors import UserError, refuse_address, require_choice
 from deit_jax.evaluation.heads import head_names, heads, outputs_of, own_head
 from deit_jax.models import create_model, native_image_size
 from deit_jax.network import IMAGENET_CLASSES, Network, Wanted, load_network
+from deit_jax.storage.bucket import bucket_address
 from deit_jax.weights.cards import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.weights.class_names import readable
 from deit_jax.weights.loading import WHICH
@@ -165,9 +166,9 @@ class Classifier:
     ) -> Classifier:
         """Loads the network of a training run, with the run's crop, normalisation, fusion of heads and class names.
 
-        variables: "raw" or "ema", their moving average. checkpoint: "newest", "best" or a step. image_size: pixels; None: the
-        run's own; another size resizes the position embedding. Raises PredictionError for other values, ConfigError if the
-        folder is not a workdir, CheckpointError if it does not hold such weights.
+        workdir: a folder, or gs://BUCKET/RUN. variables: "raw" or "ema", their moving average. checkpoint: "newest", "best" or a
+        step. image_size: pixels; None: the run's own; another size resizes the position embedding. Raises PredictionError for
+        other values, ConfigError if the folder is not a workdir, CheckpointError if it does not hold such weights.
         """
         _refuse_forked_process()
         require_choice("variables", variables, WHICH, PredictionError)
@@ -175,8 +176,8 @@ class Classifier:
             raise PredictionError(
                 f"checkpoint={checkpoint!r} is none of newest (the last one), best (of the highest top-1) and a step"
             )
-        refuse_address("workdir", workdir, PredictionError)
-        workdir = Path(os.path.expanduser(workdir))
+        if bucket_address(workdir) is None:
+            workdir = Path(os.path.expanduser(workdir))
         network = load_network(
             workdir, kind="workdir", which=variables, checkpoint=str(checkpoint), image_size=image_size
         )

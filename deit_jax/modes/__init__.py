@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from deit_jax.errors import UserError
-from deit_jax.paths import folder, typed_path
+from deit_jax.paths import run_place, typed_path
 
 
 class UsageError(UserError):
@@ -40,7 +40,7 @@ class Given:
     """The command line as a mode gets it. None: not given, which is ruled out for the flags in `Mode.needs`."""
 
     config: Any  # ConfigDict or None
-    workdir: Any  # Path or None
+    workdir: Any  # Path, the address of a bucket, or None
     output: Any  # Path or None; a text, if it is an address
     files: Sequence[str]
     flags: Mapping[str, Any]  # the values of the mode's own flags, by name
@@ -97,7 +97,7 @@ GENERAL = (
     Flag("config", "the configuration file, e.g. configs/quickstart.py; some have an argument, e.g. "
         "configs/deit.py:small,distilled",
         missing="--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)"),
-    Flag("workdir", "the folder of the run, for checkpoints, metrics and results; created if it does not exist",
+    Flag("workdir", "the folder of the run or gs://BUCKET/RUN; checkpoints, metrics and results; created if it does not exist",
         missing="--workdir is missing: the folder for checkpoints, metrics and results"),
     Flag("output", "the file or folder to write to, depending on the mode",
         missing="--output is missing: the file or folder to write to"),
@@ -332,7 +332,7 @@ def _models(given: Given) -> None:
 def _figures(given: Given) -> None:
     from deit_jax.modes.figures import draw
 
-    workdirs = [folder("--results", name) for name in given.flags["results"]]
+    workdirs = [run_place("--results", name) for name in given.flags["results"]]
     draw(given.flags["figure"], given.output, workdirs=workdirs, which=given.flags["weights"])
 # fmt: on
 

@@ -37,7 +37,7 @@ from deit_jax.parallel.in_advance import sent_in_advance
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated, rounded_up
 from deit_jax.storage.files import disk_faults
-from deit_jax.storage.workdir import ANALYSIS, Workdir
+from deit_jax.storage.workdir import ANALYSIS, Workdir, WorkdirLike
 from deit_jax.training.record import read_config
 
 GROUND_TRUTH = "ground truth"
@@ -87,7 +87,7 @@ class EvaluationImages:
 
 
 def analyze(
-    workdir: Path,
+    workdir: WorkdirLike,
     *,
     config: ConfigDict | None = None,
     others: Sequence[str] = (),
@@ -112,11 +112,12 @@ def analyze(
     """
     if jax.process_count() > 1:
         raise ConfigError("--mode=analyze runs in one process: start it without --num_processes")
+    workdir = Workdir.at(workdir)
     if config is None:
         config = recorded_config(read_config(workdir))
     else:
         validate(config)
-    folder = Workdir.at(workdir).folder(ANALYSIS) if output is None else output
+    folder = workdir.folder(ANALYSIS) if output is None else output
     mesh = make_mesh()
     networks = compared_networks(workdir, others, which=which, image_size=config.image_size)
     label, first = next(iter(networks.items()))
@@ -139,7 +140,8 @@ def analyze(
         _attention(config, first, files, report)
     else:
         console.say(f"{label} is not a transformer: it has no position embedding and no attention maps")
-    console.say(f"tables and pictures are in {folder}")
+    workdir.upload()
+    console.say(f"tables and pictures are in {workdir.address(ANALYSIS) if output is None else folder}")
     return result
 
 

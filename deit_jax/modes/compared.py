@@ -15,12 +15,12 @@ from deit_jax.data.classes import difference
 from deit_jax.models import create_model, list_models, native_image_size
 from deit_jax.models.protocol import with_dtype
 from deit_jax.network import Network, Wanted, load_network
-from deit_jax.storage.workdir import CONFIG, Workdir
+from deit_jax.storage.workdir import CONFIG, Workdir, WorkdirLike
 from deit_jax.weights.files import kind_of
 
 
 def compared_networks(
-    workdir: Path, others: Sequence[str], *, which: str, image_size: int | None = None
+    workdir: WorkdirLike, others: Sequence[str], *, which: str, image_size: int | None = None
 ) -> dict[str, Network]:
     """Loads the networks under unique labels: first that of `workdir`, then the teacher trained in it, if any, then `others`.
 
@@ -32,11 +32,12 @@ def compared_networks(
 
     Raises ConfigError if the networks do not have the same classes, and the errors of `load_network`.
     """
+    workdir = Workdir.at(workdir)
     first = load_network(workdir, kind="workdir", which=which, image_size=image_size)
     name = workdir.name or str(workdir)
     loaded = [(name, first)]
-    if (teacher := Workdir.at(workdir).teacher).has(CONFIG):
-        network = load_network(teacher.path, kind="workdir", which=which, check=_same_class_count(str(teacher), first))
+    if (teacher := workdir.teacher).has(CONFIG):
+        network = load_network(teacher, kind="workdir", which=which, check=_same_class_count(str(teacher), first))
         loaded.append((f"{name}/teacher", network))
     loaded += [_other(entry, first, which) for entry in others]
     networks: dict[str, Network] = {}

@@ -26,7 +26,7 @@ from deit_jax.parallel.distributed import first_process_first, is_main_process
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated
 from deit_jax.storage.files import as_file, write_file
-from deit_jax.storage.workdir import EVALUATION, Workdir
+from deit_jax.storage.workdir import EVALUATION, Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import has_checkpoints
 from deit_jax.training.preparation import common_facts, with_shared_index
 from deit_jax.training.record import show_results
@@ -34,7 +34,7 @@ from deit_jax.weights.files import kind_of
 
 
 def evaluate(
-    config: ConfigDict, workdir: Path | None, *, checkpoint: str = "newest", output: Path | None = None
+    config: ConfigDict, workdir: WorkdirLike | None, *, checkpoint: str = "newest", output: Path | None = None
 ) -> dict[str, Any]:
     """Scores weights on the evaluation images of `config`, and on the available ones of `config.evaluation.extra`.
 
@@ -51,7 +51,7 @@ def evaluate(
     Raises ConfigError, DataError, CheckpointError or WeightsError, each with a one-line message.
     """
     config = without_teacher(config)
-    shared = None if workdir is None else shared_cache_folder(workdir)
+    shared = None if workdir is None else shared_cache_folder(Workdir.at(workdir).path)
     source = agree(lambda: first_process_first(lambda: _open(config, shared)), lambda source: _facts(config, source))
     if shared is not None and (unsafe := share_compiled_programs(config.parallel.compilation_cache, shared)):
         console.warn(unsafe)
@@ -133,7 +133,7 @@ def as_labelled(source: ImageSource, class_names: Sequence[str] | None, num_clas
 
 
 def evaluated_networks(
-    config: ConfigDict, workdir: Path | None, class_names: Sequence[str], checkpoint: str
+    config: ConfigDict, workdir: WorkdirLike | None, class_names: Sequence[str], checkpoint: str
 ) -> dict[str, Network]:
     """The networks that `evaluate` scores, by "raw" and "ema". class_names: the data's, for weights without class names."""
     weights, size = config.model.weights, config.image_size

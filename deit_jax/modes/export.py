@@ -14,7 +14,7 @@ from deit_jax.models.protocol import fusion_of, is_distilled
 from deit_jax.modes.model_card import model_card
 from deit_jax.network import load_network
 from deit_jax.storage.files import write_file
-from deit_jax.storage.workdir import Workdir
+from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.weights import save_weights
 from deit_jax.weights.cards import CARD_NAMES
 from deit_jax.weights.files import WRITTEN
@@ -40,7 +40,7 @@ class Push:
 
 
 def export(
-    workdir: Path,
+    workdir: WorkdirLike,
     output: Path,
     *,
     layout: str,

@@ -14,14 +14,14 @@ from deit_jax.evaluation.heads import answer_of
 from deit_jax.models import native_image_size
 from deit_jax.paper.figures import OwnResult, epochs_against_top1, throughput_against_top1
 from deit_jax.storage.files import disk_faults
-from deit_jax.storage.workdir import RESULTS, THROUGHPUT, UnreadableError, Workdir
+from deit_jax.storage.workdir import RESULTS, THROUGHPUT, UnreadableError, Workdir, WorkdirLike
 from deit_jax.training.record import read_config
 
 FIGURES = {"1": throughput_against_top1, "3": epochs_against_top1}
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 
 
-def draw(figure: str, output: Path, *, workdirs: Sequence[Path] = (), which: str = "raw") -> Path:
+def draw(figure: str, output: Path, *, workdirs: Sequence[WorkdirLike] = (), which: str = "raw") -> Path:
     """Writes a figure of FIGURES to `output`: the published points, and those of the finished runs in `workdirs`.
 
     which: "raw" or "ema", the weights whose accuracy is shown. Figure 1 also needs WORKDIR/throughput.json, which
@@ -36,7 +36,7 @@ def draw(figure: str, output: Path, *, workdirs: Sequence[Path] = (), which: str
     return output
 
 
-def read_result(workdir: Path, which: str, *, with_throughput: bool) -> OwnResult:
+def read_result(workdir: WorkdirLike, which: str, *, with_throughput: bool) -> OwnResult:
     """Reads results.json, config.json and, for `with_throughput`, throughput.json of a finished run.
 
     The accuracy is that of the model's own answer. Raises ConfigError for a file that is missing or does not fit.
@@ -58,7 +58,7 @@ def read_result(workdir: Path, which: str, *, with_throughput: bool) -> OwnResul
         if (speed["model"], speed["image_size"], speed["overrides"]) != wanted:
             raise ConfigError(f"{path} is of another model ({speed['model']}, {speed['image_size']} px) than the run's")
     return OwnResult(
-        label=workdir.name,
+        label=files.name,
         data=config.data.name if config.data.source == "tfds" else Path(config.data.path or config.data.source).name,
         kind=_kind(config, record["resolved"]["image_size"]),
         epochs=results["step"] / record["resolved"]["steps_per_epoch"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,14 +15,19 @@ from deit_jax.data.classes import difference
 from deit_jax.data.registry import open_source
 from deit_jax.network import Network, load_network, wanted_by, warn_of_another_normalisation
 from deit_jax.parallel.distributed import from_main_process
+from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import newest_step
 from deit_jax.training.network_identity import check_initial
 from deit_jax.training.program import Initial
 from deit_jax.weights.errors import TokenMisfitError
+from deit_jax.weights.files import kind_of
 
 
 def load_initial(
-    config: ConfigDict, workdir: Path, record: dict[str, Any] | None = None, class_names: tuple[str, ...] | None = None
+    config: ConfigDict,
+    workdir: WorkdirLike,
+    record: dict[str, Any] | None = None,
+    class_names: tuple[str, ...] | None = None,
 ) -> Initial | None:
     """Loads config.model.weights into the configured model; returns None for a random start.
 
@@ -41,7 +45,8 @@ def load_initial(
     if not weights:
         _warn_of_a_random_start(config)
         return None
-    if Path(weights).absolute() == workdir.absolute():
+    workdir = Workdir.at(workdir)
+    if kind_of(weights) == "workdir" and Workdir.at(weights).path.absolute() == workdir.path.absolute():
         raise ConfigError(f"config.model.weights={weights} is this run's own --workdir: give another --workdir")
     resuming = from_main_process(lambda: newest_step(workdir)) is not None
     if resuming and (record is None or record["config"]["model"]["weights"] == weights):

@@ -21,6 +21,7 @@ from deit_jax.inference.classifier import Classifier, Prediction
 from deit_jax.network import Network, load_network, wanted_by
 from deit_jax.printable import in_a_spreadsheet
 from deit_jax.storage.files import as_file, write_file
+from deit_jax.storage.workdir import WorkdirLike
 from deit_jax.weights.class_names import imagenet_class_names
 
 SHOWN = 5  # classes per image
@@ -30,7 +31,7 @@ _IMAGENET = "imagenet2012"
 def predict(
     files: Sequence[str],
     *,
-    workdir: Path | None = None,
+    workdir: WorkdirLike | None = None,
     config: ConfigDict | None = None,
     which: str = "raw",
     checkpoint: str = "newest",

@@ -101,8 +101,8 @@ def report(
     which: str = "raw",
     output: Path | None = None,
     log: RunLog | None = None,
-) -> Path:
-    """Writes the report of the run in `workdir` and returns the path of the file.
+) -> Path | str:
+    """Writes the report of the run in `workdir` and returns the path of the file, or its address in a bucket.
 
     Parts whose data or checkpoint are gone are left out, with a note on the page.
 
@@ -132,17 +132,17 @@ def report(
         sections.curves(rows, steps_per_epoch=steps_per_epoch, teacher_top1=teacher or None),
         sections.configuration(completed(record["config"]), json.loads(default_config().to_json_best_effort())),
         _part("training-images", "Training images", lambda: _training_images(trained, record)),
-        *_network_parts(trained, workdir.path, which, log),
+        *_network_parts(trained, workdir, which, log),
         sections.throughput(rows, steps_per_epoch=steps_per_epoch),
         sections.environment(_read_json(workdir, ENVIRONMENT), now),
     ]
-    title = f"{trained.model.name} in {workdir.path.resolve().name}"
+    title = f"{trained.model.name} in {workdir.name}"
     page = html.page(title, _lead(record, trained, rows, results), parts)
     if output is None:
         workdir.write(REPORT, page, error=ConfigError)
     else:
         write_file(output, page, ConfigError)
-    path = output or Path(workdir.address(REPORT))
+    path = output or workdir.address(REPORT)
     console.say(f"the report is {path}")
     return path
 
@@ -212,7 +212,7 @@ def _training_images(config: ConfigDict, record: dict[str, Any]) -> Section:
     )
 
 
-def _network_parts(config: ConfigDict, workdir: Path, which: str, log: RunLog | None) -> list[Section]:
+def _network_parts(config: ConfigDict, workdir: Workdir, which: str, log: RunLog | None) -> list[Section]:
     """Confusion matrix, sample predictions and attention: the parts that need the weights and the evaluation images."""
     names = ("confusion", "Confusion matrix"), ("predictions", "Sample predictions"), ("attention", "Attention")
     try:

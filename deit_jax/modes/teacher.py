@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -28,7 +27,7 @@ from deit_jax.network import (
     program_network,
     warn_of_another_normalisation,
 )
-from deit_jax.storage.workdir import Workdir
+from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.plan import compute_dtype
 from deit_jax.training.program import build_model, build_recorded_model
 from deit_jax.training.record import read_config
@@ -37,7 +36,9 @@ from deit_jax.training.teacher import Teacher, freeze
 from deit_jax.weights.files import is_workdir, kind_of
 
 
-def load_teacher(config: ConfigDict, workdir: Path, class_names: tuple[str, ...] | None = None) -> Teacher | None:
+def load_teacher(
+    config: ConfigDict, workdir: WorkdirLike, class_names: tuple[str, ...] | None = None
+) -> Teacher | None:
     """Loads the frozen teacher of a validated configuration; returns None if there is none, or recorded answers instead.
 
     The weights are those trained in another workdir or in `workdir`/teacher, a file of another framework, or published ones.
@@ -123,8 +124,8 @@ def _abstract_program(
 
 def _abstract_model(config: ConfigDict, named: NamedTeacher, num_classes: int, image_size: int) -> nn.Module:
     weights = named.weights
-    if is_workdir(weights) and Path(weights).exists():  # else the shapes follow from the name
-        model = build_recorded_model(read_config(Path(weights)))
+    if is_workdir(weights) and Workdir.at(weights).is_there():  # else the shapes follow from the name
+        model = build_recorded_model(read_config(weights))
         _check_image_size(model, weights, image_size)
         if named.classes is not None:
             _check_classes(config, named, model.num_classes, num_classes)

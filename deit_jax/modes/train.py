@@ -64,7 +64,7 @@ def _open(config: ConfigDict, workdir: Workdir, shared: Path) -> Opened:
 
 def _train_on(config: ConfigDict, workdir: Workdir, opened: Opened, log: RunLog, wall_time: WallTime) -> Results:
     class_names = opened.train_source.class_names
-    initial = load_initial(config, workdir.path, opened.record, class_names)
+    initial = load_initial(config, workdir, opened.record, class_names)
     if config.teacher.recipe is not None and not config.teacher.answers:
         shapes = None
         if config.features.pairs:
@@ -75,7 +75,7 @@ def _train_on(config: ConfigDict, workdir: Workdir, opened: Opened, log: RunLog,
         console.say("training the teacher first, then its student")
         _train_with(config.teacher.recipe, workdir.teacher, opened.shared)
         wall_time = WallTime(workdir, write=is_main_process())  # the teacher's run has its own
-    teacher = load_teacher(config, workdir.path, class_names)
+    teacher = load_teacher(config, workdir, class_names)
     networks = () if teacher is None else teacher.networks
     agree(lambda: networks, lambda networks: {"the teacher": [network.weights for network in networks]})
     return run_training(config, workdir, teacher, initial, log, opened, wall_time)

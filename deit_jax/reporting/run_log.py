@@ -102,6 +102,8 @@ class RunLog:
         for destination in self._destinations:
             with contextlib.suppress(OSError):  # reported by the write before
                 destination.close(status)
+        if self._begun and error is None:
+            self._upload()
 
     def begin(self, start_step: int) -> None:
         """Starts after `start_step`; drops later rows of an earlier start, since they will be rewritten."""
@@ -121,14 +123,20 @@ class RunLog:
             self._for_each(lambda destination: destination.pictures(step, pictures))
 
     def sync(self) -> None:
-        """Syncs all rows to the disk."""
+        """Syncs all rows to the disk, or writes them to the bucket."""
         self._for_each(lambda destination: destination.sync())
+        if self._begun:
+            self._upload()
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Ends the run. results: the content of results.json; logged without the scores, which the last evaluation has logged."""
         logged = {name: value for name, value in results.items() if name not in ("scores", "step", "protocol")}
         values = numbers({f"results/{name.replace('.', '/')}": value for name, value in flat(logged)})
         self._for_each(lambda destination: destination.finish(results["step"], values))
+
+    def _upload(self) -> None:
+        with disk_faults(self._unwritable):
+            self._workdir.upload()
 
     def _for_each(self, call: Callable[[Destination], None]) -> None:
         with disk_faults(self._unwritable):

@@ -63,7 +63,7 @@ class WeightsAndBiases(Destination):
         run = wandb.init(
             project=settings.wandb_project or os.environ.get("WANDB_PROJECT", "deit_jax"),
             entity=settings.wandb_entity or None,
-            name=settings.wandb_name or os.environ.get("WANDB_NAME", self._workdir.path.resolve().name),
+            name=settings.wandb_name or os.environ.get("WANDB_NAME", self._workdir.name),
             id=name,
             resume="allow",
             dir=str(self._workdir),

@@ -13,15 +13,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, machine_fault
 from deit_jax.storage.files import replace_file, write_json
 
 MANIFEST = "manifest.json"
-_FORMAT = "format.json"  # exists if checkpoints have manifests
-_STATE = "default"  # the folder that Orbax writes, within a step's folder
-_UNFINISHED = MANIFEST + ".partial"
+FORMAT = "format.json"  # exists if checkpoints have manifests
+FORMAT_CONTENT = {"format": 2}
+STATE = "default"  # the folder that Orbax writes, within a step's folder
+UNFINISHED = MANIFEST + ".partial"
 _DISCARDED = ".discarded"  # suffix before deletion, so that half a folder is never taken for a checkpoint
-_DAMAGED = ".damaged"  # suffix of a damaged checkpoint, which is left to the user
+DAMAGED = ".damaged"  # suffix of a damaged checkpoint, which is left to the user
 
 
 class DamageError(UserError):
@@ -41,9 +42,13 @@ class CheckpointPlaces:
         """Returns the path of a step's folder, for messages."""
         return str(self._place(step))
 
-    def state(self, step: int) -> Path:
-        """Returns where Orbax writes and reads the state of a step."""
-        return self._place(step) / _STATE
+    def state(self, step: int) -> Path | str:
+        """Returns where Orbax reads the state of a step."""
+        return self._place(step) / STATE
+
+    def new_state(self, step: int) -> Path | str:
+        """Returns where Orbax writes the state of a step that was begun."""
+        return self.state(step)
 
     def exist(self) -> bool:
         """Returns whether the workdir has a checkpoint folder, which may be empty."""
@@ -51,7 +56,7 @@ class CheckpointPlaces:
 
     def have_manifests(self) -> bool:
         """Returns whether the run writes manifests, so that a step without one is unfinished."""
-        return (self._folder / _FORMAT).exists()
+        return (self._folder / FORMAT).exists()
 
     def steps(self) -> list[int]:
         """Returns the steps that have a folder, finished or not, in order."""
@@ -62,6 +67,14 @@ class CheckpointPlaces:
     def has(self, step: int) -> bool:
         """Returns whether the step has a folder, finished or not."""
         return self._place(step).is_dir()
+
+    def has_vanished(self, step: int) -> bool:
+        """Returns whether a run has deleted a step, or is deleting it, that was complete before."""
+        return not self.has(step)
+
+    def fault(self, error: Exception) -> str | None:
+        """Returns why a state cannot be written, if an error of Orbax is one of the disk, else None."""
+        return machine_fault(error)
 
     # --- Readers --------------------------------------------------------------------------------------------------------------
 
@@ -76,16 +89,16 @@ class CheckpointPlaces:
         """
         if self.is_sealed(step):
             return False
-        return (self._place(step) / _UNFINISHED).exists() or not self.state(step).exists()
+        return (self._place(step) / UNFINISHED).exists() or not (self._place(step) / STATE).exists()
 
     def facts(self, step: int) -> dict[str, Any]:
         """Returns the `facts` given to `seal`. Raises DamageError if the manifest cannot be read."""
-        return {name: value for name, value in _read_manifest(self._place(step)).items() if name != "files"}
+        return {name: value for name, value in self._manifest(step).items() if name != "files"}
 
     def check(self, step: int) -> None:
         """Compares all files with the manifest. Raises DamageError if one is missing, unreadable or different."""
         folder = self._place(step)
-        for name, written in _read_manifest(folder)["files"].items():
+        for name, written in self._manifest(step)["files"].items():
             path = folder / name
             try:
                 size = path.stat().st_size
@@ -107,13 +120,13 @@ class CheckpointPlaces:
 
     def mark_manifests(self) -> None:
         """Makes `have_manifests` true."""
-        write_json(self._folder / _FORMAT, {"format": 2})
+        write_json(self._folder / FORMAT, FORMAT_CONTENT)
 
     def begin(self, step: int) -> None:
         """Creates the folder of a step, unfinished until it is sealed."""
         folder = self._place(step)
         folder.mkdir(parents=True)
-        (folder / _UNFINISHED).touch()
+        (folder / UNFINISHED).touch()
 
     def seal(self, step: int, facts: dict[str, Any]) -> None:
         """Writes the manifest of a complete state, with `facts` of JSON types. Everything is synced when this returns."""
@@ -126,9 +139,7 @@ class CheckpointPlaces:
             files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "blake2b": _file_digest(path)}
         for inner in {path.parent for path in paths}:
             _sync_folder(inner)
-        content = {**facts, "files": files}
-        # The manifest has its own digest, so that corruption of the manifest is not reported as corruption of a data file.
-        replace_file(folder / MANIFEST, json.dumps({"content": content, "blake2b": _digest(content)}))
+        replace_file(folder / MANIFEST, manifest_text({**facts, "files": files}))
         _sync_folder(folder)
         _sync_folder(folder.parent)
 
@@ -147,28 +158,39 @@ class CheckpointPlaces:
     def set_aside(self, step: int) -> str:
         """Renames a damaged checkpoint so that it is not used; returns its new name."""
         path = self._place(step)
-        aside = path.with_name(path.name + _DAMAGED)
+        aside = path.with_name(path.name + DAMAGED)
         while aside.exists():
-            aside = aside.with_name(aside.name + _DAMAGED)
+            aside = aside.with_name(aside.name + DAMAGED)
         path.rename(aside)
         return aside.name
 
     def _place(self, step: int) -> Path:
         return self._folder / str(step)
 
+    def _manifest(self, step: int) -> dict[str, Any]:
+        path = self._place(step) / MANIFEST
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise DamageError(f"{path} cannot be read ({error.strerror})") from error
+        return manifest_content(text, str(path))
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
+
+def manifest_text(content: dict[str, Any]) -> str:
+    """Returns the text of a manifest, which has its own digest: its damage is not reported as that of a data file."""
+    return json.dumps({"content": content, "blake2b": _digest(content)})
+
+
+def manifest_content(text: bytes, place: str) -> dict[str, Any]:
+    """Returns the content of a manifest. Raises DamageError, which names `place`."""
     try:
-        whole = json.loads(path.read_bytes())
+        whole = json.loads(text)
         content, digest = whole["content"], whole["blake2b"]
         content["files"].items()
-    except OSError as error:
-        raise DamageError(f"{path} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamageError(f"{path} is damaged ({type(error).__name__})") from error
+        raise DamageError(f"{place} is damaged ({type(error).__name__})") from error
     if digest != _digest(content):
-        raise DamageError(f"{path} is not what was written (its checksum differs)")
+        raise DamageError(f"{place} is not what was written (its checksum differs)")
     return content
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from deit_jax.errors import UserError
+from deit_jax.storage.bucket import bucket_address
 from deit_jax.storage.checkpoints import CheckpointPlaces
 from deit_jax.storage.files import GrowingFile, as_file, disk_faults, write_file
 
@@ -75,11 +76,14 @@ def _lock(handle: int, path: Path, warn: Callable[[str], None]) -> None:
 
 
 class Workdir:
-    """The folder of one run. All its files are read and written here, and the checkpoints through `checkpoints`.
+    """The folder of one run, or with `BucketWorkdir` its place in a bucket. All its files are read and written here, and the
+    checkpoints through `checkpoints`.
 
     Writes are atomic: a reader sees the old file or the new one, even after a power failure. Only one process of a run writes,
     and holds the lock. File names are the constants of this module. str() is the path as the user typed it.
     """
+
+    in_bucket = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,8 +91,14 @@ class Workdir:
 
     @classmethod
     def at(cls, place: WorkdirLike) -> Workdir:
-        """Returns the workdir of a path, without accessing the disk."""
-        return place if isinstance(place, Workdir) else cls(Path(place))
+        """Returns the workdir of a path or of an address gs://BUCKET/RUN, without accessing it. Raises BucketError."""
+        if isinstance(place, Workdir):
+            return place
+        if (address := bucket_address(place)) is not None:
+            from deit_jax.storage.bucket_workdir import BucketWorkdir  # a subclass
+
+            return BucketWorkdir(address)
+        return cls(Path(place))
 
     def __str__(self) -> str:
         return str(self.path)
@@ -98,12 +108,17 @@ class Workdir:
         """The workdir of the teacher that the run trains first (config.teacher.recipe)."""
         return Workdir(self.path / "teacher")
 
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.resolve().name
+
     def address(self, name: str) -> str:
         """Returns the path of a file, for messages."""
         return str(self.path / name)
 
     def folder(self, name: str) -> Path:
-        """Returns a folder, which may not exist yet, for libraries that write their own files."""
+        """Returns a folder, which may not exist yet, for libraries that write their own files; see `upload`."""
         return self.path / name
 
     def is_there(self) -> bool:
@@ -149,6 +164,12 @@ class Workdir:
     def growing(self, name: str) -> GrowingFile:
         """Returns a file to which lines are appended."""
         return GrowingFile(self.path / name)
+
+    def upload(self) -> None:
+        """Writes to a bucket what has changed in growing files and in folders; does nothing for a folder on a disk.
+
+        Raises BucketError, and LostLockError if another run has taken over the workdir.
+        """
 
     @contextlib.contextmanager
     def locked(self, warn: Callable[[str], None]) -> Iterator[None]:

@@ -129,7 +129,7 @@ def find_step(workdir: WorkdirLike, which: str) -> int:
         try:
             places.check(step)
         except DamageError as error:
-            if not places.has(step):
+            if places.has_vanished(step):
                 raise FileNotFoundError(step) from error  # a run has deleted it meanwhile
             raise CheckpointError(f"checkpoint {step} is DAMAGED: {error}; use another") from error
     return step

@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from deit_jax import console
-from deit_jax.errors import machine_fault
+from deit_jax.errors import UserError, machine_fault
 from deit_jax.parallel.distributed import from_main_process, is_main_process
 from deit_jax.storage.files import disk_faults
 from deit_jax.storage.workdir import Workdir, WorkdirLike
@@ -103,7 +103,7 @@ class Checkpoints:
             self.wait()
             self._discard_surplus()
             self._close()
-        except CheckpointError as second:
+        except UserError as second:
             if error is None:
                 raise
             if str(second) != str(error):
@@ -158,7 +158,7 @@ class Checkpoints:
         try:
             if is_main_process():
                 self._places.begin(step)
-            self._checkpointer.save(self._places.state(step), state)
+            self._checkpointer.save(self._places.new_state(step), state)
         except Exception as error:
             raise self._explain(error) from error
         executor = ThreadPoolExecutor(1)
@@ -180,13 +180,16 @@ class Checkpoints:
                 writing.result()
             except Exception as error:
                 explained = self._explain(error)
-                if isinstance(explained, CheckpointError):
+                if isinstance(explained, UserError):
                     self._latest = self._before
                 raise explained from error
 
     def _explain(self, error: Exception) -> Exception:
-        """Returns a CheckpointError for a fault of the disk, after removing what was written; other errors unchanged."""
-        reason = machine_fault(error)
+        """Returns a UserError for a fault of the disk or the bucket, after removing what was written; other errors unchanged."""
+        try:
+            reason = self._places.fault(error)
+        except UserError as fault:  # of a bucket
+            return fault
         if reason is None:
             return error
         step = self._facts["step"]
@@ -250,7 +253,7 @@ class Checkpoints:
         console.warn(f"checkpoint {step} is DAMAGED: {reason}; renamed to {aside}, using the one before it")
 
 
-def _stored_shapes(checkpointer: ocp.StandardCheckpointer, path: Path) -> dict[str, Any]:
+def _stored_shapes(checkpointer: ocp.StandardCheckpointer, path: Path | str) -> dict[str, Any]:
     """Returns the stored state as nested dicts of shapes and dtypes."""
     return checkpointer.metadata(path).item_metadata.tree
 
@@ -290,7 +293,7 @@ def load_state(workdir: WorkdirLike, checkpoint: str = "newest") -> tuple[dict[s
             step = find_step(workdir, checkpoint)
             return _read(places.state(step)), step
         except Exception as error:  # Orbax, TensorStore and the system raise many types for missing files
-            vanished = isinstance(error, FileNotFoundError) if step is None else not places.has(step)
+            vanished = isinstance(error, FileNotFoundError) if step is None else places.has_vanished(step)
             if not vanished:
                 raise
     raise CheckpointError(
@@ -299,7 +302,7 @@ def load_state(workdir: WorkdirLike, checkpoint: str = "newest") -> tuple[dict[s
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path | str) -> dict[str, Any]:
     with ocp.StandardCheckpointer() as checkpointer:
         # Shapes from the checkpoint; a single device, for any mesh that it was written on.
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -309,7 +312,7 @@ def _read(path: Path) -> dict[str, Any]:
         return checkpointer.restore(path, like)
 
 
-def load_variables(workdir: str | Path, which: str = "raw", checkpoint: str = "newest") -> tuple[Variables, int]:
+def load_variables(workdir: WorkdirLike, which: str = "raw", checkpoint: str = "newest") -> tuple[Variables, int]:
     """Returns the trained weights of a workdir, as numpy arrays for model.apply, and their step.
 
     which: "raw" or "ema". checkpoint: see `load_state`. Raises CheckpointError if there is no checkpoint, no EMA in it, or NaN.
@@ -321,7 +324,7 @@ def load_variables(workdir: str | Path, which: str = "raw", checkpoint: str = "n
 
 
 def load_weights_of_run(
-    workdir: str | Path, checkpoint: str = "newest", which: str | None = None
+    workdir: WorkdirLike, checkpoint: str = "newest", which: str | None = None
 ) -> tuple[dict[str, Variables], int]:
     """Returns {"raw": variables, "ema": variables unless ema.decay was 0} or just `which`, and the step; see `load_variables`."""
     state, step = load_state(workdir, checkpoint)

@@ -62,7 +62,7 @@ class WallTime:
         self._part, self._since = part, now
 
     def note(self, step: int, waited: float, *, saved: bool = False) -> None:
-        """Writes the file if it is time to.
+        """Writes the file if it is time to; in a bucket only when a step was saved, since a write may wait for the store.
 
         waited: seconds of "steps" since `begin` that were spent waiting for data; saved: `step` was saved just now.
 
@@ -74,7 +74,8 @@ class WallTime:
         self._seconds["data"] = waited
         if saved:
             self._saved = dict(self._seconds)
-        if self._write_file and (saved or self._since - self._written > _WRITE_EVERY):
+        due = self._since - self._written > _WRITE_EVERY and not self._workdir.in_bucket
+        if self._write_file and (saved or due):
             self._written = self._since
             unsaved = {name: self._seconds[name] - self._saved[name] for name in PARTS}
             entry = {"from_step": self._from_step, "step": step, "seconds": dict(self._seconds), "unsaved": unsaved}

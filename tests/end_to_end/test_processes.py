@@ -139,5 +139,8 @@ def test_incomplete_process_flags_are_refused(tmp_path):
     assert "give all three or none" in refused(TINY, f"--workdir={tmp_path}", "--num_processes=2")
 
 
-def test_an_address_is_refused_as_a_workdir():
-    assert "gs://bucket/run is an address: give a folder" in refused(TINY, "--workdir=gs://bucket/run")
+def test_an_address_of_another_kind_is_refused_as_a_workdir():
+    assert "--workdir=https://host/run is an address: give a folder, or a" in refused(
+        TINY, "--workdir=https://host/run"
+    )
+    assert "not in s3://, where Orbax does not write checkpoints" in refused(TINY, "--workdir=s3://bucket/run")

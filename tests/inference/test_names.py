@@ -35,7 +35,10 @@ def given(vit, vit_workdir, monkeypatch):
             "checkpoint='latest' is none of newest .the last one., best .of the highest top-1. and a step",
         ),
         (lambda it: Classifier.from_workdir(it["workdir"], checkpoint=-1), "checkpoint=-1 is none of newest"),
-        (lambda it: Classifier.from_workdir("gs://bucket/run"), "workdir='gs://bucket/run' is an address"),
+        (
+            lambda it: Classifier.from_workdir("s3://bucket/run"),
+            "s3://bucket/run: runs are kept in gs:// buckets or in",
+        ),
         (lambda it: it["vit"](CHINA, head="Distilation"), "head='Distilation' .*; the nearest is 'distillation'"),
         (lambda it: it["vit"].probabilities(CHINA, head="fused"), "head='fused' .*; the nearest is 'fused_logits'"),
         (lambda it: it["vit"](CHINA, head=0), "head=0 is none of class, "),
