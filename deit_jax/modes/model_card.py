@@ -9,7 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import completed, default_config, needs_teacher, recorded_config
+from deit_jax.config import default_config, needs_teacher
+from deit_jax.config_record import completed, recorded_config
 from deit_jax.console import HEAD_NAMES
 from deit_jax.errors import UserError
 from deit_jax.evaluation.heads import answer_of
