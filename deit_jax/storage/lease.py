@@ -197,7 +197,7 @@ def _this_process() -> dict[str, Any]:
 def _boot() -> str:
     """Returns an identifier of the machine since it was started; "" if the system has none."""
     with contextlib.suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     return ""
 
 
@@ -211,7 +211,7 @@ def _pids() -> str:
 def _started(pid: int) -> str:
     """Returns when a process was started, in the system's ticks; "" if it does not exist or has ended."""
     with contextlib.suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return "" if fields[0] in "ZX" else fields[19]
     return ""
 
