@@ -39,10 +39,8 @@ def execute(tmp_path, monkeypatch):
         outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
         data = [output["data"] for output in outputs if "data" in output]
         last = [cell for cell in book.cells if cell.cell_type == "code"][-1]
-        end = [kind for output in last.outputs for kind in output.get("data", {})]
-        assert end[-1:] == ["image/png"] or "data:image/svg+xml" in data[-1].get("text/html", ""), (
-            "it ends without a picture"
-        )
+        shown = [output["data"] for output in last.outputs if "data" in output]
+        assert any("image/png" in one or "data:image/svg" in one.get("text/html", "") for one in shown), last.source
         texts = [output["text"] for output in outputs if output.get("name") == "stdout"]
         errors = [output["text"] for output in outputs if output.get("name") == "stderr"]
         return {
