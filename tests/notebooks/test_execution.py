@@ -38,6 +38,9 @@ def execute(tmp_path, monkeypatch):
         )  # fmt: skip
         outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
         data = [output["data"] for output in outputs if "data" in output]
+        last = [cell for cell in book.cells if cell.cell_type == "code"][-1]
+        shown = [output["data"] for output in last.outputs if "data" in output]
+        assert any("image/png" in one or "data:image/svg" in one.get("text/html", "") for one in shown), last.source
         texts = [output["text"] for output in outputs if output.get("name") == "stdout"]
         errors = [output["text"] for output in outputs if output.get("name") == "stderr"]
         return {
@@ -100,6 +103,7 @@ def test_pretrained(execute, published, tmp_path):
         ONNX=onnx,
     )  # fmt: skip
     assert out["errors"] == "" and out["pictures"] == 3
+    assert (exported / "attention.svg").read_text().count('class="block"') == 12
     assert f"{name}, weights of {weights}\n5.9 M parameters on 1 x cpu" in out["text"]
     differences = re.findall(r"^(\S.*?) +maximum difference (\S+),", out["text"], re.MULTILINE)
     assert [who for who, _ in differences] == (
@@ -111,27 +115,31 @@ def test_pretrained(execute, published, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, there, here)
 
 
-def test_finetune(execute, published, photographs, tmp_path):
+@pytest.mark.parametrize("taught", [False, True])
+def test_finetune(execute, published, photographs, tmp_path, taught):
     pytest.importorskip("jax2onnx")
     pytest.importorskip("onnxruntime")
     archive = shutil.make_archive(tmp_path / "given", "zip", tmp_path, photographs.name)
     run, exported = tmp_path / "run", tmp_path / "exported"
-    weights = published("deit_tiny_patch16_224")
+    weights = published("deit_tiny_distilled_patch16_224" if taught else "deit_tiny_patch16_224")
+    # A small teacher that is not fine-tuned: tests/recipes has the command that does this.
+    teacher = {"MODEL": "tiny,distilled", "TEACHER": "random"} if taught else {}
     out = execute(
         "finetune", IMAGES=archive, EPOCHS=2, WEIGHTS=str(weights), WORKDIR=str(run), EXPORTED=str(exported),
-        FLAGS=f"{SMALL} --config.train.batch_size=8",
+        FLAGS=f"{SMALL} --config.train.batch_size=8" + " --config.teacher.name=regnety_002" * taught, **teacher,
     )  # fmt: skip
     assert out["errors"] == "" and out["pictures"] == 4 and len(out["pages"]) == 1
     text = "".join(out["text"].split())  # the command's lines are folded
     for expected in (
         "16 training images, 4 for evaluation, 2 classes (20% of every class held out)",
-        "head reinitialised",
+        "head_dist reinitialised" if taught else "head reinitialised",
         "2 images",
         "checked in onnxruntime",
         "of 4 held-out images are right",
     ):
         assert "".join(expected.split()) in text
-    assert json.loads((run / "results.json").read_text())["step"] == 4
+    results = json.loads((run / "results.json").read_text())
+    assert results["step"] == 4 and bool(results["teacher"]) == taught
     described = json.loads((exported / "transformers/config.json").read_text())
     assert list(described["id2label"].values()) == ["china", "flower"]
     assert (exported / "model.onnx").is_file() and exported.with_suffix(".zip").is_file()
@@ -145,7 +153,7 @@ def test_tpu(execute, published, photographs, tmp_path):
         "tpu", MODEL="tiny", TOPOLOGY="v5e-4", DATA=str(photographs), EPOCHS=2, WORKDIR=str(run),
         WEIGHTS=str(published("deit_tiny_patch16_224")), FLAGS=f"{SMALL} {few}",
     )  # fmt: skip
-    assert out["errors"] == "" and len(out["pages"]) == 1
+    assert out["errors"] == "" and out["pictures"] == 1 and len(out["pages"]) == 1
     assert "8 x cpu" in out["text"] and "CPU 7" in out["text"]
     [whole] = re.findall(r"fsdp=1 +([\d.]+)", out["text"])
     [split] = re.findall(r"fsdp=8 +([\d.]+)", out["text"])

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[2]
+NOTEBOOKS_PAGE = ROOT / "docs" / "notebooks.md"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -36,6 +37,19 @@ def test_valid_and_stripped(book):
     for cell in code(book):
         assert cell.outputs == [] and cell.execution_count is None
         assert set(cell.metadata) <= {"tags"}  # nothing of a session
+
+
+def test_it_opens_with_its_costs(book):
+    """Time, memory and download, before anything else; the page of the notebooks has the same time."""
+    opening = book.cells[0].source
+    title, table = opening.partition("| costs, on two CPU cores | |")[::2]
+    costs = dict(re.findall(r"^\| (\w+) \| (.+) \|$", table, re.M))
+    assert title.startswith("# ") and list(costs) == ["time", "memory", "download"], opening
+    assert re.match(r"\d+ minutes", costs["time"]) and re.match(r"\d+(\.\d+)? GB|not measured", costs["memory"])
+    [row] = [
+        line for line in NOTEBOOKS_PAGE.read_text().splitlines() if line.startswith(f"| `{book.metadata.colab.name}` |")
+    ]
+    assert row.endswith(f"| {costs['time']} |")
 
 
 def test_cells_are_python(book):
