@@ -5,6 +5,7 @@ Threads write the images to their rows of the batch. Processes pass chunks throu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import math
@@ -12,7 +13,7 @@ import os
 import pickle
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Protocol
 
 import grain
@@ -58,7 +59,7 @@ def images_of(rows: int, size: int, *, black: bool = False) -> np.ndarray:
     """
     count = rows * size * size * 3
     memory = (np.zeros if black else np.empty)(count + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
+    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
     return memory[start : start + count].reshape(rows, size, size, 3)
 
 
@@ -107,17 +108,18 @@ def assemble(
 
 
 def _noted(
-    assembled: Iterator[_Assembled], lanes: int, bad_images: BadImages | None, speed: ReadingSpeed | None
+    assembled: Generator[_Assembled, None, None], lanes: int, bad_images: BadImages | None, speed: ReadingSpeed | None
 ) -> Iterator[Batch]:
     """Yields the batches, and notes what else is known about them."""
     if speed is not None:
         speed.begin(lanes)
-    for batch, bad, seconds in assembled:
-        if bad_images is not None:
-            bad_images.add(bad)
-        if speed is not None:
-            speed.add(len(batch["image"]), seconds)
-        yield batch
+    with contextlib.closing(assembled):
+        for batch, bad, seconds in assembled:
+            if bad_images is not None:
+                bad_images.add(bad)
+            if speed is not None:
+                speed.add(len(batch["image"]), seconds)
+            yield batch
 
 
 def _cores() -> int:
@@ -180,7 +182,7 @@ def _from_threads(
     empty: Callable[[], Batch],
     num_threads: int,
     prefetch_batches: int,
-) -> Iterator[_Assembled]:
+) -> Generator[_Assembled, None, None]:
     in_place = _InPlace(read, chunks, empty)
     options = grain.ReadOptions(num_threads, _ahead(chunks, num_threads, prefetch_batches))
     if not steps:
@@ -217,7 +219,7 @@ def _from_workers(
     num_threads: int,
     num_workers: int,
     prefetch_batches: int,
-) -> Iterator[_Assembled]:
+) -> Generator[_Assembled, None, None]:
     per_process = math.ceil(_ahead(chunks, num_threads, prefetch_batches) / num_workers)
     # Grain buffers the same number again where it opens the chunks, and one more on each side.
     kept = min(2 * per_process + 2, math.ceil(steps * chunks / num_workers))
@@ -230,7 +232,7 @@ def _from_workers(
     )
     dataset = dataset.mp_prefetch(workers)
 
-    def batches() -> Iterator[_Assembled]:
+    def batches() -> Generator[_Assembled, None, None]:
         if not steps:
             return
         if not flags.FLAGS.is_parsed():
