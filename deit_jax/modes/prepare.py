@@ -15,11 +15,11 @@ from deit_jax.data.output_folder import OutputFolder
 from deit_jax.data.preparing import prepare
 from deit_jax.data.registry import open_source
 from deit_jax.data.shard_writing import Settings
-from deit_jax.data.sources import ImageSource, notes_of
+from deit_jax.data.sources import ImageSource, Split, notes_of
 from deit_jax.errors import Stopped
 from deit_jax.modes.evaluate import without_teacher
 
-SPLITS = {"train": "train", "validation": "eval"}
+SPLITS: dict[str, Split] = {"train": "train", "validation": "eval"}
 
 
 def prepare_images(config: ConfigDict, output: str, *, splits: Sequence[str], settings: Settings) -> dict[str, Any]:
