@@ -96,7 +96,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             elif not name.startswith(f"{OWNER}/"):
                 self.refuse(403, "", "You don't have the rights to create a model under this namespace")
             elif name in self.server.repositories:
-                self.refuse(409, "", "You already created this model repo")
+                self.answer(
+                    409, {"error": "You already created this model repo", "url": f"{self.server.address}/{name}"}
+                )
             else:
                 private = asked.get("private") or asked.get("visibility") == "private"
                 self.server.repositories[name] = Repository(private=bool(private))
@@ -155,6 +157,7 @@ def hub_server(monkeypatch, home):
     point_to(server.address, monkeypatch)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # LFS's protocol is public, Xet's storage is not
     monkeypatch.delenv("HF_TOKEN", raising=False)
     yield server
     server.shutdown()

@@ -16,7 +16,11 @@ def without_encoding(source):
         owner = getattr(getattr(call.func, "value", None), "id", "")
         named = {keyword.arg: keyword.value for keyword in call.keywords}
         mode = named.get("mode", next((it for it in call.args if isinstance(it, ast.Constant) and it.value), None))
-        opens = name == "open" and owner not in ("os", "Image", "opener", "tarfile") and "b" not in str(getattr(mode, "value", ""))
+        opens = (
+            name == "open"
+            and owner not in ("os", "Image", "opener", "tarfile")
+            and "b" not in str(getattr(mode, "value", ""))
+        )
         if (opens or name in TEXT) and "encoding" not in named:
             yield call.lineno
 

@@ -46,7 +46,7 @@ class ImageIndex:
     def to_bytes(self, **more: np.ndarray) -> bytes:
         """Returns the content of a file with this index and other arrays."""
         file = io.BytesIO()
-        arrays: dict[str, Any] = {**dataclasses.asdict(self), **more}
+        arrays: dict[str, Any] = dataclasses.asdict(self) | more
         np.savez_compressed(file, **arrays)
         return file.getvalue()
 

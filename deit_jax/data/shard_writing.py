@@ -164,7 +164,8 @@ def _as_file(image: bytes | np.ndarray, settings: Settings) -> tuple[bytes, bool
     side = settings.shortest_side
     if side is not None and min(_size(image)) > side:
         pixels = decode(image)
-        pixels = np.ascontiguousarray(resize(pixels, *with_shorter_side(pixels.shape[0], pixels.shape[1], side)))
+        height, width = with_shorter_side(pixels.shape[0], pixels.shape[1], side)
+        pixels = np.ascontiguousarray(resize(pixels, height, width))
         return simplejpeg.encode_jpeg(pixels, settings.quality, "RGB", "444"), True
     if isinstance(image, bytes):
         return image, False

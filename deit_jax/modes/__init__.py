@@ -227,7 +227,7 @@ def _export(given: Given) -> None:
 
 
 @_mode("prepare", "write images of any source as array_record shards; after an interruption the same command continues.",
-    "--mode=prepare --config=configs/own_images.py --config.data.path=IMAGES --output=shards",
+    "--mode=prepare --config=configs/quickstart.py --output=prepared",
     needs=("config", "output"),
     output="the folder of the shards, or an address: gs://BUCKET/DIR or s3://BUCKET/DIR. In a complete folder the shards are "
         "verified, and damaged ones written again",

@@ -41,7 +41,7 @@ def model_card(workdir: Workdir, network: Network, *, layout: str, repository: s
     environment = _read(workdir, ENVIRONMENT) or {}
     data = _data(config)
     sections = {
-        "How to use it": _usage(layout, repository, network),
+        "How to use it": _usage(layout, repository, network, config),
         "Scores": _scores(results, network),
         "Data": _data_section(record, data),
         "Recipe": _recipe(config, record, network),
@@ -107,24 +107,26 @@ def _metadata(
 
 
 def _lead(config: ConfigDict, network: Network, layout: str, data: str) -> str:
-    which = "moving average of the weights" if network.which == "ema" else "weights"
+    which = "The weights are the moving average" if network.which == "ema" else "The weights are those"
     return (
         f"{network.name}, {count_parameters(network.variables):,} parameters, {network.image_size} pixels, "
-        f"{network.model.num_classes:,} classes, trained on {data} with deit_jax {__version__}. These are the {which} after "
+        f"{network.model.num_classes:,} classes, trained on {data} with deit_jax {__version__}. {which} after "
         f"step {network.step:,}, in the layout of {_LIBRARIES[layout]}."
     )
 
 
-def _usage(layout: str, repository: str, network: Network) -> str:
+def _usage(layout: str, repository: str, network: Network, config: ConfigDict) -> str:
     code = {
         "timm": f'import timm\n\nmodel = timm.create_model("hf_hub:{repository}", pretrained=True).eval()',
         "hf": "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
         f'processor = AutoImageProcessor.from_pretrained("{repository}")\n'
         f'model = AutoModelForImageClassification.from_pretrained("{repository}")',
     }.get(layout)
-    own = f"`--config.model.weights=hf:{repository} --config.model.name={network.name}`"
+    fields = {"weights": f"hf:{repository}", "name": network.name}
+    fields |= {f"overrides.{name}": value for name, value in config.model.overrides.items()}
+    own = " ".join(f"--config.model.{name}={value}" for name, value in fields.items())
     shown = f"```python\n{code}\n```\n\n" if code else ""
-    return f"{shown}In deit_jax: {own}, to fine-tune, evaluate or classify images; or as `config.teacher.weights`."
+    return f"{shown}In deit_jax, to fine-tune, evaluate or classify images: `{own}`."
 
 
 def _scores(results: Mapping[str, Any] | None, network: Network) -> str:

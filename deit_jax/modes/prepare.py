@@ -41,7 +41,7 @@ def prepare_images(config: ConfigDict, output: str, *, splits: Sequence[str], se
     facts: dict[str, str | Sequence[str]] = {
         "images": ", ".join(f"{len(source):,} for {split}" for split, source in sources.items())
         + f", {len(sources[splits[0]].class_names):,} classes",
-        "files": "their bytes as they are"
+        "files": "their bytes as they are, arrays as PNG"
         if settings.shortest_side is None
         else f"JPEG of quality {settings.quality} with a shortest side of {settings.shortest_side} pixels; images that are not "
         "larger as they are",
@@ -69,11 +69,11 @@ def prepare_images(config: ConfigDict, output: str, *, splits: Sequence[str], se
     except KeyboardInterrupt:
         raise Stopped(f"stopped; finished shards are in {folder}, the same command continues") from None
     for split, found in card["splits"].items():
-        size = sum(shard["bytes"] for shard in found["shards"])
+        size, count = sum(shard["bytes"] for shard in found["shards"]), len(found["shards"])
         resized = f", {found['resized']:,} of them resized" if found["resized"] else ""
         left_out = f", {found['left_out']:,} that cannot be read left out" if found["left_out"] else ""
         console.say(
-            f"{split}: {found['images']:,} images{resized}{left_out}, {size / 1e6:,.1f} MB in {len(found['shards']):,} shards"
+            f"{split}: {found['images']:,} images{resized}{left_out}, {size / 1e6:,.1f} MB in {count:,} shard{'s' * (count != 1)}"
         )
     console.say(f"complete and verified; to train on it: --config.data.source=array_record --config.data.path={folder}")
     return card

@@ -17,8 +17,8 @@ from tests.tiny import tiny_config
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
     with hub_server(monkeypatch, tmp_path / "home") as server:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield server
 
 
@@ -66,7 +66,10 @@ def test_weights_of_another_step_have_no_scores(hub, trained_student, tmp_path):
     export(run, tmp_path / "out", layout="timm", which="ema", push=Push("oak/leaf", private=True, revision="early"))
     card = hub.repositories["oak/leaf"].branches["early"]["README.md"].decode()
     assert hub.repositories["oak/leaf"].private and "model-index" not in card
-    assert "These weights (after step 1) were not evaluated" in card and "moving average of the weights" in card
+    assert (
+        "These weights (after step 1) were not evaluated" in card
+        and "The weights are the moving average after step 1" in card
+    )
     assert "No licence is stated for these weights." in card and "license:" not in card
 
 
