@@ -142,7 +142,7 @@ def report(
         workdir.write(REPORT, page, error=ConfigError)
     else:
         write_file(output, page, ConfigError)
-    path = output or workdir.address(REPORT)
+    path = output or (workdir.address(REPORT) if workdir.in_bucket else Path(workdir.address(REPORT)))
     console.say(f"the report is {path}")
     return path
 

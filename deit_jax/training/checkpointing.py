@@ -79,7 +79,7 @@ class Checkpoints:
     scored_by: how the run scores its weights (images, crop), of JSON types. Only scores of the same evaluation are compared; a
     line reports the others.
 
-    Raises CheckpointError if the folder cannot be written.
+    Raises CheckpointError if the folder cannot be written; like the methods, in a bucket also BucketError and LostLockError.
     """
 
     def __init__(self, workdir: WorkdirLike, *, keep: int = 2, scored_by: Mapping[str, Any] | None = None) -> None:

@@ -152,7 +152,7 @@ def test_a_stopped_run_finds_its_workdir_taken(running, undisturbed, tmp_path):
 def test_a_second_run_is_refused_while_the_first_renews_its_lock(running, tmp_path):
     workdir = address("held")
     first = Started(tmp_path / "one", *RUN, "--config.train.max_steps=100000", f"--workdir={workdir}")
-    first.wait_for("step 2/")
+    first.wait_for("images/s")
     second = Started(tmp_path / "two", *RUN, f"--workdir={workdir}")
     assert second.end(120) == 2
     assert f"--workdir={workdir} is in use by another run (process {first.process.pid} on " in second.said()[1]
@@ -164,7 +164,7 @@ def test_a_second_run_is_refused_while_the_first_renews_its_lock(running, tmp_pa
 def test_a_server_that_is_killed_and_started_again(running, undisturbed, tmp_path):
     workdir = address("restarted")
     started = Started(tmp_path / "machine", *RUN, f"--workdir={workdir}")
-    started.wait_for("step 5/")
+    started.wait_for(f"5/{STEPS} ")
     for _ in range(2):
         running.kill()
         time.sleep(4)

@@ -414,3 +414,24 @@ def test_what_a_stopped_run_still_writes_is_not_in_the_checkpoint_of_the_next(pl
                 one.checkpoints.seal(4, {})
             two.checkpoints.check(4)
             assert Bucket(two.checkpoints.state(4)).read("d/a") == b"1" and two.checkpoints.facts(4) == {"top1": 2.0}
+
+
+class OrbaxError(Exception):
+    """An error of a library by which Orbax writes."""
+
+    __module__ = "gcsfs.retry"
+
+
+def test_an_error_of_orbax_is_explained_by_the_store(place):
+    places = Workdir.at(place).checkpoints
+    reason = places.fault(OrbaxError("Cannot connect\nto host"))
+    assert reason == "the store has failed for a while: Cannot connect to host"
+    assert "UNAVAILABLE" in places.fault(RuntimeError(f'UNAVAILABLE: Error writing "{place}/checkpoints/3/d"'))
+    assert places.fault(OSError(28, "No space left on device")) == "No space left on device"
+    assert places.fault(ValueError("a shape that does not fit")) is None
+
+
+def test_an_error_of_orbax_in_a_bucket_that_refuses_access(answering):
+    answering(403, "x does not have storage.objects.list access")
+    with pytest.raises(BucketError, match=r"^gs://some/run/checkpoints: access is denied \(x does not have"):
+        Workdir.at("gs://some/run").checkpoints.fault(OrbaxError("403"))

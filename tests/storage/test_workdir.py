@@ -100,7 +100,6 @@ CALLS = {
 # Files outside workdirs, or written by a library into a given folder.
 OTHERS = {
     "modes/analyze.py": "images that a user names; the folder of the pictures",
-    "modes/teacher.py": "whether a teacher's workdir or file is there",
     "modes/throughput.py": "--output",
     "reporting/html.py": "the package's own style sheet",
     "reporting/plots.py": "the folder of a picture",
