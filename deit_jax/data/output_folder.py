@@ -13,7 +13,7 @@ from typing import Any
 
 from deit_jax import console
 from deit_jax.data.sources import DataError
-from deit_jax.data.stored_files import filesystem, scheme_of, stored_bytes
+from deit_jax.data.stored_files import RemoteFile, as_python_file, filesystem, scheme_of, stored_bytes
 from deit_jax.errors import machine_fault
 from deit_jax.printable import printable
 from deit_jax.storage.files import replace_bytes
@@ -134,8 +134,8 @@ class OutputFolder:
         with self._faults(name, "read"):
             try:
                 if self._remote:
-                    with filesystem(scheme_of(self.root)).open(self._path(name), "rb", block_size=_READ) as file:
-                        return digest_of(file)
+                    size = filesystem(scheme_of(self.root)).info(self._path(name))["size"]
+                    return digest_of(as_python_file(RemoteFile(self._path(name), size)))
                 with open(self._path(name), "rb") as file:
                     return digest_of(file)
             except FileNotFoundError:

@@ -40,11 +40,8 @@ from deit_jax.data.tar_shards import open_tar, open_unlabelled_tar
 from deit_jax.printable import printable
 from deit_jax.registration import same_definition
 
-_SHARDS = {
-    "tar": ".tar",
-    "parquet": ".parquet",
-    "array_record": EXTENSION,
-}  # sources whose splits are found by file names
+# Sources whose splits are found by the names of their files, which end so.
+_SHARDS = {"tar": ".tar", "parquet": ".parquet", "array_record": EXTENSION}
 EMBEDDED = Path(__file__).parent / "embedded" / "fashion_mnist_10k.npz"
 
 
@@ -350,9 +347,12 @@ def _held_out_part(source: Any, data: Any, split: Split, where: str) -> Subset:
     name = getattr(source, "relative_path", str)
     held = held_out([name(index) for index in range(len(source))], source.labels, data.held_out)
     if not held.any():
+        others = (
+            "a folder `val` with the same class folders" if data.source == "folder" else "shards of validation images"
+        )
         raise DataError(
             f"{printable(where)}: data.held_out={data.held_out:g} leaves no image for evaluation: each class has one image; "
-            "add images, or evaluation images of the same classes (docs/data.md)"
+            f"add images, or {others}"
         )
     without = len(source.class_names) - len(np.unique(source.labels[held]))
     notes = [
