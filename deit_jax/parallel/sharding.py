@@ -72,6 +72,8 @@ class GatherOnce:
 
     def scattered(self, gradients: Any, params: Any) -> Any:
         """Returns the gradients of `gathered` parameters, split and in float32 like the parameters."""
+        # Added as a whole first, else TPU's compiler cuts each product into a loop of small ones with an exchange in each.
+        gradients = jax.lax.with_sharding_constraint(gradients, replicated(self.mesh))
         gradients = jax.lax.with_sharding_constraint(gradients, self.sharding)
         return jax.tree.map(lambda gradient, leaf: gradient.astype(leaf.dtype), gradients, params)
 

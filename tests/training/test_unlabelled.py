@@ -48,6 +48,7 @@ def config(data, **changes):
         unlabelled__source="npz", unlabelled__path=str(data / "more.npz"), unlabelled__share=0.3, train__batch_size=24,
         augment__groups_per_block=4, augment__group_size=2, train__max_steps=None, train__epochs=2, schedule__warmup_epochs=0,
         checkpoint__every_steps=1, evaluation__every_epochs=0, augment__erase_probability=0.0,
+        model__patch_keep_rate=0.5,
     )  # fmt: skip
     with config.unlocked():
         config.model.overrides = STUDENT | {"depth": 1}
