@@ -125,6 +125,7 @@ def _usage(layout: str, repository: str, network: Network, config: ConfigDict) -
     fields = {"weights": f"hf:{repository}", "name": network.name}
     fields |= {f"overrides.{name}": value for name, value in config.model.overrides.items()}
     own = " ".join(f"--config.model.{name}={value}" for name, value in fields.items())
+    own += f" --config.image_size={network.image_size}"
     shown = f"```python\n{code}\n```\n\n" if code else ""
     return f"{shown}In deit_jax, to fine-tune, evaluate or classify images: `{own}`."
 
