@@ -24,7 +24,8 @@ def test_thousands_of_steps_leave_nothing_behind(tmp_path, monkeypatch):
     config = tiny_config(
         distillation__kind="none", teacher__weights="", data__source="npz", data__path=str(tmp_path / "data.npz"),
         data__repeats=1, data__max_eval_images=8, evaluation__batch_size=8, evaluation__every_epochs=0, train__batch_size=8,
-        augment__groups_per_block=2, augment__erase_probability=0.0, train__max_steps=STEPS, train__epochs=STEPS, checkpoint__every_steps=STEPS,
+        augment__groups_per_block=2, augment__erase_probability=0.0, train__max_steps=STEPS, train__epochs=STEPS,
+        checkpoint__every_steps=STEPS,
         log__every_steps=50, log__tensorboard=True, ema__decay=0.0,
     )  # fmt: skip
     with config.unlocked():
