@@ -74,7 +74,7 @@ def test_weights_of_another_step_have_no_scores(hub, trained_student, tmp_path):
 
 
 def test_a_pushed_teacher_is_read_by_its_name(hub, trained_teacher, tmp_path):
-    export(trained_teacher, tmp_path / "out", layout="timm", which="raw", push=Push("oak/teacher"))
+    export(trained_teacher, tmp_path / "out", layout="flax", which="raw", push=Push("oak/teacher"))
     teacher = load_teacher(tiny_config(teacher__weights="hf:oak/teacher"), tmp_path)
     expected = load_teacher(tiny_config(teacher__weights=str(tmp_path / "out")), tmp_path)
     assert "weights of hf:oak/teacher (commit " in teacher.description
