@@ -100,6 +100,7 @@ CALLS = {
 # Files outside workdirs, or written by a library into a given folder.
 OTHERS = {
     "modes/analyze.py": "images that a user names; the folder of the pictures",
+    "modes/export.py": "the folder of an export",
     "modes/throughput.py": "--output",
     "reporting/html.py": "the package's own style sheet",
     "reporting/plots.py": "the folder of a picture",
@@ -109,7 +110,7 @@ OTHERS = {
     "reporting/weights_and_biases.py": "W&B's own files",
     "weights/class_names.py": "next to weights files; the ImageNet names of TFDS",
     "weights/files.py": "weights files",
-    "weights/hub.py": "weights files",
+    "weights/hub_files.py": "weights files of the hub and their digests",
     "weights/program_file.py": "programs of teachers",
     "weights/saving.py": "weights files",
 }
