@@ -1,4 +1,4 @@
-"""A server on loopback that answers as Google Cloud Storage does, for runs in a bucket."""
+"""A server on loopback that answers as Google Cloud Storage does, for runs and data in a bucket."""
 
 import contextlib
 import os
@@ -23,7 +23,9 @@ class Server:
             "STORAGE_EMULATOR_HOST": self._server.url,  # google-cloud-storage, gcsfs
             "TENSORSTORE_GCS_HTTP_URL": self._server.url,
             "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",  # tensorstore
+            "CLOUD_STORAGE_EMULATOR_ENDPOINT": self._server.url,  # array_record
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # else it asks for the kind of bucket by gRPC
+            "GOOGLE_CLOUD_PROJECT": "test",
         }
         os.environ.update(self.settings)
 

