@@ -27,7 +27,7 @@ STEPS = 60
 RUN = (TINY, "--config.distillation.kind=labels", "--config.teacher.weights=", f"--config.train.max_steps={STEPS}",
        "--config.evaluation.every_epochs=0", "--config.data.max_eval_images=40", "--config.model.overrides.depth=1",
        "--config.augment.erase_probability=0", "--config.checkpoint.every_steps=3", "--config.log.tensorboard=True")  # fmt: skip
-TIMINGS = ("images_per_second", "data_wait", "tflops", "mfu")
+TIMINGS = ("images_per_second", "data_wait", "tflops", "mfu", "hosts/")
 
 
 @pytest.fixture(scope="module")
