@@ -42,11 +42,22 @@ def blocks(path):
 BLOCKS = [pytest.param(code, id=f"{path.relative_to(ROOT)}:{line}") for path in PAGES for line, code in blocks(path)]
 
 
+def cells(path):
+    """(number, code) of the cells of a notebook, without lines that are commands."""
+    for number, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+        if cell["cell_type"] == "code":
+            yield number, re.sub(r"^( *)[!%].*$", r"\1pass", "".join(cell["source"]), flags=re.M)
+
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CELLS = [pytest.param(code, id=f"{path.name}:{number}") for path in NOTEBOOKS for number, code in cells(path)]
+
+
 def test_the_blocks_are_found():
     assert len(BLOCKS) > 12 and any("load_pretrained" in block.values[0] for block in BLOCKS)
 
 
-@pytest.mark.parametrize("code", BLOCKS)
+@pytest.mark.parametrize("code", BLOCKS + CELLS)
 def test_what_is_imported_and_used_of_the_package_exists(code):
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "deit_jax":
