@@ -312,6 +312,7 @@ def quick_start(row: Row, say: Say) -> Row:
         if row["tiny"]:
             config.teacher.weights = "random"
             config.model.overrides, config.teacher.overrides = dict(tiny.STUDENT), dict(tiny.TEACHER)
+            config.features.pairs = ("patch_1:s1",)
             config.data.max_eval_images = config.evaluation.batch_size = 96
     with tempfile.TemporaryDirectory() as folder:
         workdir, start = Path(folder) / "run", time.perf_counter()
