@@ -145,7 +145,7 @@ class Evaluator:
             self._num_workers = 0
             return self._read(source, bad_images, 0)
 
-    def _read(self, source: ImageSource, bad_images: BadImages, num_workers: int) -> Batches:
+    def _read(self, source: ImageSource, bad_images: BadImages, num_workers: int | str) -> Batches:
         data = self._config.data
         return eval_batches(
             source,

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from deit_jax import console
 from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
-from deit_jax.data.assembling import default_threads
+from deit_jax.data.assembling import AUTO, default_threads, default_workers
 from deit_jax.data.output_folder import OutputFolder
 from deit_jax.data.preparing import prepare
 from deit_jax.data.registry import open_source
@@ -56,6 +56,7 @@ def prepare_images(config: ConfigDict, output: str, *, splits: Sequence[str], se
         "name": data.name if data.source == "tfds" else "",
         "splits": {split: data[f"{SPLITS[split]}_split"] for split in splits},
     }
+    workers = default_workers() if data.num_workers == AUTO else data.num_workers
     try:
         card = prepare(
             sources,
@@ -63,8 +64,8 @@ def prepare_images(config: ConfigDict, output: str, *, splits: Sequence[str], se
             settings,
             origin=origin,
             on_bad_image=data.on_bad_image,
-            num_workers=data.num_workers,
-            num_threads=default_threads(data.num_workers) if data.num_threads is None else data.num_threads,
+            num_workers=workers,
+            num_threads=default_threads(workers) if data.num_threads is None else data.num_threads,
         )
     except KeyboardInterrupt:
         raise Stopped(f"stopped; finished shards are in {folder}, the same command continues") from None
