@@ -232,8 +232,8 @@ def _export(given: Given) -> None:
     output="the folder of the shards, or an address: gs://BUCKET/DIR or s3://BUCKET/DIR. In a complete folder the shards are "
         "verified, and damaged ones written again",
     flags=(
-        Flag("shortest_side", "resize larger images until their shorter side has this many pixels (antialiased bicubic); default: "
-            "all images keep their bytes", int),
+        Flag("shortest_side", "resize larger images until their shorter side has this many pixels (antialiased bicubic); "
+            "default: all images keep their bytes", int),
         Flag("quality", "of the JPEG files that resized images become, 1 to 100; colors are not subsampled", int, default=95),
         Flag("shard_images", "images per shard", int, default=2000),
         Flag("splits", "the splits to write: train (config.data.train_split), validation (config.data.eval_split); repeat the "
