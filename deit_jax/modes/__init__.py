@@ -97,7 +97,8 @@ GENERAL = (
     Flag("config", "the configuration file, e.g. configs/quickstart.py; some have an argument, e.g. "
         "configs/deit.py:small,distilled",
         missing="--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)"),
-    Flag("workdir", "the folder of the run, or gs://BUCKET/RUN: checkpoints, metrics, results; created if it does not exist",
+    Flag("workdir", "the folder of the run, or gs://BUCKET/RUN or s3://BUCKET/RUN: checkpoints, metrics, results; created if it "
+        "does not exist",
         missing="--workdir is missing: the folder for checkpoints, metrics and results"),
     Flag("output", "the file or folder to write to, depending on the mode",
         missing="--output is missing: the file or folder to write to"),

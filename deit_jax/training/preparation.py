@@ -93,6 +93,7 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
     plugin (which could not be imported from there again).
     """
     workdir = Workdir.at(workdir)
+    workdir.checkpoints.check_writers(jax.process_count())
     import_plugins(config.plugins, "config.plugins", workdir=workdir.path)
     shared = shared or shared_cache_folder(workdir.path)
     data = with_shared_index(config.data, shared)
