@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import functools
+import re
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -205,4 +206,6 @@ def _code(error: Any) -> str:
 def _said(error: Any) -> str:
     answer = getattr(error, "response", None)
     said = answer.get("Error", {}) if isinstance(answer, dict) else {}
-    return shortened(one_line(said.get("Message") or said.get("Code") or error) or type(error).__name__, 120)
+    text = one_line(said.get("Message") or said.get("Code") or error)
+    text = re.sub(r': "https?://\S+"', "", text)  # after "Could not connect to the endpoint URL"
+    return shortened(text or type(error).__name__, 120)

@@ -26,7 +26,7 @@ from deit_jax.storage.checkpoints import (
     manifest_content,
     manifest_text,
 )
-from deit_jax.storage.files import as_file
+from deit_jax.storage.files import as_file, disk_faults
 from deit_jax.storage.lease import Lease
 from deit_jax.storage.store import ABSENT, ALGORITHMS, BucketError, ChangedError, Stored, checksum
 
@@ -100,8 +100,8 @@ class BucketCheckpoints(CheckpointPlaces, abc.ABC):
             if stored.size != facts["bytes"]:
                 raise DamageError(f"{where} has {stored.size:,} bytes and was written with {facts['bytes']:,}")
             if not (common := _common(stored, facts)):
-                with tempfile.TemporaryDirectory(prefix="deit_jax-", ignore_cleanup_errors=True) as folder:
-                    self._download(step, name, facts, Path(folder) / "file")
+                with temporary_folder() as folder:
+                    self._download(step, name, facts, folder / "file")
             # Many files of OCDBT end with their own CRC32C, so that all of them have the same one: MD5 is the better witness.
             elif any(stored.checksums[kind] != facts[kind] for kind in common):
                 raise DamageError(f"{where} {_DIFFERS}")
@@ -176,11 +176,18 @@ class BucketCheckpoints(CheckpointPlaces, abc.ABC):
         algorithm = next((each for each in ALGORITHMS if facts.get(each)), None)
         if algorithm is None:
             raise DamageError(f"{where} cannot be compared with what was written (the manifest has no checksum)")
-        if not self._bucket.download(f"{step}/{name}", path):
-            raise DamageError(f"{where} does not exist any more")
-        with path.open("rb") as file:
-            if checksum(algorithm, file) != facts[algorithm]:
-                raise DamageError(f"{where} {_DIFFERS}")
+        with disk_faults(
+            lambda reason: BucketError(
+                f"{where} cannot be copied to {path.parent} ({reason}): make room, or set TMPDIR"
+            )
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not self._bucket.download(f"{step}/{name}", path):
+                raise DamageError(f"{where} does not exist any more")
+            with path.open("rb") as file:
+                same = checksum(algorithm, file) == facts[algorithm]
+        if not same:
+            raise DamageError(f"{where} {_DIFFERS}")
 
     def _manifest(self, step: int) -> dict[str, Any]:
         place = f"{step}/{MANIFEST}"
@@ -192,6 +199,13 @@ class BucketCheckpoints(CheckpointPlaces, abc.ABC):
                 f"{self._bucket.address}/{place} was written by a run in a folder, which cannot go on in a bucket: use the folder"
             )
         return content
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Gives a folder that is removed at the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="deit_jax-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 def _common(stored: Stored, facts: dict[str, Any]) -> list[str]:

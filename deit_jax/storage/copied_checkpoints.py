@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from deit_jax.errors import UserError, machine_fault
 from deit_jax.storage.bucket import Bucket
-from deit_jax.storage.bucket_checkpoints import BucketCheckpoints
+from deit_jax.storage.bucket_checkpoints import BucketCheckpoints, temporary_folder
 from deit_jax.storage.checkpoints import STATE, DamageError
 from deit_jax.storage.lease import Lease
 from deit_jax.storage.store import BucketError
@@ -40,14 +39,13 @@ class CopiedCheckpoints(BucketCheckpoints):
     @contextlib.contextmanager
     def state(self, step: int) -> Iterator[Path]:
         manifest = self._manifest(step)
-        with tempfile.TemporaryDirectory(prefix="deit_jax-", ignore_cleanup_errors=True) as folder:
+        with temporary_folder() as folder:
             for name, facts in manifest["files"].items():
-                path = Path(folder) / name
-                if not path.resolve().is_relative_to(Path(folder).resolve()):  # of a manifest that others have written
+                path = folder / name
+                if not path.resolve().is_relative_to(folder.resolve()):  # of a manifest that others have written
                     raise DamageError(f"{self.address(step)}/{name} is not a name in a checkpoint")
-                path.parent.mkdir(parents=True, exist_ok=True)
                 self._download(step, name, facts, path)
-            yield Path(folder) / manifest["state"]
+            yield folder / manifest["state"]
 
     def new_state(self, step: int) -> Path:
         return self._local() / str(step) / STATE

@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import io
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from deit_jax.errors import UserError
 
@@ -90,7 +90,7 @@ class Store(Protocol):
         """Returns why a request failed, and the store's words in one line; None for an error that is not the store's."""
 
 
-def checksum(algorithm: str, content: bytes | BinaryIO) -> str:
+def checksum(algorithm: str, content: bytes | io.BufferedReader) -> str:
     """Returns a checksum of a content or of the rest of a file, one of ALGORITHMS, as in `Stored`."""
     file = io.BytesIO(content) if isinstance(content, bytes) else content
     return base64.b64encode(hashlib.file_digest(file, algorithm).digest()).decode()

@@ -234,6 +234,20 @@ def test_a_download_that_differs_from_the_manifest_is_refused(in_s3):
             pass
 
 
+def test_a_disk_without_room_for_a_download(in_s3, monkeypatch):
+    with in_s3.locked(print):
+        written(in_s3, 1)
+        in_s3.checkpoints.seal(1, {})
+
+        def full(*_, **__):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Path, "mkdir", full)
+        line = r"/d/weights cannot be copied to /.* \(No space left on device\): make room, or set TMPDIR$"
+        with pytest.raises(BucketError, match=line), in_s3.checkpoints.state(1):
+            pass
+
+
 def test_a_name_outside_of_the_checkpoint_is_not_written(in_s3, place, tmp_path):
     files = {f"default-a/../..{tmp_path}/x": {"bytes": 1, "sha256": checksum("sha256", b"1")}}
     text = manifest_text({"state": "default-a", "files": files})
