@@ -5,6 +5,7 @@ Nothing is appended or renamed: a bucket has neither. An object is complete or a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 import time
@@ -17,6 +18,7 @@ from deit_jax.errors import UserError, shortened
 from deit_jax.storage.amazon_store import AmazonStore
 from deit_jax.storage.google_store import GoogleStore
 from deit_jax.storage.store import (
+    ABSENT,
     ALGORITHMS,
     BucketError,
     ChangedError,
@@ -117,6 +119,25 @@ class Bucket:
             if there is None or not self._has_content(name, there, content):
                 raise
             return there
+
+    def require_conditions(self, name: str) -> None:
+        """Raises BucketError if the store ignores the versions given to `write`. Writes and removes an object.
+
+        Some stores with S3's protocol do, and two runs could then take one lock.
+        """
+        first = self.write(name, b"first")
+        self.write(name, b"second")
+        ignored = []
+        for header, version in (("If-None-Match", ABSENT), ("If-Match", first.version)):
+            with contextlib.suppress(ChangedError):
+                self.write(name, b"third", version=version)
+                ignored.append(header)
+        self.delete(name)
+        if ignored:
+            raise BucketError(
+                f"{self._bucket} ignores {' and '.join(ignored)}, so that two runs could write here at the same time: use "
+                "another store or a folder"
+            )
 
     def upload(self, name: str, path: Path) -> Stored:
         """Writes an object with the content of a file. Raises OSError on disk errors."""

@@ -40,11 +40,11 @@ class CopiedCheckpoints(BucketCheckpoints):
     def state(self, step: int) -> Iterator[Path]:
         manifest = self._manifest(step)
         with temporary_folder() as folder:
-            for name, facts in manifest["files"].items():
-                path = folder / name
-                if not path.resolve().is_relative_to(folder.resolve()):  # of a manifest that others have written
+            for name in (manifest["state"], *manifest["files"]):  # others may have written the manifest
+                if not (folder / name).resolve().is_relative_to(folder.resolve()):
                     raise DamageError(f"{self.address(step)}/{name} is not a name in a checkpoint")
-                self._download(step, name, facts, path)
+            for name, facts in manifest["files"].items():
+                self._download(step, name, facts, folder / name)
             yield folder / manifest["state"]
 
     def new_state(self, step: int) -> Path:

@@ -67,6 +67,8 @@ class Lease:
 
         Raises HeldError if another process renews the lock, and BucketError.
         """
+        if self._bucket.scheme == "s3":
+            self._bucket.require_conditions(f"{self._name}.{self.token}")
         announced = False
         first: Version | None = None  # the version of the lock when it was first seen
         while True:

@@ -10,6 +10,7 @@ import pytest
 from deit_jax.storage import amazon_store, google_store, store
 from deit_jax.storage import bucket as module
 from deit_jax.storage.bucket import Bucket, bucket_address
+from deit_jax.storage.lease import Lease
 from deit_jax.storage.store import ABSENT, BucketError, ChangedError, UnreachableError
 from deit_jax.storage.workdir import CONFIG, Workdir
 from tests.bucket_server import forget_clients
@@ -97,6 +98,26 @@ def test_of_several_that_create_an_object_at_once_one_succeeds(bucket):
         thread.join()
     assert created and int(bucket.read("lock")) in created
     assert len(created) == 1 or bucket.scheme == "s3"
+
+
+@pytest.mark.parametrize("ignored", [(), (ABSENT,), ("old",), (ABSENT, "old")])
+def test_a_store_that_ignores_conditions_is_refused(running, bucket, monkeypatch, ignored):
+    if running.scheme == "gs":
+        pytest.skip("Google's store does not")
+    write = bucket._store.write
+
+    def careless(key, content, version):
+        ignores = ("old" if isinstance(version, str) else version) in ignored
+        return write(key, content, None if ignores else version)
+
+    monkeypatch.setattr(bucket._store, "write", careless)
+    if ignored:
+        names = " and ".join({ABSENT: "If-None-Match", "old": "If-Match"}[each] for each in ignored)
+        with pytest.raises(BucketError, match=rf"^s3://runs ignores {names}, so that two runs could write here"):
+            Lease(bucket, "lock").take(print)
+    else:
+        bucket.require_conditions("probe")
+    assert bucket.list() == {}
 
 
 def test_files_are_copied_with_their_checksums(bucket, tmp_path, monkeypatch):
