@@ -1,4 +1,4 @@
-"""CIFAR-10 with a small DeiT: the teacher and its students train on the same 45,000 images, on a CPU in half an hour to two hours.
+"""CIFAR-10 with a small DeiT: teacher and students train on the same 45,000 images, on a CPU in half an hour to two hours.
 
     python run.py --config=configs/cifar10.py:teacher --workdir=runs/cifar10_teacher
     python run.py --config=configs/cifar10.py:soft --workdir=runs/cifar10_soft --config.teacher.weights=runs/cifar10_teacher
