@@ -50,6 +50,7 @@ class Study:
     rows: dict[str, Row]
     curve: dict[str, str]
     embedded: bool = False  # also evaluated on the embedded test images, as in the quick start
+    held_out: bool = False  # the curve is of held-out training images; the test images are scored once, at the end
 
 
 def _fashion_mnist(images: str, word: str) -> dict[str, Row]:
@@ -109,6 +110,7 @@ STUDIES = {
             "two_tokens": Row("configs/cifar10.py:two_tokens", "two class tokens, labels alone", "none"),
         },
         {"soft": "tab:blue", "hard": "tab:green", "none": "tab:orange"},
+        held_out=True,
     ),
 }
 
@@ -116,14 +118,19 @@ STUDIES = {
 def arguments_of(study: str, name: str, seed: int, workdir: Path, data: Path | None) -> list[str]:
     """The arguments of run.py."""
     row = STUDIES[study].rows[name]
-    given = [f"--config.seed={seed}", *row.flags]
+    config, given = row.config, [f"--config.seed={seed}", *row.flags]
     if data is not None:
-        given += [f"--config.data.source={'npz' if data.suffix == '.npz' else 'folder'}", f"--config.data.path={data}"]
+        given.append(f"--config.data.path={data}")
+        if study == "cifar10":
+            config += ",folder"
+            given.append(f"--config.evaluation.extra.test.path={data}")
+        else:
+            given.append("--config.data.source=npz")
     if row.teacher:  # one teacher for all seeds; only the student's seed varies
         given.append(f"--config.teacher.weights={workdir / f'{row.teacher}_0'}")
-    if "own_teacher" in row.config:
+    if "own_teacher" in config:
         given.append(f"--config.teacher.recipe.seed={seed}")
-    return [f"--config={row.config}", f"--workdir={workdir / f'{name}_{seed}'}", *given]
+    return [f"--config={config}", f"--workdir={workdir / f'{name}_{seed}'}", *given]
 
 
 def command(arguments: list[str], log: Path, cores: set[int]) -> float:
@@ -158,12 +165,13 @@ def train(study: str, name: str, seed: int, workdir: Path, data: Path | None, co
     results = json.loads((folder / "results.json").read_text())
     record = json.loads((folder / "config.json").read_text())
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    held_out = STUDIES[study].held_out
     figures = {
         "command": shlex.join(["python", "run.py", *arguments])
         .replace(str(workdir), "WORKDIR")
         .replace(str(data), "DATA"),
         "training_images": record["resolved"]["data"]["train"]["images"],
-        "test_images": results["eval_images"],
+        "test_images": results["extra"]["test"]["images"] if held_out else results["eval_images"],
         "epochs": record["config"]["train"]["epochs"],
         "steps_per_epoch": record["resolved"]["steps_per_epoch"],
         # After an interruption only the seconds since the last start are known, so they are not stored.
@@ -171,7 +179,7 @@ def train(study: str, name: str, seed: int, workdir: Path, data: Path | None, co
         "seconds": None if resumed else round(seconds),
         "cores": len(cores),
         "teacher": _top1({"": results["teacher"]})[""] if results["teacher"] else None,
-        "scores": _top1(results["scores"]),
+        "scores": _top1(results["extra"]["test"]["scores"] if held_out else results["scores"]),
         "curve": [
             {"epoch": round(row["step"] / record["resolved"]["steps_per_epoch"], 3)}
             | {key.removeprefix("eval/").removesuffix("/top1"): round(row[key], 2) for key in row if _is_score(key)}
@@ -179,6 +187,8 @@ def train(study: str, name: str, seed: int, workdir: Path, data: Path | None, co
             if any(map(_is_score, row))
         ],
     }
+    if held_out:
+        figures["held_out_scores"] = _top1(results["scores"])
     if STUDIES[study].embedded:
         found = folder / "embedded.json"
         plain = [part for part in arguments if not part.startswith("--config.data.")]
@@ -275,7 +285,7 @@ def curve(study: str, path: Path) -> None:
         axis.fill_between(passes, [min(at) for at in zip(*values, strict=True)], [max(at) for at in zip(*values, strict=True)],
                           color=colour, alpha=0.2, linewidth=0)  # fmt: skip
     axis.set_xlabel("epochs times training images, thousands")
-    axis.set_ylabel("top-1 % of the test images, EMA weights")
+    axis.set_ylabel(f"top-1 % of the {'held-out' if STUDIES[study].held_out else 'test'} images, EMA weights")
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
     figure.savefig(path, metadata={"Date": None})
@@ -286,7 +296,7 @@ def passing_epoch(study: str, taught: str, labels: str) -> str:
     found = kept_figures(study)
     epochs = []
     for seed in sorted(set(found.get(taught, {})) & set(found.get(labels, {}))):
-        final = own(found[labels][seed]["scores"])
+        final = own(found[labels][seed]["held_out_scores" if STUDIES[study].held_out else "scores"])
         points = found[taught][seed]["curve"]
         epochs.append(next((point["epoch"] for point in points if _own_point(point) > final), None))
     return ", ".join("never" if epoch is None else f"{epoch:g}" for epoch in epochs)

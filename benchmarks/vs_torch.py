@@ -94,6 +94,7 @@ def make_train_step(case: dict[str, Any]) -> tuple[Callable[[], Any], int]:
         config.model.overrides = case["fields"]
     off = ("flip_probability", "erase_probability", "mixup_alpha", "cutmix_alpha")
     config.augment.update({name: 0.0 for name in off} | {"rand_augment": "", "group_size": 2, "groups_per_block": 1})
+    config.num_classes = case["classes"]
     config.data.repeats = 1
     config.ema.decay = 0.0
     config.image_size, config.train.batch_size = case["image_size"], case["batch"]

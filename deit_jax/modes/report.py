@@ -16,6 +16,7 @@ from deit_jax import console
 from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.config import ConfigError, default_config, needs_teacher
 from deit_jax.config_features import described_features
+from deit_jax.config_model import described_model
 from deit_jax.config_record import completed, recorded_config
 from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
@@ -154,7 +155,7 @@ def _lead(
     step = results["step"] if results else max((row["step"] for row in rows), default=0)
     data = config.data.name if config.data.source == "tfds" else config.data.path or config.data.source
     values = {
-        "model": f"{config.model.name}, {resolved['image_size']} pixels",
+        "model": f"{described_model(config)}, {resolved['image_size']} pixels",
         "data": f"{data}, {resolved['num_classes']:,} classes",
         **_unlabelled(record, config, step),
         "trained": f"{step:,} steps, {step / resolved['steps_per_epoch']:.4g} epochs" + ("" if results else " so far"),

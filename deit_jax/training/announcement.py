@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from deit_jax.answers.files import AnswersFolder, Facts, described
 from deit_jax.config_features import described_features
 from deit_jax.config_losses import loss_section
+from deit_jax.config_model import described_model
 from deit_jax.data.registry import holds_out
 from deit_jax.data.sampling import selected_positions
 from deit_jax.data.sources import ImageSource, notes_of
@@ -34,7 +35,7 @@ def describe(
 ) -> dict[str, str | list[str]]:
     """Describes a run: model, initial weights, teacher, devices, data, recipe and length, by name."""
     facts: dict[str, str | list[str]] = {
-        "model": f"{config.model.name}{_fields(config.model.overrides)}: "
+        "model": f"{described_model(config)}: "
         f"{count_parameters(program.abstract_state.variables):,} parameters, {plan.image_size} px, "
         f"{plan.num_classes} classes, {plan.compute_dtype}",
     }
@@ -137,10 +138,6 @@ def _operations(augment: ConfigDict) -> str:
     if augment.color_jitter:
         return f"color jitter {augment.color_jitter:g}"
     return f"RandAugment {augment.rand_augment or 'off'}"
-
-
-def _fields(overrides: ConfigDict) -> str:
-    return f" ({', '.join(f'{name}={value}' for name, value in sorted(overrides.items()))})" if overrides else ""
 
 
 def _data_name(config: ConfigDict) -> str:

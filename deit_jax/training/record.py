@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from deit_jax import console
 from deit_jax.config import SECTIONS, ConfigError, default_config, listed_names
-from deit_jax.config_model import absent_options
+from deit_jax.config_model import absent_options, described_model
 from deit_jax.config_record import BEFORE_IT_EXISTED, differing_fields
 from deit_jax.data.identity import Identity, is_record_of_images
 from deit_jax.data.sampling import selected_positions
@@ -361,7 +361,7 @@ def closing_table(config: ConfigDict, results: dict[str, Any]) -> ClosingTable:
         f"{name}, {scored['images']:,} images{_left_out(scored)}": _rows(scored["scores"])
         for name, scored in results.get("extra", {}).items()
     }
-    title = f"{config.model.name} on {results['eval_images']:,} images"
+    title = f"{described_model(config)} on {results['eval_images']:,} images"
     notes = [f"protocol {protocol_line(results['protocol'])}"] if "protocol" in results else []
     if "wall_time" in results:
         notes.append(wall_time_line(results["wall_time"]))
