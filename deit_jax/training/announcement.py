@@ -7,6 +7,7 @@ from collections import Counter
 import jax
 from ml_collections import ConfigDict
 
+from deit_jax.answers.decisions import described_figures
 from deit_jax.answers.files import AnswersFolder, Facts, described
 from deit_jax.config_features import described_features
 from deit_jax.config_losses import loss_section
@@ -51,6 +52,8 @@ def describe(
     if answers is not None:
         folder, recorded = answers
         facts["teacher"] = f"{recorded.teacher}: not loaded, its answers are in {folder} ({described(recorded)})"
+        if (figures := folder.figures()) is not None:
+            facts["its decisions"] = described_figures(figures)
     elif config.teacher.record:
         facts["answers"] = f"recorded in {config.teacher.record}"
     loss = loss_kind(config.distillation.kind)
