@@ -109,8 +109,7 @@ def _recipe(config: ConfigDict, plan: Plan) -> dict[str, str]:
     return {
         "input": f"{data.train_crop} crop, {data.repeats} repeat(s), flip {augment.flip_probability:g}, "
         f"{_operations(augment)}, erasing {augment.erase_probability:g} ({augment.erase_mode})",
-        "mixing": f"mixup {augment.mixup_alpha:g}, cutmix {augment.cutmix_alpha:g} in groups of {plan.order.group_size}, "
-        f"{plan.order.groups_per_block} per block, label smoothing {augment.label_smoothing:g}",
+        "mixing": f"{_mixing(augment, plan)}, label smoothing {augment.label_smoothing:g}",
         "optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, peak rate {plan.peak_learning_rate:.3g}, "
         f"{schedule.warmup_epochs:g} warm-up epochs, {schedule.kind} cosine schedule",
         "regularisation": (
@@ -132,6 +131,13 @@ def _trained_part(config: ConfigDict, program: Program) -> dict[str, str]:
     count = sum(leaf.size for leaf, train in zip(leaves, mask, strict=True) if train)
     patterns = ", ".join(config.optimizer.trainable)
     return {"trained": f"{count:,} parameters in {sum(mask)} of {len(leaves)} tensors ({patterns}); the rest is frozen"}
+
+
+def _mixing(augment: ConfigDict, plan: Plan) -> str:
+    if not augment.mixup_alpha and not augment.cutmix_alpha:
+        return "off"
+    groups = f"in groups of {plan.order.group_size}, {plan.order.groups_per_block} per block"
+    return f"mixup {augment.mixup_alpha:g}, cutmix {augment.cutmix_alpha:g} {groups}"
 
 
 def _operations(augment: ConfigDict) -> str:
