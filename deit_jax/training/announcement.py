@@ -66,19 +66,28 @@ def describe(
     facts["devices"] = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     axes = ", ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())
     facts["mesh"] = f"{axes}; {jax.process_count()} process(es)"
-    facts["data"] = (
-        f"{_data_name(config)}: {len(labelled_of(train_source)):,} training images, {len(eval_source):,} for evaluation, "
-        f"{len(train_source.class_names)} classes"
-        + (f" ({config.data.held_out:.0%} of every class held out)" if holds_out(config.data) else "")
-    )
-    facts |= _unlabelled(config, plan)
-    if notes := notes_of(train_source, eval_source):
-        facts["data notes"] = notes
+    facts |= describe_data(config, plan, train_source, eval_source)
     facts |= _recipe(config, plan)
     facts["length"] = (
         f"{plan.total_steps:,} steps of {config.train.batch_size} images, {plan.steps_per_epoch:,} per epoch "
         f"({plan.total_steps / plan.steps_per_epoch:.4g} of {config.train.epochs} epochs)" + _left_out(plan)
     )
+    return facts
+
+
+def describe_data(
+    config: ConfigDict, plan: Plan, train_source: ImageSource, eval_source: ImageSource | None
+) -> dict[str, str | list[str]]:
+    """Describes the images of a run, and the sources' notes on them. eval_source: None if it cannot be opened."""
+    evaluation = "no" if eval_source is None else f"{len(eval_source):,}"
+    facts: dict[str, str | list[str]] = {
+        "data": f"{_data_name(config)}: {len(labelled_of(train_source)):,} training images, {evaluation} for evaluation, "
+        f"{len(train_source.class_names)} classes"
+        + (f" ({config.data.held_out:.0%} of every class held out)" if holds_out(config.data) else "")
+    }
+    facts |= _unlabelled(config, plan)
+    if notes := notes_of(train_source, *([] if eval_source is None else [eval_source])):
+        facts["data notes"] = notes
     return facts
 
 
