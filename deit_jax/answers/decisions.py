@@ -18,6 +18,8 @@ _UNLABELLED = -1
 _MIXED_BELOW = 1e-3  # share of a second class in the target, below which a row counts as not mixed
 # A teacher that names one class more often than these shares may have collapsed.
 _COLLAPSED, _TIMES_THE_LABELS = 0.5, 2
+# Or if it names the other classes in less than this part of the rows that have them, of which there must be some.
+_OTHERS, _FEWEST_OTHERS = 0.1, 30
 _UNBALANCED = (
     0.6  # share of the most frequent class, above which a useful teacher may be right less often than that class occurs
 )
@@ -136,12 +138,14 @@ def _rightness(figures: Mapping[str, Any]) -> str:
 def warning_of(figures: Mapping[str, Any]) -> str | None:
     """Returns one line if the teacher seems useless; else None.
 
-    It does if it names one class in more than half of the rows and more than twice as often as any class occurs. It also does if
-    it is right less often than a constant answer would be, unless one class occurs so often that this says little.
+    It does if it names one class in more than half of the rows and more than twice as often as any class occurs, or names the
+    other classes less than a tenth as often as they occur. It also does if it is right less often than a constant answer would
+    be, unless one class occurs so often that this says little.
     """
     right, decided, label = (figures[f"{name}_percent"] / 100 for name in ("right", "decision", "label"))
     check = "check its images' normalisation, its classes and their order, and its weights"
-    if decided > max(_COLLAPSED, _TIMES_THE_LABELS * label):
+    nearly_constant = 1 - decided < _OTHERS * (1 - label) and (1 - label) * figures["rows"] >= _FEWEST_OTHERS
+    if nearly_constant or decided > max(_COLLAPSED, _TIMES_THE_LABELS * label):
         return (
             f'the teacher decides for "{figures["decision"]}" in {100 * decided:.1f} % of the rows, while no class has more than '
             f"{100 * label:.1f} % of them: {check}"

@@ -66,7 +66,9 @@ def test_counts_add_up_and_survive_a_file(tmp_path):
         ([70, 15, 15], [34, 33, 33], True),  # collapsed
         ([60, 20, 20], [34, 33, 33], False),
         ([90, 5, 5], [90, 5, 5], False),  # as unbalanced as the data
-        ([95, 5, 0], [50, 50, 0], False),  # of two classes, and right more often than a constant
+        ([100, 0, 0], [90, 5, 5], True),  # a constant
+        ([99, 1, 0], [50, 50, 0], True),  # nearly a constant, of two classes
+        ([94, 6, 0], [50, 50, 0], False),  # of two classes, and right more often than a constant
     ],
 )
 def test_a_teacher_that_names_one_class_warns_unless_the_labels_do(decided, labels, warns):
