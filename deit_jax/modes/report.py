@@ -131,7 +131,7 @@ def report(
     parts = [
         _results(record, trained, results),
         sections.curves(rows, steps_per_epoch=steps_per_epoch, teacher_top1=teacher or None),
-        sections.configuration(completed(record["config"]), json.loads(default_config().to_json_best_effort())),
+        _configuration(record),
         _part("training-images", "Training images", lambda: _training_images(trained, record)),
         *_network_parts(trained, workdir, which, log),
         sections.throughput(rows, steps_per_epoch=steps_per_epoch),
@@ -187,6 +187,17 @@ def _distillation(record: dict[str, Any], config: ConfigDict) -> str:
         return f"{kind}, recorded answers of {answers['teacher']}"
     features = f", features {described_features(config)}" if config.features.pairs else ""
     return f"{kind}, teacher {teacher}{features}" if needs_teacher(config) else kind
+
+
+def _configuration(record: dict[str, Any]) -> Section:
+    """The fields of a run; with recorded answers, a teacher that the configuration describes had no part in it."""
+    fields = completed(record["config"])
+    replaced = record["resolved"].get("answers") is not None and not fields["teacher"]["weights"]
+
+    def unused(name: str) -> bool:
+        return replaced and name.startswith("teacher.") and name not in ("teacher.answers", "teacher.answers_timeout")
+
+    return sections.configuration(fields, json.loads(default_config().to_json_best_effort()), unused)
 
 
 def _results(record: dict[str, Any], config: ConfigDict, results: dict[str, Any] | None) -> Section:
