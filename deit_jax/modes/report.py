@@ -204,7 +204,8 @@ def _results(record: dict[str, Any], config: ConfigDict, results: dict[str, Any]
     if results is None:
         return sections.left_out("results", "Results", "the run is not finished, or results.json is damaged")
     config = config.copy_and_resolve_references()
-    config.teacher.name = record["config"]["teacher"]["name"]
+    teacher = record["config"]["teacher"]
+    config.teacher.name, config.teacher.weights = teacher["name"], teacher["weights"]
     table = closing_table(config, results)
     return sections.results(table.rows, table.extra, title=table.title, notes=[*table.notes, *table.incidents])
 

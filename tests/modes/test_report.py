@@ -175,3 +175,13 @@ def test_a_browser_opens_it_without_an_error_or_a_sideways_scroll(finished, tmp_
     scroll_width, inner_width, broken, loaded = json.loads(found.all("body")[0]["data-result"])
     assert inner_width == width and scroll_width <= width
     assert broken == 0 and loaded == []
+
+
+def test_the_teachers_row_says_how_many_labels_it_saw_as_on_the_console(finished, tmp_path):
+    """The record of a run under the embedded teacher, with the rest of another run."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["teacher"]["weights"] = "embedded"
+    (run / "config.json").write_text(json.dumps(record))
+    page = read(report(run, output=tmp_path / "page.html"))
+    assert "teacher regnety_002, from 60,000 labelled images" in page.text
