@@ -19,7 +19,7 @@ from deit_jax.data.identity import Images
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ImageSource, notes_of
 from deit_jax.evaluation.run import Evaluator, open_extra_sets, protocol_of, score_extra_sets
-from deit_jax.network import Network, load_networks, wanted_by, warn_of_another_normalisation
+from deit_jax.network import Network, load_networks, say_of_another_size, wanted_by, warn_of_another_normalisation
 from deit_jax.parallel.agreement import agree
 from deit_jax.parallel.compilation_cache import share_compiled_programs
 from deit_jax.parallel.distributed import first_process_first, is_main_process
@@ -63,9 +63,7 @@ def evaluate(
     for note in notes_of(source):
         console.say(note)
     protocol = protocol_of(config, network.image_size)
-    if network.trained_image_size not in (None, network.image_size):
-        resized = ", position embeddings resized (bicubic)" if network.resized else ""
-        console.say(f"trained at {network.trained_image_size} pixels, evaluated at {network.image_size}{resized}")
+    say_of_another_size(network, config.image_size, "evaluated")
     warn_of_another_normalisation(network, config.augment.mean, config.augment.std, "config.augment")
 
     mesh = make_mesh()

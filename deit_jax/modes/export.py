@@ -7,14 +7,16 @@ from pathlib import Path
 
 from deit_jax import console
 from deit_jax.config import ConfigError
+from deit_jax.config_record import recorded_config
 from deit_jax.inference.classifier import Classifier
 from deit_jax.inference.onnx_file import DEFAULT_OPSET, check_onnx, export_onnx
 from deit_jax.inference.portable import export_jax
 from deit_jax.models.protocol import fusion_of, is_distilled
-from deit_jax.modes.model_card import model_card
+from deit_jax.modes.model_card import model_card, own_flags
 from deit_jax.network import load_network
 from deit_jax.storage.files import write_file
 from deit_jax.storage.workdir import Workdir, WorkdirLike
+from deit_jax.training.record import read_config
 from deit_jax.weights import save_weights
 from deit_jax.weights.cards import CARD_NAMES
 from deit_jax.weights.files import WRITTEN
@@ -89,7 +91,8 @@ def export(
         commit = push_files(
             output, files, push.repository, private=push.private, revision=push.revision, message=message
         )
-        console.say(f"uploaded: {commit}; to use it: --config.model.weights=hf:{push.repository}")
+        flags = own_flags(push.repository, network, recorded_config(read_config(Workdir.at(workdir))))
+        console.say(f"uploaded: {commit}; to use it: {flags}")
     return path
 
 

@@ -122,12 +122,17 @@ def _usage(layout: str, repository: str, network: Network, config: ConfigDict) -
         f'processor = AutoImageProcessor.from_pretrained("{repository}")\n'
         f'model = AutoModelForImageClassification.from_pretrained("{repository}")',
     }.get(layout)
+    shown = f"```python\n{code}\n```\n\n" if code else ""
+    own = own_flags(repository, network, config)
+    return f"{shown}In deit_jax, to fine-tune, evaluate or classify images: `{own}`."
+
+
+def own_flags(repository: str, network: Network, config: ConfigDict) -> str:
+    """Returns the flags of run.py that specify a pushed network of a run with this configuration."""
     fields = {"weights": f"hf:{repository}", "name": network.name}
     fields |= {f"overrides.{name}": value for name, value in config.model.overrides.items()}
     own = " ".join(f"--config.model.{name}={value}" for name, value in fields.items())
-    own += f" --config.image_size={network.image_size}"
-    shown = f"```python\n{code}\n```\n\n" if code else ""
-    return f"{shown}In deit_jax, to fine-tune, evaluate or classify images: `{own}`."
+    return f"{own} --config.image_size={network.image_size}"
 
 
 def _scores(results: Mapping[str, Any] | None, network: Network) -> str:

@@ -14,7 +14,7 @@ from deit_jax.weights.errors import WeightsError
 
 PREFIX = "hf:"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_CARD = "config.json"
+_CARD, _PROCESSOR = "config.json", "preprocessor_config.json"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -30,7 +30,7 @@ def is_name(repository: str) -> bool:
 
 
 def fetch_weights(spec: str) -> Path:
-    """Returns the folder with the weights file of "hf:OWNER/NAME[@REVISION]" and its config.json, if there is one.
+    """Returns the folder with the weights file of "hf:OWNER/NAME[@REVISION]", its config.json and its preprocessor_config.json.
 
     Cached files are used if the hub cannot be reached. Raises WeightsError if the name is invalid, or there are no such weights.
     """
@@ -43,7 +43,9 @@ def fetch_weights(spec: str) -> Path:
     if path is None:
         raise WeightsError(f"{spec}: the repository has neither {' nor '.join(WEIGHTS)}: give another, or a file")
     check_hash(path, repository, path.name, revision or None)
-    _fetch(repository, _CARD, revision or None)
+    card = _fetch(repository, _CARD, revision or None)
+    if card is not None and b'"model_type"' in card.read_bytes():  # transformers: the preprocessing has its own file
+        _fetch(repository, _PROCESSOR, revision or None)
     return path.parent
 
 
