@@ -7,7 +7,7 @@ import pytest
 from deit_jax.weights.cards import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.weights.declared import Declared, read_declared
 
-# The fields of timm/deit_tiny_patch16_224.fb_in1k, facebook/deit-tiny-patch16-224 and google/vit-base-patch16-224 that matter here.
+# The fields that matter here of timm/deit_tiny_patch16_224.fb_in1k, facebook/deit-tiny-patch16-224, google/vit-base-patch16-224.
 TIMM = {
     "input_size": [3, 224, 224],
     "crop_pct": 0.9,
