@@ -79,10 +79,18 @@ def import_hub() -> Any:
 
 
 def push_files(
-    folder: Path, files: Sequence[str], repository: str, *, private: bool, revision: str | None, message: str
+    folder: Path,
+    files: Sequence[str],
+    repository: str,
+    *,
+    private: bool,
+    revision: str | None,
+    message: str,
+    removed: Sequence[str] = (),
 ) -> str:
     """Uploads files of a folder to a repository in one commit, and returns the commit's address.
 
+    removed: files of earlier exports, which the commit deletes if the repository has them.
     A repository that does not exist is created, `private` or public; so is the branch `revision`, from the main one. Raises
     WeightsError if the hub refuses that or cannot be reached.
     """
@@ -93,9 +101,11 @@ def push_files(
             api.create_repo(repository, private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(repository, branch=revision, exist_ok=True)
+            stale = [name for name in removed if api.file_exists(repository, name, revision=revision)]
             commit = api.create_commit(
                 repository,
-                [hub.CommitOperationAdd(name, str(folder / name)) for name in files],
+                [hub.CommitOperationAdd(name, str(folder / name)) for name in files]
+                + [hub.CommitOperationDelete(name) for name in stale],
                 commit_message=message,
                 revision=revision,
             )
