@@ -127,13 +127,13 @@ class Wanted:
     name: str
     build: Callable[[int, int], nn.Module]  # (num_classes, image_size in pixels) -> model
     image_size: int  # default, in pixels
-    keeps_size: bool = False  # whether the default applies although another size is declared next to the weights
     num_classes: int | None = None  # None: as the weights have
     likely_classes: int | None = None  # used if that cannot be determined
     class_names: Sequence[str] = ()  # the data's
     section: str = ""  # section of the configuration that specifies the weights, for messages; "": none
     seed: int = 0  # for random values
     position: int = 0  # among random networks of one seed
+    keeps_size: bool = False  # whether `image_size` applies although another size is declared next to the weights
 
 
 def wanted_by(
@@ -366,7 +366,7 @@ def _file(spec: str, wanted: Wanted, which: str | None) -> _Source:
                 raise
     names = names if names and len(names) == classes else None
     declared = read_declared(spec)
-    fields = {"class_names": names, "which": which, "mean": declared.mean, "std": declared.std}
+    fields: dict[str, Any] = {"class_names": names, "which": which, "mean": declared.mean, "std": declared.std}
     fields |= {"trained_image_size": declared.image_size}
     return _Source(f"weights of {spec}", classes, lambda: spec, fields, declared)
 

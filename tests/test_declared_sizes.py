@@ -58,6 +58,8 @@ def test_a_classifier_equals_that_of_the_run(run, exported):
 
 
 def test_what_the_caller_gives_wins(exported):
+    named = Classifier.from_weights(exported, NAME, class_names=list("abcdefghij"), **STUDENT)
+    assert (named.class_names[9], named.crop) == ("j", CenterCrop(28, 0.8))
     found = Classifier.from_weights(exported, NAME, image_size=42, crop_ratio=1.0, mean=(0.5,) * 3, **STUDENT)
     assert (found.crop, found.mean, found.std) == (CenterCrop(42, 1.0), (0.5,) * 3, NORMALISATION["augment__std"])
     assert "position embedding resized from 2x2 to 3x3" in found.description

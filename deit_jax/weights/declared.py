@@ -86,9 +86,10 @@ def _of_our_fields(fields: Mapping[str, Any]) -> Declared:
 
 def _of_timm(fields: Mapping[str, Any]) -> Declared:
     size, interpolation = fields.get("input_size"), fields.get("interpolation")
-    square = isinstance(size, list) and len(size) == 3 and size[1] == size[2]
+    if not isinstance(size, list) or len(size) != 3 or size[1] != size[2]:
+        size = [None, None, None]
     return Declared(
-        _pixels(size[1]) if square else None,
+        _pixels(size[1]),
         _ratio(fields.get("crop_pct")) if fields.get("crop_mode", "center") == "center" else None,
         _rgb(fields.get("mean")),
         _rgb(fields.get("std")),
@@ -98,11 +99,10 @@ def _of_timm(fields: Mapping[str, Any]) -> Declared:
 
 def _of_transformers(card: Mapping[str, Any], processor: Mapping[str, Any]) -> Declared:
     crop, shortest = _side(processor.get("crop_size")), _side(processor.get("size"))
-    cropped = processor.get("do_center_crop") is True and crop is not None and shortest is not None
     normalised = processor.get("do_normalize", True) is True
     return Declared(
         _pixels(card.get("image_size")),
-        _ratio_of_sides(crop, shortest) if cropped else None,
+        _ratio_of_sides(crop, shortest) if processor.get("do_center_crop") is True else None,
         _rgb(processor.get("image_mean")) if normalised else None,
         _rgb(processor.get("image_std")) if normalised else None,
         _PIL_FILTERS.get(processor.get("resample", 3), ""),
@@ -117,9 +117,9 @@ def _side(size: Any) -> int | None:
     return _pixels(size)
 
 
-def _ratio_of_sides(crop: int, shortest: int) -> float | None:
-    """Returns a crop ratio for which int(crop / ratio) is `shortest`: 0.875, the usual one, if it is one."""
-    if crop > shortest:
+def _ratio_of_sides(crop: int | None, shortest: int | None) -> float | None:
+    """Returns a crop ratio for which int(crop / ratio) is `shortest`: a usual one, such as 0.875, if it is one."""
+    if crop is None or shortest is None or crop > shortest:
         return None
     ratio = next((it for it in (0.875, 0.9, 0.95) if int(crop / it) == shortest), crop / shortest)
     return ratio if int(crop / ratio) == shortest else math.nextafter(ratio, 0)
