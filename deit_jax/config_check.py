@@ -248,8 +248,8 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
           "evaluation.teacher")),
         (taught and not needs_logits(config), f"distillation.kind is {kind}: only the teacher's features are used",
          ("teacher.classes", "teacher.record_as", "teacher.top_k", "evaluation.teacher")),
-        (answered, "teacher.answers is set",
-         ("teacher.on_change", "teacher.fused", "teacher.record_as", "teacher.top_k", "evaluation.teacher")),
+        # Not those that --mode=record reads (teacher.fused, record_as, top_k): both commands take the same configuration.
+        (answered, "teacher.answers is set", ("teacher.on_change", "evaluation.teacher")),
         (not teacher.answers, "teacher.answers is empty", ["teacher.answers_timeout"]),
         (own_recipe, "teacher.recipe has its own", ["teacher.overrides"]),
         (own_overrides, "a teacher from a workdir has its own", ["teacher.overrides"]),

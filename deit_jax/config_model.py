@@ -20,6 +20,13 @@ _ELSEWHERE = {"num_classes": "num_classes", "image_size": "image_size", "dtype":
 _NOT_FROM_OUTSIDE = ("folded",)
 
 
+def described_model(config: ConfigDict) -> str:
+    """Returns the model's name, with the fields of `model.overrides` in brackets if there are some."""
+    overrides = config.model.overrides
+    fields = f" ({', '.join(f'{name}={value}' for name, value in sorted(overrides.items()))})" if overrides else ""
+    return f"{config.model.name}{fields}"
+
+
 def overridable(section: str, name: str) -> dict[str, Any]:
     """Returns the fields that `config.<section>.overrides` may set for the named model, with the model's own values.
 

@@ -23,6 +23,7 @@ HEAD_NAMES = {
 Row = tuple[str, float | None, float | None, float | None]
 
 _LEAST_WIDTH = 40  # columns
+_PROGRESS_WIDTH = 120  # characters of a progress line, up to which it has the parts of the loss
 
 _muted = False
 
@@ -89,12 +90,15 @@ def progress(
     data_wait: float | None,
     eta: float | None,
     hosts: Mapping[str, float] | None = None,
+    parts: Mapping[str, float] | None = None,
 ) -> None:
     """Prints the progress line; `speed` is from `Speed.metrics`, `eta` in seconds. Both are omitted while unknown.
 
-    hosts: figures of several processes, from `training.host_speeds.row_of`.
+    hosts: figures of several processes, from `training.host_speeds.row_of`. parts: class_loss, distillation_loss and
+    teacher_agreement of a run with a teacher; left out if the line would have more than 120 characters.
     """
-    line = f"step {step:>{len(str(total_steps))}}/{total_steps}  epoch {epoch:6.2f}  loss {loss:.4f}  lr {learning_rate:.3g}"
+    start = f"step {step:>{len(str(total_steps))}}/{total_steps}  epoch {epoch:6.2f}  loss {loss:.4f}"
+    line = f"  lr {learning_rate:.3g}"
     if speed is not None and eta is not None:
         total, each = speed["images_per_second"], speed["images_per_second_per_device"]
         line += f"  {total:,.0f} images/s"
@@ -107,7 +111,12 @@ def progress(
         elif data_wait is not None and data_wait >= 0.05:  # less is not worth fixing
             line += f" ({100 * data_wait:.0f} % of the time waiting for data)"
         line += f"  ETA {duration(eta)}"
-    say(line)
+    if parts:
+        of_loss = f" (class {parts['class_loss']:.3f}, teacher {parts['distillation_loss']:.3f}"
+        of_loss += f", agrees {100 * parts['teacher_agreement']:.0f} %)"
+        if len(start + of_loss + line) <= _PROGRESS_WIDTH:
+            start += of_loss
+    say(start + line)
 
 
 def _waiting_hosts(hosts: Mapping[str, float]) -> str:

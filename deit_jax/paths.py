@@ -77,7 +77,7 @@ def folder(flag: str, text: str) -> Path:
 
 
 def run_place(flag: str, text: str) -> Path | str:
-    """Returns the folder, as `folder` does, or the address gs://BUCKET/RUN that `text` means. Raises UserError."""
+    """Returns the folder, as `folder` does, or the address of a run in a bucket (`bucket_address`). Raises UserError."""
     try:
         address = bucket_address(text) if "://" in text else None
     except UserError as error:

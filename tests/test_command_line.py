@@ -81,6 +81,8 @@ def test_mistakes_are_reported_in_one_line(parse, arguments, message):
         (["--mode=export", "--workdir=a", "--output=b", "--process_id=0"], "--process_id .* --mode=export: it is for train"),
         (["--mode=compile", "--config=configs/deit.py:tiny"], "--topology is missing: the devices to compile for"),
         (["--mode=predict", "--config=configs/deit.py:tiny", "--workdir=a", "b.jpg"], "predict takes either --workdir"),
+        (["--mode=preview", "--config=configs/deit.py:tiny", "--output=b", "--held_out_list="], "--held_out_list is empty"),
+        (["--mode=preview", "--config=configs/deit.py:tiny", "--output=b", "--held_out_list=gs://a/b"], "is an address"),
         (["--mode=figures", "--output=b", "c.jpg"], "unexpected argument 'c.jpg'"),
     ],
 )  # fmt: skip

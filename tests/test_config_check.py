@@ -184,6 +184,14 @@ def test_some_fields_are_reported_only_if_the_command_line_sets_them():
     assert ("teacher.recipe.optimizer.momentum", "optimizer.name is adamw") in without_effect(config)
 
 
+def test_fields_of_the_recording_may_be_given_to_a_training_from_the_answers():
+    changes = {"record_as": "logits", "top_k": 3, "fused": False, "on_change": "continue"}
+    config = tiny_config(teacher__answers="answers", **{f"teacher__{name}": value for name, value in changes.items()})
+    assert without_effect(config, [f"teacher.{name}" for name in changes]) == [
+        ("teacher.on_change", "teacher.answers is set")
+    ]
+
+
 def test_only_teachers_from_a_workdir_have_their_own_overrides(tmp_path):
     (tmp_path / "workdir" / "checkpoints").mkdir(parents=True)
     (tmp_path / "foreign").mkdir()

@@ -48,6 +48,23 @@ def test_characters_that_the_encoding_lacks_are_escaped_and_columns_stay_aligned
     assert r"| \u82b1 | 1 |" in table and len({len(line) for line in table}) == 1, table
 
 
+LINE = {"step": 7, "total_steps": 10, "epoch": 0.5, "loss": 1.5, "learning_rate": 1e-3, "data_wait": 0.0}
+PARTS = {"class_loss": 1.25, "distillation_loss": 1.75, "teacher_agreement": 0.434}
+
+
+def test_the_progress_line_has_the_parts_of_a_loss_with_a_teacher_if_they_fit(capsys):
+    console.progress(**LINE, speed=None, eta=None)
+    console.progress(**LINE, speed=None, eta=None, parts=PARTS)
+    one_device = {"images_per_second": 12345.0, "images_per_second_per_device": 12345.0}
+    console.progress(**LINE, speed=one_device, eta=5000, parts=PARTS)
+    console.progress(**LINE | {"data_wait": 0.3}, speed=one_device, eta=5000, parts=PARTS)
+    plain, taught, timed, waiting = capsys.readouterr().out.splitlines()
+    assert plain == "step  7/10  epoch   0.50  loss 1.5000  lr 0.001"
+    parts = " (class 1.250, teacher 1.750, agrees 43 %)"
+    assert taught == plain.replace("  lr", parts + "  lr") and parts in timed and len(timed) <= 120
+    assert "loss 1.5000  lr" in waiting and "waiting for data" in waiting
+
+
 @pytest.mark.parametrize("columns", ["0", "1", "-5", "wide", ""])
 def test_text_is_shown_at_any_width(stream, monkeypatch, columns):
     raw = stream("utf-8")

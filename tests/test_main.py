@@ -1,13 +1,14 @@
 """`main` called several times in one process, as in a Jupyter kernel."""
 
 import json
+import subprocess
 import sys
 
 import pytest
 from absl import flags
 
 from deit_jax.main import main
-from tests.end_to_end.commands import SHORT, TINY, environment, forked
+from tests.end_to_end.commands import ROOT, SHORT, TINY, environment, forked
 
 
 def _several_calls(folder):
@@ -47,3 +48,11 @@ def test_a_second_run_in_a_process_has_its_own_flags(tmp_path):
     assert (first["log"]["every_steps"], second["log"]["every_steps"]) == (1, 2)
     assert (tmp_path / "a.safetensors").exists()
     assert not (tmp_path / "refused").exists()
+
+
+def test_an_environment_without_the_requirements_is_named():
+    """-S: without the packages of the environment, as an interpreter in which nothing was installed."""
+    done = subprocess.run([sys.executable, "-S", ROOT / "run.py", "--version"], capture_output=True, text=True, env={})
+    assert done.returncode == 2 and done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line.startswith(f"error: {sys.executable} has no package ") and "pip install ." in line

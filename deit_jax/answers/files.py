@@ -1,7 +1,8 @@
 """The folder of recorded answers: answers.json, which describes them, and shards, one file per range of steps.
 
-A shard holds the answers to all rows of the global batch of each of its steps, and the checksum of each row's crop, so that the
-bytes do not depend on the number of processes that write or read them. A file is complete or absent.
+A shard holds the answers to all rows of the global batch of each of its steps, the checksum of each row's crop, and the counts of
+the teacher's decisions, so that the bytes do not depend on the number of processes that write or read them. A file is complete or
+absent.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deit_jax.answers.decisions import Decisions, Figures
 from deit_jax.answers.kinds import AnswerKind
 from deit_jax.errors import UserError
 from deit_jax.storage.files import as_file, disk_faults, replace_bytes
@@ -24,6 +26,7 @@ from deit_jax.storage.workdir import InUseError, locked
 
 FORMAT = 1
 FACTS = "answers.json"
+_FIGURES = "decisions"  # the key of a complete recording's figures in answers.json
 CROPS = "crop"  # the name of the checksums among the arrays of a shard
 _LOCK = "recorder.lock"
 _PROGRESS = "recording"  # is there while a recorder works: the step that it is at
@@ -116,12 +119,52 @@ class AnswersFolder:
                 f"{path} is damaged ({type(error).__name__}): restore it, or record the answers again"
             ) from error
 
-    def write_facts(self, facts: Facts) -> None:
+    def write_facts(self, facts: Facts, figures: Figures | None = None) -> None:
         """Writes answers.json, and creates the folder if needed."""
         content = {"format": FORMAT, **dataclasses.asdict(facts), "digest": facts.digest}
+        if figures is not None:
+            content[_FIGURES] = figures
         with self._writing(FACTS):
             self.path.mkdir(parents=True, exist_ok=True)
             replace_bytes(self.path / FACTS, as_file(content).encode())
+
+    def figures(self) -> Figures | None:
+        """Returns the figures of `write_figures`; None while they are not written, or if an earlier version recorded."""
+        try:
+            found = json.loads((self.path / FACTS).read_text(encoding="utf-8")).get(_FIGURES)
+        except (OSError, ValueError, AttributeError):
+            return None
+        return found if isinstance(found, dict) else None
+
+    def write_figures(self, facts: Facts, class_names: Sequence[str]) -> Figures | None:
+        """Adds the figures of the teacher's decisions to answers.json and returns them: see `Decisions.figures`, and "steps".
+
+        Counts all shards that are there; "steps" is the number of their steps. None if an earlier version wrote all shards, which
+        then have no counts.
+        """
+        counts, steps = Decisions.none(facts.kind.num_classes), 0
+        for shard in range(facts.shards):
+            found = self._decisions(facts, shard)
+            if found is not None:
+                first, end = facts.steps_of(shard)
+                counts, steps = counts + found, steps + end - first
+        figures = counts.figures(class_names)
+        if figures is not None:
+            figures["steps"] = steps
+        if figures != self.figures():
+            self.write_facts(facts, figures)
+        return figures
+
+    def _decisions(self, facts: Facts, shard: int) -> Decisions | None:
+        """Returns the counts at the end of a shard, whose other bytes are not read; None if it is not there or has none."""
+        arrays = sum(np.dtype(kind).itemsize * math.prod(shape) for kind, shape in facts.arrays(shard).values())
+        size = 4 * len(Decisions.none(facts.kind.num_classes).array())
+        with contextlib.suppress(OSError), self._shard(shard).open("rb") as file:
+            line = file.read(_LONGEST_HEADER).partition(b"\n")[0]
+            if file.seek(0, 2) == len(line) + 1 + arrays + size:
+                file.seek(-size, 2)
+                return Decisions.from_array(np.frombuffer(file.read(), "<u4"))
+        return None
 
     def refuse_other_files(self) -> None:
         """Raises AnswersError for a folder that holds files other than answers."""
@@ -150,10 +193,12 @@ class AnswersFolder:
         """Returns whether the file of the shard exists."""
         return self._shard(shard).exists()
 
-    def write(self, facts: Facts, shard: int, arrays: Arrays) -> None:
+    def write(self, facts: Facts, shard: int, arrays: Arrays, decisions: Decisions | None = None) -> None:
         """Writes a shard atomically; it is synced when this returns. Its bytes depend only on its content."""
         declared = facts.arrays(shard)
         parts = [np.ascontiguousarray(arrays[name], kind).tobytes() for name, (kind, _) in declared.items()]
+        if decisions is not None:  # last, where earlier versions do not look
+            parts.append(decisions.array().astype("<u4").tobytes())
         payload = b"".join(parts)
         header = {"format": FORMAT, "shard": shard, "steps": facts.steps_of(shard), "answers": facts.digest}
         line = json.dumps({**header, "blake2b": _digest(header, payload)}).encode() + b"\n"

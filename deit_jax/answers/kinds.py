@@ -77,6 +77,12 @@ class AnswerKind:
         rest = jax.nn.logsumexp(scaled, axis=-1)
         return {"logits": largest, "classes": classes.astype(jnp.uint16), "rest": rest}
 
+    def decisions(self, answers: Answers) -> np.ndarray:
+        """Returns the teacher's decisions, integers [...], from answers in host memory, [..., B] rows of any number of steps."""
+        if self.name == DECISIONS:
+            return answers["decision"]
+        return answers["logits"].argmax(axis=-1) if self.top_k is None else answers["classes"][..., 0]
+
     def restored(self, answers: Answers, *, decisions: bool = False) -> jax.Array:
         """Returns what replaces the teacher's logits in a loss: logits float32[B, K], or decisions int32[B].
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from deit_jax.answers.decisions import Decisions
 from deit_jax.answers.files import CROPS, AnswersFolder, Facts
 from deit_jax.answers.kinds import Answers
 from deit_jax.answers.reading import rows_of, rows_of_crops
@@ -26,15 +27,16 @@ class Recording:
     def __init__(self, folder: AnswersFolder, facts: Facts, order: TrainOrder | JointOrder, rows: HostRows) -> None:
         self.folder, self.facts = folder, facts
         self._rows, self._crop_rows = rows_of(rows), rows_of_crops(order, rows)
-        self._kept: list[tuple[int, Answers, np.ndarray]] = []
+        self._kept: list[tuple[int, Answers, np.ndarray, Any]] = []
 
-    def note(self, step: int, answers: Answers, checksums: np.ndarray) -> None:
+    def note(self, step: int, answers: Answers, checksums: np.ndarray, classes: Any) -> None:
         """Takes the answers of a step, counted from 0; they may still be computed. All processes call it for the same steps.
 
         answers: global arrays [B, ...] on the mesh. checksums: uint32[B'] of the crops that this process has read.
+        classes: a global array int32[B], from `target_classes`.
         """
         self.write_full_shard()  # whose last step the device has done by now, or nearly
-        self._kept.append((step, answers, checksums))
+        self._kept.append((step, answers, checksums, classes))
 
     def write_full_shard(self) -> None:
         """Writes the collected answers if they are a complete shard."""
@@ -42,16 +44,18 @@ class Recording:
             return
         shard = self._kept[0][0] // self.facts.shard_steps
         first, end = self.facts.steps_of(shard)
-        steps = [step for step, _, _ in self._kept]
+        steps = [step for step, *_ in self._kept]
         if steps[-1] + 1 < end:
             return
         assert steps == list(range(first, end)), (steps[0], steps[-1], first, end)
-        arrays = {
-            name: self._gathered(self._rows, np.stack([_own_rows(answers[name]) for _, answers, _ in self._kept]))
-            for name in self.facts.kind.arrays
-        }
-        arrays[CROPS] = self._gathered(self._crop_rows, np.stack([checksums for _, _, checksums in self._kept]))
-        from_main_process(lambda: self.folder.write(self.facts, shard, arrays))
+        kind = self.facts.kind
+        own = {name: np.stack([_own_rows(answers[name]) for _, answers, _, _ in self._kept]) for name in kind.arrays}
+        classes = np.stack([_own_rows(classes) for *_, classes in self._kept])
+        arrays = {name: self._gathered(self._rows, values) for name, values in own.items()}
+        arrays[CROPS] = self._gathered(self._crop_rows, np.stack([checksums for _, _, checksums, _ in self._kept]))
+        counts = Decisions.of(kind.decisions(own), classes, kind.num_classes).array()
+        decisions = Decisions.from_array(np.sum(gather_arrays(counts, "the decisions"), axis=0))
+        from_main_process(lambda: self.folder.write(self.facts, shard, arrays, decisions))
         self._kept.clear()
 
     def _gathered(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:

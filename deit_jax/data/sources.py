@@ -96,6 +96,12 @@ def name_of(source: ImageSource, index: int) -> str:
     return ""
 
 
+def path_of(source: ImageSource, index: int) -> str:
+    """Returns the path of an image's own file; "" if the images of the source are not files, e.g. arrays or parts of shards."""
+    method = getattr(source, "path", None)
+    return "" if method is None else method(index)
+
+
 def searched_folders(source: ImageSource) -> tuple[str, ...]:
     """Returns the folders from which a source lists its images; empty for arrays and TFDS."""
     return getattr(source, "folders", ())
@@ -139,6 +145,10 @@ class SourceView:
         """Returns the other source's description."""
         return self._source.describe(index)
 
+    def path(self, index: int) -> str:
+        """Returns the path of the image's own file, see `path_of`."""
+        return path_of(self._source, index)
+
 
 class Subset(SourceView):
     """Some images of another source, in the order of `indices`, integers `[N]` that may repeat; see `SourceView`."""
@@ -156,6 +166,10 @@ class Subset(SourceView):
     def describe(self, index: int) -> str:
         """Returns the other source's description."""
         return self._source.describe(int(self._indices[index]))
+
+    def path(self, index: int) -> str:
+        """Returns the path of the image's own file, see `path_of`."""
+        return path_of(self._source, int(self._indices[index]))
 
     def relative_path(self, index: int) -> str:
         """Returns the name of the image, see `name_of`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deit_jax.data.registry import open_source, open_unlabelled
-from deit_jax.data.sources import Example, ImageSource, SourceView, fingerprint_of, notes_of, searched_folders
+from deit_jax.data.sources import Example, ImageSource, SourceView, fingerprint_of, notes_of, path_of, searched_folders
 
 UNLABELLED_ROW = -1  # the label of an unlabelled image
 
@@ -35,6 +35,11 @@ class JointSource(SourceView):
         """Returns the description of the source that has the image."""
         count = len(self.labelled)
         return self.labelled.describe(index) if index < count else self.unlabelled.describe(index - count)
+
+    def path(self, index: int) -> str:
+        """Returns the path of the image's own file, see `path_of`."""
+        count = len(self.labelled)
+        return path_of(self.labelled, index) if index < count else path_of(self.unlabelled, index - count)
 
     def fingerprint(self) -> str:
         """Digest of the labelled images; `unlabelled` has its own."""

@@ -30,6 +30,7 @@ class HostCallable:
     image_size: int | None = None  # pixels
     class_names: tuple[str, ...] | None = None
     file: str = ""  # of the user's code, for messages
+    is_network: bool = False  # a torch.nn.Module of the user, which gets its images as they are
 
 
 def load_callable(spec: str, where: str) -> HostCallable:
@@ -71,6 +72,7 @@ def _from_module(module_name: str, name: str, where: str) -> HostCallable:
         _size(getattr(found, "image_size", None), where),
         None if names is None else tuple(str(each) for each in names),
         getattr(module, "__file__", None) or "",
+        is_network,
     )
 
 

@@ -56,6 +56,7 @@ class HostTeacher:
             )
         mean = tuple(teacher.mean or self._callable.mean or augment.mean)
         std = tuple(teacher.std or self._callable.std or augment.std)
+        self._warn_of_normalisation(teacher, mean, std)
         self._change = renormalisation((augment.mean, augment.std), (mean, std))
         self._size = self._callable.image_size or image_size
         self._own_classes: int | None = None
@@ -141,6 +142,17 @@ class HostTeacher:
             console.warn(
                 f"{self._where} returns numbers that add up to 1: probabilities? Return logits, before the softmax"
             )
+
+    def _warn_of_normalisation(self, section: ConfigDict, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        """Warns if the user's network says nothing about its images: a function may normalise them itself, a network does not."""
+        given = {"mean": section.mean or self._callable.mean, "std": section.std or self._callable.std}
+        if not self._callable.is_network or None not in given.values():
+            return
+        lacking = " or ".join(name for name, value in given.items() if value is None)
+        console.warn(
+            f"{self._where} has no {lacking}: its images are normalised as the student's, mean {mean}, std {std}; if it was "
+            "trained otherwise, set config.teacher.mean and config.teacher.std, or its attributes mean and std"
+        )
 
     def _find_columns(
         self, asked: Sequence[int] | None, own_names: tuple[str, ...] | None, class_names: tuple[str, ...], own: int

@@ -166,9 +166,10 @@ class Classifier:
     ) -> Classifier:
         """Loads the network of a training run, with the run's crop, normalisation, fusion of heads and class names.
 
-        workdir: a folder, or gs://BUCKET/RUN. variables: "raw" or "ema", their moving average. checkpoint: "newest", "best" or a
-        step. image_size: pixels; None: the run's own; another size resizes the position embedding. Raises PredictionError for
-        other values, ConfigError if the folder is not a workdir, CheckpointError if it does not hold such weights.
+        workdir: a folder, gs://BUCKET/RUN or s3://BUCKET/RUN. variables: "raw" or "ema", their moving average. checkpoint:
+        "newest", "best" or a step. image_size: pixels; None: the run's own; another size resizes the position embedding. Raises
+        PredictionError for other values, ConfigError if the folder is not a workdir, CheckpointError if it does not hold such
+        weights.
         """
         _refuse_forked_process()
         require_choice("variables", variables, WHICH, PredictionError)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
-from deit_jax.errors import UserError
+from deit_jax.errors import UserError, refuse_address
 from deit_jax.paths import run_place, typed_path
 
 
@@ -97,7 +98,8 @@ GENERAL = (
     Flag("config", "the configuration file, e.g. configs/quickstart.py; some have an argument, e.g. "
         "configs/deit.py:small,distilled",
         missing="--config is missing, e.g. --config=configs/quickstart.py (--help lists all flags)"),
-    Flag("workdir", "the folder of the run, or gs://BUCKET/RUN: checkpoints, metrics, results; created if it does not exist",
+    Flag("workdir", "the folder of the run, or gs://BUCKET/RUN or s3://BUCKET/RUN: checkpoints, metrics, results; created if it "
+        "does not exist",
         missing="--workdir is missing: the folder for checkpoints, metrics and results"),
     Flag("output", "the file or folder to write to, depending on the mode",
         missing="--output is missing: the file or folder to write to"),
@@ -253,13 +255,27 @@ def _prepare(given: Given) -> None:
     prepare_images(given.config, str(given.output), splits=splits, settings=settings)
 
 
-@_mode("preview", "draw the first training images after each stage of the augmentation.",
+def _check_preview(given: Given) -> None:
+    listed = given.flags["held_out_list"]
+    if listed == "":
+        raise UsageError("--held_out_list is empty: give a file (is a shell variable unset?)")
+    refuse_address("--held_out_list", listed, UsageError)
+
+
+@_mode("preview", "check the data: print the numbers of images and classes and what is skipped, and draw the first training "
+    "images after each stage of the augmentation.",
     "--mode=preview --config=configs/quickstart.py --output=preview.png",
-    needs=("config", "output"), output="the picture to write")
+    needs=("config", "output"), output="the picture to write",
+    flags=(
+        Flag("held_out_list", "a text file for the paths of the evaluation images, one per line, relative to config.data.path: a "
+            "teacher that was trained elsewhere must not have seen them"),),
+    check=_check_preview)
 def _preview(given: Given) -> None:
     from deit_jax.modes.preview import preview
 
-    preview(given.config, given.output)
+    listed = given.flags["held_out_list"]
+    file = None if listed is None else Path(typed_path("--held_out_list", listed))
+    preview(given.config, given.output, held_out_list=file)
 
 
 @_mode("analyze", "compare the network of --workdir, its teacher and others, and inspect its tokens and attention.",

@@ -10,19 +10,23 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from deit_jax import console
-from deit_jax.config import ConfigError
+from deit_jax.config import ConfigError, asks_teacher
+from deit_jax.config_record import recorded_config
 from deit_jax.data.classes import difference
 from deit_jax.models import create_model, list_models, native_image_size
 from deit_jax.models.protocol import with_dtype
 from deit_jax.network import Network, Wanted, load_network
 from deit_jax.storage.workdir import CONFIG, Workdir, WorkdirLike
-from deit_jax.weights.files import kind_of
+from deit_jax.training.record import read_config
+from deit_jax.weights.files import EMBEDDED, kind_of
 
 
 def compared_networks(
     workdir: WorkdirLike, others: Sequence[str], *, which: str, image_size: int | None = None
 ) -> dict[str, Network]:
-    """Loads the networks under unique labels: first that of `workdir`, then the teacher trained in it, if any, then `others`.
+    """Loads the networks under unique labels: first that of `workdir`, then `others`.
+
+    Between them, if the run had one, the teacher that was trained in it, or the embedded one.
 
     Args:
       others: workdirs; weights files of the model of `workdir`; MODEL:FILE or MODEL:pretrained with a model's name. What a file
@@ -39,6 +43,8 @@ def compared_networks(
     if (teacher := workdir.teacher).has(CONFIG):
         network = load_network(teacher, kind="workdir", which=which, check=_same_class_count(str(teacher), first))
         loaded.append((f"{name}/teacher", network))
+    elif (embedded := _embedded_teacher(workdir, first)) is not None:
+        loaded.append((f"{name}'s teacher", embedded))
     loaded += [_other(entry, first, which) for entry in others]
     networks: dict[str, Network] = {}
     for name, network in loaded:
@@ -48,6 +54,23 @@ def compared_networks(
             label, count = f"{name} ({count})", count + 1
         networks[label] = network
     return networks
+
+
+def _embedded_teacher(workdir: Workdir, first: Network) -> Network | None:
+    """Returns the package's own teacher if the run learned from it."""
+    record = read_config(workdir)
+    teacher = record["config"]["teacher"]
+    if teacher["weights"] != EMBEDDED or not asks_teacher(recorded_config(record)):
+        return None
+    name, overrides = teacher["name"], teacher["overrides"]
+    dtype = getattr(first.model, "dtype", jnp.float32)
+
+    def build(num_classes: int, image_size: int) -> nn.Module:
+        return with_dtype(create_model(name, num_classes, image_size, **overrides), dtype)
+
+    wanted = Wanted(name, build, first.image_size, class_names=first.class_names or ())
+    network = load_network(EMBEDDED, wanted, check=_same_class_count(EMBEDDED, first))
+    return dataclasses.replace(network, mean=network.mean or first.mean, std=network.std or first.std)
 
 
 def _other(entry: str, first: Network, which: str) -> tuple[str, Network]:

@@ -90,5 +90,5 @@ def _warn_of_a_random_start(config: ConfigDict) -> None:
     if set_fields:
         console.warn(
             f"the model starts from RANDOM weights (config.model.weights is empty), although {' and '.join(set_fields)} "
-            "are set as for fine-tuning"
+            f"{'is' if len(set_fields) == 1 else 'are'} set as for fine-tuning"
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from deit_jax.answers.decisions import described_figures
 from deit_jax.config import default_config, needs_teacher
 from deit_jax.config_record import completed, recorded_config
 from deit_jax.console import HEAD_NAMES
@@ -249,6 +250,8 @@ def _teacher(config: ConfigDict, record: Mapping[str, Any], results: Mapping[str
     if results is not None and results.get("teacher"):
         head, score = next(iter(results["teacher"].items()))
         text += f" Its top-1 on the same images: {_percent(score['top1'])} % ({HEAD_NAMES[head]})."
+    if results is not None and (figures := (results.get("recorded_teacher") or {}).get("decisions")) is not None:
+        text += f" On its training images {described_figures(figures)}."
     return text
 
 

@@ -1,8 +1,10 @@
-"""--mode=preview: a picture of the first training images after each stage of the augmentation."""
+"""--mode=preview: the data as a training finds it, and a picture of the first training images after each stage."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,16 @@ from deit_jax.augment.operations import OPERATIONS, SKIP
 from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
+from deit_jax.data.registry import open_source
+from deit_jax.data.sources import DataError, ImageSource, name_of, path_of
+from deit_jax.data.unlabelled import open_training_images
+from deit_jax.parallel.distributed import is_main_process
 from deit_jax.reporting.plots import image_grid, undrawable
-from deit_jax.training.first_images import as_pixels, first_images
+from deit_jax.storage.files import disk_faults, replace_bytes
+from deit_jax.training.announcement import describe_data
+from deit_jax.training.first_images import as_pixels, first_of_batch, read_first_rows
+from deit_jax.training.plan import Plan, plan_of
+from deit_jax.training.preparation import open_evaluation_images
 
 _NAMED = 20  # classes that are named on the console if the picture shows only their numbers
 # Fields disabled in the picture of each stage. Every stage draws its own random numbers, so disabling a later one changes nothing
@@ -31,15 +41,24 @@ _STAGES: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 
 
-def preview(config: ConfigDict, output: Path, *, rows: int = 8) -> Path:
+def preview(config: ConfigDict, output: Path, *, rows: int = 8, held_out_list: Path | None = None) -> Path:
     """Writes a grid of the first `rows` images of the first step to `output`: a column per stage, captioned with what was drawn.
+
+    Prints the numbers of images and classes, and the notes on the data, as a training does at its start.
+
+    held_out_list: a file for the paths of the evaluation images, see `evaluation_paths`; None: none.
 
     Raises ConfigError or DataError with a one-line message.
     """
     validate(config)
     if output.suffix.lower() not in (".png", ".jpg", ".jpeg", ".pdf", ".svg"):
         raise ConfigError(f"--output={output}: a preview must end in .png, .jpg, .pdf or .svg")
-    seen = first_images(config, rows)
+    source = open_training_images(config)
+    plan = plan_of(config, source)
+    _announce(config, plan, source)
+    if held_out_list is not None:
+        _list_held_out(config, held_out_list)
+    seen = first_of_batch(config, plan, source.class_names, read_first_rows(config, plan, source, rows), rows)
     shown = seen.shown(rows)
     rows = len(shown)
 
@@ -54,6 +73,53 @@ def preview(config: ConfigDict, output: Path, *, rows: int = 8) -> Path:
         console.say(f"no installed font can draw the names of some classes; the picture numbers them: {numbered}{more}")
     console.say(f"the first {rows} images of the first step are in {output}")
     return output
+
+
+def _announce(config: ConfigDict, plan: Plan, source: ImageSource) -> None:
+    """Prints what a training prints of its data. Evaluation images that cannot be opened, which it needs, are a warning."""
+    try:
+        evaluation = open_evaluation_images(config.data, source.class_names)
+    except DataError as error:
+        evaluation = None
+        console.warn(f"a training would stop here: {error}")
+    console.announce("Data", describe_data(config, plan, source, evaluation))
+
+
+def _list_held_out(config: ConfigDict, file: Path) -> None:
+    """Writes the paths of the evaluation images. UTF-8, but names that are not keep their bytes."""
+    paths = evaluation_paths(config)
+    if is_main_process():
+        with disk_faults(lambda reason: ConfigError(f"--held_out_list={file} cannot be written ({reason}); fix that")):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_bytes(file, "".join(f"{path}\n" for path in paths).encode("utf-8", "surrogateescape"))
+    console.say(f"the paths of {len(paths):,} evaluation images are in {file}")
+
+
+def evaluation_paths(config: ConfigDict) -> list[str]:
+    """Returns the paths of all images of the evaluation split, in its order, also those that data.max_eval_images leaves out.
+
+    Relative to config.data.path; for images in shards the paths within these.
+
+    Raises DataError if the images cannot be opened, and ConfigError if they have no paths.
+    """
+    data = copy.deepcopy(config.data)
+    data.max_eval_images = None
+    source = open_source(data, "eval")
+    paths = []
+    for index in range(len(source)):
+        own = path_of(source, index)
+        path = os.path.relpath(own, data.path).replace(os.sep, "/") if own else name_of(source, index)
+        if not path:
+            raise ConfigError(
+                f"--held_out_list: the images of config.data.source={data.source} have no paths: leave the flag out, or use a "
+                "source whose images are files, such as folder or tar"
+            )
+        if "\n" in path:
+            raise ConfigError(
+                f"--held_out_list: the name of {source.describe(index)} has a line break: rename the file"
+            )
+        paths.append(path)
+    return paths
 
 
 def stages(

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deit_jax import console
+from deit_jax.answers.decisions import Figures, described_figures, warning_of
 from deit_jax.answers.files import AnswersFolder, Facts, described
 from deit_jax.answers.kinds import recorded_kind
 from deit_jax.answers.recording import Recording
@@ -95,7 +96,8 @@ def record(config: ConfigDict, output: Path, *, teacher: str | None = None) -> F
         missing = stretches_of(facts, shards)
         remaining = sum(end - first for first, end in missing)
         console.announce(f"Recording in {output}", _facts(config, plan, source, logits_source, facts, remaining))
-        recorder = Recorder(asking, logits_source, Recording(folder, facts, plan.order, asking.host_rows), read)
+        recording = Recording(folder, facts, plan.order, asking.host_rows)
+        recorder = Recorder(asking, logits_source, recording, read, source.class_names)
         progress = _Progress(remaining, config.train.batch_size)
         for first, end in missing:
             # Closed, so that readers end when an exception leaves the block.
@@ -108,12 +110,25 @@ def record(config: ConfigDict, output: Path, *, teacher: str | None = None) -> F
                         raise Stopped(
                             f"stopped after step {step + 1}; complete shards are in {folder}, the same command continues"
                         )
-            recorder.finish()
+        figures = recorder.finish()
         bad_images.warn_of_total()
         if is_main_process():
             folder.forget_progress()
     console.say(f"the answers to {facts.total_steps:,} steps are in {output}")
+    _say_figures(figures, facts.total_steps)
     return facts
+
+
+def _say_figures(figures: Figures | None, total_steps: int) -> None:
+    """Prints how good the recorded teacher is."""
+    if figures is None:
+        console.say("an earlier version recorded these answers, which does not say how often the teacher is right")
+        return
+    steps = figures["steps"]
+    counted = "" if steps == total_steps else f" (in {steps:,} of {total_steps:,} steps; the others have no counts)"
+    console.say(f"{described_figures(figures)}{counted}")
+    if (warning := warning_of(figures)) is not None:
+        console.warn(warning)
 
 
 def source_of_logits(config: ConfigDict, plan: Plan, class_names: tuple[str, ...], mesh: Mesh) -> LogitsSource:

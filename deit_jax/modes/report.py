@@ -16,6 +16,7 @@ from deit_jax import console
 from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.config import ConfigError, default_config, needs_teacher
 from deit_jax.config_features import described_features
+from deit_jax.config_model import described_model
 from deit_jax.config_record import completed, recorded_config
 from deit_jax.data.decoding import decode, evaluation_crop
 from deit_jax.data.loading import eval_batches
@@ -130,7 +131,7 @@ def report(
     parts = [
         _results(record, trained, results),
         sections.curves(rows, steps_per_epoch=steps_per_epoch, teacher_top1=teacher or None),
-        sections.configuration(completed(record["config"]), json.loads(default_config().to_json_best_effort())),
+        _configuration(record),
         _part("training-images", "Training images", lambda: _training_images(trained, record)),
         *_network_parts(trained, workdir, which, log),
         sections.throughput(rows, steps_per_epoch=steps_per_epoch),
@@ -154,7 +155,7 @@ def _lead(
     step = results["step"] if results else max((row["step"] for row in rows), default=0)
     data = config.data.name if config.data.source == "tfds" else config.data.path or config.data.source
     values = {
-        "model": f"{config.model.name}, {resolved['image_size']} pixels",
+        "model": f"{described_model(config)}, {resolved['image_size']} pixels",
         "data": f"{data}, {resolved['num_classes']:,} classes",
         **_unlabelled(record, config, step),
         "trained": f"{step:,} steps, {step / resolved['steps_per_epoch']:.4g} epochs" + ("" if results else " so far"),
@@ -186,6 +187,17 @@ def _distillation(record: dict[str, Any], config: ConfigDict) -> str:
         return f"{kind}, recorded answers of {answers['teacher']}"
     features = f", features {described_features(config)}" if config.features.pairs else ""
     return f"{kind}, teacher {teacher}{features}" if needs_teacher(config) else kind
+
+
+def _configuration(record: dict[str, Any]) -> Section:
+    """The fields of a run; with recorded answers, a teacher that the configuration describes had no part in it."""
+    fields = completed(record["config"])
+    replaced = record["resolved"].get("answers") is not None and not fields["teacher"]["weights"]
+
+    def unused(name: str) -> bool:
+        return replaced and name.startswith("teacher.") and name not in ("teacher.answers", "teacher.answers_timeout")
+
+    return sections.configuration(fields, json.loads(default_config().to_json_best_effort()), unused)
 
 
 def _results(record: dict[str, Any], config: ConfigDict, results: dict[str, Any] | None) -> Section:

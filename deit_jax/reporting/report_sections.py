@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,9 +84,16 @@ def curves(rows: Rows, *, steps_per_epoch: int, teacher_top1: float | None) -> S
     return Section("curves", "Curves", content)
 
 
-def configuration(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> Section:
-    """Returns the fields that differ from the defaults, and all fields; both nested, of JSON types."""
-    rows = [(name, text(value), text(default)) for name, value, default in changed(fields, defaults)]
+def configuration(
+    fields: Mapping[str, Any], defaults: Mapping[str, Any], unused: Callable[[str], bool] = lambda name: False
+) -> Section:
+    """Returns the fields that differ from the defaults, and all fields; both nested, of JSON types.
+
+    unused: whether a field, by its dotted name, had no part in the run: it is left out of the first list and marked in the other.
+    """
+    rows = [
+        (name, text(value), text(default)) for name, value, default in changed(fields, defaults) if not unused(name)
+    ]
     own = [row for row in rows if not row[0].startswith("teacher.recipe.")]
     teachers = [row for row in rows if row[0].startswith("teacher.recipe.")]
     columns, caption = ("field", "value", "default"), "Fields that differ from the defaults"
@@ -94,7 +101,7 @@ def configuration(fields: Mapping[str, Any], defaults: Mapping[str, Any]) -> Sec
     if teachers:
         table = html.table(columns, teachers, caption=caption, kind="fields")
         content += html.details(f"{len(teachers)} fields of the teacher's recipe", table)
-    every = [(name, text(value)) for name, value in flat(fields)]
+    every = [(name, text(value) + (" (not used)" if unused(name) else "")) for name, value in flat(fields)]
     table = html.table(("field", "value"), every, caption="Configuration", kind="fields")
     content += html.details(f"All {len(every)} fields", table)
     return Section("configuration", "Configuration", content)

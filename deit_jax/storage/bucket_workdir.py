@@ -11,10 +11,12 @@ from pathlib import Path
 from deit_jax import console
 from deit_jax.cache_folder import cache_folder
 from deit_jax.errors import UserError
-from deit_jax.storage.bucket import ABSENT, Bucket, ChangedError
-from deit_jax.storage.bucket_checkpoints import BucketCheckpoints
+from deit_jax.storage.bucket import Bucket
+from deit_jax.storage.bucket_checkpoints import BucketCheckpoints, DirectCheckpoints
+from deit_jax.storage.copied_checkpoints import CopiedCheckpoints
 from deit_jax.storage.files import GrowingFile
 from deit_jax.storage.lease import HeldError, Lease
+from deit_jax.storage.store import ABSENT, ChangedError, Version
 from deit_jax.storage.workdir import CONFIG, LOCK, TENSORBOARD, UnreadableError, Workdir, WorkdirError
 
 
@@ -36,8 +38,8 @@ class BucketWorkdir(Workdir):
         super().__init__(root / "runs" / key / address.rpartition("/")[2])
         self._bucket = Bucket(address)
         self._lease = Lease(self._bucket, LOCK)
-        self.checkpoints = BucketCheckpoints(self._bucket.within("checkpoints"), self._lease)
-        self._generations: dict[str, int] = {}  # of the objects that this process has written
+        self.checkpoints = self._places(self._bucket.within("checkpoints"))
+        self._versions: dict[str, Version] = {}  # of the objects that this process has written
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._growing: set[str] = set()
         self._folders: set[str] = set()
@@ -106,6 +108,12 @@ class BucketWorkdir(Workdir):
         finally:
             self._lease.release()
 
+    def _places(self, bucket: Bucket) -> BucketCheckpoints:
+        if bucket.scheme == "gs":
+            return DirectCheckpoints(bucket, self._lease)
+        # Orbax hands other addresses to TensorStore's driver for files.
+        return CopiedCheckpoints(bucket, self._lease, lambda: self._local / "checkpoints")
+
     @property
     def _local(self) -> Path:
         if self._temporary is None:
@@ -125,18 +133,19 @@ class BucketWorkdir(Workdir):
 
     def _put(self, name: str, content: bytes) -> None:
         self._lease.check()
-        if name not in self._generations:
-            there = self._bucket.stat(name)
-            self._generations[name] = ABSENT if there is None else there.generation
+        if name not in self._versions:
+            self._versions[name] = self._version(name)
         while True:
             try:
-                stored = self._bucket.write(name, content, generation=self._generations[name])
-                self._generations[name] = stored.generation
+                self._versions[name] = self._bucket.write(name, content, version=self._versions[name]).version
                 return
             except ChangedError:
                 self._lease.check(ask=True)
-                there = self._bucket.stat(name)
-                self._generations[name] = ABSENT if there is None else there.generation
+                self._versions[name] = self._version(name)
+
+    def _version(self, name: str) -> Version:
+        there = self._bucket.stat(name)
+        return ABSENT if there is None else there.version
 
 
 class _GrowingCopy(GrowingFile):

@@ -6,10 +6,12 @@ written last: a folder without one is unfinished.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +44,17 @@ class CheckpointPlaces:
         """Returns the path of a step's folder, for messages."""
         return str(self._place(step))
 
-    def state(self, step: int) -> Path | str:
-        """Returns where Orbax reads the state of a step."""
-        return self._place(step) / STATE
+    @contextlib.contextmanager
+    def state(self, step: int) -> Iterator[Path | str]:
+        """Gives where Orbax reads the state of a step, until the end of the block."""
+        yield self._place(step) / STATE
 
     def new_state(self, step: int) -> Path | str:
         """Returns where Orbax writes the state of a step that was begun."""
-        return self.state(step)
+        return self._place(step) / STATE
+
+    def check_writers(self, processes: int) -> None:
+        """Raises UserError if so many processes cannot write checkpoints together."""
 
     def exist(self) -> bool:
         """Returns whether the workdir has a checkpoint folder, which may be empty."""

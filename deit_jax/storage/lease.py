@@ -1,6 +1,6 @@
 """The lock of a run in a bucket: an object with a lease, which its holder renews.
 
-A bucket knows nothing of processes, so a lock must end by itself. An object is created if absent, and replaced if its generation
+A bucket knows nothing of processes, so a lock must end by itself. An object is created if absent, and replaced if its version
 is the one that was seen, so that of several processes one succeeds. Its age is measured by the store's clock.
 """
 
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from deit_jax.errors import UserError
-from deit_jax.storage.bucket import ABSENT, Bucket, ChangedError, Stored
+from deit_jax.storage.bucket import Bucket
+from deit_jax.storage.store import ABSENT, ChangedError, Stored, Version
 
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = 15.0
@@ -46,8 +47,9 @@ class Lease:
     def __init__(self, bucket: Bucket, name: str, seconds: float = LEASE_SECONDS, renew: float = RENEW_SECONDS) -> None:
         self._bucket, self._name, self._seconds, self._renew_seconds = bucket, name, seconds, renew
         self.token = uuid.uuid4().hex[:12]  # of this holder
-        self._content = json.dumps({"token": self.token, **_this_process(), "lease_seconds": seconds}) + "\n"
-        self._generation = ABSENT
+        self._holder = {"token": self.token, **_this_process(), "lease_seconds": seconds}
+        self._writes = 0
+        self._version = ABSENT
         self._renewed = 0.0  # when the last successful renewal was sent, by `_now`
         self._lost: str | None = None  # the new holder
         self._mutex = threading.Lock()
@@ -65,12 +67,14 @@ class Lease:
 
         Raises HeldError if another process renews the lock, and BucketError.
         """
+        if self._bucket.scheme == "s3":
+            self._bucket.require_conditions(f"{self._name}.{self.token}")
         announced = False
-        first: int | None = None  # the generation of the lock when it was first seen
+        first: Version | None = None  # the version of the lock when it was first seen
         while True:
             sent = _now()
             try:
-                self._hold(self._bucket.write(self._name, self._content.encode(), generation=ABSENT), sent)
+                self._hold(self._bucket.write(self._name, self._content(), version=ABSENT), sent)
                 return
             except ChangedError:
                 there = self._bucket.stat(self._name)
@@ -78,16 +82,14 @@ class Lease:
             if there is None or text is None:
                 continue
             holder = _parsed(text)
-            if first not in (None, there.generation):
+            if first not in (None, there.version):
                 raise HeldError(_named(holder))
-            first = there.generation
+            first = there.version
             left = self._seconds_left(there, holder)
             if left <= 0:
                 with contextlib.suppress(ChangedError):  # another process was faster
                     sent = _now()
-                    self._hold(
-                        self._bucket.write(self._name, self._content.encode(), generation=there.generation), sent
-                    )
+                    self._hold(self._bucket.write(self._name, self._content(), version=there.version), sent)
                     return
                 continue
             if not announced:
@@ -127,11 +129,11 @@ class Lease:
         self._thread.join()
         with contextlib.suppress(UserError):
             self.check(ask=True)
-            self._bucket.delete(self._name, generation=self._generation)
+            self._bucket.delete(self._name, version=self._version)
         self._thread = None
 
     def _hold(self, stored: Stored, sent: float) -> None:
-        self._generation, self._renewed, self._ended = stored.generation, sent, threading.Event()
+        self._version, self._renewed, self._ended = stored.version, sent, threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lock of the workdir", daemon=True)
         self._thread.start()
 
@@ -152,27 +154,32 @@ class Lease:
                 return
             sent = _now()
             try:
-                stored = self._bucket.write(self._name, self._content.encode(), generation=self._generation)
-                self._generation, self._renewed = stored.generation, sent
+                stored = self._bucket.write(self._name, self._content(), version=self._version)
+                self._version, self._renewed = stored.version, sent
             except ChangedError:
                 self._note_loss()
 
     def _look(self) -> None:
         with self._mutex:  # the store limits how often an object is written
             there = self._bucket.stat(self._name)
-            if there is None or there.generation != self._generation:
+            if there is None or there.version != self._version:
                 self._note_loss()
 
     def _note_loss(self) -> None:
         text = self._bucket.read(self._name)
         self._lost = "unknown" if text is None else _named(_parsed(text))
 
+    def _content(self) -> bytes:
+        """Returns what the object says next. Each content is different, because the version of an object may follow from it."""
+        self._writes += 1
+        return (json.dumps({**self._holder, "write": self._writes}) + "\n").encode()
+
     def _seconds_left(self, there: Stored, holder: dict[str, Any]) -> float:
         """Returns how long the lease still lasts by the store's clock; 0 if the process that holds it is known to have ended."""
         if _has_ended(holder):
             return 0.0
         name = self._name + _WAITING
-        now = self._bucket.write(name, self._content.encode()).updated
+        now = self._bucket.write(name, self._content()).updated
         self._bucket.delete(name)
         lease = holder.get("lease_seconds")
         return there.updated + (lease if isinstance(lease, int | float) else self._seconds) - now

@@ -91,7 +91,7 @@ class Workdir:
 
     @classmethod
     def at(cls, place: WorkdirLike) -> Workdir:
-        """Returns the workdir of a path or of an address gs://BUCKET/RUN, without accessing it. Raises BucketError."""
+        """Returns the workdir of a path or of an address (`bucket_address`), without accessing it. Raises BucketError."""
         if isinstance(place, Workdir):
             return place
         if (address := bucket_address(place)) is not None:

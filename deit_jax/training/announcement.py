@@ -7,9 +7,11 @@ from collections import Counter
 import jax
 from ml_collections import ConfigDict
 
+from deit_jax.answers.decisions import described_figures
 from deit_jax.answers.files import AnswersFolder, Facts, described
 from deit_jax.config_features import described_features
 from deit_jax.config_losses import loss_section
+from deit_jax.config_model import described_model
 from deit_jax.data.registry import holds_out
 from deit_jax.data.sampling import selected_positions
 from deit_jax.data.sources import ImageSource, notes_of
@@ -34,7 +36,7 @@ def describe(
 ) -> dict[str, str | list[str]]:
     """Describes a run: model, initial weights, teacher, devices, data, recipe and length, by name."""
     facts: dict[str, str | list[str]] = {
-        "model": f"{config.model.name}{_fields(config.model.overrides)}: "
+        "model": f"{described_model(config)}: "
         f"{count_parameters(program.abstract_state.variables):,} parameters, {plan.image_size} px, "
         f"{plan.num_classes} classes, {plan.compute_dtype}",
     }
@@ -51,6 +53,8 @@ def describe(
     if answers is not None:
         folder, recorded = answers
         facts["teacher"] = f"{recorded.teacher}: not loaded, its answers are in {folder} ({described(recorded)})"
+        if (figures := folder.figures()) is not None:
+            facts["its decisions"] = described_figures(figures)
     elif config.teacher.record:
         facts["answers"] = f"recorded in {config.teacher.record}"
     loss = loss_kind(config.distillation.kind)
@@ -63,19 +67,28 @@ def describe(
     facts["devices"] = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     axes = ", ".join(f"{axis}={size}" for axis, size in program.mesh.shape.items())
     facts["mesh"] = f"{axes}; {jax.process_count()} process(es)"
-    facts["data"] = (
-        f"{_data_name(config)}: {len(labelled_of(train_source)):,} training images, {len(eval_source):,} for evaluation, "
-        f"{len(train_source.class_names)} classes"
-        + (f" ({config.data.held_out:.0%} of every class held out)" if holds_out(config.data) else "")
-    )
-    facts |= _unlabelled(config, plan)
-    if notes := notes_of(train_source, eval_source):
-        facts["data notes"] = notes
+    facts |= describe_data(config, plan, train_source, eval_source)
     facts |= _recipe(config, plan)
     facts["length"] = (
         f"{plan.total_steps:,} steps of {config.train.batch_size} images, {plan.steps_per_epoch:,} per epoch "
         f"({plan.total_steps / plan.steps_per_epoch:.4g} of {config.train.epochs} epochs)" + _left_out(plan)
     )
+    return facts
+
+
+def describe_data(
+    config: ConfigDict, plan: Plan, train_source: ImageSource, eval_source: ImageSource | None
+) -> dict[str, str | list[str]]:
+    """Describes the images of a run, and the sources' notes on them. eval_source: None if it cannot be opened."""
+    evaluation = "no" if eval_source is None else f"{len(eval_source):,}"
+    facts: dict[str, str | list[str]] = {
+        "data": f"{_data_name(config)}: {len(labelled_of(train_source)):,} training images, {evaluation} for evaluation, "
+        f"{len(train_source.class_names)} classes"
+        + (f" ({config.data.held_out:.0%} of every class held out)" if holds_out(config.data) else "")
+    }
+    facts |= _unlabelled(config, plan)
+    if notes := notes_of(train_source, *([] if eval_source is None else [eval_source])):
+        facts["data notes"] = notes
     return facts
 
 
@@ -106,8 +119,7 @@ def _recipe(config: ConfigDict, plan: Plan) -> dict[str, str]:
     return {
         "input": f"{data.train_crop} crop, {data.repeats} repeat(s), flip {augment.flip_probability:g}, "
         f"{_operations(augment)}, erasing {augment.erase_probability:g} ({augment.erase_mode})",
-        "mixing": f"mixup {augment.mixup_alpha:g}, cutmix {augment.cutmix_alpha:g} in groups of {plan.order.group_size}, "
-        f"{plan.order.groups_per_block} per block, label smoothing {augment.label_smoothing:g}",
+        "mixing": f"{_mixing(augment, plan)}, label smoothing {augment.label_smoothing:g}",
         "optimizer": f"{optimizer.name}, weight decay {optimizer.weight_decay:g}, peak rate {plan.peak_learning_rate:.3g}, "
         f"{schedule.warmup_epochs:g} warm-up epochs, {schedule.kind} cosine schedule",
         "regularisation": (
@@ -131,16 +143,19 @@ def _trained_part(config: ConfigDict, program: Program) -> dict[str, str]:
     return {"trained": f"{count:,} parameters in {sum(mask)} of {len(leaves)} tensors ({patterns}); the rest is frozen"}
 
 
+def _mixing(augment: ConfigDict, plan: Plan) -> str:
+    if not augment.mixup_alpha and not augment.cutmix_alpha:
+        return "off"
+    groups = f"in groups of {plan.order.group_size}, {plan.order.groups_per_block} per block"
+    return f"mixup {augment.mixup_alpha:g}, cutmix {augment.cutmix_alpha:g} {groups}"
+
+
 def _operations(augment: ConfigDict) -> str:
     if augment.auto_augment:
         return f"AutoAugment {augment.auto_augment}"
     if augment.color_jitter:
         return f"color jitter {augment.color_jitter:g}"
     return f"RandAugment {augment.rand_augment or 'off'}"
-
-
-def _fields(overrides: ConfigDict) -> str:
-    return f" ({', '.join(f'{name}={value}' for name, value in sorted(overrides.items()))})" if overrides else ""
 
 
 def _data_name(config: ConfigDict) -> str:

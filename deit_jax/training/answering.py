@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deit_jax import console
+from deit_jax.answers.decisions import Figures
 from deit_jax.answers.files import AnswersFolder, Facts
 from deit_jax.answers.fingerprint import teacher_fields
 from deit_jax.answers.kinds import Answers
@@ -130,13 +131,20 @@ class Replay:
 class Recorder:
     """Computes the answers of a source to the steps of a run, and writes them.
 
-    read: the batches. update: the student's program, for `take`; None: without a student.
+    read: the batches. class_names: of the training images. update: the student's program, for `take`; None: without a student.
     """
 
     def __init__(
-        self, asking: Asking, source: LogitsSource, recording: Recording, read: Read, update: Update | None = None
+        self,
+        asking: Asking,
+        source: LogitsSource,
+        recording: Recording,
+        read: Read,
+        class_names: Sequence[str],
+        update: Update | None = None,
     ) -> None:
         self._augment, self._select = compiled_together(asking.augment), compiled_together(asking.select)
+        self._classes, self._class_names = compiled_together(asking.classes), tuple(class_names)
         self._update = None if update is None else compiled_together(update)
         self._mesh, self._source, self._recording, self._read = asking.mesh, source, recording, read
         self._ahead = _Ahead()
@@ -153,7 +161,7 @@ class Recorder:
         """Returns images, targets and answers of a step, counted from 0, and records the answers."""
         images, targets = self._augment(np.int32(step), sent.batch)
         answers = self._select(self._source.logits(images))
-        self._recording.note(step, answers, sent.checksums)
+        self._recording.note(step, answers, sent.checksums, self._classes(targets))
         return images, targets, answers
 
     def take(self, step: int, state: TrainState, sent: Sent) -> tuple[TrainState, Metrics]:
@@ -183,15 +191,20 @@ class Recorder:
             console.say("asking the teacher again for answers that an earlier start did not write")
             for _ in self.stretch(*facts.steps_of(shard)):
                 pass
-            self.finish()
+            self._recording.write_full_shard()
         if first < start < end:
             console.say(f"asking the teacher again for the answers to {start - first} steps, which are not written yet")
             for _ in self.stretch(first, start):
                 pass
 
-    def finish(self) -> None:
-        """Writes the last shard if it is complete."""
-        self._recording.write_full_shard()
+    def finish(self) -> Figures | None:
+        """Called after the last step: writes the last shard, if it is complete, and the figures of all shards.
+
+        Returns the figures, or None if there are none. All processes call it.
+        """
+        recording = self._recording
+        recording.write_full_shard()
+        return from_main_process(lambda: recording.folder.write_figures(recording.facts, self._class_names))
 
 
 def missing_shards(folder: AnswersFolder, facts: Facts, end: int | None = None) -> list[int]:
@@ -249,7 +262,7 @@ def answering_of(opened: Opened, built: Built, recording: RecordedTeacher | None
 
         to = Recording(recording.folder, recording.facts, order, program.host_rows)
         with held(recording.folder, recording.facts):
-            yield Recorder(program.asking, recording.logits_source, to, read, program.update_step)
+            yield Recorder(program.asking, recording.logits_source, to, read, source.class_names, program.update_step)
     elif built.answers is not None:
         recorded = RecordedAnswers(*built.answers, order, program.host_rows, source, config.teacher.answers_timeout)
         yield Replay(program.asking, program.update_step, recorded)

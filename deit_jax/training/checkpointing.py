@@ -84,6 +84,7 @@ class Checkpoints:
 
     def __init__(self, workdir: WorkdirLike, *, keep: int = 2, scored_by: Mapping[str, Any] | None = None) -> None:
         self._places = Workdir.at(workdir).checkpoints
+        self._places.check_writers(jax.process_count())
         self._keep = keep
         self._scored_by = None if scored_by is None else dict(scored_by)
         _quiet_orbax()
@@ -208,13 +209,13 @@ class Checkpoints:
         self.wait()
         if self._latest is None:
             raise CheckpointError(f"{self._places}: no checkpoint here")
-        path = self._places.state(self._latest)
-        if differences := _differences(_stored_shapes(self._checkpointer, path), like):
-            raise CheckpointError(
-                f"{self._places.address(self._latest)} does not hold this configuration's state ({differences}); "
-                "use another --workdir, or the configuration that wrote it"
-            )
-        return self._checkpointer.restore(path, like)
+        with self._places.state(self._latest) as path:
+            if differences := _differences(_stored_shapes(self._checkpointer, path), like):
+                raise CheckpointError(
+                    f"{self._places.address(self._latest)} does not hold this configuration's state ({differences}); "
+                    "use another --workdir, or the configuration that wrote it"
+                )
+            return self._checkpointer.restore(path, like)
 
     def _sealed(self) -> list[int]:
         return [step for step in self._places.steps() if self._places.is_sealed(step)]
@@ -291,7 +292,8 @@ def load_state(workdir: WorkdirLike, checkpoint: str = "newest") -> tuple[dict[s
         step: int | None = None
         try:
             step = find_step(workdir, checkpoint)
-            return _read(places.state(step)), step
+            with places.state(step) as path:
+                return _read(path), step
         except Exception as error:  # Orbax, TensorStore and the system raise many types for missing files
             vanished = isinstance(error, FileNotFoundError) if step is None else places.has_vanished(step)
             if not vanished:

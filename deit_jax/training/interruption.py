@@ -63,14 +63,14 @@ class Interruption:
         return agreed
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        name = signal.Signals(number).name
+        name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         if self._asked:
             if number not in _INSISTENT:
                 return
             _print(f"{name} again: exiting at once, the last checkpoint is intact")
             os._exit(128 + number)
         self._asked = not self._distributed
-        _print(f"{name}: saving after this step, then stopping; a second SIGTERM or Ctrl-C exits at once")
+        _print(f"{name}: saving after this step, then stopping; a second Ctrl-C or SIGTERM exits at once")
         if self._distributed:
             os.kill(os.getpid(), signal.SIGTERM)  # to the preemption service, which passes it on
             signal.signal(number, signal.SIG_DFL if number in _INSISTENT else signal.SIG_IGN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -122,4 +122,12 @@ class LateMetrics:
             data_wait=data_wait,
             hosts=hosts,
             eta=eta,
+            parts=_parts(values),
         )
+
+
+def _parts(values: Mapping[str, float]) -> dict[str, float] | None:
+    """Returns the parts of a loss with a teacher for the console; None without a teacher, or if a registered loss has others."""
+    names = ("class_loss", "distillation_loss", "teacher_agreement")
+    found = {name: values[f"train/{name}"] for name in names if f"train/{name}" in values}
+    return found if len(found) == len(names) else None

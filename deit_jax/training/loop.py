@@ -59,7 +59,7 @@ from deit_jax.training.record import (
     skipped_steps,
     write_results,
 )
-from deit_jax.training.recorded_answers import check_answers
+from deit_jax.training.recorded_answers import check_answers, recorded_teacher
 from deit_jax.training.state import TrainState
 from deit_jax.training.teacher import FrozenTeacher, Teacher, score_teacher
 from deit_jax.training.wall_time import WallTime
@@ -389,6 +389,7 @@ def results_of(run: Run, done: Done, teacher_scores: Scores | None) -> Results:
         "extra": extra,
         "protocol": protocol_of(config, run.plan.image_size),
         "teacher": teacher_scores,
+        "recorded_teacher": recorded_teacher(run.built.answers),
         "images_per_second": None if seconds is None else config.train.batch_size / seconds,
         "replaced_images": done.replaced,
         "skipped_steps": from_main_process(lambda: skipped_steps(run.workdir)),

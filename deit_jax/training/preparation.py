@@ -93,14 +93,13 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
     plugin (which could not be imported from there again).
     """
     workdir = Workdir.at(workdir)
+    workdir.checkpoints.check_writers(jax.process_count())
     import_plugins(config.plugins, "config.plugins", workdir=workdir.path)
     shared = shared or shared_cache_folder(workdir.path)
     data = with_shared_index(config.data, shared)
-    train_source, eval_source = open_training_images(config, data), open_source(data, "eval")
+    train_source = open_training_images(config, data)
     names = train_source.class_names
-    if len(names) > (num_eval := len(eval_source.class_names)):
-        console.warn(f"there are evaluation images of only {num_eval} of the {len(names)} classes")
-    eval_source = with_classes(eval_source, names, what="the evaluation images", of="the training images")
+    eval_source = open_evaluation_images(data, names)
     identity = Identity.of(train_source, eval_source)
     record = check_workdir(workdir, config, identity)
     config = as_begun(config, record)
@@ -124,6 +123,17 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
             "nothing was trained"
         )
     return Opened(train_source, eval_source, identity, record, plan, config, shared)
+
+
+def open_evaluation_images(data: ConfigDict, names: Sequence[str]) -> ImageSource:
+    """Opens the evaluation images of a `data` section, with labels that index the training images' class names.
+
+    Warns if there are none of some classes. Raises DataError if they cannot be opened, or have other classes.
+    """
+    source = open_source(data, "eval")
+    if len(names) > (num_eval := len(source.class_names)):
+        console.warn(f"there are evaluation images of only {num_eval} of the {len(names)} classes")
+    return with_classes(source, names, what="the evaluation images", of="the training images")
 
 
 def with_shared_index(data: ConfigDict, shared: Path) -> ConfigDict:

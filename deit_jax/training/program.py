@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deit_jax import console
+from deit_jax.answers.decisions import target_classes
 from deit_jax.answers.kinds import AnswerKind, needs_decisions
 from deit_jax.augment.pipeline import TrainAugmentation
 from deit_jax.config import ConfigError
@@ -53,6 +54,7 @@ class Asking:
 
     augment: Any  # (step int32[], counted from 0, batch) -> (images float32[B, S, S, 3], targets float32[B, K])
     select: Any  # logits float32[B, K] -> the answers that are kept of them
+    classes: Any  # targets float32[B, K] -> int32[B], see `target_classes`
     host_rows: HostRows  # what this process reads of a batch
     mesh: Mesh
 
@@ -143,9 +145,11 @@ def _asking(
 ) -> Asking:
     options, split = xla_options(mesh, config.parallel.xla_options), split_rows(mesh)
     augment = make_augment_step(build_augmentation(config, plan), config.seed, mesh, deal=deal)
+    classes = functools.partial(target_classes, label_smoothing=config.augment.label_smoothing)
     return Asking(
         augment=jax.jit(augment, in_shardings=(replicated(mesh), split), out_shardings=split, compiler_options=options),
         select=jax.jit(kind.of_logits, in_shardings=split, out_shardings=split, compiler_options=options),
+        classes=jax.jit(classes, in_shardings=split, out_shardings=split, compiler_options=options),
         host_rows=rows,
         mesh=mesh,
     )

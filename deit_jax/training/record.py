@@ -10,8 +10,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from deit_jax import console
+from deit_jax.answers.decisions import short_figures
 from deit_jax.config import SECTIONS, ConfigError, default_config, listed_names
-from deit_jax.config_model import absent_options
+from deit_jax.config_model import absent_options, described_model
 from deit_jax.config_record import BEFORE_IT_EXISTED, differing_fields
 from deit_jax.data.identity import Identity, is_record_of_images
 from deit_jax.data.sampling import selected_positions
@@ -338,6 +339,15 @@ def _teacher_row(config: ConfigDict) -> str:
     return f"teacher {names[0]}" if len(names) == 1 else f"teachers' mean: {', '.join(names)}"
 
 
+def _recorded_teacher(recorded: Mapping[str, Any] | None) -> list[str]:
+    """Returns a note on the teacher whose recorded answers a run has used, which is not scored on the evaluation images."""
+    if recorded is None:
+        return []
+    figures = recorded["decisions"]
+    known = "" if figures is None else f", {short_figures(figures)}"
+    return [f"recorded teacher: {recorded['teacher'].partition(';')[0]}{known}"]
+
+
 @dataclasses.dataclass(frozen=True)
 class ClosingTable:
     """The scores of a run, formatted: teacher, each head of raw and EMA weights, the configuration's published figures, the same
@@ -361,8 +371,9 @@ def closing_table(config: ConfigDict, results: dict[str, Any]) -> ClosingTable:
         f"{name}, {scored['images']:,} images{_left_out(scored)}": _rows(scored["scores"])
         for name, scored in results.get("extra", {}).items()
     }
-    title = f"{config.model.name} on {results['eval_images']:,} images"
-    notes = [f"protocol {protocol_line(results['protocol'])}"] if "protocol" in results else []
+    title = f"{described_model(config)} on {results['eval_images']:,} images"
+    notes = _recorded_teacher(results.get("recorded_teacher"))
+    notes += [f"protocol {protocol_line(results['protocol'])}"] if "protocol" in results else []
     if "wall_time" in results:
         notes.append(wall_time_line(results["wall_time"]))
     if results["step"] is None:

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from deit_jax import console
+from deit_jax.answers.decisions import warning_of
 from deit_jax.answers.files import AnswersError, AnswersFolder, Facts, shard_steps
 from deit_jax.answers.fingerprint import (
     check_fingerprint,
@@ -95,7 +96,25 @@ def given_answers(config: ConfigDict, plan: Plan, source: ImageSource, mesh: Mes
         )
     if (line := other_versions(facts)) is not None:
         console.warn(line)
+    figures = folder.figures()
+    if figures is not None and (warning := warning_of(figures)) is not None:
+        console.warn(f"{where}: {warning}")
     return folder, facts
+
+
+def recorded_teacher(answers: tuple[AnswersFolder, Facts] | None) -> dict[str, Any] | None:
+    """Returns what results.json says of the teacher whose recorded answers a run has used; None without such answers.
+
+    teacher: its description. answers: the folder. decisions: the result of `AnswersFolder.figures`. All processes call it.
+    """
+    if answers is None:
+        return None
+    folder, facts = answers
+    return {
+        "teacher": facts.teacher,
+        "answers": str(folder),
+        "decisions": from_main_process(folder.figures),
+    }
 
 
 def planned_recording(

@@ -1,7 +1,5 @@
 """Shards in buckets of Google Cloud Storage and S3, by servers on loopback that answer as these do."""
 
-import contextlib
-import os
 import subprocess
 import sys
 
@@ -13,7 +11,7 @@ from deit_jax.data.output_folder import OutputFolder
 from deit_jax.data.preparing import Settings, prepare
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError, MissingDataError
-from tests.bucket_server import Server
+from tests.bucket_server import server
 from tests.data.test_parquet import write_set
 from tests.data.test_tar_shards import (
     assert_equal_batches,
@@ -27,42 +25,15 @@ from tests.data.test_tar_shards import (
 pytestmark = pytest.mark.long
 
 
-@contextlib.contextmanager
-def google():
-    pytest.importorskip("gcsfs")
-    running = Server()
-    try:
-        yield
-    finally:
-        running.stop()
-
-
-@contextlib.contextmanager
-def amazon():
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
-    server.start()
-    os.environ["AWS_ENDPOINT_URL"] = "http://{}:{}".format(*server.get_host_and_port())
-    os.environ |= {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
-    try:
-        yield
-    finally:
-        server.stop()
-
-
-@pytest.fixture(scope="module", params=[google, amazon])
+@pytest.fixture(scope="module", params=["gs", "s3"])
 def bucket(request):
     """The address of an empty bucket, and its file system; skipped without the packages of `pip install '.[peers]'`."""
-    before = dict(os.environ)
-    scheme = {google: "gs", amazon: "s3"}[request.param]
-    with request.param():
+    with server(scheme := request.param):
         stored_files.filesystem.cache_clear()
         files = stored_files.filesystem(scheme)
         files.mkdir("bucket")
         yield f"{scheme}://bucket", files
     stored_files.filesystem.cache_clear()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

@@ -143,4 +143,10 @@ def test_an_address_of_another_kind_is_refused_as_a_workdir():
     assert "--workdir=https://host/run is an address: give a folder, or a" in refused(
         TINY, "--workdir=https://host/run"
     )
-    assert "not in s3://, where Orbax does not write checkpoints" in refused(TINY, "--workdir=s3://bucket/run")
+
+
+def test_several_processes_cannot_train_in_s3():
+    for done in run_processes([(TINY, "--workdir=s3://bucket/run")] * 2):
+        lines = [line for line in done.stderr.splitlines() if "Gloo" not in line]
+        assert done.returncode == 2 and len(lines) == 1, done.stderr
+        assert "--workdir=s3://bucket/run cannot be used by a run of 2 processes, which write each" in lines[0]

@@ -1,6 +1,7 @@
 """Real networks of PyTorch, timm and transformers as teachers. Skipped where they are not installed, as in test_peers.py."""
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -77,6 +78,19 @@ def test_a_torch_module_teaches(modules):
     np.testing.assert_allclose(half.logits(images), expected, rtol=0.02, atol=0.01)
     with pytest.raises(ConfigError, match="put the model into evaluation mode"):
         HostTeacher("nets:training", config, ("a", "b"), 20)
+
+
+def test_a_torch_module_that_says_nothing_about_its_images_warns(modules, capsys):
+    pytest.importorskip("torch")
+    modules(nets=TORCH + "\nsaying = torch.nn.Sequential(*network)\nsaying.mean = saying.std = (0.5, 0.5, 0.5)")
+    values = r"mean \(0\.485, 0\.456, 0\.406\), std \(0\.229, 0\.224, 0\.225\); .*set config\.teacher\.mean"
+    HostTeacher("nets:trained", tiny_config(), tuple("abcd"), 20)
+    line = rf"^warning: --teacher=nets:trained has no mean or std: its images are normalised as the student's, {values}"
+    assert re.search(line, capsys.readouterr().out)
+    given = tiny_config(teacher__mean=(0.5, 0.5, 0.5), teacher__std=(0.5, 0.5, 0.5))
+    for config, spec in ((given, "nets:trained"), (tiny_config(), "nets:saying"), (tiny_config(), "nets:half")):
+        HostTeacher(spec, config, tuple("abcd"), 20)
+        assert "warning" not in capsys.readouterr().out
 
 
 def test_what_torch_raises_is_one_line(modules):

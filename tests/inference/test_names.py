@@ -36,8 +36,8 @@ def given(vit, vit_workdir, monkeypatch):
         ),
         (lambda it: Classifier.from_workdir(it["workdir"], checkpoint=-1), "checkpoint=-1 is none of newest"),
         (
-            lambda it: Classifier.from_workdir("s3://bucket/run"),
-            "s3://bucket/run: runs are kept in gs:// buckets or in",
+            lambda it: Classifier.from_workdir("ftp://host/run"),
+            "ftp://host/run is an address: give a folder, or a bucket's gs://",
         ),
         (lambda it: it["vit"](CHINA, head="Distilation"), "head='Distilation' .*; the nearest is 'distillation'"),
         (lambda it: it["vit"].probabilities(CHINA, head="fused"), "head='fused' .*; the nearest is 'fused_logits'"),

@@ -124,9 +124,11 @@ def test_weights_that_do_not_fit_are_refused(trained_student, trained_teacher, f
 def test_a_random_start_with_fine_tuning_fields_warns(tmp_path, capsys):
     assert load_initial(tiny_config(), tmp_path) is None
     assert "RANDOM" not in capsys.readouterr().out
+    load_initial(tiny_config(model__reset_heads=True), tmp_path)
+    assert "although config.model.reset_heads is set as" in " ".join(capsys.readouterr().out.split())
     assert load_initial(tiny_config(train__train_mode=False, optimizer__trainable=("head",)), tmp_path) is None
     printed = " ".join(capsys.readouterr().out.split())
-    assert "RANDOM weights" in printed and "config.optimizer.trainable and config.train.train_mode" in printed
+    assert "RANDOM weights" in printed and "config.optimizer.trainable and config.train.train_mode are set" in printed
 
 
 def test_heads_for_classes_with_other_names_warn(trained_student, tmp_path, capsys, monkeypatch):

@@ -30,10 +30,16 @@ RUN = (TINY, "--config.distillation.kind=labels", "--config.teacher.weights=", f
 TIMINGS = ("images_per_second", "data_wait", "tflops", "mfu", "hosts/")
 
 
-@pytest.fixture(scope="module")
-def running():
-    with server() as it:
+@pytest.fixture(scope="module", params=["gs", "s3"])
+def running(request):
+    with server(request.param) as it:
         yield it
+
+
+@pytest.fixture
+def new(running):
+    """Returns the address of a run that does not exist yet."""
+    return lambda name: address(name, running.scheme)
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +110,20 @@ def step_being_saved(workdir):
     return next((step for step, names in marks.items() if UNFINISHED in names and MANIFEST not in names), None)
 
 
-def test_ten_kills_three_of_them_inside_a_save(running, undisturbed, tmp_path):
-    workdir, draw, inside = address("killed"), random.Random(7), 0
-    for number in range(10):
+# Kills, and at least how many of them were inside a save; the other ones of every third came after the manifest.
+KILLS = {"gs": (10, 2), "s3": (3, 1)}
+
+
+def test_kills_every_third_of_them_inside_a_save(running, new, undisturbed, tmp_path):
+    workdir, draw, inside = new("killed"), random.Random(7), 0
+    kills, least = KILLS[running.scheme]
+    for number in range(kills):
         started = Started(tmp_path / "machine", *RUN, f"--workdir={workdir}")
         started.wait_for("compiling the train step")
         if number % 3 == 1:  # inside a save
             while step_being_saved(workdir) is None:
                 assert started.process.is_alive(), started.said()
-            time.sleep(draw.uniform(0, 0.3))
+            time.sleep(draw.uniform(0, 0.3 if running.scheme == "gs" else 0.05))
             started.signal(signal.SIGKILL)
             started.end()
             inside += step_being_saved(workdir) is not None
@@ -121,14 +132,14 @@ def test_ten_kills_three_of_them_inside_a_save(running, undisturbed, tmp_path):
             started.signal(signal.SIGKILL)
             started.end()
     print(finish(tmp_path / "machine", *RUN, f"--workdir={workdir}"))
-    assert inside >= 2  # the others were sealed between the look and the kill
+    assert inside >= least
     assert_same_run(workdir, undisturbed)
     names = Bucket(workdir).list()
     assert LOCK not in names and not any("damaged" in name for name in names)
 
 
-def test_a_stopped_run_finds_its_workdir_taken(running, undisturbed, tmp_path):
-    workdir = address("stopped")
+def test_a_stopped_run_finds_its_workdir_taken(new, undisturbed, tmp_path):
+    workdir = new("stopped")
     first = Started(tmp_path / "one", *RUN, f"--workdir={workdir}")
     first.wait_for("compiling the train step")
     while step_being_saved(workdir) is None:
@@ -149,8 +160,8 @@ def test_a_stopped_run_finds_its_workdir_taken(running, undisturbed, tmp_path):
     assert LOCK not in Bucket(workdir).list()
 
 
-def test_a_second_run_is_refused_while_the_first_renews_its_lock(running, tmp_path):
-    workdir = address("held")
+def test_a_second_run_is_refused_while_the_first_renews_its_lock(new, tmp_path):
+    workdir = new("held")
     first = Started(tmp_path / "one", *RUN, "--config.train.max_steps=100000", f"--workdir={workdir}")
     first.wait_for("images/s")
     second = Started(tmp_path / "two", *RUN, f"--workdir={workdir}")
@@ -161,8 +172,8 @@ def test_a_second_run_is_refused_while_the_first_renews_its_lock(running, tmp_pa
     assert LOCK not in Bucket(workdir).list()
 
 
-def test_a_server_that_is_killed_and_started_again(running, undisturbed, tmp_path):
-    workdir = address("restarted")
+def test_a_server_that_is_killed_and_started_again(running, new, undisturbed, tmp_path):
+    workdir = new("restarted")
     started = Started(tmp_path / "machine", *RUN, f"--workdir={workdir}")
     started.wait_for(f"5/{STEPS} ")
     for _ in range(2):
@@ -176,6 +187,8 @@ def test_a_server_that_is_killed_and_started_again(running, undisturbed, tmp_pat
 
 
 def test_two_processes_write_what_one_resumes(running, tmp_path):
+    if running.scheme == "s3":
+        pytest.skip("several processes cannot write there")
     more = (f"--config.train.max_steps={STEPS // 10}", "--config.checkpoint.every_steps=3")
     for workdir in (address("together"), tmp_path / "runs" / "together"):
         commands.run_together(workdir, *RUN[1:], *more, processes=2)
@@ -189,8 +202,21 @@ def test_two_processes_write_what_one_resumes(running, tmp_path):
     assert_same_run(together, last)
 
 
-def test_predict_export_and_a_teacher_from_the_bucket(running, tmp_path):
-    workdir = address("used")
+def test_two_processes_read_what_one_has_written(running, new):
+    if running.scheme == "gs":
+        pytest.skip("test_two_processes_write_what_one_resumes")
+    workdir = new("read")
+    run = (*RUN[1:], "--config.train.max_steps=3")
+    commands.succeed(TINY, *run, f"--workdir={workdir}")
+    said = commands.run_together(workdir, *run, "--mode=eval", processes=2)
+    assert "top" in said[0]
+    alone = json.loads(Bucket(workdir).read("evaluation.json"))
+    commands.succeed(TINY, *run, "--mode=eval", f"--workdir={workdir}")
+    assert json.loads(Bucket(workdir).read("evaluation.json")) == alone
+
+
+def test_predict_export_and_a_teacher_from_the_bucket(new, tmp_path):
+    workdir = new("used")
     short = (*RUN, "--config.train.max_steps=3", f"--workdir={workdir}", "--config.log.report=True")
     assert f"the report is {workdir}/report.html" in finish(tmp_path / "machine", *short)
     finish(
@@ -206,7 +232,7 @@ def test_predict_export_and_a_teacher_from_the_bucket(running, tmp_path):
     finish(tmp_path / "machine", "--mode=analyze", f"--workdir={workdir}")
     assert Bucket(workdir).list("analysis/")
     for field in ("teacher.weights", "model.weights"):
-        other = address("from")
+        other = new("from")
         fields = [f"--config.{field}={workdir}", "--config.train.max_steps=1"]
         if field == "teacher.weights":
             fields += ["--config.teacher.name=deit_tiny_distilled_patch16_224", "--config.distillation.kind=hard"]

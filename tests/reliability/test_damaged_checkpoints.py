@@ -81,7 +81,7 @@ def test_an_unfinished_checkpoint_is_removed(two, tmp_path, capsys):
     shutil.copytree(two, tmp_path / "run")
     places = CheckpointPlaces(tmp_path / "run/checkpoints")
     places.begin(3)
-    shutil.copytree(two / "checkpoints/2/default", places.state(3))  # everything except the manifest
+    shutil.copytree(two / "checkpoints/2/default", places.new_state(3))  # everything except the manifest
     assert load_state(tmp_path / "run")[1] == 2 and capsys.readouterr().out == ""  # a run may be writing it
     with Checkpoints(tmp_path / "run") as checkpoints:
         assert checkpoints.latest_step() == 2

@@ -55,6 +55,13 @@ def test_the_configuration_shows_changed_fields_and_collapses_the_rest():
     assert "teacher.recipe.seed" in Page("<details>" + every).text
 
 
+def test_fields_without_a_part_in_the_run_are_marked():
+    fields, defaults = {"seed": 1, "teacher": {"name": "a"}}, {"seed": 0, "teacher": {"name": "b"}}
+    changed, every = report.configuration(fields, defaults, lambda name: name == "teacher.name").html.split("<details>")
+    assert "seed" in changed and "teacher" not in changed
+    assert "a (not used)" in Page("<details>" + every).text
+
+
 def test_confusion_shows_every_count_or_the_worst_classes():
     matrix = np.array([[5, 1], [0, 7]])
     section = report.confusion(matrix, ["cat", "dog"], "all 13")

@@ -71,8 +71,8 @@ def test_an_unfinished_folder_is_not_a_checkpoint(tmp_path):
     assert places.exist() and places.have_manifests()
     for step in (5, 40, 300):
         places.begin(step)
-        places.state(step).mkdir()
-        (places.state(step) / "weights").write_bytes(bytes(step))
+        places.new_state(step).mkdir()
+        (places.new_state(step) / "weights").write_bytes(bytes(step))
     assert places.is_unfinished(40) and not places.is_sealed(40)
     places.seal(40, {"top1": 1.5})
     assert places.is_sealed(40) and not places.is_unfinished(40) and places.facts(40) == {"top1": 1.5}

@@ -36,3 +36,7 @@ def test_describe_lists_the_notes_of_both_sources_once():
     assert facts["data notes"] == ["skipped in a: 2 files: 2 .txt", "1 of 2 classes have one image"]
     assert "data notes" not in describe(config, plan, program, images, images, None)
     assert facts["attention"] == "xla: no fused kernel computes on cpus"
+    assert facts["mixing"] == "mixup 0.8, cutmix 1 in groups of 4, 4 per block, label smoothing 0.1"
+    config.augment.mixup_alpha = config.augment.cutmix_alpha = 0.0
+    facts = describe(config, plan, program, train, held_out, None)
+    assert facts["mixing"] == "off, label smoothing 0.1"

@@ -32,6 +32,14 @@ def test_a_row_is_written_after_the_next_step_or_when_settled():
         assert rows == [1, 2, 4]
 
 
+def test_the_line_of_a_step_has_the_parts_of_a_loss_with_a_teacher(capsys):
+    late, _ = late_metrics(log_every=1)
+    parts = {name: jnp.float32(0.5) for name in ("class_loss", "distillation_loss", "teacher_agreement")}
+    late.note(1, metrics() | parts)
+    with late.settled(1, jnp.zeros(())):
+        assert "loss 1.0000 (class 0.500, teacher 0.500, agrees 50 %)  lr" in capsys.readouterr().out
+
+
 def test_a_bad_step_is_detected_within_100_steps_without_logging():
     """Rule 6 of deit_jax/training/loop.py."""
     late, rows = late_metrics(log_every=1000)
