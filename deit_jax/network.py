@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from deit_jax import console
 from deit_jax.config import ConfigError
 from deit_jax.config_record import recorded_config
-from deit_jax.data.decoding import EvaluationCrop, evaluation_crop
+from deit_jax.data.decoding import CenterCrop, EvaluationCrop, evaluation_crop
 from deit_jax.models import native_image_size
 from deit_jax.models.protocol import fixed_image_size, initial_variables
 from deit_jax.storage.workdir import Workdir, WorkdirLike
@@ -31,6 +32,7 @@ from deit_jax.training.state import Variables
 from deit_jax.weights import hub
 from deit_jax.weights.cards import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from deit_jax.weights.class_names import imagenet_class_names, names_of_weights
+from deit_jax.weights.declared import Declared, read_declared
 from deit_jax.weights.errors import WeightsError
 from deit_jax.weights.files import kind_of
 from deit_jax.weights.hub_files import fetch_weights
@@ -51,10 +53,10 @@ class Network:
     variables: Variables
     where: str  # the source of the weights, for messages: "RUN after step 1,000", "weights of FILE"
     image_size: int  # pixels, of its input
-    trained_image_size: int | None = None
+    trained_image_size: int | None = None  # pixels
     mean: tuple[float, ...] | None = None  # channel means in training, RGB in [0, 1]
     std: tuple[float, ...] | None = None
-    crop: EvaluationCrop | None = None  # the run's evaluation crop
+    crop: EvaluationCrop | None = None  # the evaluation crop of the run, or the one declared next to the weights
     class_names: tuple[str, ...] | None = None  # in the order of the outputs
     which: str | None = None  # "raw" or "ema"
     step: int | None = None  # the checkpoint's
@@ -68,7 +70,19 @@ class Network:
     def with_weights(self, fitted: Fitted, which: str | None) -> Network:
         """Returns the network with these weights."""
         variables, renewed, resized, note = fitted
-        return dataclasses.replace(self, variables=variables, which=which, renewed=renewed, resized=resized, note=note)
+        trained = self.trained_image_size
+        patch, side = getattr(self.model, "patch_size", None), resized.partition("x")[0]
+        if patch and side.isdecimal():  # the position embedding tells, whatever is declared
+            trained = int(side) * patch
+        return dataclasses.replace(
+            self,
+            variables=variables,
+            which=which,
+            renewed=renewed,
+            resized=resized,
+            note=note,
+            trained_image_size=trained,
+        )
 
     @property
     def changes(self) -> tuple[str, ...]:
@@ -119,6 +133,7 @@ class Wanted:
     section: str = ""  # section of the configuration that specifies the weights, for messages; "": none
     seed: int = 0  # for random values
     position: int = 0  # among random networks of one seed
+    keeps_size: bool = False  # whether `image_size` applies although another size is declared next to the weights
 
 
 def wanted_by(
@@ -167,7 +182,8 @@ def load_networks(
       kind: the kind of `spec`; None: `kind_of` it.
       which: "raw" or "ema", if there are both; None: both of a run, else the raw ones.
       checkpoint: of a run: "newest", "best" or a step.
-      image_size: pixels; position embeddings are resized to it. None: a run's own, else the wanted model's.
+      image_size: pixels; position embeddings are resized to it. None: a run's own or the size declared next to the weights, else
+        the wanted model's. Weights read into a wanted model that will be trained (`heads`) get the wanted model's.
       heads: as in `load_weights`. Except with "keep", a run's weights are also read into the wanted model.
       check: called with the model before its weights are fetched or read; may raise.
 
@@ -188,11 +204,38 @@ def load_networks(
     if kind == "program":
         return {"raw": _of_program(str(spec), wanted, check)}
     source = _SOURCES[kind](str(spec), wanted, "ema" if which == "ema" else None)
-    size = image_size or wanted.image_size
+    by_default = image_size is None and heads == "keep" and not wanted.keeps_size
+    size = image_size or (source.declared.image_size if by_default else None) or wanted.image_size
     model = wanted.build(source.num_classes, size)
     check(model)
     network = source.read(model, size, wanted, heads)
+    if by_default:
+        _warn_of_unlike_images(network, source.declared, wanted)
     return {network.which or "raw": network}
+
+
+def _warn_of_unlike_images(network: Network, declared: Declared, wanted: Wanted) -> None:
+    """Warns of images that differ from those of the training in ways that the caller did not choose."""
+    advice = "--config.image_size=PIXELS" if wanted.section else "image_size=PIXELS"
+    warn = console.warn if wanted.section else functools.partial(warnings.warn, stacklevel=5)  # a caller in Python
+    if network.resized:
+        trained = f"{network.trained_image_size} pixels" if network.trained_image_size else "another size"
+        warn(
+            f"{network.where} were trained at {trained} but are used at {network.image_size}: position embedding resized from "
+            f"{network.resized}; no other image size is declared next to them, so give {advice}"
+        )
+    if declared.interpolation not in ("", "bicubic"):
+        warn(
+            f"{network.where} declare {declared.interpolation} interpolation: images are resized by bicubic interpolation"
+        )
+
+
+def say_of_another_size(network: Network, wanted: int | None, what: str) -> None:
+    """Prints the trained image size if the caller wanted another one. what: what is done at it, e.g. "evaluated"."""
+    if wanted is None or network.trained_image_size in (None, network.image_size):
+        return  # without a wish, `load_networks` has warned
+    resized = ", position embeddings resized (bicubic)" if network.resized else ""
+    console.say(f"trained at {network.trained_image_size} pixels, {what} at {network.image_size}{resized}")
 
 
 def _of_run(
@@ -277,9 +320,12 @@ class _Source:
     num_classes: int
     fetch: Callable[[], str | Path] | None = None  # returns the file; None: random weights
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # values for `Network`
+    declared: Declared = dataclasses.field(default_factory=Declared)
 
     def read(self, model: nn.Module, image_size: int, wanted: Wanted, heads: str) -> Network:
         network = Network(wanted.name, model, {}, self.where, image_size, **self.fields)
+        if self.declared.crop_ratio is not None:
+            network = dataclasses.replace(network, crop=CenterCrop(image_size, self.declared.crop_ratio))
         if self.fetch is None:
             key = jax.random.key(wanted.seed)
             key = jax.random.fold_in(key, wanted.position) if wanted.position else key
@@ -319,7 +365,10 @@ def _file(spec: str, wanted: Wanted, which: str | None) -> _Source:
             if classes is None:
                 raise
     names = names if names and len(names) == classes else None
-    return _Source(f"weights of {spec}", classes, lambda: spec, {"class_names": names, "which": which})
+    declared = read_declared(spec)
+    fields: dict[str, Any] = {"class_names": names, "which": which, "mean": declared.mean, "std": declared.std}
+    fields |= {"trained_image_size": declared.image_size}
+    return _Source(f"weights of {spec}", classes, lambda: spec, fields, declared)
 
 
 def _hub(spec: str, wanted: Wanted, which: str | None) -> _Source:

@@ -138,6 +138,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     repository.branches[branch][value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
                     repository.branches[branch][value["path"]] = self.server.large[value["oid"]]
+                elif line["key"] == "deletedFile":
+                    del repository.branches[branch][value["path"]]
                 else:
                     self.server.messages.append(value["summary"])
             commit = {"commitUrl": f"{self.server.address}/{name}/commit/abc", "commitOid": "abc", "hookOutput": ""}

@@ -125,6 +125,24 @@ def test_the_classifier_of_the_inference_page(tmp_path, monkeypatch):
     assert probabilities.shape == (1, 10) and probabilities.dtype == np.float32
 
 
+def test_the_weights_of_the_inference_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, classes, size in (("deit_tiny", 1000, 224), ("flowers", 5, 64)):
+        model = deit_jax.create_model("deit_tiny_patch16_224", classes, size)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32))
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+        deit_jax.save_weights(zeros, model, f"{name}.safetensors")
+    names = {"deit_jax": deit_jax, "images": jnp.zeros((2, 64, 64, 3))}
+    exec(documented("docs/inference.md", 'layout="hf"'), names)
+    assert {path.name for path in Path("exported").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+    }
+    exec(documented("docs/inference.md", "num_classes=5"), names)
+    assert names["outputs"].logits.shape == (2, 5)
+
+
 def values_of(code, names):
     """Runs the lines of a block; yields the values of those that are expressions."""
     for line in ast.parse(code).body:

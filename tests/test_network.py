@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from deit_jax.config import ConfigError
+from deit_jax.data.decoding import CenterCrop
 from deit_jax.data.registry import open_source
 from deit_jax.inference.classifier import Classifier
 from deit_jax.models import create_model
@@ -83,7 +84,8 @@ def test_load_a_run(run):
 
 def test_load_a_file(run, file):
     network = load_network(file, wanted_by(config_of(file), NAMES), image_size=28)
-    assert (network.model.num_classes, network.class_names, network.step, network.mean) == (10, NAMES, None, None)
+    assert (network.model.num_classes, network.class_names, network.step) == (10, NAMES, None)
+    assert (network.mean, network.crop) == ((0.4, 0.5, 0.6), CenterCrop(28, 0.875))  # declared in the file
     assert network.description == f"{NAME}, weights of {file}"
     assert network.digest() == load_network(run).digest()
     with pytest.raises(ValueError, match="`wanted` is required unless `spec` is a workdir"):

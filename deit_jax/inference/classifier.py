@@ -214,26 +214,28 @@ class Classifier:
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
         image_size: int | None = None,
-        crop_ratio: float = 0.875,
-        mean: Sequence[float] = IMAGENET_MEAN,
-        std: Sequence[float] = IMAGENET_STD,
+        crop_ratio: float | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
         batch_size: int = 8,
         **overrides: Any,
     ) -> Classifier:
-        """Loads weights of the model `name` from a file that `deit_jax.load_weights` reads.
+        """Loads weights of the model `name` from a file or folder that `deit_jax.load_weights` reads.
 
-        class_names: None: those of the file or the config.json next to it. num_classes: None: the number of `class_names`, or
-        that of the file's head. **overrides: as in `create_model`. Raises WeightsError if the file cannot be read or does not
-        fit, ValueError for an unknown model.
+        class_names, image_size (pixels), crop_ratio, mean, std: None: those declared in the file or the config.json next to it,
+        else none, the model's own size, and the released code's. Another image size resizes the position embedding, with a
+        warning if it is not `image_size`. num_classes: None: the number of `class_names`, or that of the file's head.
+        **overrides: as in `create_model`. Raises WeightsError if the file cannot be read or does not fit, ValueError for an
+        unknown model.
         """
         _refuse_forked_process()
         refuse_address("path", path, PredictionError)
         _require_names(class_names)
         num_classes = num_classes or (None if class_names is None else len(class_names))
         network = load_network(path, _wanted(name, num_classes, overrides), kind="file", image_size=image_size)
-        crop = CenterCrop(network.image_size, crop_ratio)
-        network = dataclasses.replace(network, crop=crop, mean=tuple(mean), std=tuple(std))
-        return cls.from_network(network, class_names=class_names, batch_size=batch_size)
+        given: dict[str, Any] = {} if crop_ratio is None else {"crop": CenterCrop(network.image_size, crop_ratio)}
+        given |= {name: tuple(value) for name, value in (("mean", mean), ("std", std)) if value is not None}
+        return cls.from_network(dataclasses.replace(network, **given), class_names=class_names, batch_size=batch_size)
 
     def __call__(
         self, images: ImageLike | Iterable[ImageLike], top_k: int = 5, *, head: str | None = None

@@ -156,10 +156,15 @@ def _record(given: Given) -> None:
         record(given.config, given.output, teacher=given.flags["teacher"])
 
 
-@_mode("eval", "score a checkpoint of --workdir, or without --workdir config.model.weights.",
-    "--mode=eval --config=configs/quickstart.py --workdir=runs/quickstart",
-    needs=("config",), takes=("workdir",), output="a JSON file; default: WORKDIR/evaluation.json", flags=(_CHECKPOINT,),
-    shares_programs=True, prints="result")
+def _check_evaluate(given: Given) -> None:
+    if given.workdir is None and given.config is None:
+        raise UsageError("eval takes --workdir of a training run, or --config with --config.model.weights, or both")
+
+
+@_mode("eval", "score a checkpoint of --workdir, by default on the images of its training, or config.model.weights.",
+    "--mode=eval --workdir=runs/quickstart",
+    takes=("config", "workdir"), output="a JSON file; default: WORKDIR/evaluation.json", flags=(_CHECKPOINT,),
+    check=_check_evaluate, shares_programs=True, prints="result")
 def _evaluate(given: Given) -> None:
     from deit_jax.modes.evaluate import evaluate
 
@@ -207,7 +212,7 @@ def _check_export(given: Given) -> None:
     flags=(
         Flag("layout", "the framework whose tensor names are used; hf: Hugging Face transformers, flax: this package. jax, onnx: "
             "write a program with its weights instead, which runs without this package; jax_float: one for normalised "
-            "images, for config.teacher.weights",
+            "images, for config.teacher.weights. mmpretrain needs --output=FILE.pth and PyTorch (the extra torch)",
             default="timm", choices=("timm", "hf", "mmpretrain", "flax", "jax", "jax_float", "onnx")),
         Flag("push", "also upload the folder to the Hugging Face hub, with a model card from the run: OWNER/NAME, created if it "
             "does not exist; layouts timm, hf and flax"),

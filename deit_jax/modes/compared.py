@@ -87,7 +87,8 @@ def _other(entry: str, first: Network, which: str) -> tuple[str, Network]:
         wanted = Wanted(name, build, native_image_size(name), likely_classes=first.model.num_classes)
     else:
         spec, label = entry, Path(entry).name or entry
-        wanted = Wanted(first.name, lambda *_: first.model, first.image_size, num_classes=first.model.num_classes)
+        classes = first.model.num_classes
+        wanted = Wanted(first.name, lambda *_: first.model, first.image_size, keeps_size=True, num_classes=classes)
     if kind_of(spec) == "workdir":
         return label, load_network(spec, wanted if named else None, which=which, check=check)
     network = load_network(spec, dataclasses.replace(wanted, class_names=first.class_names or ()), check=check)

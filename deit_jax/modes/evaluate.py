@@ -14,12 +14,13 @@ from deit_jax.cache_folder import shared_cache_folder
 from deit_jax.config import MUST_BE_GIVEN, ConfigError, default_config
 from deit_jax.config_check import validate
 from deit_jax.config_losses import forget_sections
+from deit_jax.config_record import recorded_config
 from deit_jax.data.classes import with_classes
 from deit_jax.data.identity import Images
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ImageSource, notes_of
 from deit_jax.evaluation.run import Evaluator, open_extra_sets, protocol_of, score_extra_sets
-from deit_jax.network import Network, load_networks, wanted_by, warn_of_another_normalisation
+from deit_jax.network import Network, load_networks, say_of_another_size, wanted_by, warn_of_another_normalisation
 from deit_jax.parallel.agreement import agree
 from deit_jax.parallel.compilation_cache import share_compiled_programs
 from deit_jax.parallel.distributed import first_process_first, is_main_process
@@ -29,12 +30,14 @@ from deit_jax.storage.files import as_file, write_file
 from deit_jax.storage.workdir import EVALUATION, Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import has_checkpoints
 from deit_jax.training.preparation import common_facts, with_shared_index
-from deit_jax.training.record import show_results
+from deit_jax.training.record import read_config, show_results
 from deit_jax.weights.files import kind_of
+
+_NOTHING = "nothing to evaluate: give the --workdir of a training run, or --config.model.weights=FILE (or =pretrained)"
 
 
 def evaluate(
-    config: ConfigDict, workdir: WorkdirLike | None, *, checkpoint: str = "newest", output: Path | None = None
+    config: ConfigDict | None, workdir: WorkdirLike | None, *, checkpoint: str = "newest", output: Path | None = None
 ) -> dict[str, Any]:
     """Scores weights on the evaluation images of `config`, and on the available ones of `config.evaluation.extra`.
 
@@ -42,7 +45,7 @@ def evaluate(
     they were trained at, position embeddings are resized.
 
     Args:
-      config: needs no teacher, even if it distils.
+      config: needs no teacher, even if it distils. None: the configuration that `workdir` records, with its data.
       workdir: a run; None: `config.model.weights` is evaluated.
       checkpoint: "newest", "best" or a step number.
       output: the JSON file to write; None: `workdir`/evaluation.json, or no file without a workdir.
@@ -50,6 +53,10 @@ def evaluate(
     Returns the content of the file: {"scores": {"raw": scores by head, "ema": ...}, "extra": by name, "protocol": ..., ...}.
     Raises ConfigError, DataError, CheckpointError or WeightsError, each with a one-line message.
     """
+    if config is None:
+        if workdir is None:
+            raise ConfigError(_NOTHING)
+        config = recorded_config(read_config(workdir))
     config = without_teacher(config)
     shared = None if workdir is None else shared_cache_folder(Workdir.at(workdir).path)
     source = agree(lambda: first_process_first(lambda: _open(config, shared)), lambda source: _facts(config, source))
@@ -63,9 +70,7 @@ def evaluate(
     for note in notes_of(source):
         console.say(note)
     protocol = protocol_of(config, network.image_size)
-    if network.trained_image_size not in (None, network.image_size):
-        resized = ", position embeddings resized (bicubic)" if network.resized else ""
-        console.say(f"trained at {network.trained_image_size} pixels, evaluated at {network.image_size}{resized}")
+    say_of_another_size(network, config.image_size, "evaluated")
     warn_of_another_normalisation(network, config.augment.mean, config.augment.std, "config.augment")
 
     mesh = make_mesh()
@@ -95,9 +100,7 @@ def evaluate(
 def _open(config: ConfigDict, shared: Path | None) -> ImageSource:
     validate(config)
     if shared is None and not config.model.weights:
-        raise ConfigError(
-            "nothing to evaluate: give the --workdir of a training run, or --config.model.weights=FILE (or =pretrained)"
-        )
+        raise ConfigError(_NOTHING)
     return open_source(_data(config, shared), "eval")
 
 

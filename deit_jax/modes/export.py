@@ -7,14 +7,17 @@ from pathlib import Path
 
 from deit_jax import console
 from deit_jax.config import ConfigError
+from deit_jax.config_record import recorded_config
 from deit_jax.inference.classifier import Classifier
 from deit_jax.inference.onnx_file import DEFAULT_OPSET, check_onnx, export_onnx
 from deit_jax.inference.portable import export_jax
 from deit_jax.models.protocol import fusion_of, is_distilled
-from deit_jax.modes.model_card import model_card
+from deit_jax.modes.exported_folder import CARD, check_folder, digest_of_weights, set_card_aside
+from deit_jax.modes.model_card import model_card, own_flags
 from deit_jax.network import load_network
 from deit_jax.storage.files import write_file
 from deit_jax.storage.workdir import Workdir, WorkdirLike
+from deit_jax.training.record import read_config
 from deit_jax.weights import save_weights
 from deit_jax.weights.cards import CARD_NAMES
 from deit_jax.weights.files import WRITTEN
@@ -22,7 +25,6 @@ from deit_jax.weights.hub_files import import_hub, is_name, push_files
 
 PROGRAMS = ("jax", "jax_float", "onnx")
 PUSHED = ("timm", "hf", "flax")
-CARD = "README.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,8 @@ def export(
 
     layout: "jax" or "onnx": a program that contains its weights (see inference/); else the framework whose tensor names are used
     (see `save_weights`). checkpoint: "newest", "best" or a step number. opset: for "onnx", as in `export_onnx`.
-    push: also write a model card, README.md, and upload the folder.
+    push: also write a model card, README.md, and upload the folder. Files of an earlier export are replaced or, if they are no
+    longer right, removed; its model card is renamed.
 
     Raises ConfigError, CheckpointError or WeightsError, each with a one-line message.
     """
@@ -65,12 +68,14 @@ def export(
         _check_push(push, output, layout)
     if layout in PROGRAMS and Workdir.at(output).checkpoints.exist():
         raise ConfigError(f"{output} is the --workdir of a training run: give another folder")
+    check_folder(output, program=layout in PROGRAMS, push=push is not None)
     network = load_network(workdir, kind="workdir", which=which, checkpoint=checkpoint)
     if layout in PROGRAMS:
         return _export_program(Classifier.from_network(network), output, layout, opset)
     model, names = network.model, network.class_names
     # The model may have more classes than its data set, which then cannot name all of them.
     names = names if names and len(names) == model.num_classes else None
+    before = digest_of_weights(output)
     path = save_weights(
         network.variables, model, output, layout, preprocessing=network.preprocessing, class_names=names
     )
@@ -80,16 +85,26 @@ def export(
             fusion, advice = "uses only its class head", "use only that head, because the other one is not trained"
         console.warn(f"the model {fusion}, but models loaded from the {layout} layout average the logits: {advice}")
     console.say(f"{which} weights of {network.name} after step {network.step:,}, {layout} layout: {path}")
+    if push is None and path.parent == output and before != digest_of_weights(output):
+        set_card_aside(output, None)
     if push is not None:
         card = model_card(Workdir.at(workdir), network, layout=layout, repository=push.repository, licence=push.licence)
+        set_card_aside(output, card)
         write_file(output / CARD, card, ConfigError)
         files = [name for name in (CARD, path.name, *CARD_NAMES) if (output / name).is_file()]
         console.say(f"uploading {', '.join(files)} to {push.repository}")
         message = f"{network.name} after step {network.step:,}, {which} weights, {layout} layout"
         commit = push_files(
-            output, files, push.repository, private=push.private, revision=push.revision, message=message
+            output,
+            files,
+            push.repository,
+            removed=[name for name in CARD_NAMES if name not in files],
+            private=push.private,
+            revision=push.revision,
+            message=message,
         )
-        console.say(f"uploaded: {commit}; to use it: --config.model.weights=hf:{push.repository}")
+        flags = own_flags(push.repository, network, recorded_config(read_config(Workdir.at(workdir))))
+        console.say(f"uploaded: {commit}; to use it: {flags}")
     return path
 
 

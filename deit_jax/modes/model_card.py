@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ def model_card(workdir: Workdir, network: Network, *, layout: str, repository: s
         "Scores": _scores(results, network),
         "Data": _data_section(record, data),
         "Recipe": _recipe(config, record, network),
+        "Initial weights": _initial(config, record),
         "Teacher": _teacher(config, record, results),
         "Command": _command(environment),
         "Licence": f"The weights: {licence}." if licence else "No licence is stated for these weights.",
@@ -119,16 +121,23 @@ def _lead(config: ConfigDict, network: Network, layout: str, data: str) -> str:
 def _usage(layout: str, repository: str, network: Network, config: ConfigDict) -> str:
     code = {
         "timm": f'import timm\n\nmodel = timm.create_model("hf_hub:{repository}", pretrained=True).eval()',
-        "hf": "from transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
+        "hf": "from PIL import Image\nfrom transformers import AutoImageProcessor, AutoModelForImageClassification\n\n"
         f'processor = AutoImageProcessor.from_pretrained("{repository}")\n'
-        f'model = AutoModelForImageClassification.from_pretrained("{repository}")',
+        f'model = AutoModelForImageClassification.from_pretrained("{repository}")\n'
+        'inputs = processor(Image.open("photo.jpg"), return_tensors="pt")\n'
+        "print(model.config.id2label[model(**inputs).logits.argmax().item()])",
     }.get(layout)
+    shown = f"```python\n{code}\n```\n\n" if code else ""
+    own = own_flags(repository, network, config)
+    return f"{shown}In deit_jax, to fine-tune, evaluate or classify images: `{own}`."
+
+
+def own_flags(repository: str, network: Network, config: ConfigDict) -> str:
+    """Returns the flags of run.py that specify a pushed network of a run with this configuration."""
     fields = {"weights": f"hf:{repository}", "name": network.name}
     fields |= {f"overrides.{name}": value for name, value in config.model.overrides.items()}
     own = " ".join(f"--config.model.{name}={value}" for name, value in fields.items())
-    own += f" --config.image_size={network.image_size}"
-    shown = f"```python\n{code}\n```\n\n" if code else ""
-    return f"{shown}In deit_jax, to fine-tune, evaluate or classify images: `{own}`."
+    return f"{own} --config.image_size={network.image_size}"
 
 
 def _scores(results: Mapping[str, Any] | None, network: Network) -> str:
@@ -211,6 +220,21 @@ def _changed(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield from walk(completed(record["config"]), defaults, "")
 
 
+def _initial(config: ConfigDict, record: Mapping[str, Any]) -> str:
+    """What the training started from. Of a local path, only the last part is shown."""
+    weights = str(record["config"]["model"].get("weights", ""))
+    digest = record["resolved"].get("initial", {}).get("weights", "")
+    if not weights:
+        return "Random."
+    known = {
+        "pretrained": f"The published weights of {config.model.name}",
+        "embedded": "The weights that deit_jax includes",
+    }
+    shown = weights if weights.startswith("hf:") else f"`{in_one_line(os.path.basename(weights.rstrip('/')))}`"
+    reset = "; the heads were reset" if config.model.reset_heads else ""
+    return known.get(weights, shown) + (f" (digest `{digest}`)" if digest else "") + reset + "."
+
+
 def _teacher(config: ConfigDict, record: Mapping[str, Any], results: Mapping[str, Any] | None) -> str:
     if not needs_teacher(config):
         return "None."
@@ -235,12 +259,26 @@ def _command(environment: Mapping[str, Any]) -> str:
     command = str(environment.get("command", ""))
     if not command:
         return "Not recorded: the training was not finished."
-    home = os.path.expanduser("~")
-    command = command.replace(home, "~") if home not in ("~", "/") else command
+    command = _without_local_paths(command)
     versions = ", ".join(
         f"{name} {environment[name]}" for name in ("deit_jax", "python", "jax", "flax") if name in environment
     )
     return f"```\n{in_one_line(command)}\n```\n\n{versions}; {environment.get('devices', 'devices unknown')}."
+
+
+def _without_local_paths(command: str) -> str:
+    """Replaces the home folder in a command by ~, and the folders of other absolute paths by an ellipsis."""
+    home = os.path.expanduser("~")
+    command = command.replace(home, "~") if home not in ("~", "/") else command
+    try:
+        words = shlex.split(command)
+    except ValueError:  # not as this package records it
+        words = command.split()
+    values = {part for word in words for part in word[word.find("=") + 1 if word[:2] == "--" else 0 :].split(",")}
+    paths = [value for value in values if value.startswith("/") and value.rstrip("/").count("/") > 1]
+    for path in sorted(paths, key=len, reverse=True):
+        command = command.replace(path, f".../{os.path.basename(path.rstrip('/'))}")
+    return command
 
 
 def _not_verified(layout: str, network: Network, results: Mapping[str, Any] | None) -> str:

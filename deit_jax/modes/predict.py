@@ -12,13 +12,13 @@ from typing import cast
 from ml_collections import ConfigDict
 
 from deit_jax import console
-from deit_jax.config import ConfigError
+from deit_jax.config import ConfigError, default_config
 from deit_jax.data.decoding import evaluation_crop
 from deit_jax.data.known_sets import known_set
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
 from deit_jax.inference.classifier import Classifier, Prediction
-from deit_jax.network import Network, load_network, wanted_by
+from deit_jax.network import Network, load_network, say_of_another_size, wanted_by
 from deit_jax.printable import in_a_spreadsheet
 from deit_jax.storage.files import as_file, write_file
 from deit_jax.storage.workdir import WorkdirLike
@@ -75,16 +75,24 @@ def _configured_network(config: ConfigDict, which: str, checkpoint: str) -> Netw
     wanted = wanted_by(config, likely_classes=known.num_classes if known else None)
     which = "ema" if config.model.variables == "ema" else which
     network = load_network(weights, wanted, which=which, checkpoint=checkpoint, image_size=config.image_size)
+    say_of_another_size(network, config.image_size, "used")
     names = network.class_names
     if names is None and weights != "pretrained":
         names = _class_names(config, network.model.num_classes)
+    crop = None if network.step is None and _sets_crop(config) else network.crop
     return dataclasses.replace(
         network,
-        crop=network.crop or evaluation_crop(config.evaluation, network.image_size),
+        crop=evaluation_crop(config.evaluation, network.image_size) if crop is None else crop,
         mean=network.mean or tuple(config.augment.mean),
         std=network.std or tuple(config.augment.std),
         class_names=names,
     )
+
+
+def _sets_crop(config: ConfigDict) -> bool:
+    """Whether the configuration has a crop other than the default, which precedes the one declared next to the weights."""
+    default = default_config().evaluation
+    return any(config.evaluation[name] != default[name] for name in ("protocol", "crop_ratio"))
 
 
 def _class_names(config: ConfigDict, num_classes: int) -> tuple[str, ...] | None:

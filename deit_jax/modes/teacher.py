@@ -153,6 +153,7 @@ def _load_one(
         name,
         functools.partial(_create, named),
         image_size,
+        keeps_size=True,  # the teacher sees the student's images
         num_classes=_assumed_classes(named, num_classes) if random else None,
         class_names=class_names,
         section="config.teacher",

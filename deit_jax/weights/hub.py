@@ -11,7 +11,7 @@ import flax.linen as nn
 from deit_jax.errors import errors_only
 from deit_jax.models.registry import create_model, list_models, model_family
 from deit_jax.weights.errors import WeightsError
-from deit_jax.weights.hub_files import check_hash
+from deit_jax.weights.hub_files import cause, check_hash, import_hub
 from deit_jax.weights.loading import check_choices, load_weights
 
 # The authors' weights in timm's repositories; the teacher is facebookresearch/deit's regnety_160-a5fe301d.
@@ -79,20 +79,16 @@ def fetch_pretrained(
     if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{1,64}", sha256):
         raise WeightsError(f"sha256={sha256!r}: give the hexadecimal digits of the file's SHA-256")
     repository = _REPOSITORIES[name]
+    hub = import_hub()
     try:
-        import huggingface_hub
-    except ImportError as error:
-        raise WeightsError("load_pretrained needs huggingface_hub: pip install huggingface_hub") from error
-    try:
-        # It logs each of its retries twice.
-        with errors_only("huggingface_hub"):
-            path = huggingface_hub.hf_hub_download(repository, _FILE, revision=revision, cache_dir=cache_dir)
+        with errors_only("huggingface_hub"):  # it logs each of its retries
+            path = hub.hf_hub_download(repository, _FILE, revision=revision, cache_dir=cache_dir)
     except Exception as error:  # from the hub, the connection or the disk
-        address = huggingface_hub.hf_hub_url(repository, _FILE, revision=revision)
-        reason = " ".join(str(error).split())[:200]
+        address = hub.hf_hub_url(repository, _FILE, revision=revision)
         raise WeightsError(
-            f"{repository}/{_FILE} is available neither from the hub nor from the cache: download {address} elsewhere and give "
-            f"the file (--config.model.weights=FILE; load_weights in Python). The hub reports: {reason}"
+            f"{repository}/{_FILE} is available neither from the hub nor from the cache ({cause(error)}): download {address} "
+            "elsewhere and give the file (--config.model.weights=FILE; load_weights in Python), or train from random weights "
+            "(--config.model.weights=); HF_HUB_OFFLINE=1 skips the retries"
         ) from None
     check_hash(Path(path), repository, _FILE, revision, sha256)
     return Path(path)

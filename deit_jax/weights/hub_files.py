@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deit_jax.errors import errors_only
+from deit_jax.errors import errors_only, shortened
 from deit_jax.weights.errors import WeightsError
 
 PREFIX = "hf:"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_CARD = "config.json"
+_CARD, _PROCESSOR = "config.json", "preprocessor_config.json"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -30,7 +30,7 @@ def is_name(repository: str) -> bool:
 
 
 def fetch_weights(spec: str) -> Path:
-    """Returns the folder with the weights file of "hf:OWNER/NAME[@REVISION]" and its config.json, if there is one.
+    """Returns the folder with the weights file of "hf:OWNER/NAME[@REVISION]", its config.json and its preprocessor_config.json.
 
     Cached files are used if the hub cannot be reached. Raises WeightsError if the name is invalid, or there are no such weights.
     """
@@ -43,7 +43,9 @@ def fetch_weights(spec: str) -> Path:
     if path is None:
         raise WeightsError(f"{spec}: the repository has neither {' nor '.join(WEIGHTS)}: give another, or a file")
     check_hash(path, repository, path.name, revision or None)
-    _fetch(repository, _CARD, revision or None)
+    card = _fetch(repository, _CARD, revision or None)
+    if card is not None and b'"model_type"' in card.read_bytes():  # transformers: the preprocessing has its own file
+        _fetch(repository, _PROCESSOR, revision or None)
     return path.parent
 
 
@@ -53,7 +55,7 @@ def _fetch(repository: str, file: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        with errors_only("huggingface_hub"):  # it logs each of its retries twice
+        with errors_only("huggingface_hub"):  # it logs each of its retries
             return Path(hub.hf_hub_download(repository, file, revision=revision))
     except EntryNotFoundError as error:
         if not isinstance(error, LocalEntryNotFoundError):
@@ -70,16 +72,25 @@ def import_hub() -> Any:
     """Returns the module huggingface_hub. Raises WeightsError if it is not installed."""
     try:
         import huggingface_hub
+        import huggingface_hub.utils.logging  # sets its logger's level; imported later, it would undo `errors_only`
     except ImportError as error:
         raise WeightsError("the Hugging Face hub needs huggingface_hub: pip install huggingface_hub") from error
     return huggingface_hub
 
 
 def push_files(
-    folder: Path, files: Sequence[str], repository: str, *, private: bool, revision: str | None, message: str
+    folder: Path,
+    files: Sequence[str],
+    repository: str,
+    *,
+    private: bool,
+    revision: str | None,
+    message: str,
+    removed: Sequence[str] = (),
 ) -> str:
     """Uploads files of a folder to a repository in one commit, and returns the commit's address.
 
+    removed: files of earlier exports, which the commit deletes if the repository has them.
     A repository that does not exist is created, `private` or public; so is the branch `revision`, from the main one. Raises
     WeightsError if the hub refuses that or cannot be reached.
     """
@@ -90,9 +101,11 @@ def push_files(
             api.create_repo(repository, private=private, exist_ok=True)
             if revision is not None:
                 api.create_branch(repository, branch=revision, exist_ok=True)
+            stale = [name for name in removed if api.file_exists(repository, name, revision=revision)]
             commit = api.create_commit(
                 repository,
-                [hub.CommitOperationAdd(name, str(folder / name)) for name in files],
+                [hub.CommitOperationAdd(name, str(folder / name)) for name in files]
+                + [hub.CommitOperationDelete(name) for name in stale],
                 commit_message=message,
                 revision=revision,
             )
@@ -114,7 +127,7 @@ def _refused(error: Exception, repository: str, revision: str | None, *, writing
         RevisionNotFoundError,
     )
 
-    where, text = f"{PREFIX}{repository}", " ".join(str(error).split())[:200]
+    where = f"{PREFIX}{repository}"
     response = getattr(error, "response", None)
     status = getattr(response, "status_code", None)
     login = "log in (hf auth login, or the variable HF_TOKEN)"
@@ -130,16 +143,40 @@ def _refused(error: Exception, repository: str, revision: str | None, *, writing
         )
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403, 404):
         return WeightsError(f"{where}: there is no such repository, or it is private: correct the name, or {login}")
-    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError):
-        what = "is not in the local cache, and " if not writing else ""
-        return WeightsError(
-            f"{where}: {what}the hub cannot be reached: check the connection and HF_HUB_OFFLINE ({text[:100]})"
+    if isinstance(error, OfflineModeIsEnabled | LocalEntryNotFoundError) or _is_of_the_connection(error):
+        what, advice = (
+            ("", "check the connection and HF_HUB_OFFLINE")
+            if writing
+            else (
+                "is not in the local cache, and ",
+                "check the connection and HF_HUB_OFFLINE, or download the files elsewhere and give the folder; "
+                "HF_HUB_OFFLINE=1 skips the retries",
+            )
         )
-    if isinstance(error, HfHubHTTPError):
-        return WeightsError(f"{where}: the hub reports: {text}")
-    return WeightsError(
-        f"{where}: the hub cannot be reached, or the cache cannot be written ({type(error).__name__}: {text})"
-    )
+        return WeightsError(f"{where}: {what}the hub cannot be reached ({cause(error)}): {advice}")
+    if isinstance(error, OSError) and not isinstance(error, HfHubHTTPError):
+        what = (
+            "a file cannot be read" if writing else "the hub's cache cannot be written (HF_HOME selects another folder)"
+        )
+        return WeightsError(f"{where}: {what}: {cause(error)}")
+    return WeightsError(f"{where}: the hub reports: {cause(error)}")
+
+
+def _is_of_the_connection(error: BaseException) -> bool:
+    """Whether an error comes from the network: the client libraries of the hub differ between its versions."""
+    clients = {"httpx", "httpx2", "httpcore", "requests", "urllib3"}
+    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return (bool(modules & clients) and getattr(error, "response", None) is None) or isinstance(error, ConnectionError)
+
+
+def cause(error: BaseException) -> str:
+    """Returns what an error of the hub's client goes back to, in one line: a failed connection, else its first sentence."""
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+        chain.append(before)
+    named = next((it for it in chain if _is_of_the_connection(it)), error)
+    text = re.split(r"(?<=[.!?]) ", " ".join(str(named).split()))[0]
+    return shortened(f"{type(named).__name__}: {text}" if text else type(named).__name__, 200)
 
 
 def check_hash(path: Path, repository: str, file: str, revision: str | None, sha256: str | None = None) -> None:

@@ -17,7 +17,7 @@ from deit_jax.errors import refuse_address, require_choice
 from deit_jax.models.protocol import family
 from deit_jax.models.vit_parameters import unstack_blocks
 from deit_jax.storage.workdir import METRICS, Workdir
-from deit_jax.weights import huggingface, native, timm
+from deit_jax.weights import declared, huggingface, native, timm
 from deit_jax.weights.cards import (
     CARD_NAMES,
     Preprocessing,
@@ -58,7 +58,7 @@ def save_weights(
         (`from_pretrained(FOLDER)`); not for mmpretrain. Existing files of these names are replaced.
       layout: "timm" (also facebookresearch/deit), "hf" (transformers 4 and 5), "mmpretrain", or "flax": this package's own names,
         the only layout of a registered model (`register_model`).
-      preprocessing: of the images; None: the reference's evaluation.
+      preprocessing: of the images, for config.json and the metadata of a .safetensors file; None: the reference's evaluation.
       class_names: one per class, for the labels in config.json and the metadata of a .safetensors file.
 
     Raises WeightsError: the layout does not support the model, the variables are not this model's or hold NaN, infinite values or
@@ -66,7 +66,7 @@ def save_weights(
     """
     refuse_address("path", path, WeightsError)
     path = Path(os.path.expanduser(path))
-    preprocessing = preprocessing or Preprocessing()
+    given, preprocessing = preprocessing, preprocessing or Preprocessing()
     if isinstance(model, str):
         raise WeightsError(f"model={model!r} is a name: give the model that deit_jax.create_model makes")
     require_choice("layout", layout, tuple(LAYOUTS), WeightsError)
@@ -82,15 +82,16 @@ def save_weights(
         )
     if family(model):
         tensors = LAYOUTS[layout].from_timm(tensors)
+    facts = metadata(class_names) | declared.metadata(preprocessing.sides(model)[1], given)
     if path.suffix.lower() in WRITTEN:
-        write_files({path: encode(path, tensors, wrapper=_WRAPPERS[layout], metadata=metadata(class_names))})
+        write_files({path: encode(path, tensors, wrapper=_WRAPPERS[layout], metadata=facts)})
         return path
 
     _check_folder(path, layout)
     cards = {"timm": timm_cards, "hf": huggingface_cards, "flax": flax_cards}[layout](model, preprocessing, class_names)
     contents = {path / name: (json.dumps(card, indent=2) + "\n").encode() for name, card in cards.items()}
     weights = path / "model.safetensors"
-    write_files({weights: encode(weights, tensors, metadata=metadata(class_names)), **contents})
+    write_files({weights: encode(weights, tensors, metadata=facts), **contents})
     for stale in (path / name for name in CARD_NAMES if name not in cards):
         stale.unlink(missing_ok=True)  # from an export in another layout
     return weights

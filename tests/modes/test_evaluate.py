@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -113,6 +114,21 @@ def test_the_newest_checkpoint_scores_as_the_run_did_at_its_end(trained, capsys)
     assert "shorter side to 28, centre 28 (bicubic, antialiased); mean 0.485, 0.456, 0.406" in printed
     assert "real, 10 images" in printed and "again, 80 images" in printed
     assert printed.count("config.evaluation.extra.real: skipped in ") == printed.count("1 file: 1 .txt\n") == 1
+
+
+def test_without_a_configuration_the_run_is_evaluated_as_it_was(trained, tmp_path):
+    workdir, _, _ = trained
+    run = shutil.copytree(workdir, tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["evaluation"]["extra"] = {}  # two of the sets cannot be evaluated
+    (run / "config.json").write_text(json.dumps(record))
+    found, results = evaluate(None, run), json.loads((run / "results.json").read_text())
+    assert (found["scores"], found["protocol"]) == (results["scores"], results["protocol"])
+    assert json.loads((run / "evaluation.json").read_text()) == found
+    with pytest.raises(ConfigError, match="nothing to evaluate: give the --workdir"):
+        evaluate(None, None)
+    with pytest.raises(ConfigError, match="is not the --workdir of a training run"):
+        evaluate(None, tmp_path)
 
 
 def test_scores_on_real_labels_match_a_direct_count(trained, photos):

@@ -1,7 +1,9 @@
 """--mode=export --push: the model card of a run, and what is uploaded, with a server on loopback."""
 
+import ast
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -26,7 +28,10 @@ def hub(monkeypatch, tmp_path):
 def test_the_card_is_filled_in_from_the_run(hub, trained_student, tmp_path, layout):
     run = shutil.copytree(trained_student, tmp_path / "run")
     home = os.path.expanduser("~")
-    environment = {"command": f"python run.py --config.data.path={home}/images", "jax": "0.12", "devices": "1 x cpu"}
+    words = (
+        f"--config.data.path={home}/images --config.teacher.weights=/srv/nets/a,/srv/nets/b '--workdir=/data/my runs/x'"
+    )
+    environment = {"command": f"python run.py {words}", "jax": "0.12", "devices": "1 x cpu"}
     (run / "environment.json").write_text(json.dumps(environment))
     export(run, tmp_path / "out", layout=layout, which="raw", push=Push("oak/leaf", licence="apache-2.0"))
     files = hub.repositories["oak/leaf"].branches["main"]
@@ -53,10 +58,35 @@ def test_the_card_is_filled_in_from_the_run(hub, trained_student, tmp_path, layo
         "The weights: apache-2.0.",
         "## Not verified",
         f"The uploaded file was not loaded by {library} for this card.",
-        "python run.py --config.data.path=~/images\n```\n\njax 0.12; 1 x cpu.",
+        "## Initial weights\n\nRandom.",
+        "python run.py --config.data.path=~/images --config.teacher.weights=.../a,.../b '--workdir=.../x'\n```\n",
+        "\n\njax 0.12; 1 x cpu.",
     ):
         assert text in card
-    assert str(tmp_path.parent.parent) not in card  # no path of this machine
+    assert str(tmp_path.parent.parent) not in card and "/srv" not in card  # no path of this machine
+    predicts = "print(model.config.id2label[model(**inputs).logits.argmax().item()])"
+    assert (predicts in card) == (layout == "hf")
+    for code in re.findall("```python\n(.*?)```", card, re.S):
+        ast.parse(code)
+
+
+@pytest.mark.parametrize(
+    ("weights", "digest", "shown"),
+    [
+        ("pretrained", "12ab", "The published weights of deit_tiny_distilled_patch16_224 (digest `12ab`)."),
+        ("hf:oak/tree", "12ab", "hf:oak/tree (digest `12ab`)."),
+        ("/srv/nets/model.safetensors", "", "`model.safetensors`."),
+    ],
+)
+def test_the_card_names_the_initial_weights(hub, trained_student, tmp_path, weights, digest, shown):
+    run = shutil.copytree(trained_student, tmp_path / "run")
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["model"]["weights"] = weights
+    if digest:
+        record["resolved"]["initial"] = {"weights": digest}
+    (run / "config.json").write_text(json.dumps(record))
+    export(run, tmp_path / "out", layout="flax", which="raw", push=Push("oak/leaf"))
+    assert f"## Initial weights\n\n{shown}\n" in (tmp_path / "out/README.md").read_text()
 
 
 def test_weights_of_another_step_have_no_scores(hub, trained_student, tmp_path):

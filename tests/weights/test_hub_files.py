@@ -1,10 +1,14 @@
 """Weights from repositories of the hub, and uploads to it, with a server on loopback."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from deit_jax.models import create_model
 from deit_jax.weights import WeightsError, load_weights, save_weights
@@ -98,9 +102,44 @@ def test_repositories_that_cannot_be_read(hub, exported, monkeypatch):
     hub.repositories["oak/empty"] = Repository()
     assert "has neither model.safetensors nor pytorch_model.bin" in refusal(fetch_weights, "hf:oak/empty")
     point_to("http://127.0.0.1:9", monkeypatch)
-    assert "hf:oak/other: is not in the local cache, and the hub cannot be reached" in refusal(
-        fetch_weights, "hf:oak/other"
+    message = refusal(fetch_weights, "hf:oak/other")
+    assert message.startswith("hf:oak/other: is not in the local cache, and the hub cannot be reached (ConnectError: ")
+    assert "HF_HUB_OFFLINE=1 skips the retries" in message
+
+
+def test_a_cache_that_cannot_be_written(hub, exported, monkeypatch, tmp_path):
+    upload(hub, exported[0])
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(file / "cache"))
+    message = refusal(fetch_weights, "hf:oak/leaves")
+    assert message.startswith("hf:oak/leaves: the hub's cache cannot be written (HF_HOME selects another folder): ")
+
+
+QUIET = """
+import time
+time.sleep = lambda seconds: None  # between retries
+from deit_jax.weights.errors import WeightsError
+from deit_jax.weights.hub import fetch_pretrained
+from deit_jax.weights.hub_files import fetch_weights
+for fetch, name in ((fetch_pretrained, "deit_tiny_patch16_224"), (fetch_weights, "hf:oak/leaves")):
+    try:
+        fetch(name)
+    except WeightsError as error:
+        print(error)
+"""
+
+
+def test_without_a_network_a_new_process_prints_only_the_error(tmp_path):
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_TOKEN": ""}
+    ended = subprocess.run([sys.executable, "-c", QUIET], env=environment, capture_output=True, text=True, check=True)
+    pretrained, repository = ended.stdout.splitlines()
+    assert ended.stderr == ""
+    assert "nor from the cache (ConnectError: " in pretrained and pretrained.endswith(
+        "HF_HUB_OFFLINE=1 skips the retries"
     )
+    assert "train from random weights (--config.model.weights=)" in pretrained
+    assert "the hub cannot be reached (ConnectError: " in repository
 
 
 def test_a_damaged_file_in_the_cache(hub, exported):
@@ -149,7 +188,7 @@ class TestPush:
         assert message == f"hf:elm/leaves: your token may not write there: use one with write access to elm{rest}"
         point_to("http://127.0.0.1:9", monkeypatch)
         message = refusal(self.push, exported[0])
-        assert "hf:oak/leaves: the hub cannot be reached" in message and message.endswith(rest)
+        assert "hf:oak/leaves: the hub cannot be reached (ConnectError: " in message and message.endswith(rest)
 
 
 def test_names():

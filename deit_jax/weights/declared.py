@@ -1,0 +1,139 @@
+"""The preprocessing that a weights file or folder declares: image size, crop ratio, normalisation and interpolation."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from deit_jax.weights.cards import CARD_NAMES
+from deit_jax.weights.files import local_path
+
+METADATA_KEY = "preprocessing"  # key in the metadata of a .safetensors file from `save_weights`
+_PIL_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """What is declared next to weights; None or "" if it is not.
+
+    image_size: pixels. crop_ratio: share of the resized shorter side that is kept. mean, std: RGB in [0, 1].
+    """
+
+    image_size: int | None = None
+    crop_ratio: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    interpolation: str = ""
+
+
+def read_declared(path: str | os.PathLike[str]) -> Declared:
+    """Returns the preprocessing that a weights file or folder declares.
+
+    Reads the metadata of a .safetensors file that this project wrote, else the config.json of timm, transformers (with its
+    preprocessor_config.json) or this package in the same folder. Invalid values count as not declared.
+    """
+    path = local_path(path)
+    if path.suffix == ".safetensors" and (fields := _metadata_of(path)) is not None:
+        return _of_our_fields(fields)
+    folder = path if path.is_dir() else path.parent
+    card, processor = (_read_json(folder / name) for name in CARD_NAMES)
+    if card.get("library") == "deit_jax":
+        return _of_our_fields(card)
+    timm = card.get("pretrained_cfg", card)
+    if isinstance(timm, Mapping) and "input_size" in timm:
+        return _of_timm(timm)
+    if "model_type" in card:
+        return _of_transformers(card, processor)
+    return Declared()
+
+
+def metadata(image_size: int, preprocessing: Any | None) -> dict[str, str]:
+    """Returns the metadata of a .safetensors file. preprocessing: a `Preprocessing`; None: only the size in pixels is known."""
+    fields: dict[str, Any] = {"image_size": image_size}
+    if preprocessing is not None:
+        fields |= {"crop_pct": preprocessing.crop_ratio, "mean": preprocessing.mean, "std": preprocessing.std}
+    return {METADATA_KEY: json.dumps(fields)}
+
+
+def _metadata_of(path: Path) -> Mapping[str, Any] | None:
+    try:
+        with safe_open(path, framework="np") as file:
+            fields = json.loads((file.metadata() or {})[METADATA_KEY])
+    except Exception:  # no such key or file, or a damaged file, which is reported when its tensors are read
+        return None
+    return fields if isinstance(fields, Mapping) else None
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, Mapping) else {}
+
+
+def _of_our_fields(fields: Mapping[str, Any]) -> Declared:
+    crop_ratio, mean, std = _ratio(fields.get("crop_pct")), _rgb(fields.get("mean")), _rgb(fields.get("std"))
+    return Declared(_pixels(fields.get("image_size")), crop_ratio, mean, std)
+
+
+def _of_timm(fields: Mapping[str, Any]) -> Declared:
+    size, interpolation = fields.get("input_size"), fields.get("interpolation")
+    if not isinstance(size, list) or len(size) != 3 or size[1] != size[2]:
+        size = [None, None, None]
+    return Declared(
+        _pixels(size[1]),
+        _ratio(fields.get("crop_pct")) if fields.get("crop_mode", "center") == "center" else None,
+        _rgb(fields.get("mean")),
+        _rgb(fields.get("std")),
+        interpolation if isinstance(interpolation, str) else "",
+    )
+
+
+def _of_transformers(card: Mapping[str, Any], processor: Mapping[str, Any]) -> Declared:
+    crop, shortest = _side(processor.get("crop_size")), _side(processor.get("size"))
+    normalised = processor.get("do_normalize", True) is True
+    return Declared(
+        _pixels(card.get("image_size")),
+        _ratio_of_sides(crop, shortest) if processor.get("do_center_crop") is True else None,
+        _rgb(processor.get("image_mean")) if normalised else None,
+        _rgb(processor.get("image_std")) if normalised else None,
+        _PIL_FILTERS.get(processor.get("resample", 3), ""),
+    )
+
+
+def _side(size: Any) -> int | None:
+    """Returns the pixels of transformers' `size`: 256, {"shortest_edge": 256} or {"height": 256, "width": 256}."""
+    if isinstance(size, Mapping):
+        sides = {size[name] for name in ("shortest_edge", "height", "width") if name in size}
+        size = sides.pop() if len(sides) == 1 else None
+    return _pixels(size)
+
+
+def _ratio_of_sides(crop: int | None, shortest: int | None) -> float | None:
+    """Returns a crop ratio for which int(crop / ratio) is `shortest`: a usual one, such as 0.875, if it is one."""
+    if crop is None or shortest is None or crop > shortest:
+        return None
+    ratio = next((it for it in (0.875, 0.9, 0.95) if int(crop / it) == shortest), crop / shortest)
+    return ratio if int(crop / ratio) == shortest else math.nextafter(ratio, 0)
+
+
+def _pixels(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _ratio(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and 0 < value <= 1 else None
+
+
+def _rgb(value: Any) -> tuple[float, ...] | None:
+    if isinstance(value, list) and len(value) == 3 and all(isinstance(it, int | float) for it in value):
+        return tuple(float(it) for it in value)
+    return None
