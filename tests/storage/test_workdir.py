@@ -101,6 +101,8 @@ CALLS = {
 OTHERS = {
     "modes/analyze.py": "images that a user names; the folder of the pictures",
     "modes/export.py": "the folder of an export",
+    "modes/exported_folder.py": "the folder of an export",
+    "modes/preview.py": "--held_out_list",
     "modes/throughput.py": "--output",
     "reporting/html.py": "the package's own style sheet",
     "reporting/plots.py": "the folder of a picture",
@@ -109,6 +111,7 @@ OTHERS = {
     "reporting/tensorboard.py": "the folder of TensorBoard's event files",
     "reporting/weights_and_biases.py": "W&B's own files",
     "weights/class_names.py": "next to weights files; the ImageNet names of TFDS",
+    "weights/declared.py": "next to weights files",
     "weights/files.py": "weights files",
     "weights/hub_files.py": "weights files of the hub and their digests",
     "weights/program_file.py": "programs of teachers",
