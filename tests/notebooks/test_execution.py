@@ -88,7 +88,8 @@ def test_quickstart(execute, tmp_path):
     few = ["--config.train.max_steps=4", "--config.data.max_eval_images=100", "--config.evaluation.batch_size=100"]
     out = execute("quickstart", WORKDIR=str(run), FLAGS=" ".join(few))
     assert out["errors"] == "" and out["pictures"] == 2
-    assert "deit_tiny_distilled_patch16_224 on 100 images after 4 steps" in out["text"]
+    title = "deit_tiny_distilled_patch16_224 (depth=4, embed_dim=128, num_heads=4, patch_size=7) on 100 images after 4 steps"
+    assert title in " ".join(out["text"].split())
     [page] = out["pages"]
     assert page.startswith("<iframe") and "Confusion matrix" in page
     assert json.loads((run / "results.json").read_text())["step"] == 4
