@@ -54,9 +54,9 @@ test: $(VENV)/installed-tests
 
 # Models and training alone, for further Pythons; compiled with the usual optimizations (3), which tests/conftest.py leaves out (0).
 OPTIMIZATION ?= 3
+SHORT ?= tests/models tests/training tests/reliability/test_earlier_version.py
 test-short: $(VENV)/installed-tests
-	XLA_FLAGS=--xla_backend_optimization_level=$(OPTIMIZATION) $(PYTEST) -m "not long and not compiler" tests/models tests/training \
-	    tests/reliability/test_earlier_version.py
+	XLA_FLAGS=--xla_backend_optimization_level=$(OPTIMIZATION) $(PYTEST) -m "not long and not compiler" $(SHORT)
 
 test-compiler: $(VENV)/installed-tests
 	$(PYTEST) -m compiler
