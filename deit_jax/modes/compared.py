@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from deit_jax import console
-from deit_jax.config import ConfigError, asks_teacher
+from deit_jax.config import ConfigError, needs_teacher
 from deit_jax.config_record import recorded_config
 from deit_jax.data.classes import difference
 from deit_jax.models import create_model, list_models, native_image_size
@@ -60,7 +60,7 @@ def _embedded_teacher(workdir: Workdir, first: Network) -> Network | None:
     """Returns the package's own teacher if the run learned from it."""
     record = read_config(workdir)
     teacher = record["config"]["teacher"]
-    if teacher["weights"] != EMBEDDED or not asks_teacher(recorded_config(record)):
+    if teacher["weights"] != EMBEDDED or teacher.get("answers") or not needs_teacher(recorded_config(record)):
         return None
     name, overrides = teacher["name"], teacher["overrides"]
     dtype = getattr(first.model, "dtype", jnp.float32)
