@@ -201,7 +201,7 @@ def encode(
     """
     tensors = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
     if path.suffix.lower() == ".safetensors":
-        return safetensors.numpy.save(tensors, metadata={"format": "pt", **(metadata or {})})
+        return _sorted_metadata(safetensors.numpy.save(tensors, metadata={"format": "pt", **(metadata or {})}))
     if path.suffix.lower() not in WRITTEN:
         raise WeightsError(f"{path}: weights are written as .safetensors or .pth, or into a folder (no suffix)")
     torch = _import_torch(path)
@@ -209,6 +209,16 @@ def encode(
     buffer = io.BytesIO()
     torch.save(state if wrapper is None else {wrapper: state}, buffer)
     return buffer.getvalue()
+
+
+def _sorted_metadata(content: bytes) -> bytes:
+    """Returns a .safetensors file with sorted metadata, whose order the library draws at random: equal weights, equal files."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the tensors begin at a multiple of 8 bytes
+    return len(encoded).to_bytes(8, "little") + encoded + content[8 + length :]
 
 
 def write_files(contents: Mapping[Path, bytes]) -> None:

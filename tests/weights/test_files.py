@@ -1,12 +1,13 @@
 import json
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from deit_jax.weights.errors import WeightsError, shown
-from deit_jax.weights.files import is_weights, is_workdir, read_file, write_files
+from deit_jax.weights.files import encode, is_weights, is_workdir, read_file, write_files
 
 from .tensor_files import TENSORS, RemovesAFile, assert_same, write_file
 
@@ -26,6 +27,17 @@ def test_strided_arrays_are_written(tmp_path):
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(found[name], tensor)
         assert found[name].shape == tensor.shape
+
+
+def test_equal_weights_are_equal_files_that_safetensors_reads():
+    path = Path("a.safetensors")
+    metadata = {f"key_{i}": f"caf\u00e9 {i}" for i in range(20)}
+    contents = {encode(path, TENSORS, metadata=dict(order)) for order in (metadata.items(), reversed(metadata.items()))}
+    (content,) = contents | {encode(path, TENSORS, metadata=metadata) for _ in range(20)}
+    assert_same(safetensors.numpy.load(content), TENSORS)
+    length = int.from_bytes(content[:8], "little")
+    assert length % 8 == 0
+    assert json.loads(content[8 : 8 + length])["__metadata__"] == {"format": "pt", **metadata}
 
 
 def test_folder_with_weights(tmp_path):
