@@ -72,7 +72,7 @@ def test_own_folder_and_own_teacher_in_one_command(photos, tmp_path):
         model = deit_jax.create_model(name)
         variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
         weights = deit_jax.save_weights(variables, model, tmp_path / f"{name}.safetensors", "timm")
-        given += [f"--config.{field}model.weights={weights}", f"--config.{field}train.epochs=2"]
+        given += [f"--config.{field}model.weights={weights}", f"--config.{field}train.epochs=1"]
 
     run = tmp_path / "run"
     command = ["--config=configs/own_images.py:distilled", f"--config.data.path={photos}", f"--workdir={run}",
@@ -83,7 +83,7 @@ def test_own_folder_and_own_teacher_in_one_command(photos, tmp_path):
     assert printed.count("48 training images, 12 for evaluation, 3 classes (20% of every class held out)") == 2
     assert "training the teacher first, then its student" in printed and done.stderr == ""
     teacher, student = (json.loads((folder / "results.json").read_text()) for folder in (run / "teacher", run))
-    assert (teacher["step"], student["step"]) == (6, 6)
+    assert (teacher["step"], student["step"]) == (3, 3)
     assert (run / "report.html").is_file() and (run / "teacher/report.html").is_file()
     # The trunk is the published one's, BatchNorm's statistics too.
     network, published = load_network(run / "teacher"), variables
@@ -102,13 +102,6 @@ def test_own_folder_and_own_teacher_in_one_command(photos, tmp_path):
     succeed("--mode=predict", f"--workdir={run}", photos / "Bag/0.jpg", f"--output={output}")
     [found] = json.loads(output.read_text())
     assert sorted(guess["label"] for guess in found["predictions"]) == sorted(CLASSES)
-
-    # Another student under the same teacher, which is not trained again.
-    succeed("--config=configs/own_images.py:distilled", f"--config.data.path={photos}", f"--workdir={tmp_path / 'two'}",
-                   "--config.teacher.name=regnety_002", f"--config.teacher.weights={run / 'teacher'}", given[0],
-                   "--config.train.epochs=1", "--config.image_size=64")  # fmt: skip
-    assert not (tmp_path / "two/teacher").exists()
-    assert json.loads((tmp_path / "two/results.json").read_text())["teacher"] == student["teacher"]
 
 
 def test_a_folder_of_images_without_classes_is_refused(photos, tmp_path):

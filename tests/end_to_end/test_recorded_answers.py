@@ -71,8 +71,8 @@ def test_killed_recorders_and_trainings_end_with_the_bits_of_an_undisturbed_live
     assert_same_run(tmp_path / "run", live)
 
 
-@pytest.mark.parametrize("block", [[], ["--config.augment.group_size=8"]], ids=["own blocks", "a shared block"])
-def test_two_processes_record_and_learn_as_one_does_with_two_devices(tmp_path, block):
+def test_two_processes_record_and_learn_as_one_does_with_two_devices(tmp_path):
+    block = ["--config.augment.group_size=8"]  # one block of 32 rows, which both processes share
     student = [*block, f"--config.teacher.answers={tmp_path / 'two'}", "--config.teacher.weights="]
     run_together(tmp_path / "live", *block, f"--config.teacher.record={tmp_path / 'of_live'}", processes=2)
     printed = run_together(None, "--mode=record", *block, f"--output={tmp_path / 'two'}", processes=2)

@@ -230,8 +230,7 @@ def test_a_soft_run_from_logits_is_the_live_run_that_recorded_them(data, tmp_pat
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("devices", [1, 2])
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize(("devices", "accumulation"), [(1, 2), (2, 1)])
 def test_with_the_whole_recipe_on_several_devices(data, tmp_path, devices, accumulation):
     whole = {"augment__rand_augment": "rand-m9-mstd0.5-inc1", "train__accumulation_steps": accumulation}
     with fewer_devices(devices):
