@@ -30,7 +30,8 @@ from deit_jax.storage.files import as_file, write_file
 from deit_jax.storage.workdir import EVALUATION, Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import has_checkpoints
 from deit_jax.training.preparation import common_facts, with_shared_index
-from deit_jax.training.record import read_config, show_results
+from deit_jax.training.record import read_config
+from deit_jax.training.results import show_results
 from deit_jax.weights.files import kind_of
 
 _NOTHING = "nothing to evaluate: give the --workdir of a training run, or --config.model.weights=FILE (or =pretrained)"

@@ -48,7 +48,8 @@ from deit_jax.storage.files import write_file
 from deit_jax.storage.workdir import ENVIRONMENT, REPORT, RESULTS, UnreadableError, Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import has_checkpoints
 from deit_jax.training.first_images import TRAINING_IMAGES, first_images
-from deit_jax.training.record import closing_table, read_config, recorded_mixing
+from deit_jax.training.record import read_config, recorded_mixing
+from deit_jax.training.results import closing_table
 
 PREDICTED_IMAGES = 2000  # or IMAGES_A_CLASS per class if there are many classes; at most MOST_IMAGES
 IMAGES_A_CLASS, MOST_IMAGES = 10, 10_000

@@ -54,12 +54,8 @@ from deit_jax.training.preparation import (
     speed_of,
 )
 from deit_jax.training.program import Initial, Program
-from deit_jax.training.record import (
-    show_results,
-    skipped_steps,
-    write_results,
-)
 from deit_jax.training.recorded_answers import check_answers, recorded_teacher
+from deit_jax.training.results import show_results, skipped_steps, write_results
 from deit_jax.training.state import TrainState
 from deit_jax.training.teacher import FrozenTeacher, Teacher, score_teacher
 from deit_jax.training.wall_time import WallTime

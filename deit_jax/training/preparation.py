@@ -51,12 +51,11 @@ from deit_jax.training.record import (
     as_begun,
     check_workdir,
     claim_workdir,
-    finished_results,
     recorded_mixing,
     scheduled_steps,
-    show_results,
 )
 from deit_jax.training.recorded_answers import given_answers
+from deit_jax.training.results import finished_results, show_results
 from deit_jax.training.teacher import Teacher
 
 

@@ -120,7 +120,7 @@ def test_a_killed_run_leaves_no_lock(tmp_path):
 
 def test_damaged_results_are_rewritten(tmp_path):
     from deit_jax.training.plan import resolve
-    from deit_jax.training.record import finished_results
+    from deit_jax.training.results import finished_results
 
     plan = resolve(tiny_config(), num_images=10_000, data_classes=10)
     (tmp_path / "results.json").write_text('{"step": 4, "sco')
