@@ -52,9 +52,9 @@ quickstart-short: $(VENV)/installed
 test: $(VENV)/installed-tests
 	$(PYTEST) -m "not long and not compiler"
 
-# Models and the train step alone, for further Pythons; compiled with the usual optimizations (3), which tests/conftest.py leaves out (0).
+# A part, for further Pythons; compiled with the usual optimizations (3), which tests/conftest.py leaves out (0).
 OPTIMIZATION ?= 3
-SHORT ?= tests/models tests/training/test_step.py tests/training/test_trajectory.py tests/reliability/test_earlier_version.py
+SHORT ?= tests/models tests/training/test_trajectory.py tests/reliability/test_earlier_version.py
 test-short: $(VENV)/installed-tests
 	XLA_FLAGS=--xla_backend_optimization_level=$(OPTIMIZATION) $(PYTEST) -m "not long and not compiler" $(SHORT)
 
