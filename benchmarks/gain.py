@@ -97,7 +97,7 @@ STUDIES = {
             "teacher": Row("configs/cifar10.py:teacher", "RegNetY, the teacher"),
             "none": Row("configs/cifar10.py:none", "labels alone"),
             "none_long": Row(
-                "configs/cifar10.py:none", "labels alone, equal time", flags=("--config.train.epochs=30",)
+                "configs/cifar10.py:none", "labels alone, equal time", flags=("--config.train.epochs=14",)
             ),
             "hard": Row("configs/cifar10.py:hard", "token, hard (as in the paper)", "none", teacher="teacher"),
             "soft": Row("configs/cifar10.py:soft", "token, soft", "none", teacher="teacher"),

@@ -51,8 +51,8 @@ def get_config(argument: str = "soft") -> ConfigDict:
     with config.unlocked():
         config.model.overrides = dict(STUDENT)
     config.model.drop_path_rate = 0.0
-    config.schedule.base_learning_rate = 5e-4
-    config.augment.mix_probability = 0.5
+    config.schedule.base_learning_rate = 1e-3
+    config.augment.mix_probability = 0.2
     if kind == "two_tokens":
         config.distillation.kind = "labels"
     if kind in ("soft", "hard"):
