@@ -275,7 +275,8 @@ class _Train:
     """The training steps."""
 
     batch_size: int = option(1024, "images per step over all devices, including repeats", at_least=1)
-    epochs: int = option(100, "an epoch has as many images as the data set, including repeats", at_least=1)
+    epochs: int = option(100, "an epoch has as many images as the data set, including repeats, rounded down to a multiple of 256 "
+        "(of 500 images 256, drawn from all; fewer than 256 are not rounded), then to whole batches", at_least=1)
     max_steps: int | None = option(None, "stop early, without changing the schedule", at_least=1)
     train_mode: bool = option(True, "False: modules run as in evaluation, without dropout and stochastic depth and with "
         "BatchNorm's running statistics, as the released 384-pixel models were fine-tuned", before=True)
