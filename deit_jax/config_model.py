@@ -161,7 +161,7 @@ def named_teachers(config: ConfigDict) -> list[NamedTeacher]:
 
 
 def check_heads(config: ConfigDict) -> None:
-    """Raises ConfigError if training would leave a head of the model untrained, or needs a head that the model does not have."""
+    """Raises ConfigError if training leaves a head untrained, needs one that the model does not have, or ignores its teacher."""
     kind, name, token = config.distillation.kind, config.model.name, has_distillation_token(config)
     loss = loss_kind(kind)
     if loss is None:
@@ -176,6 +176,8 @@ def check_heads(config: ConfigDict) -> None:
             f"config.distillation.kind={kind} does not train the distillation head of {name}, which "
             f"config.model.fusion={config.model.fusion} makes part of the answer: set config.model.fusion=class"
         )
+    if "alpha" in loss.uses:
+        _check_alpha(config, needs_teacher=loss.needs_teacher, token=token)
     if kind == "none" and token:
         plain = name.replace("_distilled", "")
         without = f"config.model.name={plain}" if plain != name else "config.model.overrides.distilled=False"
@@ -183,6 +185,24 @@ def check_heads(config: ConfigDict) -> None:
             f"config.distillation.kind=none does not train the distillation token of {name}, whose head gives half of each "
             f"answer: set config.distillation.kind to hard or soft (with a teacher) or to labels or labels_mean, or {without}"
         )
+
+
+def _check_alpha(config: ConfigDict, *, needs_teacher: bool, token: bool) -> None:
+    """Raises ConfigError for a weight of 0 or 1 that excludes the teacher or the only loss of a head."""
+    name, alpha, fusion = config.model.name, config.distillation.alpha, config.model.fusion
+    where = f"config.distillation.alpha={alpha:g}"
+    if alpha == 0 and needs_teacher and not (config.features.pairs or config.teacher.record):
+        without = "labels_class, with config.model.fusion=class" if token else "none"
+        raise ConfigError(
+            f"{where}: nothing would be learned from the teacher: set it above 0, or config.distillation.kind={without}"
+        )
+    if alpha == 0 and token and fusion != "class":
+        raise ConfigError(
+            f"{where} does not train the distillation head of {name}, which config.model.fusion={fusion} makes part of the "
+            "answer: set it above 0, or config.model.fusion=class"
+        )
+    if alpha == 1 and token:
+        raise ConfigError(f"{where} does not train the class head of {name}, which is part of every answer: set it below 1")
 
 
 def has_distillation_token(config: ConfigDict) -> bool:
