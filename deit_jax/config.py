@@ -155,7 +155,7 @@ class _Teacher:
     answers_timeout: int = option(600, "seconds that a training waits for answers while their recorder makes no progress",
         at_least=1, before=600, only_if_typed=True)
     record: str = option("", "a folder to which a training writes its teacher's answers, for other trainings", before="")
-    record_as: str = option("auto", "what is recorded; auto: decisions if distillation.kind is hard, otherwise logits",
+    record_as: str = option("auto", "what is recorded; auto: decisions if distillation.kind is hard and top_k is None, otherwise logits",
         choices="answers.kinds.NAMES", before="auto", only_if_typed=True)
     top_k: int | None = option(None, "record only this many of the logits, the largest, and the log-sum-exp of the rest at "
         "distillation.tau; None: all", at_least=1, before=None, only_if_typed=True)
