@@ -150,14 +150,15 @@ def _check_teacher_section(config: ConfigDict) -> None:
             raise ConfigError(
                 f"config.teacher is set but config.distillation.kind is {kind}: set it to {choices}, or set config.features.pairs"
             )
-    elif teacher.answers:
-        _refuse_bad_answers(config, "answers")
     elif teacher.recipe is not None:
-        if teacher.weights:
-            raise ConfigError("config.teacher.weights and config.teacher.recipe exclude each other: set only one")
+        for field in ("weights", "answers"):
+            if teacher[field]:
+                raise ConfigError(f"config.teacher.{field} and config.teacher.recipe exclude each other: set only one")
         _validate_recipe(teacher.recipe)
         if (trained := teacher.recipe.model.name) != teacher.name:
             raise ConfigError(f"config.teacher.name={teacher.name!r}, but config.teacher.recipe trains {trained!r}")
+    elif teacher.answers:
+        _refuse_bad_answers(config, "answers")
     elif not teacher.weights:
         raise ConfigError(
             f"{_asking(config)} needs a teacher: set config.teacher.weights to the --workdir of a trained one, a "

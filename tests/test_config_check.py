@@ -134,7 +134,10 @@ def test_teachers_must_fit_the_distillation():
     config.teacher.recipe = tiny_config()
     with pytest.raises(ConfigError, match="exclude each other"):
         validate(config)
-    config.teacher.weights = ""
+    config.teacher.weights, config.teacher.answers = "", "answers"
+    with pytest.raises(ConfigError, match=r"config\.teacher\.answers and config\.teacher\.recipe exclude each other"):
+        validate(config)
+    config.teacher.answers = ""
     with pytest.raises(ConfigError, match="trains 'deit_tiny"):
         validate(config)
 
