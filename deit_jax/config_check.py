@@ -132,10 +132,9 @@ def _check_unlabelled(config: ConfigDict) -> None:
     if unlabelled.source == "tfds" and not unlabelled.name:
         raise ConfigError("config.unlabelled.source=tfds needs config.unlabelled.name, which is empty")
     if not needs_teacher(config):
-        *others, last = kinds_with_teacher()
         raise ConfigError(
             f"config.unlabelled.source={unlabelled.source}: only a teacher labels these images, and config.distillation.kind is "
-            f"{kind}: set it to {', '.join(others)} or {last}"
+            f"{kind}: {_how_to_use_a_teacher()}"
         )
 
 
@@ -145,11 +144,7 @@ def _check_teacher_section(config: ConfigDict) -> None:
     if not needs_teacher(config):
         fields = ("weights", "answers", "record", "recipe", "mean", "std", "classes")
         if teacher.each or any(teacher[field] not in (None, "") for field in fields):
-            *others, last = kinds_with_teacher()
-            choices = f"{', '.join(others)} or {last}"
-            raise ConfigError(
-                f"config.teacher is set but config.distillation.kind is {kind}: set it to {choices}, or set config.features.pairs"
-            )
+            raise ConfigError(f"config.teacher is set but config.distillation.kind is {kind}: {_how_to_use_a_teacher()}")
     elif teacher.recipe is not None:
         for field in ("weights", "answers"):
             if teacher[field]:
@@ -178,6 +173,11 @@ def _check_teacher_section(config: ConfigDict) -> None:
         _refuse_bad_answers(config, "record")
     check_teachers(config)
     check_features(config)
+
+
+def _how_to_use_a_teacher() -> str:
+    *others, last = kinds_with_teacher()
+    return f"set it to {', '.join(others)} or {last}, or set config.features.pairs"
 
 
 def _asking(config: ConfigDict) -> str:

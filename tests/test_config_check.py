@@ -227,7 +227,7 @@ def test_unlabelled_images_need_a_teacher():
     for kind in ("none", "labels"):
         config = tiny_config(unlabelled__source="folder", distillation__kind=kind, teacher__weights="")
         with pytest.raises(
-            ConfigError, match=f"only a teacher labels these images, and config.distillation.kind is {kind}"
+            ConfigError, match=f"and config.distillation.kind is {kind}: set it to soft or hard, or set config.features.pairs"
         ):
             validate(config)
     validate(tiny_config(unlabelled__source="folder", unlabelled__path="/photos"))
