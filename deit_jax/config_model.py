@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from deit_jax.config import OPTIONS, ConfigError, asks_teacher, listed_names
 from deit_jax.loss_kinds import loss_kind
 from deit_jax.models.registry import check_fields, has_token, model_fields
-from deit_jax.weights.files import is_workdir
+from deit_jax.weights.files import kind_of
 
 # Fields of a module that are set by an option of the configuration.
 _OPTIONS = tuple(name.removeprefix("model.") for name, each in OPTIONS.items() if each.of_model)
@@ -118,15 +118,24 @@ class NamedTeacher:
 def check_teachers(config: ConfigDict) -> None:
     """Raises ConfigError for an unknown teacher, or bad fields in config.teacher.overrides or config.teacher.each.
 
-    The overrides apply to all teachers except those from a workdir, which have their own.
+    The overrides apply to all teachers except those that have their own (`has_own_fields`).
     """
     if not asks_teacher(config):
         return
     _check_each(config)
-    if config.teacher.recipe is not None:
-        return
-    for teacher in named_teachers(config):
-        check_overrides("teacher", teacher.name, {} if is_workdir(teacher.weights) else teacher.overrides)
+    for position, teacher in enumerate(named_teachers(config), 1):
+        own = config.teacher.recipe is not None or has_own_fields(teacher.weights)
+        if own and "overrides" in config.teacher.each.get(str(position), {}):
+            raise ConfigError(
+                f"config.teacher.each.{position}.overrides: this teacher's fields come from its recipe, workdir or program; leave "
+                "them out"
+            )
+        check_overrides("teacher", teacher.name, {} if own else teacher.overrides)
+
+
+def has_own_fields(weights: str) -> bool:
+    """Whether the model's fields come with `weights`, which specify a workdir or a program."""
+    return weights != "" and kind_of(weights) in ("workdir", "program")
 
 
 def _check_each(config: ConfigDict) -> None:
@@ -202,7 +211,9 @@ def _check_alpha(config: ConfigDict, *, needs_teacher: bool, token: bool) -> Non
             "answer: set it above 0, or config.model.fusion=class"
         )
     if alpha == 1 and token:
-        raise ConfigError(f"{where} does not train the class head of {name}, which is part of every answer: set it below 1")
+        raise ConfigError(
+            f"{where} does not train the class head of {name}, which is part of every answer: set it below 1"
+        )
 
 
 def has_distillation_token(config: ConfigDict) -> bool:
