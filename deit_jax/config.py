@@ -156,7 +156,8 @@ class _Teacher:
     answers_timeout: int = option(600, "seconds that a training waits for answers while their recorder makes no progress",
         at_least=1, before=600, only_if_typed=True)
     record: str = option("", "a folder to which a training writes its teacher's answers, for other trainings", before="")
-    record_as: str = option("auto", "what is recorded; auto: decisions if distillation.kind is hard and top_k is None, otherwise logits",
+    record_as: str = option("auto", "what is recorded; auto: decisions if distillation.kind is hard and top_k is None, "
+        "otherwise logits",
         choices="answers.kinds.NAMES", before="auto", only_if_typed=True)
     top_k: int | None = option(None, "record only this many of the logits, the largest, and the log-sum-exp of the rest at "
         "distillation.tau; None: all", at_least=1, before=None, only_if_typed=True)
@@ -279,8 +280,8 @@ class _Train:
     epochs: int = option(100, "an epoch has as many images as the data set, including repeats, rounded down to a multiple of 256 "
         "(of 500 images 256, drawn from all; fewer than 256 are not rounded), then to whole batches", at_least=1)
     max_steps: int | None = option(None, "stop early, without changing the schedule", at_least=1)
-    train_mode: bool = option(True, "False: modules run as in evaluation, without dropout, patch dropout and stochastic depth and with "
-        "BatchNorm's running statistics, as the released 384-pixel models were fine-tuned", before=True)
+    train_mode: bool = option(True, "False: modules run as in evaluation, without dropout, patch dropout and stochastic depth "
+        "and with BatchNorm's running statistics, as the released 384-pixel models were fine-tuned", before=True)
     accumulation_steps: int = option(1, "microbatches per step; the result is that of the whole batch", at_least=1)
     clip_norm: float | None = option(None, "maximum global gradient norm; None: no clipping", above=0)
 
@@ -310,8 +311,8 @@ class _Schedule:
     base_learning_rate: float = option(5e-4, "for a batch of base_batch_size", above=0)
     base_batch_size: int = option(512, "peak rate = base_learning_rate * batch_size / base_batch_size", at_least=1)
     warmup_epochs: float = option(0.0, "epochs in which the rate rises linearly", at_least=0)
-    warmup_learning_rate: float = option(1e-6, "rate at the start of the warm-up: of the first step, without per_step of the first "
-        "epoch; not scaled", at_least=0, only_if_typed=True)
+    warmup_learning_rate: float = option(1e-6, "rate at the start of the warm-up: of the first step, without per_step of the "
+        "first epoch; not scaled", at_least=0, only_if_typed=True)
     min_learning_rate: float = option(0.0, "rate at the end; not scaled", at_least=0)
     per_step: bool = option(True, "update the rate every step; False: every epoch")
 

@@ -127,8 +127,8 @@ def check_teachers(config: ConfigDict) -> None:
         own = config.teacher.recipe is not None or has_own_fields(teacher.weights)
         if own and "overrides" in config.teacher.each.get(str(position), {}):
             raise ConfigError(
-                f"config.teacher.each.{position}.overrides: this teacher's fields come from its recipe, workdir or program; leave "
-                "them out"
+                f"config.teacher.each.{position}.overrides: this teacher's fields come from its recipe, workdir or program; "
+                "leave them out"
             )
         check_overrides("teacher", teacher.name, {} if own else teacher.overrides)
 

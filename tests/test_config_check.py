@@ -252,7 +252,8 @@ def test_questionable_schedules_are_reported():
     config = tiny_config(teacher__weights="")
     config.teacher.recipe = tiny_config(schedule__min_learning_rate=0.1)
     assert questionable(config) == [
-        "config.teacher.recipe.schedule.min_learning_rate=0.1 is above the peak rate 0.0005, so the learning rate rises to the end"
+        "config.teacher.recipe.schedule.min_learning_rate=0.1 is above the peak rate 0.0005, so the learning rate "
+        "rises to the end"
     ]
 
 

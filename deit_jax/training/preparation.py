@@ -102,8 +102,8 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
     eval_source = open_evaluation_images(data, names)
     if share_images(data.train_split, data.eval_split) and not holds_out(data):
         console.warn(
-            f"config.data.eval_split={data.eval_split} has images of config.data.train_split={data.train_split}, on which scores are "
-            "too good: set parts without common images, e.g. train[:90%] and train[90%:]"
+            f"config.data.eval_split={data.eval_split} has images of config.data.train_split={data.train_split}, on which "
+            "scores are too good: set parts without common images, e.g. train[:90%] and train[90%:]"
         )
     identity = Identity.of(train_source, eval_source)
     record = check_workdir(workdir, config, identity)
