@@ -65,9 +65,11 @@ test-compiler: $(VENV)/installed-tests
 test-long: $(VENV)/installed-peers
 	$(PYTEST) -m "long or compiler"
 
-# Those of the long tests that need PyTorch.
+# The tests that need PyTorch, with their files; two more need timm too (docs/parity.md).
+NEEDS_TORCH := $(addprefix tests/,weights/test_pickles.py weights/test_peers.py weights/test_loading.py training/test_features.py \
+    host_teacher/test_frameworks.py modes/test_feature_runs.py::test_the_exported_student_loads_strictly_in_transformers)
 test-torch: $(VENV)/installed-peers
-	$(PYTEST) -m "not compiler" tests/weights/test_pickles.py tests/weights/test_peers.py tests/weights/test_loading.py
+	$(PYTEST) -m "not compiler" $(NEEDS_TORCH)
 
 test-all: test test-long
 

@@ -13,7 +13,7 @@ All are measured alternately over several rounds. A figure is the median over th
 measurement is printed in images/s and, in brackets, milliseconds of processor time per image (all threads and processes), which
 is less sensitive to other load. The last line is one JSON object. The time of each stage for one image is printed first.
 
-What a machine with more cores would read is on paper only: the images/s of one core, by the processor time of our host pipeline
+What a machine with more cores would read is only calculated: the images/s of one core, by the processor time of our host pipeline
 per image, times the number of cores; and the limit of the one thread that assembles batches and hands them to the devices.
 
     python benchmarks/input_pipeline.py --assembly
@@ -147,7 +147,7 @@ def on_paper(processor_ms: float, assembly_ms: float) -> list[str]:
     limit = 1024 / (assembly_ms / 1000)
     cores = (1, 2, 8, 16, 32, 64, 112, 208)
     rates = ", ".join(f"{count}: {min(count * 1000 / processor_ms, limit):,.0f}" for count in cores)
-    return [f"images/s by number of cores, on paper: {rates}", f"the thread that assembles: at most {limit:,.0f}"]
+    return [f"images/s by number of cores, calculated: {rates}", f"the thread that assembles: at most {limit:,.0f}"]
 
 
 def one_ahead(results: Iterator[Any]) -> Iterator[Any]:

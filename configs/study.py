@@ -31,6 +31,7 @@ from deit_jax.config import ConfigError
 from deit_jax.recipes.small import fashion_mnist
 
 KINDS = ("convnet", "none", "soft", "hard", "token", "token_soft", "two_tokens")
+TAUGHT = ("soft", "hard", "token", "token_soft")
 CHANGES = ("transformer", "repeated", "mixing", "erasing", "no_drop_path")
 STUDENT = dict(patch_size=7, embed_dim=64, depth=4, num_heads=2)
 TEACHER = dict(w0=32, wa=32.0, wm=2.0, depth=4, group_width=32)
@@ -45,6 +46,13 @@ def get_config(argument: str = "token") -> ConfigDict:
             f"configs/study.py:{argument}: {wrong!r} is not known; give one of {', '.join(KINDS)}, "
             f"then any of {', '.join(CHANGES)}"
         )
+    ignored = {"convnet": ("transformer", "no_drop_path")}.get(kind, () if kind in TAUGHT else ("transformer",))
+    for word in changes:
+        if word in ignored:
+            why = "has no teacher" if word == "transformer" else "has no stochastic depth"
+            raise ConfigError(
+                f"configs/study.py:{argument}: {kind} {why}, so {word!r} would change nothing: leave it out"
+            )
     config = _common()
     if kind == "convnet":
         config.model.name = "regnety_002"
@@ -65,7 +73,7 @@ def get_config(argument: str = "token") -> ConfigDict:
         config.distillation.kind = "hard"
     elif kind == "two_tokens":
         config.distillation.kind = "labels"
-    if kind in ("soft", "hard", "token", "token_soft"):
+    if kind in TAUGHT:
         config.teacher.name = "deit_tiny_patch16_224" if "transformer" in changes else "regnety_002"
     if "repeated" in changes:
         config.data.repeats = 3

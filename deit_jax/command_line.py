@@ -16,7 +16,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from deit_jax.config import OPTIONS, default_config
-from deit_jax.config_check import without_effect
+from deit_jax.config_check import questionable, without_effect
 from deit_jax.config_file import Override, apply, load_config, split
 from deit_jax.errors import UserError, refuse_address
 from deit_jax.help import page, requested
@@ -155,7 +155,7 @@ def run(argv: Sequence[str]) -> None:
     say_plugins()  # only now, when one of several processes has been chosen to print
     if _GIVEN.config is not None and _GIVEN.file is not None:
         _report_packaged_file(_GIVEN.file)
-        _warn_of_fields_without_effect(_GIVEN.config)
+        _warn_of_fields(_GIVEN.config, mode)
     try:
         mode.run(given)
     except OSError as error:
@@ -200,12 +200,14 @@ def _output() -> Path | None:
     return None if output is None else Path(typed_path("--output", output))
 
 
-def _warn_of_fields_without_effect(config: ConfigDict) -> None:
+def _warn_of_fields(config: ConfigDict, mode: Mode) -> None:
     from deit_jax import console
 
-    fields = [f"config.{name} ({reason})" for name, reason in without_effect(config, _GIVEN.typed)]
-    if fields:
-        console.warn(f"without effect: {', '.join(fields)}")
+    useless = without_effect(config, _GIVEN.typed, recording=mode.name == "record")
+    if useless:
+        console.warn(f"without effect: {', '.join(f'config.{name} ({reason})' for name, reason in useless)}")
+    for sentence in questionable(config):
+        console.warn(sentence)
 
 
 def _report_packaged_file(path: Path) -> None:

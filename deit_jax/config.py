@@ -76,11 +76,12 @@ class _Model:
     reset_heads: bool = option(False, "start the heads from scratch even if they fit: for a different set of classes of the "
         "same size", before=False)
     drop_path_rate: float = option(0.0, "stochastic depth rate of the last block; rates grow linearly from 0",
-        at_least=0, at_most=0.999, of_model=True)
+        at_least=0, at_most=0.999, of_model=True, only_if_typed=True)
     dropout_rate: float = option(0.0, "dropout after the position embedding, attention projection and MLP layers",
-        at_least=0, at_most=0.999, of_model=True)
+        at_least=0, at_most=0.999, of_model=True, only_if_typed=True)
     patch_keep_rate: float = option(1.0, "part of the patch tokens that a training step computes, drawn for each image and step; "
-        "1 - timm's patch_drop_rate. Evaluation computes all", above=0, at_most=1, before=1.0, of_model=True)
+        "1 - timm's patch_drop_rate. Evaluation computes all", above=0, at_most=1, before=1.0, of_model=True,
+        only_if_typed=True)
     drop_dtype: str = option("float32", "dtype in which dropout and stochastic depth divide by the keep probability: float32 "
         "(as PyTorch) or compute (compute_dtype; bfloat16 rounds the probability itself by up to 0.4 %, as in "
         "versions before this field)", choices="models.layers.DIVISIONS", before="compute", of_model=True)
@@ -93,7 +94,7 @@ class _Model:
     regnet_init: str = option("timm_0.5", "random initialisation of a RegNet: timm_0.5 (timm since 0.5: fan_out within a "
         "convolution group, squeeze-and-excitation biases 0) or timm_0.3 (timm 0.3.2, which the released code pins: fan_out of "
         "all groups, those biases uniform as in PyTorch)", choices="models.regnet.INITIALISATIONS", before="timm_0.5",
-        of_model=True)
+        of_model=True, only_if_typed=True)
     fusion: str = option("logits", "how two heads are combined: logits (mean of the logits, released code), softmax (mean "
         "of the softmax, paper), or class (only the class head)", choices="models.protocol.FUSIONS", of_model=True)
     attention: str = option("auto", "xla: plain operations; dot_product: jax.nn.dot_product_attention; pallas: this project's "
@@ -155,7 +156,8 @@ class _Teacher:
     answers_timeout: int = option(600, "seconds that a training waits for answers while their recorder makes no progress",
         at_least=1, before=600, only_if_typed=True)
     record: str = option("", "a folder to which a training writes its teacher's answers, for other trainings", before="")
-    record_as: str = option("auto", "what is recorded; auto: decisions if distillation.kind is hard, otherwise logits",
+    record_as: str = option("auto", "what is recorded; auto: decisions if distillation.kind is hard and top_k is None, "
+        "otherwise logits",
         choices="answers.kinds.NAMES", before="auto", only_if_typed=True)
     top_k: int | None = option(None, "record only this many of the logits, the largest, and the log-sum-exp of the rest at "
         "distillation.tau; None: all", at_least=1, before=None, only_if_typed=True)
@@ -275,10 +277,11 @@ class _Train:
     """The training steps."""
 
     batch_size: int = option(1024, "images per step over all devices, including repeats", at_least=1)
-    epochs: int = option(100, "an epoch has as many images as the data set, including repeats", at_least=1)
+    epochs: int = option(100, "an epoch has as many images as the data set, including repeats, rounded down to a multiple of 256 "
+        "(of 500 images 256, drawn from all; fewer than 256 are not rounded), then to whole batches", at_least=1)
     max_steps: int | None = option(None, "stop early, without changing the schedule", at_least=1)
-    train_mode: bool = option(True, "False: modules run as in evaluation, without dropout and stochastic depth and with "
-        "BatchNorm's running statistics, as the released 384-pixel models were fine-tuned", before=True)
+    train_mode: bool = option(True, "False: modules run as in evaluation, without dropout, patch dropout and stochastic depth "
+        "and with BatchNorm's running statistics, as the released 384-pixel models were fine-tuned", before=True)
     accumulation_steps: int = option(1, "microbatches per step; the result is that of the whole batch", at_least=1)
     clip_norm: float | None = option(None, "maximum global gradient norm; None: no clipping", above=0)
 
@@ -305,10 +308,11 @@ class _Schedule:
 
     kind: str = option("plain", "plain: cosine after a linear warm-up; released: epoch e has the rate of epoch e - 1 (as for the "
         "published weights)", choices=("released", "plain"))
-    base_learning_rate: float = option(5e-4, "for a batch of base_batch_size", at_least=0)
+    base_learning_rate: float = option(5e-4, "for a batch of base_batch_size", above=0)
     base_batch_size: int = option(512, "peak rate = base_learning_rate * batch_size / base_batch_size", at_least=1)
     warmup_epochs: float = option(0.0, "epochs in which the rate rises linearly", at_least=0)
-    warmup_learning_rate: float = option(1e-6, "rate of the first epoch; not scaled", at_least=0)
+    warmup_learning_rate: float = option(1e-6, "rate at the start of the warm-up: of the first step, without per_step of the "
+        "first epoch; not scaled", at_least=0, only_if_typed=True)
     min_learning_rate: float = option(0.0, "rate at the end; not scaled", at_least=0)
     per_step: bool = option(True, "update the rate every step; False: every epoch")
 
@@ -317,7 +321,7 @@ class _Schedule:
 class _Ema:
     """The moving average of the weights."""
 
-    decay: float = option(0.0, "per step, for weights and BatchNorm statistics; 0: off", at_least=0, at_most=1)
+    decay: float = option(0.0, "per step, for weights and BatchNorm statistics; 0: off", at_least=0, below=1)
 
 
 @_section("evaluation")

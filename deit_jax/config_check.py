@@ -21,12 +21,11 @@ from deit_jax.config import (
 )
 from deit_jax.config_features import check_features
 from deit_jax.config_losses import complete_section, options_of
-from deit_jax.config_model import check_heads, check_model, check_teachers, named_teachers
+from deit_jax.config_model import check_heads, check_model, check_teachers, has_own_fields, named_teachers
 from deit_jax.data.registry import source_names, unread_fields
 from deit_jax.loss_kinds import kinds_with_teacher, loss_kind
 from deit_jax.options import Kind, bad_pattern
 from deit_jax.plugins import import_configured
-from deit_jax.weights.files import is_workdir
 
 
 def validate(config: ConfigDict) -> None:
@@ -46,17 +45,21 @@ def validate(config: ConfigDict) -> None:
     for pattern, place in config.parallel.sharding_rules:
         if place not in ("fsdp", "replicate"):
             raise ConfigError(f"config.parallel.sharding_rules: {place!r} for {pattern!r} is not 'fsdp' or 'replicate'")
-    if config.model.weights == "pretrained" and config.model.variables == "ema":
-        raise ConfigError("config.model.variables=ema: the published weights have no moving average; use raw")
-    if config.data.source == "fashion_mnist_10k" and config.data.path:
-        raise ConfigError(
-            f"config.data.path={config.data.path}: config.data.source is fashion_mnist_10k, which needs no path; for your own "
-            "images set config.data.source=folder (or npz)"
-        )
+    if config.model.weights in ("pretrained", "embedded") and config.model.variables == "ema":
+        raise ConfigError(f"config.model.variables=ema: {config.model.weights} weights have no moving average; use raw")
+    _refuse_path_of_embedded("config.data", config.data)
     check_model(config)
     _check_extra_sets(config)
     _check_unlabelled(config)
     _check_teacher_section(config)
+
+
+def _refuse_path_of_embedded(where: str, images: ConfigDict) -> None:
+    if images.source == "fashion_mnist_10k" and images.path:
+        raise ConfigError(
+            f"{where}.path={images.path}: {where}.source is fashion_mnist_10k, which needs no path; for your own images set "
+            f"{where}.source=folder (or npz)"
+        )
 
 
 def _check_fields(config: ConfigDict) -> None:
@@ -114,6 +117,7 @@ def _check_extra_sets(config: ConfigDict) -> None:
         if entry.source not in source_names():
             choices = ", ".join(source_names())
             raise ConfigError(f"config.evaluation.extra.{name}.source={entry.source!r} must be one of {choices}")
+        _refuse_path_of_embedded(f"config.evaluation.extra.{name}", entry)
 
 
 def _check_unlabelled(config: ConfigDict) -> None:
@@ -129,13 +133,13 @@ def _check_unlabelled(config: ConfigDict) -> None:
     if unlabelled.source not in source_names():
         choices = ", ".join(source_names())
         raise ConfigError(f"config.unlabelled.source={unlabelled.source!r} must be one of {choices}, or '' for none")
+    _refuse_path_of_embedded("config.unlabelled", unlabelled)
     if unlabelled.source == "tfds" and not unlabelled.name:
         raise ConfigError("config.unlabelled.source=tfds needs config.unlabelled.name, which is empty")
     if not needs_teacher(config):
-        *others, last = kinds_with_teacher()
         raise ConfigError(
             f"config.unlabelled.source={unlabelled.source}: only a teacher labels these images, and config.distillation.kind is "
-            f"{kind}: set it to {', '.join(others)} or {last}"
+            f"{kind}: {_how_to_use_a_teacher()}"
         )
 
 
@@ -145,19 +149,18 @@ def _check_teacher_section(config: ConfigDict) -> None:
     if not needs_teacher(config):
         fields = ("weights", "answers", "record", "recipe", "mean", "std", "classes")
         if teacher.each or any(teacher[field] not in (None, "") for field in fields):
-            *others, last = kinds_with_teacher()
-            choices = f"{', '.join(others)} or {last}"
             raise ConfigError(
-                f"config.teacher is set but config.distillation.kind is {kind}: set it to {choices}, or set config.features.pairs"
+                f"config.teacher is set but config.distillation.kind is {kind}: {_how_to_use_a_teacher()}"
             )
-    elif teacher.answers:
-        _refuse_bad_answers(config, "answers")
     elif teacher.recipe is not None:
-        if teacher.weights:
-            raise ConfigError("config.teacher.weights and config.teacher.recipe exclude each other: set only one")
+        for field in ("weights", "answers"):
+            if teacher[field]:
+                raise ConfigError(f"config.teacher.{field} and config.teacher.recipe exclude each other: set only one")
         _validate_recipe(teacher.recipe)
         if (trained := teacher.recipe.model.name) != teacher.name:
             raise ConfigError(f"config.teacher.name={teacher.name!r}, but config.teacher.recipe trains {trained!r}")
+    elif teacher.answers:
+        _refuse_bad_answers(config, "answers")
     elif not teacher.weights:
         raise ConfigError(
             f"{_asking(config)} needs a teacher: set config.teacher.weights to the --workdir of a trained one, a "
@@ -170,13 +173,18 @@ def _check_teacher_section(config: ConfigDict) -> None:
         )
     elif not all(names) or not all(weights):
         raise ConfigError("config.teacher.name and config.teacher.weights: there is nothing between two commas")
-    elif teacher.variables == "ema" and set(weights) <= {"pretrained", "random"}:
+    elif teacher.variables == "ema" and set(weights) <= {"pretrained", "embedded", "random"}:
         kinds = " and ".join(weights)
         raise ConfigError(f"config.teacher.variables=ema: {kinds} weights have no moving average; use raw")
     if asks_teacher(config) and teacher.record:
         _refuse_bad_answers(config, "record")
     check_teachers(config)
     check_features(config)
+
+
+def _how_to_use_a_teacher() -> str:
+    *others, last = kinds_with_teacher()
+    return f"set it to {', '.join(others)} or {last}, or set config.features.pairs"
 
 
 def _asking(config: ConfigDict) -> str:
@@ -204,14 +212,17 @@ def _validate_recipe(recipe: ConfigDict) -> None:
         raise ConfigError(re.sub(r"\bconfig\b", "config.teacher.recipe", str(error))) from error
 
 
-def without_effect(config: ConfigDict, typed: Collection[str] = ()) -> list[tuple[str, str]]:
+def without_effect(
+    config: ConfigDict, typed: Collection[str] = (), *, recording: bool = False
+) -> list[tuple[str, str]]:
     """Returns (field, reason) for each field that is not at its default but has no effect, also in the teacher's recipe.
 
     typed: dotted names of the fields given on the command line, without "config."; needed by fields with `only_if_typed`.
+    recording: the configuration is for --mode=record.
     """
     defaults = default_config()
     useless = []
-    for name, reason in _useless(config):
+    for name, reason in _useless(config, recording):
         given = name in typed or any(field.startswith(f"{name}.") for field in typed)
         if _value(config, name) != _value(defaults, name) and (given or not OPTIONS[name].only_if_typed):
             useless.append((name, reason))
@@ -223,7 +234,26 @@ def without_effect(config: ConfigDict, typed: Collection[str] = ()) -> list[tupl
     return useless
 
 
-def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
+def questionable(config: ConfigDict) -> list[str]:
+    """Returns a sentence for each combination of values that can be run but is hardly meant, also in the teacher's recipe."""
+    schedule, train, found = config.schedule, config.train, []
+    peak = schedule.base_learning_rate * train.batch_size / schedule.base_batch_size
+    if schedule.warmup_epochs >= train.epochs:
+        found.append(
+            f"config.schedule.warmup_epochs={schedule.warmup_epochs:g} is not less than config.train.epochs={train.epochs}: the "
+            "learning rate never reaches its peak"
+        )
+    if schedule.min_learning_rate > peak:
+        found.append(
+            f"config.schedule.min_learning_rate={schedule.min_learning_rate:g} is above the peak rate {peak:g}, so the learning "
+            "rate rises to the end"
+        )
+    if needs_teacher(config) and (recipe := config.teacher.recipe) is not None:
+        found += [re.sub(r"\bconfig\b", "config.teacher.recipe", text) for text in questionable(recipe)]
+    return found
+
+
+def _useless(config: ConfigDict, recording: bool) -> Iterator[tuple[str, str]]:
     """Yields every field that has no effect at any value in this configuration, and why."""
     augment, data, log, optimizer = config.augment, config.data, config.log, config.optimizer
     kind, protocol, weights, teacher = (
@@ -238,7 +268,7 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
     answered = taught and bool(teacher.answers)
     own_recipe = taught and not answered and teacher.recipe is not None
     own_overrides = taught and not answered and teacher.recipe is None
-    own_overrides = own_overrides and all(is_workdir(each.weights) for each in named_teachers(config))
+    own_overrides = own_overrides and all(has_own_fields(each.weights) for each in named_teachers(config))
     mixing = [bool(alpha) for alpha in (augment.mixup_alpha, augment.cutmix_alpha)]
     crop, source = f"data.train_crop is {data.train_crop}", f"data.source is {data.source}"
     rows: list[tuple[bool, str, Sequence[str]]] = [
@@ -248,12 +278,18 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
           "evaluation.teacher")),
         (taught and not needs_logits(config), f"distillation.kind is {kind}: only the teacher's features are used",
          ("teacher.classes", "teacher.record_as", "teacher.top_k", "evaluation.teacher")),
-        # Not those that --mode=record reads (teacher.fused, record_as, top_k): both commands take the same configuration.
+        # Not those that the recorder reads (teacher.fused, record_as, top_k): both commands take the same configuration.
         (answered, "teacher.answers is set", ("teacher.on_change", "evaluation.teacher")),
         (not teacher.answers, "teacher.answers is empty", ["teacher.answers_timeout"]),
         (own_recipe, "teacher.recipe has its own", ["teacher.overrides"]),
-        (own_overrides, "a teacher from a workdir has its own", ["teacher.overrides"]),
-        (not weights, "model.weights is empty", ["model.variables"]),
+        (own_overrides, "a teacher from a workdir or a program has its own", ["teacher.overrides"]),
+        (needs_logits(config) and not (teacher.answers or teacher.record or recording), "teacher.record is empty",
+         ("teacher.record_as", "teacher.top_k")),
+        (not weights, "model.weights is empty", ("model.variables", "model.reset_heads")),
+        (bool(weights), "model.weights is set", ["model.regnet_init"]),
+        (not config.train.train_mode, "train.train_mode is False",
+         ("model.dropout_rate", "model.drop_path_rate", "model.patch_keep_rate")),
+        (not config.schedule.warmup_epochs, "schedule.warmup_epochs is 0", ["schedule.warmup_learning_rate"]),
         (not config.unlabelled.source, "unlabelled.source is empty", ("unlabelled.split", "unlabelled.share")),
         (bool(config.unlabelled.source), f"unlabelled.source is {config.unlabelled.source}",
          [f"unlabelled.{name}" for name in unread_fields(config.unlabelled.source) if name == "name"]),
@@ -266,6 +302,9 @@ def _useless(config: ConfigDict) -> Iterator[tuple[str, str]]:
         (not any(mixing), "mixup_alpha and cutmix_alpha are 0",
          ("augment.mix_mode", "augment.mix_probability", "augment.switch_probability")),
         (any(mixing) and not all(mixing), "mixup or cutmix is off", ["augment.switch_probability"]),
+        (all(mixing) and not augment.mix_probability, "augment.mix_probability is 0", ["augment.switch_probability"]),
+        (any(mixing) and not augment.mix_probability, "augment.mix_probability is 0",
+         ("augment.mixup_alpha", "augment.cutmix_alpha", "augment.mix_mode")),
         (optimizer.name == "sgd", "optimizer.name is sgd", ("optimizer.betas", "optimizer.eps")),
         (optimizer.name != "sgd", f"optimizer.name is {optimizer.name}", ["optimizer.momentum"]),
         (not optimizer.weight_decay, "optimizer.weight_decay is 0", ["optimizer.no_decay"]),

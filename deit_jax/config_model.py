@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from deit_jax.config import OPTIONS, ConfigError, asks_teacher, listed_names
 from deit_jax.loss_kinds import loss_kind
 from deit_jax.models.registry import check_fields, has_token, model_fields
-from deit_jax.weights.files import is_workdir
+from deit_jax.weights.files import kind_of
 
 # Fields of a module that are set by an option of the configuration.
 _OPTIONS = tuple(name.removeprefix("model.") for name, each in OPTIONS.items() if each.of_model)
@@ -118,15 +118,24 @@ class NamedTeacher:
 def check_teachers(config: ConfigDict) -> None:
     """Raises ConfigError for an unknown teacher, or bad fields in config.teacher.overrides or config.teacher.each.
 
-    The overrides apply to all teachers except those from a workdir, which have their own.
+    The overrides apply to all teachers except those that have their own (`has_own_fields`).
     """
     if not asks_teacher(config):
         return
     _check_each(config)
-    if config.teacher.recipe is not None:
-        return
-    for teacher in named_teachers(config):
-        check_overrides("teacher", teacher.name, {} if is_workdir(teacher.weights) else teacher.overrides)
+    for position, teacher in enumerate(named_teachers(config), 1):
+        own = config.teacher.recipe is not None or has_own_fields(teacher.weights)
+        if own and "overrides" in config.teacher.each.get(str(position), {}):
+            raise ConfigError(
+                f"config.teacher.each.{position}.overrides: this teacher's fields come from its recipe, workdir or program; "
+                "leave them out"
+            )
+        check_overrides("teacher", teacher.name, {} if own else teacher.overrides)
+
+
+def has_own_fields(weights: str) -> bool:
+    """Whether the model's fields come with `weights`, which specify a workdir or a program."""
+    return weights != "" and kind_of(weights) in ("workdir", "program")
 
 
 def _check_each(config: ConfigDict) -> None:
@@ -161,7 +170,7 @@ def named_teachers(config: ConfigDict) -> list[NamedTeacher]:
 
 
 def check_heads(config: ConfigDict) -> None:
-    """Raises ConfigError if training would leave a head of the model untrained, or needs a head that the model does not have."""
+    """Raises ConfigError if training leaves a head untrained, needs one that the model does not have, or ignores its teacher."""
     kind, name, token = config.distillation.kind, config.model.name, has_distillation_token(config)
     loss = loss_kind(kind)
     if loss is None:
@@ -176,12 +185,34 @@ def check_heads(config: ConfigDict) -> None:
             f"config.distillation.kind={kind} does not train the distillation head of {name}, which "
             f"config.model.fusion={config.model.fusion} makes part of the answer: set config.model.fusion=class"
         )
+    if "alpha" in loss.uses:
+        _check_alpha(config, needs_teacher=loss.needs_teacher, token=token)
     if kind == "none" and token:
         plain = name.replace("_distilled", "")
         without = f"config.model.name={plain}" if plain != name else "config.model.overrides.distilled=False"
         raise ConfigError(
             f"config.distillation.kind=none does not train the distillation token of {name}, whose head gives half of each "
             f"answer: set config.distillation.kind to hard or soft (with a teacher) or to labels or labels_mean, or {without}"
+        )
+
+
+def _check_alpha(config: ConfigDict, *, needs_teacher: bool, token: bool) -> None:
+    """Raises ConfigError for a weight of 0 or 1 that excludes the teacher or the only loss of a head."""
+    name, alpha, fusion = config.model.name, config.distillation.alpha, config.model.fusion
+    where = f"config.distillation.alpha={alpha:g}"
+    if alpha == 0 and needs_teacher and not (config.features.pairs or config.teacher.record):
+        without = "labels_class, with config.model.fusion=class" if token else "none"
+        raise ConfigError(
+            f"{where}: nothing would be learned from the teacher: set it above 0, or config.distillation.kind={without}"
+        )
+    if alpha == 0 and token and fusion != "class":
+        raise ConfigError(
+            f"{where} does not train the distillation head of {name}, which config.model.fusion={fusion} makes part of the "
+            "answer: set it above 0, or config.model.fusion=class"
+        )
+    if alpha == 1 and token:
+        raise ConfigError(
+            f"{where} does not train the class head of {name}, which is part of every answer: set it below 1"
         )
 
 

@@ -35,6 +35,16 @@ def test_plugins_may_come_before_the_file(parse, modules):
     assert (config.plugins, config.own.size) == (("own_loss",), 3.0)
 
 
+def test_fields_without_effect_and_questionable_values_are_warnings(parse, capsys):
+    typed = ("--config.teacher.top_k=3", "--config.schedule.warmup_epochs=9", "--config.train.epochs=2")
+    config, _ = parse("--config=configs/quickstart.py", *typed)
+    for mode, reported in (("train", True), ("record", False)):
+        command_line._warn_of_fields(config, command_line.MODES[mode])
+        printed = " ".join(capsys.readouterr().out.split())
+        assert ("warning: without effect: config.teacher.top_k (teacher.record is empty)" in printed) == reported
+        assert "warning: config.schedule.warmup_epochs=9 is not less than config.train.epochs=2: the" in printed
+
+
 def test_a_flagfile_may_contain_fields(parse, tmp_path):
     (tmp_path / "flags").write_text("--config=configs/quickstart.py\n--config.seed=3\n")
     assert parse(f"--flagfile={tmp_path}/flags", "--config.log.images=no")[0].seed == 3

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from deit_jax.config import ConfigError, default_config
-from deit_jax.config_check import validate, without_effect
+from deit_jax.config_check import questionable, validate, without_effect
 from deit_jax.paper.commands import FILES
 from tests.recipes.programs import ARGUMENTS, get_config
 from tests.tiny import tiny_config, tiny_teacher_config
@@ -17,6 +18,8 @@ from tests.tiny import tiny_config, tiny_teacher_config
         ("data.repeats", 0),
         ("train.epochs", -1),
         ("ema.decay", 1.1),
+        ("ema.decay", 1.0),
+        ("schedule.base_learning_rate", 0.0),
         ("schedule.kind", "linear"),
         ("optimizer.no_decay", ("(",)),
         ("parallel.sharding_rules", (("(", "fsdp"),)),
@@ -73,6 +76,11 @@ def test_values_out_of_bounds_are_refused(name, value):
             "extra.v2.path=3: give a text",
         ),
         ("evaluation.extra", {"v2": 3}, "extra.v2 has the fields of no ConfigDict"),
+        (
+            "evaluation.extra",
+            {"v2": {"source": "fashion_mnist_10k", "name": "", "path": "/photos", "split": "test"}},
+            "extra.v2.path=/photos: config.evaluation.extra.v2.source is fashion_mnist_10k",
+        ),
     ],
 )
 def test_wrong_values_in_free_sections_are_refused(section, value, message):
@@ -125,6 +133,30 @@ def test_defaults_are_valid_and_recipes_are_checked():
         validate(config)
 
 
+@pytest.mark.parametrize("section", ["model", "teacher"])
+def test_weights_without_a_moving_average_are_refused_with_the_callers_field(section):
+    changes = {f"{section}__weights": "embedded", f"{section}__variables": "ema"}
+    with pytest.raises(
+        ConfigError, match=rf"^config\.{section}\.variables=ema: embedded weights have no moving average"
+    ):
+        validate(tiny_config(**changes))
+
+
+def test_overrides_of_one_teacher_that_has_its_own_fields_are_refused(tmp_path):
+    for weights in ("", str(tmp_path / "workdir")):
+        config = tiny_config(teacher__weights=weights)
+        config.teacher.recipe = None if weights else tiny_teacher_config()
+        with config.teacher.each.unlocked():
+            config.teacher.each["1"] = ConfigDict({"mean": (0.5, 0.5, 0.5)})
+        validate(config)
+        with config.teacher.each.unlocked():
+            config.teacher.each["1"] = ConfigDict({"overrides": {"group_width": 4}})
+        with pytest.raises(
+            ConfigError, match=r"teacher\.each\.1\.overrides: this teacher's fields come from its recipe"
+        ):
+            validate(config)
+
+
 def test_teachers_must_fit_the_distillation():
     with pytest.raises(ConfigError, match=r"distillation\.kind is none"):
         validate(tiny_config(distillation__kind="none"))
@@ -134,7 +166,10 @@ def test_teachers_must_fit_the_distillation():
     config.teacher.recipe = tiny_config()
     with pytest.raises(ConfigError, match="exclude each other"):
         validate(config)
-    config.teacher.weights = ""
+    config.teacher.weights, config.teacher.answers = "", "answers"
+    with pytest.raises(ConfigError, match=r"config\.teacher\.answers and config\.teacher\.recipe exclude each other"):
+        validate(config)
+    config.teacher.answers = ""
     with pytest.raises(ConfigError, match="trains 'deit_tiny"):
         validate(config)
 
@@ -184,6 +219,44 @@ def test_some_fields_are_reported_only_if_the_command_line_sets_them():
     assert ("teacher.recipe.optimizer.momentum", "optimizer.name is adamw") in without_effect(config)
 
 
+@pytest.mark.parametrize(
+    ("changes", "typed", "reason"),
+    [
+        ({"schedule__warmup_epochs": 0.0, "schedule__warmup_learning_rate": 1e-4}, "schedule.warmup_learning_rate",
+         "schedule.warmup_epochs is 0"),
+        ({"train__train_mode": False}, "model.drop_path_rate", "train.train_mode is False"),
+        ({"train__train_mode": False, "model__patch_keep_rate": 0.5}, "model.patch_keep_rate", "train.train_mode is False"),
+        ({"model__reset_heads": True}, "model.reset_heads", "model.weights is empty"),
+        ({"teacher__top_k": 3}, "teacher.top_k", "teacher.record is empty"),
+        ({"teacher__record_as": "logits"}, "teacher.record_as", "teacher.record is empty"),
+        ({"augment__mix_probability": 0.0, "augment__mix_mode": "pair"}, "augment.mix_mode", "augment.mix_probability is 0"),
+        ({"augment__mix_probability": 0.0, "augment__switch_probability": 0.1}, "augment.switch_probability",
+         "augment.mix_probability is 0"),
+        ({"model__name": "regnety_002", "model__weights": "x.pth", "model__regnet_init": "timm_0.3"}, "model.regnet_init",
+         "model.weights is set"),
+    ],
+)  # fmt: skip
+def test_typed_fields_without_effect_are_reported(changes, typed, reason):
+    config = tiny_config(**changes)
+    assert (typed, reason) in without_effect(config, [typed])
+    if typed.startswith("teacher."):
+        assert typed not in dict(without_effect(config, [typed], recording=True))
+        config.teacher.record = "answers"
+        assert typed not in dict(without_effect(config, [typed]))
+
+
+def test_questionable_schedules_are_reported():
+    assert questionable(tiny_config()) == []
+    [warmup] = questionable(tiny_config(train__epochs=3, schedule__warmup_epochs=3.0))
+    assert warmup.startswith("config.schedule.warmup_epochs=3 is not less than config.train.epochs=3: ")
+    config = tiny_config(teacher__weights="")
+    config.teacher.recipe = tiny_config(schedule__min_learning_rate=0.1)
+    assert questionable(config) == [
+        "config.teacher.recipe.schedule.min_learning_rate=0.1 is above the peak rate 0.0005, so the learning rate "
+        "rises to the end"
+    ]
+
+
 def test_fields_of_the_recording_may_be_given_to_a_training_from_the_answers():
     changes = {"record_as": "logits", "top_k": 3, "fused": False, "on_change": "continue"}
     config = tiny_config(teacher__answers="answers", **{f"teacher__{name}": value for name, value in changes.items()})
@@ -192,13 +265,16 @@ def test_fields_of_the_recording_may_be_given_to_a_training_from_the_answers():
     ]
 
 
-def test_only_teachers_from_a_workdir_have_their_own_overrides(tmp_path):
+def test_only_teachers_from_a_workdir_or_a_program_have_their_own_overrides(tmp_path):
     (tmp_path / "workdir" / "checkpoints").mkdir(parents=True)
     (tmp_path / "foreign").mkdir()
     for name in ("config.json", "model.safetensors"):  # as saved by transformers and timm
         (tmp_path / "foreign" / name).touch()
-    own = ("teacher.overrides", "a teacher from a workdir has its own")
-    for weights, expected in (("workdir", [own]), ("foreign", []), ("gone.npz", []), ("workdir,x", [own])):
+    own = ("teacher.overrides", "a teacher from a workdir or a program has its own")
+    (tmp_path / "it.jax").touch()
+    for weights, expected in (
+        ("workdir", [own]), ("foreign", []), ("gone.npz", []), ("workdir,x", [own]), ("it.jax", [own]),
+    ):  # fmt: skip
         config = tiny_config(teacher__weights=str(tmp_path / weights))
         with config.teacher.unlocked():
             config.teacher.overrides.group_width = 4
@@ -211,6 +287,10 @@ def test_only_teachers_from_a_workdir_have_their_own_overrides(tmp_path):
         ({"path": "/photos"}, "config.unlabelled.path=/photos has no effect while config.unlabelled.source is empty"),
         ({"source": "foldr"}, "config.unlabelled.source='foldr' must be one of .*folder"),
         ({"source": "tfds"}, "config.unlabelled.source=tfds needs config.unlabelled.name"),
+        (
+            {"source": "fashion_mnist_10k", "path": "/x"},
+            "unlabelled.path=/x: config.unlabelled.source is fashion_mnist_10k",
+        ),
         ({"source": "folder", "share": 1.0}, r"config.unlabelled.share=1.0 must be above 0 and below 1"),
     ],
 )
@@ -224,7 +304,8 @@ def test_unlabelled_images_need_a_teacher():
     for kind in ("none", "labels"):
         config = tiny_config(unlabelled__source="folder", distillation__kind=kind, teacher__weights="")
         with pytest.raises(
-            ConfigError, match=f"only a teacher labels these images, and config.distillation.kind is {kind}"
+            ConfigError,
+            match=f"and config.distillation.kind is {kind}: set it to soft or hard, or set config.features.pairs",
         ):
             validate(config)
     validate(tiny_config(unlabelled__source="folder", unlabelled__path="/photos"))

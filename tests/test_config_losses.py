@@ -203,6 +203,20 @@ def test_a_loss_declares_whether_it_trains_the_distillation_head(modules, teache
             check_heads(tiny_config(**changes))
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"distillation__kind": "labels", "teacher__weights": "", "distillation__alpha": 0.0, "model__fusion": "class"},
+        {"distillation__alpha": 1.0, "model__name": "deit_tiny_patch16_224"},
+        {"distillation__alpha": 0.0, "model__name": "deit_tiny_patch16_224", "teacher__record": "answers"},
+        {"distillation__alpha": 0.0, "model__name": "deit_tiny_patch16_224", "features__pairs": ("patch_1:s2",)},
+        {"distillation__kind": "labels_mean", "teacher__weights": "", "distillation__alpha": 0.0},
+    ],
+)
+def test_weights_of_0_and_1_are_accepted_where_they_leave_nothing_out(changes):
+    check_heads(tiny_config(**changes))
+
+
 def test_without_a_teacher_a_loss_that_needs_one_is_refused(modules):
     register_loss("own", dataclasses.make_dataclass("Own", [("x", int, 1)]), needs_teacher=True, teaches_token=True)
     with pytest.raises(ConfigError, match=r"config\.distillation\.kind=own needs a teacher"):

@@ -108,17 +108,26 @@ class AnswerKind:
 
 
 def recorded_kind(config: ConfigDict, num_classes: int) -> AnswerKind:
-    """Returns what to record according to config.teacher.record_as and top_k. Raises ConfigError without a teacher."""
+    """Returns what to record according to config.teacher.record_as and top_k.
+
+    Raises ConfigError without a teacher, and if only some of the logits are to be recorded, but as decisions.
+    """
     if not needs_logits(config):
         raise ConfigError(
             f"config.distillation.kind={config.distillation.kind} has no teacher whose answers could be recorded: set it to "
             "hard or soft"
         )
-    if needs_decisions(config) if config.teacher.record_as == "auto" else config.teacher.record_as == DECISIONS:
+    record_as, top_k = config.teacher.record_as, config.teacher.top_k
+    if record_as == DECISIONS and top_k is not None:
+        raise ConfigError(
+            f"config.teacher.top_k={top_k} is a number of logits, but config.teacher.record_as is {DECISIONS}: set it to "
+            f"{LOGITS}, or config.teacher.top_k=None"
+        )
+    if record_as == DECISIONS or (record_as == "auto" and top_k is None and needs_decisions(config)):
         return AnswerKind(DECISIONS, num_classes)
-    if config.teacher.top_k is None or config.teacher.top_k >= num_classes:
+    if top_k is None or top_k >= num_classes:
         return AnswerKind(LOGITS, num_classes)
-    return AnswerKind(LOGITS, num_classes, config.teacher.top_k, float(config.distillation.tau))
+    return AnswerKind(LOGITS, num_classes, top_k, float(config.distillation.tau))
 
 
 def needs_decisions(config: ConfigDict) -> bool:

@@ -36,11 +36,25 @@ def take_part(source: ImageSource, expression: str) -> ImageSource:
     if "[" not in expression:
         return source
     count = len(source)
-    start, stop = _bound(match[2], match[3], count, 0), _bound(match[4], match[5], count, count)
+    start, stop = _range(match, count)
     if start >= stop:
         raise DataError(f"split {expression!r} of {count} images is empty; give other bounds")
     order = np.random.default_rng(_SPLIT_SEED).permutation(count)
     return Subset(source, np.sort(order[start:stop]))
+
+
+def share_images(first: str, second: str) -> bool:
+    """Whether two expressions select common images of one split, whatever its size."""
+    one, other = _EXPRESSION.fullmatch(first), _EXPRESSION.fullmatch(second)
+    if one is None or other is None:
+        return first == second  # a source's own notation
+    if one[1] != other[1]:
+        return False
+    for count in (10**3, 10**4, 10**5, 10**6, 10**9):
+        (start, stop), (begin, end) = _range(one, count), _range(other, count)
+        if start < stop and begin < end and max(start, begin) >= min(stop, end):
+            return False
+    return True
 
 
 def take_of_each_class(source: ImageSource, count: int) -> ImageSource:
@@ -90,6 +104,10 @@ def _match(expression: str) -> re.Match[str]:
     if match is None:
         raise DataError(f"split {expression!r} is invalid; write e.g. train, train[:90%] or train[1000:2000]")
     return match
+
+
+def _range(match: re.Match[str], count: int) -> tuple[int, int]:
+    return _bound(match[2], match[3], count, 0), _bound(match[4], match[5], count, count)
 
 
 def _bound(number: str | None, percent: str | None, count: int, default: int) -> int:

@@ -13,7 +13,6 @@ from deit_jax.config_features import described_features
 from deit_jax.config_losses import loss_section
 from deit_jax.config_model import described_model
 from deit_jax.data.registry import holds_out
-from deit_jax.data.sampling import selected_positions
 from deit_jax.data.sources import ImageSource, notes_of
 from deit_jax.data.unlabelled import labelled_of
 from deit_jax.loss_kinds import loss_kind
@@ -93,12 +92,12 @@ def describe_data(
 
 
 def _left_out(plan: Plan) -> str:
-    """Reports the images of an epoch that do not fill a batch, if there are many."""
+    """Reports the images that an epoch leaves out, if there are many: `selected_positions` and whole batches round it down."""
     order = plan.labelled
-    left = selected_positions(order.num_examples) - plan.steps_per_epoch * order.batch_size
+    left = order.num_examples - plan.steps_per_epoch * order.batch_size
     if left * 20 <= order.num_examples:
         return ""
-    return f"; {left} images per epoch (different ones each time) do not fill a batch and are skipped"
+    return f"; {left:,} of an epoch's {order.num_examples:,} images are skipped, different ones each time (docs/glossary.md)"
 
 
 def _unlabelled(config: ConfigDict, plan: Plan) -> dict[str, str]:

@@ -28,8 +28,9 @@ from deit_jax.data.folder_index import AUTO
 from deit_jax.data.identity import Identity, Images
 from deit_jax.data.loading import train_batches
 from deit_jax.data.reading_speed import ReadingSpeed
-from deit_jax.data.registry import open_source, train_crop
+from deit_jax.data.registry import holds_out, open_source, train_crop
 from deit_jax.data.sources import ImageSource, digest, searched_folders
+from deit_jax.data.splits import share_images
 from deit_jax.data.unlabelled import labelled_of, open_training_images
 from deit_jax.evaluation.run import Evaluator, open_extra_sets, protocol_of
 from deit_jax.models.flops import train_flops
@@ -99,6 +100,11 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
     train_source = open_training_images(config, data)
     names = train_source.class_names
     eval_source = open_evaluation_images(data, names)
+    if share_images(data.train_split, data.eval_split) and not holds_out(data):
+        console.warn(
+            f"config.data.eval_split={data.eval_split} has images of config.data.train_split={data.train_split}, on which "
+            "scores are too good: set parts without common images, e.g. train[:90%] and train[90%:]"
+        )
     identity = Identity.of(train_source, eval_source)
     record = check_workdir(workdir, config, identity)
     config = as_begun(config, record)

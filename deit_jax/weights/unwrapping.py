@@ -51,10 +51,10 @@ def weight_sets(
         if prefixes and not chosen:
             raise WeightsError(
                 f"{where} does not say that it holds a moving average: load its weights unchanged, with which='raw' "
-                "(config.model.variables=raw)"
+                "(config.model.variables=raw; of a teacher config.teacher.variables)"
                 if which == "ema"
                 else f"{where} holds only a moving average, under {listed(averages)}: load it with which='ema' "
-                "(config.model.variables=ema)"
+                "(config.model.variables=ema; of a teacher config.teacher.variables)"
             )
     return [_weight_set(entries, prefix, prefixes, layout_of[prefix], where) for prefix in chosen], entries
 

@@ -89,6 +89,11 @@ def test_a_configuration_says_what_is_recorded():
 
     assert kind() == AnswerKind(DECISIONS, 10)
     assert kind(teacher__record_as="logits", teacher__top_k=10) == AnswerKind(LOGITS, 10)
+    assert kind(teacher__top_k=4) == AnswerKind(LOGITS, 10, 4, 1.0)
+    with pytest.raises(
+        ConfigError, match=r"config\.teacher\.top_k=4 is a number of logits, but .*record_as is decisions"
+    ):
+        kind(teacher__record_as="decisions", teacher__top_k=4)
     soft = {"distillation__kind": "soft", "distillation__tau": 3.0}
     assert kind(**soft) == AnswerKind(LOGITS, 10)
     assert kind(**soft, teacher__top_k=4) == AnswerKind(LOGITS, 10, 4, 3.0)

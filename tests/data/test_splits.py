@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from deit_jax.data.sources import ArraySource, DataError, labels_of
-from deit_jax.data.splits import held_out, split_name, take_of_each_class, take_part
+from deit_jax.data.splits import held_out, share_images, split_name, take_of_each_class, take_part
 
 
 def numbered(count):
@@ -21,6 +21,26 @@ def test_parts_are_disjoint_and_complete():
         first, second = part(f"train[:{border}]"), part(f"train[{border}:]")
         assert sorted(first + second) == list(range(200))
         assert first == sorted(first) and second == sorted(second)  # the source's order is kept
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "common"),
+    [
+        ("train", "train", True),
+        ("train", "train[90%:]", True),
+        ("train[:90%]", "train[80%:]", True),
+        ("train[:1000]", "train[:10]", True),
+        ("train[:90%]", "train[90%:]", False),
+        ("train[:-100]", "train[-100:]", False),
+        ("train[1000:]", "train[:10%]", False),  # only if the split is large
+        ("train", "validation", False),
+        ("train[:50%]", "val[:50%]", False),
+        ("train[:10%]+extra", "train", False),
+        ("train+extra", "train+extra", True),
+    ],
+)
+def test_common_images_of_two_parts_are_known_without_the_split(train, evaluation, common):
+    assert share_images(train, evaluation) == common == share_images(evaluation, train)
 
 
 def test_sizes():

@@ -7,6 +7,12 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from deit_jax import list_models
+from deit_jax.config_check import validate
+from deit_jax.config_file import load_config
+from deit_jax.config_model import check_heads
+from deit_jax.modes.compile import without_weights
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS_PAGE = ROOT / "docs" / "notebooks.md"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -79,6 +85,25 @@ def test_parameters_stand_in_one_tagged_cell(book):
     # each is used, in Python or in a command
     text = "\n".join(other.source for other in code(book) if other is not cell)
     assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
+
+
+@pytest.mark.parametrize("name", ["finetune", "tpu"])
+def test_every_model_of_the_form_has_its_configurations(name):
+    """Executes the definitions that depend on MODEL alone, and validates the configurations that the commands use."""
+    text = "\n".join(cell.source for cell in code(nbformat.read(ROOT / f"notebooks/{name}.ipynb", as_version=4)))
+    [choices] = re.findall(r"^MODEL = .*# @param (\[.*\])$", text, re.M)
+    definitions = "\n".join(re.findall(r"^\w+ = MODEL\..*$", text, re.M))
+    used = set(re.findall(r"--config=(configs/\w+\.py):\{(\w+)\}", text))
+    assert used and len(ast.literal_eval(choices)) > 5
+    for model in ast.literal_eval(choices):
+        names = {"MODEL": model}
+        exec(definitions, names)
+        for file, argument in used:
+            config = without_weights(load_config(f"{ROOT / file}:{names[argument]}"))
+            validate(config)
+            check_heads(config)
+        if name == "tpu":  # as in the file that it writes
+            assert f"deit_{names['published'].replace(',', '_')}_patch16_224" in list_models()
 
 
 def test_no_address_is_made_up(book):

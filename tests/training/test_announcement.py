@@ -22,7 +22,10 @@ def test_both_kinds_of_images_are_counted():
         "fashion_mnist_10k: 10,000 images, which only the teacher labels, 8 of 32 rows of a batch; each is seen 0.4 times, a "
         "labelled image 133 times (epochs count labelled images)"
     )
-    assert facts["length"].startswith("500 steps of 32 images, 3 per epoch")
+    assert facts["length"] == (
+        "500 steps of 32 images, 3 per epoch (166.7 of 300 epochs); 18 of an epoch's 90 images are skipped, "
+        "different ones each time (docs/glossary.md)"
+    )
 
 
 def test_describe_lists_the_notes_of_both_sources_once():
@@ -34,6 +37,10 @@ def test_describe_lists_the_notes_of_both_sources_once():
     held_out = Subset(train, np.arange(3), ["1 of 2 classes have one image"])
     facts = describe(config, plan, program, train, held_out, None)
     assert facts["data notes"] == ["skipped in a: 2 files: 2 .txt", "1 of 2 classes have one image"]
+    assert facts["length"].startswith("4 steps of 32 images, 312 per epoch") and "skipped" not in facts["length"]
+    fewer = resolve(config, num_images=500, data_classes=10)
+    assert "8 per epoch" in (length := describe(config, fewer, program, train, held_out, None)["length"])
+    assert "; 244 of an epoch's 500 images are skipped" in length
     assert "data notes" not in describe(config, plan, program, images, images, None)
     assert facts["attention"] == "xla: no fused kernel computes on cpus"
     assert facts["mixing"] == "mixup 0.8, cutmix 1 in groups of 4, 4 per block, label smoothing 0.1"

@@ -41,6 +41,13 @@ def test_a_run_of_an_earlier_version_keeps_its_numerics(tmp_path):
     assert config.model.drop_dtype == "float32"  # the caller's configuration is not modified
 
 
+def test_a_warning_says_that_the_evaluation_images_are_training_images(tmp_path, capsys):
+    open_run(tiny_config(data__train_split="train[:90%]", data__eval_split="train[90%:]"), tmp_path / "parts")
+    assert "too good" not in capsys.readouterr().out
+    open_run(tiny_config(data__eval_split="train[90%:]"), tmp_path / "overlap")
+    assert "eval_split=train[90%:] has images of config.data.train_split=train, on" in capsys.readouterr().out
+
+
 def test_processes_share_folder_indices_unless_others_can_write_them(tmp_path, monkeypatch):
     data, shared = tiny_config().data, shared_cache_folder(tmp_path / "runs" / "one")
     assert with_shared_index(data, shared).index == "auto"

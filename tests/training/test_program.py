@@ -16,6 +16,8 @@ from deit_jax.training.plan import resolve
 from deit_jax.training.program import _build_model_on_mesh, build_model, build_program, build_recorded_model
 from tests.tiny import TEACHER, tiny_config, tiny_teacher_config
 
+DISTILLED = {"model__name": "deit_tiny_distilled_patch16_224"}
+TAUGHT = {"distillation__kind": "hard", "teacher__weights": "random", "model__name": "deit_tiny_patch16_224"}
 NO_TEACHER = {"distillation__kind": "none", "teacher__weights": ""}
 
 
@@ -68,6 +70,12 @@ def test_a_convnet_has_the_options_of_all_models():
         ({"model__fusion": "softmax"}, "fusion='softmax': deit_tiny_patch16_224 has one head"),
         ({"model__name": "deit_tiny_distilled_patch16_224"}, "kind=none does not train .*model.name=deit_tiny_patch16_224"),
         ({"model__overrides": {"distilled": True}}, "kind=none does not train .*model.overrides.distilled=False"),
+        ({**DISTILLED, "distillation__kind": "labels", "distillation__alpha": 0.0}, "alpha=0 does not train the distillation "
+         "head of .*fusion=logits makes part"),
+        ({**DISTILLED, "distillation__kind": "labels", "distillation__alpha": 1.0}, "alpha=1 does not train the class head of"),
+        ({**TAUGHT, **DISTILLED, "distillation__alpha": 0.0, "model__fusion": "class"}, "alpha=0: nothing would be learned "
+         "from the teacher: .*kind=labels_class"),
+        ({**TAUGHT, "distillation__alpha": 0.0}, "alpha=0: nothing would be learned .*kind=none"),
     ],
 )  # fmt: skip
 def test_options_without_effect_and_heads_without_a_target_raise(changes, message):
