@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def evaluate(
       checkpoint: "newest", "best" or a step number.
       output: the JSON file to write; None: `workdir`/evaluation.json, or no file without a workdir.
 
-    Returns the content of the file: {"scores": {"raw": scores by head, "ema": ...}, "extra": by name, "protocol": ..., ...}.
+    Returns the content of the file: {"scores": {"raw": scores by head, "ema": ...}, "extra": by name, "protocol": ...,
+    "data": {"images", "digest"}, ...}.
     Raises ConfigError, DataError, CheckpointError or WeightsError, each with a one-line message.
     """
     if config is None:
@@ -84,6 +86,7 @@ def evaluate(
         "image_size": network.image_size,
         "trained_image_size": network.trained_image_size,
         "protocol": protocol,
+        "data": dataclasses.asdict(Images.of(source)),
         "scores": evaluator.weights(network.model, weights),
         "eval_images": len(source) - evaluator.unreadable,
         "unreadable_images": evaluator.unreadable,

@@ -39,7 +39,7 @@ def model_card(workdir: Workdir, network: Network, *, layout: str, repository: s
     """
     record = read_config(workdir)
     config = recorded_config(record)
-    results = _results(workdir, network)
+    results = _results(workdir, network, record)
     environment = _read(workdir, ENVIRONMENT) or {}
     data = _data(config)
     sections = {
@@ -66,14 +66,19 @@ def _read(workdir: Workdir, name: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _results(workdir: Workdir, network: Network) -> dict[str, Any] | None:
-    """Returns the scores of the exported weights: of the run's end or --mode=eval, after the same step; None: not known."""
+def _results(workdir: Workdir, network: Network, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the scores of the exported weights: of the run's end or --mode=eval, after the same step; None: not known.
+
+    --mode=eval may have read other images, so its scores count only if they are of the run's evaluation images, by their digest.
+    """
+    own_data = record["resolved"].get("data", {}).get("evaluation", {})
     for name in (RESULTS, EVALUATION):
         found = _read(workdir, name)
-        if found is not None and found.get("step") == network.step and network.which in found.get("scores", {}):
-            size = found.get("protocol", {}).get("crop", network.image_size)
-            if size == network.image_size:
-                return found
+        if found is None or found.get("step") != network.step or network.which not in found.get("scores", {}):
+            continue
+        same_data = name == RESULTS or (bool(own_data.get("digest")) and found.get("data") == own_data)
+        if same_data and found.get("protocol", {}).get("crop", network.image_size) == network.image_size:
+            return found
     return None
 
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from deit_jax.config import ConfigError
+from deit_jax.modes.evaluate import evaluate
 from deit_jax.modes.export import Push, export
 from deit_jax.modes.teacher import load_teacher
 from deit_jax.network import load_network, wanted_by
@@ -101,6 +102,17 @@ def test_weights_of_another_step_have_no_scores(hub, trained_student, tmp_path):
         and "The weights are the moving average after step 1" in card
     )
     assert "No licence is stated for these weights." in card and "license:" not in card
+
+
+@pytest.mark.parametrize("images", [90, 40])
+def test_an_evaluation_counts_only_on_the_images_of_the_run(hub, trained_student, tmp_path, images):
+    run = shutil.copytree(trained_student, tmp_path / "run")
+    (run / "results.json").unlink()
+    evaluate(tiny_config(data__max_eval_images=images), run)
+    export(run, tmp_path / "out", layout="flax", which="raw", push=Push("oak/leaf"))
+    card = hub.repositories["oak/leaf"].branches["main"]["README.md"].decode()
+    assert ("model-index" in card) == ("On 90 evaluation images" in card) == (images == 90)
+    assert ("were not evaluated in the run's folder" in card) == (images == 40)
 
 
 def test_a_pushed_teacher_is_read_by_its_name(hub, trained_teacher, tmp_path):
