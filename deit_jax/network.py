@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from deit_jax import console
 from deit_jax.config import ConfigError
 from deit_jax.config_record import recorded_config
-from deit_jax.data.decoding import CenterCrop, EvaluationCrop, evaluation_crop
+from deit_jax.data.decoding import CenterCrop, EvaluationCrop, Squash, evaluation_crop
+from deit_jax.errors import shortened
 from deit_jax.models import native_image_size
 from deit_jax.models.protocol import fixed_image_size, initial_variables
 from deit_jax.storage.workdir import Workdir, WorkdirLike
@@ -105,8 +106,8 @@ class Network:
     def preprocessing(self) -> Preprocessing:
         """The preprocessing of its images; unknown values are the released code's."""
         crop_ratio = Preprocessing.crop_ratio if self.crop is None else self.crop.crop_ratio
-        mean, std = self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD
-        return Preprocessing(self.image_size, crop_ratio, cast(RGB, mean), cast(RGB, std))
+        mean, std = cast(RGB, self.mean or IMAGENET_MEAN), cast(RGB, self.std or IMAGENET_STD)
+        return Preprocessing(self.image_size, crop_ratio, mean, std, squash=isinstance(self.crop, Squash))
 
     def digest(self) -> str:
         """Returns `weights_digest` without reinitialised heads and resized position embeddings."""
@@ -209,16 +210,19 @@ def load_networks(
     model = wanted.build(source.num_classes, size)
     check(model)
     network = source.read(model, size, wanted, heads)
-    if by_default:
-        _warn_of_unlike_images(network, source.declared, wanted)
+    if heads == "keep":
+        _warn_of_unlike_images(network, source.declared, wanted, by_default)
     return {network.which or "raw": network}
 
 
-def _warn_of_unlike_images(network: Network, declared: Declared, wanted: Wanted) -> None:
-    """Warns of images that differ from those of the training in ways that the caller did not choose."""
+def _warn_of_unlike_images(network: Network, declared: Declared, wanted: Wanted, by_default: bool) -> None:
+    """Warns of images that differ from those of the training in ways that the caller did not choose.
+
+    by_default: whether the caller did not choose the image size.
+    """
     advice = "--config.image_size=PIXELS" if wanted.section else "image_size=PIXELS"
     warn = console.warn if wanted.section else functools.partial(warnings.warn, stacklevel=5)  # a caller in Python
-    if network.resized:
+    if network.resized and by_default:
         trained = f"{network.trained_image_size} pixels" if network.trained_image_size else "another size"
         warn(
             f"{network.where} were trained at {trained} but are used at {network.image_size}: position embedding resized from "
@@ -227,6 +231,11 @@ def _warn_of_unlike_images(network: Network, declared: Declared, wanted: Wanted)
     if declared.interpolation not in ("", "bicubic"):
         warn(
             f"{network.where} declare {declared.interpolation} interpolation: images are resized by bicubic interpolation"
+        )
+    if declared.other_crop and not wanted.keeps_size:
+        warn(
+            f"{network.where} declare a crop that this package does not have ({shortened(declared.other_crop)}): the centre is "
+            "used"
         )
 
 
@@ -323,9 +332,10 @@ class _Source:
     declared: Declared = dataclasses.field(default_factory=Declared)
 
     def read(self, model: nn.Module, image_size: int, wanted: Wanted, heads: str) -> Network:
-        network = Network(wanted.name, model, {}, self.where, image_size, **self.fields)
+        crop: EvaluationCrop | None = Squash(image_size) if self.declared.squash else None
         if self.declared.crop_ratio is not None:
-            network = dataclasses.replace(network, crop=CenterCrop(image_size, self.declared.crop_ratio))
+            crop = CenterCrop(image_size, self.declared.crop_ratio)
+        network = Network(wanted.name, model, {}, self.where, image_size, crop=crop, **self.fields)
         if self.fetch is None:
             key = jax.random.key(wanted.seed)
             key = jax.random.fold_in(key, wanted.position) if wanted.position else key
