@@ -18,7 +18,8 @@ from deit_jax.modes.export import export
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.predict import _configured_network, predict
 from deit_jax.modes.teacher import load_teacher
-from deit_jax.network import load_network, load_networks, wanted_by
+from deit_jax.network import load_network, load_networks
+from deit_jax.network_sources import wanted_by
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.network_identity import weights_digest
 from deit_jax.weights import WeightsError, hub, save_weights

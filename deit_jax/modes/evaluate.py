@@ -21,7 +21,8 @@ from deit_jax.data.identity import Images
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ImageSource, notes_of
 from deit_jax.evaluation.run import Evaluator, open_extra_sets, protocol_of, score_extra_sets
-from deit_jax.network import Network, load_networks, say_of_another_size, wanted_by, warn_of_another_normalisation
+from deit_jax.network import Network, load_networks, say_of_another_size, warn_of_another_normalisation
+from deit_jax.network_sources import wanted_by
 from deit_jax.parallel.agreement import agree
 from deit_jax.parallel.compilation_cache import share_compiled_programs
 from deit_jax.parallel.distributed import first_process_first, is_main_process

@@ -18,7 +18,8 @@ from deit_jax.data.known_sets import known_set
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
 from deit_jax.inference.classifier import Classifier, Prediction
-from deit_jax.network import Network, load_network, say_of_another_size, wanted_by
+from deit_jax.network import Network, load_network, say_of_another_size
+from deit_jax.network_sources import wanted_by
 from deit_jax.printable import in_a_spreadsheet
 from deit_jax.storage.files import as_file, write_file
 from deit_jax.storage.workdir import WorkdirLike

@@ -13,7 +13,8 @@ from deit_jax.config import ConfigError
 from deit_jax.modes.evaluate import evaluate
 from deit_jax.modes.export import Push, export
 from deit_jax.modes.teacher import load_teacher
-from deit_jax.network import load_network, wanted_by
+from deit_jax.network import load_network
+from deit_jax.network_sources import wanted_by
 from tests.hub_server import TOKEN, hub_server
 from tests.tiny import tiny_config
 
