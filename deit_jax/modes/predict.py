@@ -13,11 +13,13 @@ from ml_collections import ConfigDict
 
 from deit_jax import console
 from deit_jax.config import ConfigError, default_config
+from deit_jax.config_check import validate
 from deit_jax.data.decoding import evaluation_crop
 from deit_jax.data.known_sets import known_set
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
 from deit_jax.inference.classifier import Classifier, Prediction
+from deit_jax.modes.evaluate import without_teacher
 from deit_jax.network import Network, load_network, say_of_another_size
 from deit_jax.network_sources import wanted_by
 from deit_jax.printable import in_a_spreadsheet
@@ -40,7 +42,7 @@ def predict(
 ) -> list[list[Prediction]]:
     """Prints, returns and optionally writes to `output` (.json or .csv) the five most probable classes of every file.
 
-    The network is that of `workdir`, or else of `config.model.weights`. Raises ConfigError, CheckpointError, WeightsError or
+    The network is that of `workdir`, or else of `config.model.weights`; the configuration needs no teacher. Raises ConfigError, CheckpointError, WeightsError or
     DataError, each with a one-line message, before anything is written.
     """
     if output is not None and output.suffix.lower() not in (".json", ".csv"):
@@ -48,6 +50,8 @@ def predict(
     if workdir is not None:
         network = load_network(workdir, kind="workdir", which=which, checkpoint=checkpoint)
     else:
+        config = without_teacher(default_config() if config is None else config)
+        validate(config)
         network = _configured_network(config, which, checkpoint)
     classifier = Classifier.from_network(network)
     predictions = cast(
