@@ -76,11 +76,12 @@ def local_path(weights: str | os.PathLike[str]) -> Path:
 
 
 def is_weights(path: Path) -> bool:
-    """Whether a path is a weights file, or a folder with one, and not the --workdir of a training run."""
+    """Whether a path is a weights file, or a folder with one or with its shards, and not the --workdir of a training run."""
     if str(path) == EMBEDDED:
         return True
     if path.is_dir():
-        return not Workdir.at(path).checkpoints.exist() and any((path / name).is_file() for name in _NAMES_IN_FOLDER)
+        found = any((path / name).is_file() or _index(path, name).is_file() for name in _NAMES_IN_FOLDER)
+        return found and not Workdir.at(path).checkpoints.exist()
     return path.is_file() or path.suffix.lower() in _READERS
 
 
@@ -100,11 +101,16 @@ def is_workdir(weights: str) -> bool:
     return weights != "" and kind_of(weights) == "workdir"
 
 
+def _index(folder: Path, name: str) -> Path:
+    """Returns the path of the list of a file's shards, as transformers names it."""
+    return folder / f"{name}.index.json"
+
+
 def _file_in(folder: Path) -> Path:
     for name in _NAMES_IN_FOLDER:
         if (folder / name).is_file():
             return folder / name
-        if (folder / f"{name}.index.json").is_file():
+        if _index(folder, name).is_file():
             raise WeightsError(f"{folder} holds weights in several shards: save them in one file (max_shard_size)")
     if Workdir.at(folder).checkpoints.exist():
         raise WeightsError(
