@@ -30,6 +30,9 @@ _LIBRARIES = {"timm": "timm", "hf": "transformers", "flax": "deit_jax"}
 _NOT_RECIPE = ("data.path", "unlabelled.path", "evaluation.extra", "data.index", "data.copies_gib", "data.num_threads",
     "data.num_workers", "data.prefetch_batches", "model.weights", "teacher.weights", "teacher.answers", "teacher.record",
     "published", "log", "parallel", "checkpoint")  # fmt: skip
+# Fields that a network depends on and that not every mode reads from the files next to its weights.
+_NOT_IN_WEIGHTS = (("model", "fusion"), ("evaluation", "protocol"), ("evaluation", "crop_ratio"), ("augment", "mean"),
+    ("augment", "std"))  # fmt: skip
 
 
 def model_card(workdir: Workdir, network: Network, *, layout: str, repository: str, licence: str) -> str:
@@ -139,10 +142,14 @@ def _usage(layout: str, repository: str, network: Network, config: ConfigDict) -
 
 def own_flags(repository: str, network: Network, config: ConfigDict) -> str:
     """Returns the flags of run.py that specify a pushed network of a run with this configuration."""
-    fields = {"weights": f"hf:{repository}", "name": network.name}
-    fields |= {f"overrides.{name}": value for name, value in config.model.overrides.items()}
-    own = " ".join(f"--config.model.{name}={value}" for name, value in fields.items())
-    return f"{own} --config.image_size={network.image_size}"
+    fields = {"model.weights": f"hf:{repository}", "model.name": network.name}
+    fields |= {f"model.overrides.{name}": value for name, value in config.model.overrides.items()}
+    fields["image_size"] = network.image_size
+    default = default_config()
+    for section, name in _NOT_IN_WEIGHTS:
+        if config[section][name] != default[section][name]:
+            fields[f"{section}.{name}"] = config[section][name]
+    return " ".join(shlex.quote(f"--config.{name}={value}") for name, value in fields.items())
 
 
 def _scores(results: Mapping[str, Any] | None, network: Network) -> str:
