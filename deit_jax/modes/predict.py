@@ -42,8 +42,8 @@ def predict(
 ) -> list[list[Prediction]]:
     """Prints, returns and optionally writes to `output` (.json or .csv) the five most probable classes of every file.
 
-    The network is that of `workdir`, or else of `config.model.weights`; the configuration needs no teacher. Raises ConfigError, CheckpointError, WeightsError or
-    DataError, each with a one-line message, before anything is written.
+    The network is that of `workdir`, or else of `config.model.weights`; the configuration needs no teacher. Raises ConfigError,
+    CheckpointError, WeightsError or DataError, each with a one-line message, before anything is written.
     """
     if output is not None and output.suffix.lower() not in (".json", ".csv"):
         raise ConfigError(f"--output={output}: predictions are written as .json or .csv")
