@@ -28,6 +28,7 @@ from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config, scheduled_steps
 from deit_jax.training.state import Variables
 from deit_jax.weights.cards import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from deit_jax.weights.class_names import as_wordnet_ids
 from deit_jax.weights.declared import Declared
 from deit_jax.weights.errors import WeightsError
 from deit_jax.weights.files import kind_of
@@ -36,6 +37,7 @@ from deit_jax.weights.program_file import read_program
 
 RGB = tuple[float, float, float]
 Check = Callable[[nn.Module], None]
+_WITHOUT_EMA = {"program": "a program", "pretrained": "published weights", "random": "random weights"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +161,8 @@ def load_networks(
         raise CheckpointError(
             f"--checkpoint={checkpoint} needs a --workdir; {wanted.section}.weights={spec} has no checkpoints"
         )
+    if which == "ema" and kind in _WITHOUT_EMA:
+        raise WeightsError(f"{spec}: there is no moving average of {_WITHOUT_EMA[kind]}: use the raw weights")
     if kind == "program":
         return {"raw": _of_program(str(spec), wanted, check)}
     source = SOURCES[kind](str(spec), wanted, "ema" if which == "ema" else None)
@@ -250,13 +254,18 @@ def _of_run(
 
 def _of_program(spec: str | Path, wanted: Wanted, check: Callable[[nn.Module], None]) -> Network:
     if wanted.section != "config.teacher":
+        given = f"{wanted.section}.weights={spec}" if wanted.section else spec
         raise ConfigError(
-            f"{wanted.section or 'config.model'}.weights={spec} is a program, whose weights cannot be trained or read: only "
-            "config.teacher.weights takes one"
+            f"{given} is a program, whose weights cannot be trained or read: only config.teacher.weights takes one"
         )
     network = program_network(spec, jax.default_backend())
     check(network.model)
-    return network
+    names = network.class_names
+    return (
+        network
+        if names is None
+        else dataclasses.replace(network, class_names=as_wordnet_ids(names, wanted.class_names))
+    )
 
 
 def program_network(spec: str | Path, platform: str) -> Network:

@@ -220,6 +220,9 @@ def test_checkpoint_options_are_rejected_for_files(file):
             load()
     with pytest.raises(WeightsError, match="does not say that it holds a moving average"):
         _configured_network(config_of(file, image_size=28), "ema", "newest")
+    for weights in ("pretrained", "random"):
+        with pytest.raises(WeightsError, match=f"^{weights}: there is no moving average of"):
+            _configured_network(config_of(weights, num_classes=10), "ema", "newest")
 
 
 def test_published_weights_on_unnamed_classes_are_rejected(published):
