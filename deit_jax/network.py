@@ -289,3 +289,11 @@ def warn_of_another_normalisation(network: Network, mean: Sequence[float], std: 
     for field, trained, given in (("mean", network.mean, tuple(mean)), ("std", network.std, tuple(std))):
         if trained is not None and trained != given:
             console.warn(f"{network.description}: trained with {field} {trained}, given {given}; see {section}.{field}")
+
+
+def is_another_crop(network: Network, crop: EvaluationCrop) -> bool:
+    """Whether a network's own evaluation crop is known and computes other pixels than `crop`, to the same size."""
+    own = network.crop
+    if own is None:
+        return False
+    return type(own) is not type(crop) or int(own.size / own.crop_ratio) != int(crop.size / crop.crop_ratio)

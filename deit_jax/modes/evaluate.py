@@ -17,11 +17,18 @@ from deit_jax.config_check import validate
 from deit_jax.config_losses import forget_sections
 from deit_jax.config_record import recorded_config
 from deit_jax.data.classes import with_classes
+from deit_jax.data.decoding import evaluation_crop
 from deit_jax.data.identity import Images
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ImageSource, notes_of
 from deit_jax.evaluation.run import Evaluator, open_extra_sets, protocol_of, score_extra_sets
-from deit_jax.network import Network, load_networks, say_of_another_size, warn_of_another_normalisation
+from deit_jax.network import (
+    Network,
+    is_another_crop,
+    load_networks,
+    say_of_another_size,
+    warn_of_another_normalisation,
+)
 from deit_jax.network_sources import wanted_by
 from deit_jax.parallel.agreement import agree
 from deit_jax.parallel.compilation_cache import share_compiled_programs
@@ -76,6 +83,8 @@ def evaluate(
     protocol = protocol_of(config, network.image_size)
     say_of_another_size(network, config.image_size, "evaluated")
     warn_of_another_normalisation(network, config.augment.mean, config.augment.std, "config.augment")
+    if is_another_crop(network, crop := evaluation_crop(config.evaluation, network.image_size)):
+        console.warn(f"{network.description}: its own crop is {network.crop}, given {crop}; see config.evaluation")
 
     mesh = make_mesh()
     evaluator = Evaluator(config, source, mesh, image_size=network.image_size)
