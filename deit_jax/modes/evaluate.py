@@ -107,6 +107,8 @@ def evaluate(
         write_file(output, as_file(results), ConfigError)
     elif workdir is not None and is_main_process():
         Workdir.at(workdir).write_json(EVALUATION, results, error=ConfigError)
+    if config.num_classes not in (None, network.model.num_classes):  # a configuration of other classes than the run's
+        config.published = ConfigDict()
     show_results(config, results)
     return results
 
