@@ -66,8 +66,6 @@ def export(
         raise ConfigError(f"--opset={opset} applies to --layout=onnx, not to {layout}")
     if push is not None:
         _check_push(push, output, layout)
-    if layout in PROGRAMS and Workdir.at(output).checkpoints.exist():
-        raise ConfigError(f"{output} is the --workdir of a training run: give another folder")
     check_folder(output, program=layout in PROGRAMS, push=push is not None)
     network = load_network(workdir, kind="workdir", which=which, checkpoint=checkpoint)
     if layout in PROGRAMS:

@@ -7,13 +7,10 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from deit_jax.weights.cards import CARD_NAMES, CENTER, SQUASH, Preprocessing
-from deit_jax.weights.files import local_path
+from deit_jax.weights.files import local_path, read_beside, read_metadata
 
 METADATA_KEY = "preprocessing"  # key in the metadata of a .safetensors file from `save_weights`
 _PIL_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -44,10 +41,9 @@ def read_declared(path: str | os.PathLike[str]) -> Declared:
     preprocessor_config.json) or this package in the same folder. Invalid values count as not declared.
     """
     path = local_path(path)
-    if path.suffix == ".safetensors" and (fields := _metadata_of(path)) is not None:
+    if path.suffix == ".safetensors" and isinstance(fields := read_metadata(path, METADATA_KEY), Mapping):
         return _of_our_fields(fields)
-    folder = path if path.is_dir() else path.parent
-    card, processor = (_read_json(folder / name) for name in CARD_NAMES)
+    card, processor = (read_beside(path, name) for name in CARD_NAMES)
     if card.get("library") == "deit_jax":
         return _of_our_fields(card)
     timm = card.get("pretrained_cfg", card)
@@ -62,23 +58,6 @@ def metadata(image_size: int, preprocessing: Preprocessing | None) -> dict[str, 
     """Returns the metadata of a .safetensors file. preprocessing: None: only the size in pixels is known."""
     fields = {"image_size": image_size} if preprocessing is None else preprocessing.fields(image_size)
     return {METADATA_KEY: json.dumps(fields)}
-
-
-def _metadata_of(path: Path) -> Mapping[str, Any] | None:
-    try:
-        with safe_open(path, framework="np") as file:
-            fields = json.loads((file.metadata() or {})[METADATA_KEY])
-    except Exception:  # no such key or file, or a damaged file, which is reported when its tensors are read
-        return None
-    return fields if isinstance(fields, Mapping) else None
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, Mapping) else {}
 
 
 def _of_our_fields(fields: Mapping[str, Any]) -> Declared:

@@ -13,7 +13,8 @@ from deit_jax.errors import errors_only, shortened
 from deit_jax.weights.errors import WeightsError
 
 PREFIX = "hf:"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS_FILE = "model.safetensors"
+WEIGHTS = (WEIGHTS_FILE, "pytorch_model.bin")  # names that transformers and timm use
 _CARD, _PROCESSOR = "config.json", "preprocessor_config.json"
 _READ = (*WEIGHTS, _CARD, _PROCESSOR)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
