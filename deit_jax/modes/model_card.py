@@ -142,7 +142,7 @@ def _usage(layout: str, repository: str, network: Network, config: ConfigDict) -
 
 def own_flags(repository: str, network: Network, config: ConfigDict) -> str:
     """Returns the flags of run.py that specify a pushed network of a run with this configuration."""
-    fields = {"model.weights": f"hf:{repository}", "model.name": network.name}
+    fields: dict[str, Any] = {"model.weights": f"hf:{repository}", "model.name": network.name}
     fields |= {f"model.overrides.{name}": value for name, value in config.model.overrides.items()}
     fields["image_size"] = network.image_size
     default = default_config()

@@ -100,13 +100,14 @@ def _warn_of_unused(config: ConfigDict, network: Network, crop: EvaluationCrop |
 
     crop: the network's; None: it is not used.
     """
-    unused = []
+    unused: list[tuple[str, object, object]] = []
     if crop is not None and _sets_crop(config):
-        given = evaluation_crop(config.evaluation, network.image_size)
-        unused += [("config.evaluation", given, crop)] if is_another_crop(network, given) else []
-    for name, own in (("mean", network.mean), ("std", network.std)):
-        given, default = tuple(config.augment[name]), tuple(default_config().augment[name])
-        unused += [(f"config.augment.{name}", given, own)] if own is not None and given not in (own, default) else []
+        other = evaluation_crop(config.evaluation, network.image_size)
+        unused += [("config.evaluation", other, crop)] if is_another_crop(network, other) else []
+    for name, trained in (("mean", network.mean), ("std", network.std)):
+        value, default = tuple(config.augment[name]), tuple(default_config().augment[name])
+        if trained is not None and value not in (trained, default):
+            unused.append((f"config.augment.{name}", value, trained))
     for field, given, own in unused:
         console.warn(f"{network.description}: {field} is not used, {given}: the network's own is used, {own}")
 
