@@ -58,7 +58,7 @@ class _General:
     on_nonfinite: str = option("stop", "if a loss or gradient is not finite: stop, skip the update, or rollback (to the last "
         "checkpoint, then continue with other data)", choices=("stop", "skip", "rollback"), before="stop")
     published: ConfigDict = option({}, "published or earlier results, printed in the closing table for comparison: "
-        '{"what": top-1 in percent}')
+        '{"what": top-1 in percent}. Those of a configuration file are removed if num_classes or data.name changes')
 
 
 @_section("model")

@@ -17,6 +17,7 @@ from deit_jax.config import OPTIONS, ConfigError, default_config, listed_names
 from deit_jax.config_check import missing_field
 from deit_jax.config_losses import complete_section, forget_sections
 from deit_jax.config_model import OF_EACH, check_overrides, overridable
+from deit_jax.data.known_sets import known_set
 from deit_jax.errors import UserError
 from deit_jax.loss_kinds import loss_kind
 from deit_jax.models.registry import list_models, model_fields
@@ -139,7 +140,8 @@ def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
 
     The last value of a field wins; several single values of a tuple are joined. The order on the command line does not matter:
     plugins are set and imported first, then names of models and losses and whole sections, then fields whose type depends on the
-    model or the loss, i.e. overrides and the loss's section. The weights or answers of a teacher replace its recipe.
+    model or the loss, i.e. overrides and the loss's section. The weights or answers of a teacher replace its recipe. The
+    configuration's published figures are removed if the number of classes or the name of the data set changes.
 
     Raises UserError, in one line, for an unknown field or a value of the wrong type, and ConfigError for a plugin that cannot be
     imported.
@@ -151,10 +153,18 @@ def apply(config: ConfigDict, overrides: Sequence[Override]) -> None:
     fixed = {key: by_key.pop(key) for key in list(by_key) if _short(key) in OPTIONS}
     _set(config, plugins)
     import_configured(config, say=False)
+    compared = _what_figures_are_of(config)
     _set(config, fixed)
+    if _what_figures_are_of(config) != compared and "published" not in fixed:
+        config.published = ConfigDict()  # figures of the command line are set below
     _replace_recipe(config, by_key | fixed)
     _update_loss_sections(config, selected=any(_short(key) == "distillation.kind" for key in fixed))
     _set(config, by_key)
+
+
+def _what_figures_are_of(config: ConfigDict) -> tuple[int | None, object]:
+    """Returns the number of classes and the data set for which a configuration file has published figures."""
+    return config.num_classes, known_set(config.data.name) or config.data.name
 
 
 def _replace_recipe(config: ConfigDict, given: Mapping[str, Sequence[str]]) -> None:

@@ -6,42 +6,38 @@ import dataclasses
 import functools
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from deit_jax import console
 from deit_jax.config import ConfigError
 from deit_jax.config_record import recorded_config
-from deit_jax.data.decoding import CenterCrop, EvaluationCrop, evaluation_crop
-from deit_jax.models import native_image_size
-from deit_jax.models.protocol import fixed_image_size, initial_variables
+from deit_jax.data.decoding import EvaluationCrop, Squash, evaluation_crop
+from deit_jax.errors import shortened
+from deit_jax.models.protocol import fixed_image_size
+from deit_jax.network_sources import SOURCES, Wanted
 from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.checkpointing import load_variables, load_weights_of_run
 from deit_jax.training.network_identity import NetworkIdentity, weights_digest
-from deit_jax.training.plan import compute_dtype
-from deit_jax.training.program import build_model, build_recorded_model
+from deit_jax.training.program import build_recorded_model
 from deit_jax.training.record import read_config, scheduled_steps
 from deit_jax.training.state import Variables
-from deit_jax.weights import hub
 from deit_jax.weights.cards import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
-from deit_jax.weights.class_names import imagenet_class_names, names_of_weights
-from deit_jax.weights.declared import Declared, read_declared
+from deit_jax.weights.class_names import as_wordnet_ids
+from deit_jax.weights.declared import Declared
 from deit_jax.weights.errors import WeightsError
 from deit_jax.weights.files import kind_of
-from deit_jax.weights.hub_files import fetch_weights
-from deit_jax.weights.loading import Fitted, count_classes, fit_variables, fit_weights
+from deit_jax.weights.loading import Fitted, fit_variables
 from deit_jax.weights.program_file import read_program
 
-IMAGENET_CLASSES = 1000
 RGB = tuple[float, float, float]
 Check = Callable[[nn.Module], None]
+_WITHOUT_EMA = {"program": "a program", "pretrained": "published weights", "random": "random weights"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +101,8 @@ class Network:
     def preprocessing(self) -> Preprocessing:
         """The preprocessing of its images; unknown values are the released code's."""
         crop_ratio = Preprocessing.crop_ratio if self.crop is None else self.crop.crop_ratio
-        mean, std = self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD
-        return Preprocessing(self.image_size, crop_ratio, cast(RGB, mean), cast(RGB, std))
+        mean, std = cast(RGB, self.mean or IMAGENET_MEAN), cast(RGB, self.std or IMAGENET_STD)
+        return Preprocessing(self.image_size, crop_ratio, mean, std, squash=isinstance(self.crop, Squash))
 
     def digest(self) -> str:
         """Returns `weights_digest` without reinitialised heads and resized position embeddings."""
@@ -118,42 +114,6 @@ class Network:
         """Returns what a run records about its teacher."""
         size = fixed_image_size(self.model) if self.step is None else self.trained_image_size
         return NetworkIdentity(self.name, self.digest(), self.which, self.step, self.finished, self.class_names, size)
-
-
-@dataclasses.dataclass(frozen=True)
-class Wanted:
-    """The model to read weights into. A run's own record overrides it."""
-
-    name: str
-    build: Callable[[int, int], nn.Module]  # (num_classes, image_size in pixels) -> model
-    image_size: int  # default, in pixels
-    num_classes: int | None = None  # None: as the weights have
-    likely_classes: int | None = None  # used if that cannot be determined
-    class_names: Sequence[str] = ()  # the data's
-    section: str = ""  # section of the configuration that specifies the weights, for messages; "": none
-    seed: int = 0  # for random values
-    position: int = 0  # among random networks of one seed
-    keeps_size: bool = False  # whether `image_size` applies although another size is declared next to the weights
-
-
-def wanted_by(
-    config: ConfigDict, class_names: Sequence[str] = (), *, dtype: str | None = None, **fields: Any
-) -> Wanted:
-    """Returns `Wanted` for `config.model`. Raises ConfigError for an unknown name.
-
-    dtype: compute dtype; None: as configured. **fields: of `Wanted`.
-    """
-    try:
-        size = native_image_size(config.model.name)
-    except ValueError as error:
-        raise ConfigError(f"config.model: {error}") from error
-    dtype = dtype or compute_dtype(config)
-
-    def build(num_classes: int, image_size: int) -> nn.Module:
-        return build_model(config, num_classes=num_classes, image_size=image_size, compute_dtype=dtype)
-
-    own = {"num_classes": config.num_classes, "section": "config.model", "seed": config.seed}
-    return Wanted(config.model.name, build, size, class_names=class_names, **own | fields)
 
 
 def load_network(spec: WorkdirLike, wanted: Wanted | None = None, *, which: str = "raw", **options: Any) -> Network:
@@ -201,24 +161,29 @@ def load_networks(
         raise CheckpointError(
             f"--checkpoint={checkpoint} needs a --workdir; {wanted.section}.weights={spec} has no checkpoints"
         )
+    if which == "ema" and kind in _WITHOUT_EMA:
+        raise WeightsError(f"{spec}: there is no moving average of {_WITHOUT_EMA[kind]}: use the raw weights")
     if kind == "program":
         return {"raw": _of_program(str(spec), wanted, check)}
-    source = _SOURCES[kind](str(spec), wanted, "ema" if which == "ema" else None)
-    by_default = image_size is None and heads == "keep" and not wanted.keeps_size
-    size = image_size or (source.declared.image_size if by_default else None) or wanted.image_size
+    source = SOURCES[kind](str(spec), wanted, "ema" if which == "ema" else None)
+    size = image_size or wanted.size_for(source.declared, heads)
     model = wanted.build(source.num_classes, size)
     check(model)
-    network = source.read(model, size, wanted, heads)
-    if by_default:
-        _warn_of_unlike_images(network, source.declared, wanted)
+    network = Network(wanted.name, model, {}, source.where, size, crop=source.crop(size), **source.fields)
+    network = network.with_weights(source.read(model, size, wanted, heads), network.which)
+    if heads == "keep":
+        _warn_of_unlike_images(network, source.declared, wanted, sized=image_size is not None)
     return {network.which or "raw": network}
 
 
-def _warn_of_unlike_images(network: Network, declared: Declared, wanted: Wanted) -> None:
-    """Warns of images that differ from those of the training in ways that the caller did not choose."""
+def _warn_of_unlike_images(network: Network, declared: Declared, wanted: Wanted, *, sized: bool) -> None:
+    """Warns of images that differ from those of the training in ways that the caller did not choose.
+
+    sized: whether the caller chose the image size.
+    """
     advice = "--config.image_size=PIXELS" if wanted.section else "image_size=PIXELS"
     warn = console.warn if wanted.section else functools.partial(warnings.warn, stacklevel=5)  # a caller in Python
-    if network.resized:
+    if network.resized and not sized and not wanted.keeps_size:
         trained = f"{network.trained_image_size} pixels" if network.trained_image_size else "another size"
         warn(
             f"{network.where} were trained at {trained} but are used at {network.image_size}: position embedding resized from "
@@ -227,6 +192,11 @@ def _warn_of_unlike_images(network: Network, declared: Declared, wanted: Wanted)
     if declared.interpolation not in ("", "bicubic"):
         warn(
             f"{network.where} declare {declared.interpolation} interpolation: images are resized by bicubic interpolation"
+        )
+    if declared.other_crop and not wanted.keeps_size:
+        warn(
+            f"{network.where} declare a crop that this package does not have ({shortened(declared.other_crop)}): the centre is "
+            "used"
         )
 
 
@@ -284,13 +254,18 @@ def _of_run(
 
 def _of_program(spec: str | Path, wanted: Wanted, check: Callable[[nn.Module], None]) -> Network:
     if wanted.section != "config.teacher":
+        given = f"{wanted.section}.weights={spec}" if wanted.section else spec
         raise ConfigError(
-            f"{wanted.section or 'config.model'}.weights={spec} is a program, whose weights cannot be trained or read: only "
-            "config.teacher.weights takes one"
+            f"{given} is a program, whose weights cannot be trained or read: only config.teacher.weights takes one"
         )
     network = program_network(spec, jax.default_backend())
     check(network.model)
-    return network
+    names = network.class_names
+    return (
+        network
+        if names is None
+        else dataclasses.replace(network, class_names=as_wordnet_ids(names, wanted.class_names))
+    )
 
 
 def program_network(spec: str | Path, platform: str) -> Network:
@@ -309,81 +284,16 @@ def program_network(spec: str | Path, platform: str) -> Network:
     )
 
 
-# --- Weights from elsewhere: one function per kind -----------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """What is known about weights before they are fetched and read."""
-
-    where: str  # for messages
-    num_classes: int
-    fetch: Callable[[], str | Path] | None = None  # returns the file; None: random weights
-    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # values for `Network`
-    declared: Declared = dataclasses.field(default_factory=Declared)
-
-    def read(self, model: nn.Module, image_size: int, wanted: Wanted, heads: str) -> Network:
-        network = Network(wanted.name, model, {}, self.where, image_size, **self.fields)
-        if self.declared.crop_ratio is not None:
-            network = dataclasses.replace(network, crop=CenterCrop(image_size, self.declared.crop_ratio))
-        if self.fetch is None:
-            key = jax.random.key(wanted.seed)
-            key = jax.random.fold_in(key, wanted.position) if wanted.position else key
-            images = jnp.zeros((1, image_size, image_size, 3))
-            fitted = Fitted(jax.jit(functools.partial(initial_variables, model))(key, images), (), "")
-        else:
-            fitted = fit_weights(self.fetch(), model, heads=heads, which=network.which, seed=wanted.seed)
-        return network.with_weights(fitted, network.which)
-
-
-def _random(spec: str, wanted: Wanted, which: str | None) -> _Source:
-    classes = wanted.num_classes or wanted.likely_classes
-    if classes is None:
-        raise ConfigError(f"{wanted.section}.weights=random: set the number of classes, config.num_classes")
-    return _Source("RANDOM weights", classes)
-
-
-def _published(spec: str, wanted: Wanted, which: str | None) -> _Source:
-    def fetch() -> Path:
-        if wanted.section:
-            console.say(f"fetching the published weights of {wanted.name}, unless they are cached")
-        return hub.fetch_pretrained(wanted.name)
-
-    names = names_of_weights(spec, wanted.class_names) if wanted.class_names else imagenet_class_names()
-    fields = {"trained_image_size": native_image_size(wanted.name), "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    classes = wanted.num_classes or IMAGENET_CLASSES
-    return _Source("published weights", classes, fetch, fields | {"class_names": names})
-
-
-def _file(spec: str, wanted: Wanted, which: str | None) -> _Source:
-    names, classes = names_of_weights(spec, wanted.class_names), wanted.num_classes
-    if classes is None:
-        try:
-            classes = count_classes(spec, which, wanted.build(2, wanted.image_size))  # 2: any number of classes
-        except WeightsError:  # one of several sets of weights may fit; an unreadable file is reported later
-            classes = len(names or ()) or wanted.likely_classes
-            if classes is None:
-                raise
-    names = names if names and len(names) == classes else None
-    declared = read_declared(spec)
-    fields: dict[str, Any] = {"class_names": names, "which": which, "mean": declared.mean, "std": declared.std}
-    fields |= {"trained_image_size": declared.image_size}
-    return _Source(f"weights of {spec}", classes, lambda: spec, fields, declared)
-
-
-def _hub(spec: str, wanted: Wanted, which: str | None) -> _Source:
-    if wanted.section:
-        console.say(f"fetching {spec} from the Hugging Face hub, unless it is cached")
-    folder = fetch_weights(spec)
-    commit = f" (commit {folder.name[:8]})" if len(folder.name) == 40 else ""
-    return dataclasses.replace(_file(str(folder), wanted, which), where=f"weights of {spec}{commit}")
-
-
-_SOURCES = {"random": _random, "pretrained": _published, "file": _file, "hub": _hub}
-
-
 def warn_of_another_normalisation(network: Network, mean: Sequence[float], std: Sequence[float], section: str) -> None:
     """Warns if a network was trained with a normalisation other than `mean` and `std`, which `section` specifies."""
     for field, trained, given in (("mean", network.mean, tuple(mean)), ("std", network.std, tuple(std))):
         if trained is not None and trained != given:
             console.warn(f"{network.description}: trained with {field} {trained}, given {given}; see {section}.{field}")
+
+
+def is_another_crop(network: Network, crop: EvaluationCrop) -> bool:
+    """Whether a network's own evaluation crop is known and computes other pixels than `crop`, to the same size."""
+    own = network.crop
+    if own is None:
+        return False
+    return type(own) is not type(crop) or int(own.size / own.crop_ratio) != int(crop.size / crop.crop_ratio)

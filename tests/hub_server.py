@@ -33,8 +33,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def refuse(self, status, code, message="refused"):
-        self.answer(status, {"error": message}, X_Error_Code=code, X_Error_Message=message)
+    def refuse(self, status, code, message="refused", **headers):
+        self.answer(status, {"error": message}, X_Error_Code=code, X_Error_Message=message, **headers)
 
     @property
     def knows_token(self):
@@ -61,17 +61,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return
             if (files := found.branches.get(match[2])) is None:
                 self.refuse(404, "RevisionNotFound", "Invalid rev id")
-            elif (content := files.get(match[3])) is None:
-                self.refuse(404, "EntryNotFound", "Entry not found")
+                return
+            commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+            if (content := files.get(match[3])) is None:
+                known = {"X_Repo_Commit": commit} if self.server.names_commit_of_missing_files else {}
+                self.refuse(404, "EntryNotFound", "Entry not found", **known)
             else:
                 large = match[3].endswith(".safetensors")
                 etag = hashlib.sha256(content).hexdigest() if large else hashlib.sha1(content).hexdigest()
                 more = {"X_Linked_Etag": f'"{etag}"', "X_Linked_Size": len(content)} if large else {}
-                commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
                 self.answer(200, content, ETag=f'"{etag}"', X_Repo_Commit=commit, **more)
         elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(/revision/.+)?", path):
-            if self.repository(match[1]) is not None:
-                self.answer(200, {"id": match[1], "sha": "0" * 40, "siblings": [], "tags": []})
+            if (found := self.repository(match[1])) is not None:
+                facts = {"id": match[1], "sha": "0" * 40, "private": found.private, "siblings": [], "tags": []}
+                self.answer(200, facts)
         else:
             self.answer(404)
 
@@ -154,6 +157,7 @@ def hub_server(monkeypatch, home):
     """A server that huggingface_hub uses in this process, with its cache in `home`; has `repositories`, by name."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.repositories, server.large, server.messages, server.metadata = {}, {}, [], None
+    server.names_commit_of_missing_files = True
     server.address = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     point_to(server.address, monkeypatch)

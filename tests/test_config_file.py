@@ -201,6 +201,21 @@ def test_extra_sets_and_published_figures_of_the_file_can_be_set():
     assert configured("--config.published['a b']=3")[0].published.to_dict() == {"a b": 3.0}
 
 
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        (["--config.num_classes=10"], False),
+        (["--config.data.name=cifar10"], False),
+        (["--config.num_classes=1000", "--config.data.name=imagenet2012:5.1.0", "--config.data.source=folder"], True),
+    ],
+)
+def test_published_figures_of_other_data_are_removed(typed, kept):
+    published = load_config("configs/deit.py:tiny").published.to_dict()
+    assert published
+    config, _ = configured("--config.published['a b']=3", *typed, file="configs/deit.py:tiny")
+    assert config.published.to_dict() == {"a b": 3.0} | (published if kept else {})
+
+
 def test_fields_of_single_teachers_can_be_set():
     config, _ = configured("--config.teacher.each.2.mean=0.5,0.4,0.3", "--config.teacher.each.2.classes=3,1")
     assert config.teacher.each.to_dict() == {"2": {"mean": (0.5, 0.4, 0.3), "classes": (3, 1)}}

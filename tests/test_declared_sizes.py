@@ -1,5 +1,6 @@
 """Exported weights are used at the size and with the preprocessing that their folder, file or repository declares."""
 
+import dataclasses
 import json
 import warnings
 
@@ -8,14 +9,15 @@ import pytest
 
 from deit_jax import Classifier, load_weights
 from deit_jax.config import ConfigError
-from deit_jax.data.decoding import CenterCrop
+from deit_jax.data.decoding import CenterCrop, Squash
 from deit_jax.models import create_model
 from deit_jax.modes.evaluate import evaluate
 from deit_jax.modes.export import Push, export
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.predict import predict
 from deit_jax.modes.teacher import load_teacher
-from deit_jax.weights import timm
+from deit_jax.network import load_network
+from deit_jax.weights import save_weights, timm
 from tests.hub_server import TOKEN, hub_server
 from tests.inference.conftest import CHINA
 from tests.modes.workdirs import untrained
@@ -117,10 +119,30 @@ def test_without_a_declaration_a_warning_names_both_sizes(run, tmp_path, capsys)
     assert message in out and "give --config.image_size=PIXELS" in out
 
 
-def test_another_interpolation_is_announced(run, tmp_path):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"interpolation": "bilinear"}, "folder declare bilinear interpolation: images are resized by bicubic"),
+        (
+            {"crop_mode": "border"},
+            r"folder declare a crop that this package does not have \(crop_mode='border', crop_pct=",
+        ),
+    ],
+)
+@pytest.mark.parametrize("image_size", [None, 28])
+def test_what_is_not_done_as_declared_is_announced(run, tmp_path, changed, message, image_size):
     export(run, tmp_path / "folder", layout="timm", which="raw")
     card = json.loads((tmp_path / "folder/config.json").read_text())
-    card["pretrained_cfg"]["interpolation"] = "bilinear"
+    card["pretrained_cfg"] |= changed
     (tmp_path / "folder/config.json").write_text(json.dumps(card))
-    with pytest.warns(UserWarning, match="folder declare bilinear interpolation: images are resized by bicubic"):
-        Classifier.from_weights(tmp_path / "folder", NAME, **STUDENT)
+    with pytest.warns(UserWarning, match=message):
+        Classifier.from_weights(tmp_path / "folder", NAME, image_size=image_size, **STUDENT)
+
+
+@pytest.mark.parametrize("layout", ["timm", "hf", "flax", "w.safetensors"])
+def test_a_whole_image_as_a_square_is_declared(run, tmp_path, layout):
+    network = load_network(run)
+    squash = dataclasses.replace(network, crop=Squash(28)).preprocessing
+    output, layout = tmp_path / layout, layout if "." not in layout else "timm"
+    save_weights(network.variables, network.model, output, layout, preprocessing=squash)
+    assert Classifier.from_weights(output, NAME, **STUDENT).crop == Squash(28)

@@ -18,7 +18,8 @@ from deit_jax.modes.export import export
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.predict import _configured_network, predict
 from deit_jax.modes.teacher import load_teacher
-from deit_jax.network import load_network, load_networks, wanted_by
+from deit_jax.network import load_network, load_networks
+from deit_jax.network_sources import wanted_by
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.network_identity import weights_digest
 from deit_jax.weights import WeightsError, hub, save_weights
@@ -116,6 +117,8 @@ def test_load_random_weights():
     assert one.description == f"{NAME}, RANDOM weights" and one.digest() != other.digest()
     with pytest.raises(ConfigError, match=r"set the number of classes, config\.num_classes"):
         load_network("random", wanted_by(config_of("random")))
+    with pytest.raises(ConfigError, match=r"set the number of classes"):  # the name is not that of the data
+        _configured_network(config_of("random", data__name="cifar10"), "raw", "newest")
 
 
 def test_model_is_checked_before_weights_are_read(run, tmp_path):
@@ -219,6 +222,9 @@ def test_checkpoint_options_are_rejected_for_files(file):
             load()
     with pytest.raises(WeightsError, match="does not say that it holds a moving average"):
         _configured_network(config_of(file, image_size=28), "ema", "newest")
+    for weights in ("pretrained", "random"):
+        with pytest.raises(WeightsError, match=f"^{weights}: there is no moving average of"):
+            _configured_network(config_of(weights, num_classes=10), "ema", "newest")
 
 
 def test_published_weights_on_unnamed_classes_are_rejected(published):
@@ -233,10 +239,24 @@ def test_published_weights_fit_scanned_blocks(published):
     assert "blocks" in network.variables["params"] and len(network.class_names) == 1000
 
 
-def test_evaluation_warns_of_another_normalisation(run, tmp_path, capsys):
+def test_evaluation_warns_of_another_normalisation_and_crop(run, tmp_path, capsys):
     evaluate(config_of("", data__max_eval_images=4), run, output=tmp_path / "scores.json")
     output = " ".join(capsys.readouterr().out.split())
     assert "trained with mean (0.4, 0.5, 0.6), given (0.485, 0.456, 0.406); see config.augment.mean" in output
+    assert "its own crop is CenterCrop(size=28, crop_ratio=0.875), given CenterCrop(size=28, crop_ratio=1.0)" in output
+    evaluate(None, run, output=tmp_path / "scores.json")
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_prediction_warns_of_what_it_does_not_use(run, capsys):
+    _configured_network(config_of(run, augment__mean=(0.1, 0.2, 0.3)), "raw", "newest")
+    output = " ".join(capsys.readouterr().out.split())
+    assert "config.augment.mean is not used, (0.1, 0.2, 0.3): the network's own is used, (0.4, 0.5, 0.6)" in output
+    assert (
+        "config.evaluation is not used, CenterCrop(size=28, crop_ratio=1.0): the network's own is used, Cen" in output
+    )
+    _configured_network(config_of(run, evaluation__crop_ratio=0.875), "raw", "newest")  # as the run and the default
+    assert "is not used" not in capsys.readouterr().out
 
 
 def test_class_names_of_other_data_are_not_used(run, tmp_path, capsys):

@@ -20,7 +20,8 @@ from deit_jax.data.given_images import is_one_image, read_image
 from deit_jax.errors import UserError, refuse_address, require_choice
 from deit_jax.evaluation.heads import head_names, heads, outputs_of, own_head
 from deit_jax.models import create_model, native_image_size
-from deit_jax.network import IMAGENET_CLASSES, Network, Wanted, load_network
+from deit_jax.network import Network, load_network
+from deit_jax.network_sources import IMAGENET_CLASSES, Wanted
 from deit_jax.storage.bucket import bucket_address
 from deit_jax.weights.cards import IMAGENET_MEAN, IMAGENET_STD
 from deit_jax.weights.class_names import readable

@@ -79,7 +79,9 @@ def portable_function(classifier: Classifier, normalised: bool = False) -> Calla
 
 def preprocessing_of(classifier: Classifier, normalised: bool = False) -> dict[str, Any]:
     """Returns, in JSON types, an image's preprocessing, the class names, and the date and versions of the export."""
-    crop = classifier.crop
+    crop, names = classifier.crop, classifier.class_names
+    if not normalised:  # a teacher's classes are matched by name, so no name is made up for it
+        names = tuple(classifier.label(index) for index in range(classifier.model.num_classes))
     return {
         "format": FORMAT,
         "model": classifier.description,
@@ -97,5 +99,5 @@ def preprocessing_of(classifier: Classifier, normalised: bool = False) -> dict[s
         "std": list(classifier.std),
         "normalised_by_the_program": not normalised,
         "outputs": ["logits", "probabilities"],
-        "class_names": [classifier.label(index) for index in range(classifier.model.num_classes)],
+        "class_names": None if names is None else list(names),
     }

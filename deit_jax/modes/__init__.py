@@ -216,7 +216,7 @@ def _check_export(given: Given) -> None:
             default="timm", choices=("timm", "hf", "mmpretrain", "flax", "jax", "jax_float", "onnx")),
         Flag("push", "also upload the folder to the Hugging Face hub, with a model card from the run: OWNER/NAME, created if it "
             "does not exist; layouts timm, hf and flax"),
-        Flag("private", "push: create the repository as a private one", bool, default=False),
+        Flag("private", "push: create the repository as a private one; an existing public one is an error", bool, default=False),
         Flag("revision", "push: the branch, created from the main one; default: the main one"),
         Flag("license", "push: the licence of the weights, as the hub calls it, e.g. apache-2.0; default: the card states none"),
         Flag("opset", "layout=onnx: the version of ONNX's operators, 18 to 23; default 18, which the oldest runtimes read", int),

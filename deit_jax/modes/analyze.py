@@ -31,7 +31,7 @@ from deit_jax.evaluation.tokens import at_resolution, attention_maps, can_inspec
 from deit_jax.models.protocol import is_distilled, on_mesh
 from deit_jax.modes import analysis_output as analysis
 from deit_jax.modes.compared import compared_networks
-from deit_jax.modes.evaluate import as_labelled
+from deit_jax.modes.evaluate import as_labelled, without_teacher
 from deit_jax.network import Network
 from deit_jax.parallel.in_advance import sent_in_advance
 from deit_jax.parallel.mesh import make_mesh
@@ -116,6 +116,7 @@ def analyze(
     if config is None:
         config = recorded_config(read_config(workdir))
     else:
+        config = without_teacher(config)
         validate(config)
     folder = workdir.folder(ANALYSIS) if output is None else output
     mesh = make_mesh()

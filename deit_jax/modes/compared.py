@@ -15,7 +15,8 @@ from deit_jax.config_record import recorded_config
 from deit_jax.data.classes import difference
 from deit_jax.models import create_model, list_models, native_image_size
 from deit_jax.models.protocol import with_dtype
-from deit_jax.network import Network, Wanted, load_network
+from deit_jax.network import Network, load_network
+from deit_jax.network_sources import Wanted
 from deit_jax.storage.workdir import CONFIG, Workdir, WorkdirLike
 from deit_jax.training.record import read_config
 from deit_jax.weights.files import EMBEDDED, kind_of

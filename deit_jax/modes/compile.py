@@ -37,7 +37,7 @@ from deit_jax.models.flops import TrainFlops, train_flops
 from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.sharding import replicated, split_rows
-from deit_jax.storage.files import write_json
+from deit_jax.storage.files import as_file, write_file
 from deit_jax.training.features import projection_flops
 from deit_jax.training.plan import Plan, resolve, sizes_of_mixing
 from deit_jax.training.program import Program, build_augmentation, build_program
@@ -102,7 +102,7 @@ def compile_step(
     if output is None:
         print(json.dumps(report))
     else:
-        write_json(output, report)
+        write_file(output, as_file(report), ConfigError)
         console.say(f"the figures are in {output}")
     return report
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,19 @@ from deit_jax.config_check import validate
 from deit_jax.config_losses import forget_sections
 from deit_jax.config_record import recorded_config
 from deit_jax.data.classes import with_classes
+from deit_jax.data.decoding import evaluation_crop
 from deit_jax.data.identity import Images
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import ImageSource, notes_of
 from deit_jax.evaluation.run import Evaluator, open_extra_sets, protocol_of, score_extra_sets
-from deit_jax.network import Network, load_networks, say_of_another_size, wanted_by, warn_of_another_normalisation
+from deit_jax.network import (
+    Network,
+    is_another_crop,
+    load_networks,
+    say_of_another_size,
+    warn_of_another_normalisation,
+)
+from deit_jax.network_sources import wanted_by
 from deit_jax.parallel.agreement import agree
 from deit_jax.parallel.compilation_cache import share_compiled_programs
 from deit_jax.parallel.distributed import first_process_first, is_main_process
@@ -51,7 +60,8 @@ def evaluate(
       checkpoint: "newest", "best" or a step number.
       output: the JSON file to write; None: `workdir`/evaluation.json, or no file without a workdir.
 
-    Returns the content of the file: {"scores": {"raw": scores by head, "ema": ...}, "extra": by name, "protocol": ..., ...}.
+    Returns the content of the file: {"scores": {"raw": scores by head, "ema": ...}, "extra": by name, "protocol": ...,
+    "data": {"images", "digest"}, ...}.
     Raises ConfigError, DataError, CheckpointError or WeightsError, each with a one-line message.
     """
     if config is None:
@@ -73,6 +83,8 @@ def evaluate(
     protocol = protocol_of(config, network.image_size)
     say_of_another_size(network, config.image_size, "evaluated")
     warn_of_another_normalisation(network, config.augment.mean, config.augment.std, "config.augment")
+    if is_another_crop(network, crop := evaluation_crop(config.evaluation, network.image_size)):
+        console.warn(f"{network.description}: its own crop is {network.crop}, given {crop}; see config.evaluation")
 
     mesh = make_mesh()
     evaluator = Evaluator(config, source, mesh, image_size=network.image_size)
@@ -84,6 +96,7 @@ def evaluate(
         "image_size": network.image_size,
         "trained_image_size": network.trained_image_size,
         "protocol": protocol,
+        "data": dataclasses.asdict(Images.of(source)),
         "scores": evaluator.weights(network.model, weights),
         "eval_images": len(source) - evaluator.unreadable,
         "unreadable_images": evaluator.unreadable,
@@ -94,6 +107,8 @@ def evaluate(
         write_file(output, as_file(results), ConfigError)
     elif workdir is not None and is_main_process():
         Workdir.at(workdir).write_json(EVALUATION, results, error=ConfigError)
+    if config.num_classes not in (None, network.model.num_classes):  # a configuration of other classes than the run's
+        config.published = ConfigDict()
     show_results(config, results)
     return results
 

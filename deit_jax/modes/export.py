@@ -66,12 +66,13 @@ def export(
         raise ConfigError(f"--opset={opset} applies to --layout=onnx, not to {layout}")
     if push is not None:
         _check_push(push, output, layout)
-    if layout in PROGRAMS and Workdir.at(output).checkpoints.exist():
-        raise ConfigError(f"{output} is the --workdir of a training run: give another folder")
     check_folder(output, program=layout in PROGRAMS, push=push is not None)
     network = load_network(workdir, kind="workdir", which=which, checkpoint=checkpoint)
     if layout in PROGRAMS:
-        return _export_program(Classifier.from_network(network), output, layout, opset)
+        names = (
+            network.class_names if layout == "jax_float" else None
+        )  # as recorded: they are matched with the student's
+        return _export_program(Classifier.from_network(network, class_names=names), output, layout, opset)
     model, names = network.model, network.class_names
     # The model may have more classes than its data set, which then cannot name all of them.
     names = names if names and len(names) == model.num_classes else None

@@ -8,9 +8,10 @@ from pathlib import Path
 from deit_jax import console
 from deit_jax.config import ConfigError
 from deit_jax.storage.files import disk_faults
+from deit_jax.storage.workdir import refuse_as_output
+from deit_jax.weights.hub_files import WEIGHTS_FILE
 from deit_jax.weights.program_file import MODEL_FILE
 
-WEIGHTS_FILE = "model.safetensors"
 CARD, EARLIER_CARD = "README.md", "README.earlier.md"
 
 
@@ -25,6 +26,7 @@ def check_folder(folder: Path, *, program: bool, push: bool) -> None:
 
     program: the export writes a program, else weights. push: it writes a model card.
     """
+    refuse_as_output(folder, ConfigError)
     other = WEIGHTS_FILE if program else MODEL_FILE
     if (folder / other).is_file():
         kinds = ("a program", "weights") if program else ("weights", "a program")
@@ -39,11 +41,10 @@ def check_folder(folder: Path, *, program: bool, push: bool) -> None:
 
 
 def digest_of_weights(folder: Path) -> str:
-    """Returns the SHA-256 of the folder's tensors and config.json; "" if there are none."""
+    """Returns the SHA-256 of the folder's weights file and config.json; "" if there are none."""
     try:
         card = (folder / "config.json").read_bytes()
         with (folder / WEIGHTS_FILE).open("rb") as file:
-            file.seek(8 + int.from_bytes(file.read(8), "little"))  # after the header, whose order of metadata varies
             return hashlib.sha256(card + hashlib.file_digest(file, "sha256").digest()).hexdigest()
     except OSError:
         return ""

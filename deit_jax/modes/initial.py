@@ -13,7 +13,8 @@ from deit_jax import console
 from deit_jax.config import ConfigError
 from deit_jax.data.classes import difference
 from deit_jax.data.registry import open_source
-from deit_jax.network import Network, load_network, wanted_by, warn_of_another_normalisation
+from deit_jax.network import Network, load_network, warn_of_another_normalisation
+from deit_jax.network_sources import wanted_by
 from deit_jax.parallel.distributed import from_main_process
 from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import newest_step

@@ -30,6 +30,9 @@ _LIBRARIES = {"timm": "timm", "hf": "transformers", "flax": "deit_jax"}
 _NOT_RECIPE = ("data.path", "unlabelled.path", "evaluation.extra", "data.index", "data.copies_gib", "data.num_threads",
     "data.num_workers", "data.prefetch_batches", "model.weights", "teacher.weights", "teacher.answers", "teacher.record",
     "published", "log", "parallel", "checkpoint")  # fmt: skip
+# Fields that a network depends on and that not every mode reads from the files next to its weights.
+_NOT_IN_WEIGHTS = (("model", "fusion"), ("evaluation", "protocol"), ("evaluation", "crop_ratio"), ("augment", "mean"),
+    ("augment", "std"))  # fmt: skip
 
 
 def model_card(workdir: Workdir, network: Network, *, layout: str, repository: str, licence: str) -> str:
@@ -39,7 +42,7 @@ def model_card(workdir: Workdir, network: Network, *, layout: str, repository: s
     """
     record = read_config(workdir)
     config = recorded_config(record)
-    results = _results(workdir, network)
+    results = _results(workdir, network, record)
     environment = _read(workdir, ENVIRONMENT) or {}
     data = _data(config)
     sections = {
@@ -66,14 +69,19 @@ def _read(workdir: Workdir, name: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _results(workdir: Workdir, network: Network) -> dict[str, Any] | None:
-    """Returns the scores of the exported weights: of the run's end or --mode=eval, after the same step; None: not known."""
+def _results(workdir: Workdir, network: Network, record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns the scores of the exported weights: of the run's end or --mode=eval, after the same step; None: not known.
+
+    --mode=eval may have read other images, so its scores count only if they are of the run's evaluation images, by their digest.
+    """
+    own_data = record["resolved"].get("data", {}).get("evaluation", {})
     for name in (RESULTS, EVALUATION):
         found = _read(workdir, name)
-        if found is not None and found.get("step") == network.step and network.which in found.get("scores", {}):
-            size = found.get("protocol", {}).get("crop", network.image_size)
-            if size == network.image_size:
-                return found
+        if found is None or found.get("step") != network.step or network.which not in found.get("scores", {}):
+            continue
+        same_data = name == RESULTS or (bool(own_data.get("digest")) and found.get("data") == own_data)
+        if same_data and found.get("protocol", {}).get("crop", network.image_size) == network.image_size:
+            return found
     return None
 
 
@@ -134,10 +142,14 @@ def _usage(layout: str, repository: str, network: Network, config: ConfigDict) -
 
 def own_flags(repository: str, network: Network, config: ConfigDict) -> str:
     """Returns the flags of run.py that specify a pushed network of a run with this configuration."""
-    fields = {"weights": f"hf:{repository}", "name": network.name}
-    fields |= {f"overrides.{name}": value for name, value in config.model.overrides.items()}
-    own = " ".join(f"--config.model.{name}={value}" for name, value in fields.items())
-    return f"{own} --config.image_size={network.image_size}"
+    fields: dict[str, Any] = {"model.weights": f"hf:{repository}", "model.name": network.name}
+    fields |= {f"model.overrides.{name}": value for name, value in config.model.overrides.items()}
+    fields["image_size"] = network.image_size
+    default = default_config()
+    for section, name in _NOT_IN_WEIGHTS:
+        if config[section][name] != default[section][name]:
+            fields[f"{section}.{name}"] = config[section][name]
+    return " ".join(shlex.quote(f"--config.{name}={value}") for name, value in fields.items())
 
 
 def _scores(results: Mapping[str, Any] | None, network: Network) -> str:

@@ -15,7 +15,7 @@ from deit_jax.config import ConfigError
 from deit_jax.models import create_model, list_models, native_image_size
 from deit_jax.models.flops import forward_flops_by_kind
 from deit_jax.models.protocol import initial_variables
-from deit_jax.storage.files import disk_faults, write_json
+from deit_jax.storage.files import as_file, write_file
 from deit_jax.training.state import count_parameters
 
 
@@ -51,6 +51,5 @@ def show_models(names: Sequence[str] | None = None, output: Path | None = None) 
     columns = ("model", "px", "parameters", "GMACs, linear + convolution", "with attention products")
     console.table("Models with 1000 classes; a MAC is a multiply-add: two FLOPs", columns, rows)
     if output is not None:
-        with disk_faults(lambda reason: ConfigError(f"--output={output} cannot be written ({reason})")):
-            write_json(output, [it._asdict() for it in sizes])
+        write_file(output, as_file([it._asdict() for it in sizes]), ConfigError)
     return sizes

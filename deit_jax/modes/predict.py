@@ -13,12 +13,15 @@ from ml_collections import ConfigDict
 
 from deit_jax import console
 from deit_jax.config import ConfigError, default_config
-from deit_jax.data.decoding import evaluation_crop
+from deit_jax.config_check import validate
+from deit_jax.data.decoding import EvaluationCrop, evaluation_crop
 from deit_jax.data.known_sets import known_set
 from deit_jax.data.registry import open_source
 from deit_jax.data.sources import DataError
 from deit_jax.inference.classifier import Classifier, Prediction
-from deit_jax.network import Network, load_network, say_of_another_size, wanted_by
+from deit_jax.modes.evaluate import without_teacher
+from deit_jax.network import Network, is_another_crop, load_network, say_of_another_size
+from deit_jax.network_sources import wanted_by
 from deit_jax.printable import in_a_spreadsheet
 from deit_jax.storage.files import as_file, write_file
 from deit_jax.storage.workdir import WorkdirLike
@@ -39,14 +42,16 @@ def predict(
 ) -> list[list[Prediction]]:
     """Prints, returns and optionally writes to `output` (.json or .csv) the five most probable classes of every file.
 
-    The network is that of `workdir`, or else of `config.model.weights`. Raises ConfigError, CheckpointError, WeightsError or
-    DataError, each with a one-line message, before anything is written.
+    The network is that of `workdir`, or else of `config.model.weights`; the configuration needs no teacher. Raises ConfigError,
+    CheckpointError, WeightsError or DataError, each with a one-line message, before anything is written.
     """
     if output is not None and output.suffix.lower() not in (".json", ".csv"):
         raise ConfigError(f"--output={output}: predictions are written as .json or .csv")
     if workdir is not None:
         network = load_network(workdir, kind="workdir", which=which, checkpoint=checkpoint)
     else:
+        config = without_teacher(default_config() if config is None else config)
+        validate(config)
         network = _configured_network(config, which, checkpoint)
     classifier = Classifier.from_network(network)
     predictions = cast(
@@ -71,7 +76,7 @@ def _configured_network(config: ConfigDict, which: str, checkpoint: str) -> Netw
         raise ConfigError(
             "nothing to predict with: give the --workdir of a training run, or --config.model.weights=FILE (or =pretrained)"
         )
-    known = known_set(config.data.name)
+    known = known_set(config.data.name) if config.data.source == "tfds" else None
     wanted = wanted_by(config, likely_classes=known.num_classes if known else None)
     which = "ema" if config.model.variables == "ema" else which
     network = load_network(weights, wanted, which=which, checkpoint=checkpoint, image_size=config.image_size)
@@ -80,6 +85,7 @@ def _configured_network(config: ConfigDict, which: str, checkpoint: str) -> Netw
     if names is None and weights != "pretrained":
         names = _class_names(config, network.model.num_classes)
     crop = None if network.step is None and _sets_crop(config) else network.crop
+    _warn_of_unused(config, network, crop)
     return dataclasses.replace(
         network,
         crop=evaluation_crop(config.evaluation, network.image_size) if crop is None else crop,
@@ -87,6 +93,23 @@ def _configured_network(config: ConfigDict, which: str, checkpoint: str) -> Netw
         std=network.std or tuple(config.augment.std),
         class_names=names,
     )
+
+
+def _warn_of_unused(config: ConfigDict, network: Network, crop: EvaluationCrop | None) -> None:
+    """Warns if the configuration has other preprocessing than the default, but that of the network is used.
+
+    crop: the network's; None: it is not used.
+    """
+    unused: list[tuple[str, object, object]] = []
+    if crop is not None and _sets_crop(config):
+        other = evaluation_crop(config.evaluation, network.image_size)
+        unused += [("config.evaluation", other, crop)] if is_another_crop(network, other) else []
+    for name, trained in (("mean", network.mean), ("std", network.std)):
+        value, default = tuple(config.augment[name]), tuple(default_config().augment[name])
+        if trained is not None and value not in (trained, default):
+            unused.append((f"config.augment.{name}", value, trained))
+    for field, given, own in unused:
+        console.warn(f"{network.description}: {field} is not used, {given}: the network's own is used, {own}")
 
 
 def _sets_crop(config: ConfigDict) -> bool:

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from deit_jax import console
 from deit_jax.augment.pipeline import prepare_for_evaluation
 from deit_jax.config import ConfigError, default_config, needs_teacher
+from deit_jax.config_check import validate
 from deit_jax.config_features import described_features
 from deit_jax.config_model import described_model
 from deit_jax.config_record import completed, recorded_config
@@ -33,7 +34,7 @@ from deit_jax.evaluation.predictions import (
 )
 from deit_jax.evaluation.tokens import attention_maps, can_inspect
 from deit_jax.models.protocol import on_mesh
-from deit_jax.modes.evaluate import as_labelled
+from deit_jax.modes.evaluate import as_labelled, without_teacher
 from deit_jax.network import Network, load_network
 from deit_jax.parallel.distributed import is_main_process, wait_for_all
 from deit_jax.parallel.mesh import make_mesh
@@ -115,7 +116,7 @@ def report(
       output: the file, replaced if it exists; None: `workdir`/report.html.
       log: also gets the pictures of the evaluation.
 
-    Raises ConfigError if `workdir` has no run, or if the file cannot be written.
+    Raises ConfigError if `workdir` has no run, for an invalid `config`, or if the file cannot be written.
     """
     workdir = Workdir.at(workdir)
     record = read_config(workdir)
@@ -123,6 +124,7 @@ def report(
         raise ConfigError(f"{workdir}: no step has been trained here yet, so there is nothing to report")
     trained = recorded_config(record)
     if config is not None:
+        validate(without_teacher(config))
         trained.data, trained.evaluation = config.data, config.evaluation
         trained.unlabelled.path = config.unlabelled.path or trained.unlabelled.path
     rows, results = read_metrics(workdir), _read_json(workdir, RESULTS)

@@ -19,14 +19,8 @@ from deit_jax.data.registry import open_source
 from deit_jax.models import create_model, native_image_size
 from deit_jax.models.ensemble import Ensemble, joined_variables, renormalisation
 from deit_jax.models.protocol import check_outputs, initial_variables
-from deit_jax.network import (
-    IMAGENET_CLASSES,
-    Network,
-    Wanted,
-    load_network,
-    program_network,
-    warn_of_another_normalisation,
-)
+from deit_jax.network import Network, load_network, program_network, warn_of_another_normalisation
+from deit_jax.network_sources import IMAGENET_CLASSES, Wanted
 from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.plan import compute_dtype
 from deit_jax.training.program import build_model, build_recorded_model

@@ -32,7 +32,7 @@ from deit_jax.parallel.mesh import make_mesh
 from deit_jax.parallel.platforms import jax_option
 from deit_jax.parallel.sharding import replicated, split_rows
 from deit_jax.reporting.speed import Speed
-from deit_jax.storage.files import disk_faults, write_json
+from deit_jax.storage.files import as_file, write_file
 from deit_jax.training.plan import compute_dtype, resolve, sizes_of_mixing
 from deit_jax.training.program import build_model, build_program
 from deit_jax.training.state import count_parameters
@@ -81,9 +81,7 @@ def throughput(
         report[what] = measure(bench, what, unit, prepare, batch_size=batch_size, runs=runs)
     show(report)
     if output is not None and is_main_process():
-        with disk_faults(lambda reason: ConfigError(f"--output={output} cannot be written ({reason})")):
-            output.parent.mkdir(parents=True, exist_ok=True)
-            write_json(output, report)
+        write_file(output, as_file(report), ConfigError)
         console.say(f"the figures are in {output}")
     return report
 

@@ -195,3 +195,10 @@ class Workdir:
 
 
 WorkdirLike = str | Path | Workdir  # accepted by functions that users call
+
+
+def refuse_as_output(folder: Path, error: type[UserError]) -> None:
+    """Raises `error` if a folder, in which an export would write its own config.json, is the workdir of a run."""
+    workdir = Workdir.at(folder)
+    if workdir.checkpoints.exist() or workdir.has(METRICS):
+        raise error(f"{folder} is the --workdir of a training run: give another folder")

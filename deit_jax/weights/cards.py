@@ -19,7 +19,7 @@ CARD_NAMES = ("config.json", "preprocessor_config.json")
 # Our fields under the names of timm's model arguments.
 _TIMM_ARGUMENTS = {"image_size": "img_size", "group_width": "group_size"}
 
-
+CENTER, SQUASH = "center", "squash"  # timm's names: a crop of the centre; the whole image as a square
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -28,19 +28,21 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class Preprocessing:
     """Resize the shorter side to int(image_size / crop_ratio) by antialiased bicubic, crop the centre, normalise RGB in [0, 1].
 
-    The defaults are the reference's evaluation. image_size is in pixels; None: the model's own, 224 for a convnet.
+    The defaults are the reference's evaluation. image_size is in pixels; None: the model's own, 224 for a convnet. squash: resize
+    the whole image to a square instead, ignoring its aspect ratio; crop_ratio is then 1.
     """
 
     image_size: int | None = None
     crop_ratio: float = 0.875
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    squash: bool = False
 
     def __post_init__(self) -> None:
         # Arrays become plain numbers, because they are written as JSON.
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
-        object.__setattr__(self, "crop_ratio", float(self.crop_ratio))
+        object.__setattr__(self, "crop_ratio", 1.0 if self.squash else float(self.crop_ratio))
         if not 0 < self.crop_ratio <= 1:
             raise WeightsError(f"crop_ratio={self.crop_ratio} is not above 0 and at most 1")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
@@ -56,6 +58,16 @@ class Preprocessing:
         """Returns the pixels of the shorter side after resizing, and of the crop, for `model`."""
         crop = input_size(model)[0] if self.image_size is None else self.image_size
         return int(crop / self.crop_ratio), crop
+
+    def fields(self, image_size: int) -> Card:
+        """Returns what this package's own config.json and the metadata of a .safetensors file declare, in JSON types."""
+        fields: Card = {
+            "image_size": image_size,
+            "crop_pct": self.crop_ratio,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+        return fields | ({"crop_mode": SQUASH} if self.squash else {})
 
 
 def timm_cards(model: nn.Module, preprocessing: Preprocessing, class_names: Sequence[str] | None) -> dict[str, Card]:
@@ -73,7 +85,7 @@ def timm_cards(model: nn.Module, preprocessing: Preprocessing, class_names: Sequ
         "fixed_input_size": fixed_image_size(model) is not None,
         "pool_size": None,
         "crop_pct": preprocessing.crop_ratio,
-        "crop_mode": "center",
+        "crop_mode": SQUASH if preprocessing.squash else CENTER,
         "interpolation": "bicubic",
         "mean": list(preprocessing.mean),
         "std": list(preprocessing.std),
@@ -128,9 +140,9 @@ def huggingface_cards(model: Any, preprocessing: Preprocessing, class_names: Seq
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": {"shortest_edge": resized},
+        "size": {"height": side, "width": side} if preprocessing.squash else {"shortest_edge": resized},
         "resample": 3,  # PIL's bicubic
-        "do_center_crop": True,
+        "do_center_crop": not preprocessing.squash,
         "crop_size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -148,10 +160,7 @@ def flax_cards(model: nn.Module, preprocessing: Preprocessing, class_names: Sequ
         "library": "deit_jax",
         "module": type(model).__name__,
         "num_classes": model.num_classes,
-        "image_size": side,
-        "crop_pct": preprocessing.crop_ratio,
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
+        **preprocessing.fields(side),
     }
     return {"config.json": card | _label_names(class_names)}
 

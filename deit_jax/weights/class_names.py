@@ -8,16 +8,14 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
-from deit_jax.weights.files import local_path
+from deit_jax.weights.cards import CARD_NAMES
+from deit_jax.weights.files import local_path, read_beside, read_metadata
 
 METADATA_KEY = "class_names"  # key in the metadata of a .safetensors file from `save_weights`
-_CARD = "config.json"
 _UNNAMED = re.compile(r"LABEL_\d+")  # what transformers writes for unnamed classes
 
 # Files of TFDS, a dependency of this package: the 1,000 names, and the WordNet ids in the same order.
@@ -32,13 +30,9 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
     the config.json next to it.
     """
     path = local_path(path)
-    if path.suffix == ".safetensors" and (names := _from_metadata(path)) is not None:
+    if path.suffix == ".safetensors" and (names := _names(read_metadata(path, METADATA_KEY))) is not None:
         return names
-    try:
-        card = json.loads((path if path.is_dir() else path.parent).joinpath(_CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return _from_card(card) if isinstance(card, dict) else None
+    return _from_card(read_beside(path, CARD_NAMES[0]))
 
 
 def metadata(class_names: Sequence[str] | None) -> dict[str, str]:
@@ -46,15 +40,7 @@ def metadata(class_names: Sequence[str] | None) -> dict[str, str]:
     return {} if class_names is None else {METADATA_KEY: json.dumps([str(name) for name in class_names])}
 
 
-def _from_metadata(path: Path) -> tuple[str, ...] | None:
-    try:
-        with safe_open(path, framework="np") as file:
-            return _names(json.loads((file.metadata() or {})[METADATA_KEY]))
-    except Exception:  # no such key or file, or a damaged file, which is reported when its tensors are read
-        return None
-
-
-def _from_card(card: dict[str, Any]) -> tuple[str, ...] | None:
+def _from_card(card: Mapping[str, Any]) -> tuple[str, ...] | None:
     labels = card.get("id2label")
     if isinstance(labels, dict) and set(labels) == {str(i) for i in range(len(labels))}:
         names = _names([labels[str(i)] for i in range(len(labels))])

@@ -7,13 +7,10 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
-from deit_jax.weights.cards import CARD_NAMES
-from deit_jax.weights.files import local_path
+from deit_jax.weights.cards import CARD_NAMES, CENTER, SQUASH, Preprocessing
+from deit_jax.weights.files import local_path, read_beside, read_metadata
 
 METADATA_KEY = "preprocessing"  # key in the metadata of a .safetensors file from `save_weights`
 _PIL_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
@@ -23,7 +20,9 @@ _PIL_FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box
 class Declared:
     """What is declared next to weights; None or "" if it is not.
 
-    image_size: pixels. crop_ratio: share of the resized shorter side that is kept. mean, std: RGB in [0, 1].
+    image_size: pixels. crop_ratio: share of the resized shorter side that a centre crop keeps. mean, std: RGB in [0, 1].
+    squash: the whole image is resized to a square, without a crop. other_crop: a crop that this package does not have, for
+    a message.
     """
 
     image_size: int | None = None
@@ -31,6 +30,8 @@ class Declared:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     interpolation: str = ""
+    squash: bool = False
+    other_crop: str = ""
 
 
 def read_declared(path: str | os.PathLike[str]) -> Declared:
@@ -40,10 +41,9 @@ def read_declared(path: str | os.PathLike[str]) -> Declared:
     preprocessor_config.json) or this package in the same folder. Invalid values count as not declared.
     """
     path = local_path(path)
-    if path.suffix == ".safetensors" and (fields := _metadata_of(path)) is not None:
+    if path.suffix == ".safetensors" and isinstance(fields := read_metadata(path, METADATA_KEY), Mapping):
         return _of_our_fields(fields)
-    folder = path if path.is_dir() else path.parent
-    card, processor = (_read_json(folder / name) for name in CARD_NAMES)
+    card, processor = (read_beside(path, name) for name in CARD_NAMES)
     if card.get("library") == "deit_jax":
         return _of_our_fields(card)
     timm = card.get("pretrained_cfg", card)
@@ -54,58 +54,53 @@ def read_declared(path: str | os.PathLike[str]) -> Declared:
     return Declared()
 
 
-def metadata(image_size: int, preprocessing: Any | None) -> dict[str, str]:
-    """Returns the metadata of a .safetensors file. preprocessing: a `Preprocessing`; None: only the size in pixels is known."""
-    fields: dict[str, Any] = {"image_size": image_size}
-    if preprocessing is not None:
-        fields |= {"crop_pct": preprocessing.crop_ratio, "mean": preprocessing.mean, "std": preprocessing.std}
+def metadata(image_size: int, preprocessing: Preprocessing | None) -> dict[str, str]:
+    """Returns the metadata of a .safetensors file. preprocessing: None: only the size in pixels is known."""
+    fields = {"image_size": image_size} if preprocessing is None else preprocessing.fields(image_size)
     return {METADATA_KEY: json.dumps(fields)}
 
 
-def _metadata_of(path: Path) -> Mapping[str, Any] | None:
-    try:
-        with safe_open(path, framework="np") as file:
-            fields = json.loads((file.metadata() or {})[METADATA_KEY])
-    except Exception:  # no such key or file, or a damaged file, which is reported when its tensors are read
-        return None
-    return fields if isinstance(fields, Mapping) else None
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, Mapping) else {}
-
-
 def _of_our_fields(fields: Mapping[str, Any]) -> Declared:
-    crop_ratio, mean, std = _ratio(fields.get("crop_pct")), _rgb(fields.get("mean")), _rgb(fields.get("std"))
-    return Declared(_pixels(fields.get("image_size")), crop_ratio, mean, std)
+    squash = fields.get("crop_mode") == SQUASH
+    crop_ratio = None if squash else _ratio(fields.get("crop_pct"))
+    mean, std = _rgb(fields.get("mean")), _rgb(fields.get("std"))
+    return Declared(_pixels(fields.get("image_size")), crop_ratio, mean, std, squash=squash)
 
 
 def _of_timm(fields: Mapping[str, Any]) -> Declared:
     size, interpolation = fields.get("input_size"), fields.get("interpolation")
     if not isinstance(size, list) or len(size) != 3 or size[1] != size[2]:
         size = [None, None, None]
+    mode, crop_ratio = fields.get("crop_mode", CENTER), _ratio(fields.get("crop_pct"))
+    squash = mode == SQUASH and crop_ratio == 1  # with a smaller one, timm crops the square
     return Declared(
         _pixels(size[1]),
-        _ratio(fields.get("crop_pct")) if fields.get("crop_mode", "center") == "center" else None,
+        crop_ratio if mode == CENTER else None,
         _rgb(fields.get("mean")),
         _rgb(fields.get("std")),
         interpolation if isinstance(interpolation, str) else "",
+        squash,
+        "" if squash or mode == CENTER else f"crop_mode={mode!r}, crop_pct={crop_ratio}",
     )
 
 
 def _of_transformers(card: Mapping[str, Any], processor: Mapping[str, Any]) -> Declared:
-    crop, shortest = _side(processor.get("crop_size")), _side(processor.get("size"))
+    image_size, size = _pixels(card.get("image_size")), processor.get("size")
+    crop, shortest = _side(processor.get("crop_size")), _side(size)
+    cropped = processor.get("do_center_crop", card["model_type"] != "vit")  # ViT's processor cannot crop
+    crop_ratio = _ratio_of_sides(crop, shortest) if cropped is True else None
+    square = not (isinstance(size, Mapping) and "shortest_edge" in size)
+    squash = cropped is False and square and shortest is not None and shortest == image_size
+    other = isinstance(size, int | Mapping) and not squash and crop_ratio is None
     normalised = processor.get("do_normalize", True) is True
     return Declared(
-        _pixels(card.get("image_size")),
-        _ratio_of_sides(crop, shortest) if processor.get("do_center_crop") is True else None,
+        image_size,
+        crop_ratio,
         _rgb(processor.get("image_mean")) if normalised else None,
         _rgb(processor.get("image_std")) if normalised else None,
         _PIL_FILTERS.get(processor.get("resample", 3), ""),
+        squash,
+        f"size={json.dumps(size)}, do_center_crop={json.dumps(cropped)}" if other else "",
     )
 
 

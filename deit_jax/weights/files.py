@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from safetensors import safe_open
 
 from deit_jax.storage.workdir import Workdir
 from deit_jax.weights.errors import WeightsError
-from deit_jax.weights.hub_files import fetch_weights, is_on_hub
+from deit_jax.weights.hub_files import WEIGHTS, fetch_weights, is_on_hub
 from deit_jax.weights.program_file import is_program
 
 Tensors = dict[str, np.ndarray]
@@ -30,7 +31,6 @@ EMBEDDED = "embedded"  # as teacher.weights or model.weights: the package's RegN
 _EMBEDDED_FILE = Path(__file__).with_name("fashion_mnist_teacher.safetensors")
 WRITTEN = (".safetensors", ".pth", ".pt", ".bin")
 _PICKLES = (".pth", ".pt", ".bin", ".pyth", ".ckpt", ".tar")
-_NAMES_IN_FOLDER = ("model.safetensors", "pytorch_model.bin")  # names that transformers and timm use
 
 
 def read_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
@@ -75,12 +75,31 @@ def local_path(weights: str | os.PathLike[str]) -> Path:
     return fetch_weights(str(weights)) if is_on_hub(str(weights)) else Path(os.path.expanduser(weights))
 
 
+def read_metadata(path: Path, key: str) -> Any:
+    """Returns a value of a .safetensors file's metadata, in which it is JSON; None if there is none."""
+    try:
+        with safe_open(path, framework="np") as file:
+            return json.loads((file.metadata() or {})[key])
+    except Exception:  # no such key or file, or a damaged file, which is reported when its tensors are read
+        return None
+
+
+def read_beside(path: Path, name: str) -> Mapping[str, Any]:
+    """Returns the JSON object in the file `name` in a folder, or in that of a weights file; {} if there is none."""
+    try:
+        content = json.loads((path if path.is_dir() else path.parent).joinpath(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, Mapping) else {}
+
+
 def is_weights(path: Path) -> bool:
-    """Whether a path is a weights file, or a folder with one, and not the --workdir of a training run."""
+    """Whether a path is a weights file, or a folder with one or with its shards, and not the --workdir of a training run."""
     if str(path) == EMBEDDED:
         return True
     if path.is_dir():
-        return not Workdir.at(path).checkpoints.exist() and any((path / name).is_file() for name in _NAMES_IN_FOLDER)
+        found = any((path / name).is_file() or _index(path, name).is_file() for name in WEIGHTS)
+        return found and not Workdir.at(path).checkpoints.exist()
     return path.is_file() or path.suffix.lower() in _READERS
 
 
@@ -100,17 +119,22 @@ def is_workdir(weights: str) -> bool:
     return weights != "" and kind_of(weights) == "workdir"
 
 
+def _index(folder: Path, name: str) -> Path:
+    """Returns the path of the list of a file's shards, as transformers names it."""
+    return folder / f"{name}.index.json"
+
+
 def _file_in(folder: Path) -> Path:
-    for name in _NAMES_IN_FOLDER:
+    for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-        if (folder / f"{name}.index.json").is_file():
+        if _index(folder, name).is_file():
             raise WeightsError(f"{folder} holds weights in several shards: save them in one file (max_shard_size)")
     if Workdir.at(folder).checkpoints.exist():
         raise WeightsError(
             f"{folder} is the --workdir of a training run; run.py --mode=export writes its weights as a file"
         )
-    raise WeightsError(f"{folder} holds neither {' nor '.join(_NAMES_IN_FOLDER)}")
+    raise WeightsError(f"{folder} holds neither {' nor '.join(WEIGHTS)}")
 
 
 def _check_download(path: Path) -> None:

@@ -11,13 +11,12 @@ import flax.linen as nn
 from deit_jax.errors import errors_only
 from deit_jax.models.registry import create_model, list_models, model_family
 from deit_jax.weights.errors import WeightsError
-from deit_jax.weights.hub_files import cause, check_hash, import_hub
+from deit_jax.weights.hub_files import WEIGHTS_FILE, cause, check_hash, import_hub
 from deit_jax.weights.loading import check_choices, load_weights
 
 # The authors' weights in timm's repositories; the teacher is facebookresearch/deit's regnety_160-a5fe301d.
 _REPOSITORIES = {name: f"timm/{name}.fb_in1k" for name in list_models() if model_family(name) == "vit"}
 _REPOSITORIES["regnety_160"] = "timm/regnety_160.deit_in1k"
-_FILE = "model.safetensors"
 
 
 def list_pretrained() -> list[str]:
@@ -82,13 +81,13 @@ def fetch_pretrained(
     hub = import_hub()
     try:
         with errors_only("huggingface_hub"):  # it logs each of its retries
-            path = hub.hf_hub_download(repository, _FILE, revision=revision, cache_dir=cache_dir)
+            path = hub.hf_hub_download(repository, WEIGHTS_FILE, revision=revision, cache_dir=cache_dir)
     except Exception as error:  # from the hub, the connection or the disk
-        address = hub.hf_hub_url(repository, _FILE, revision=revision)
+        address = hub.hf_hub_url(repository, WEIGHTS_FILE, revision=revision)
         raise WeightsError(
-            f"{repository}/{_FILE} is available neither from the hub nor from the cache ({cause(error)}): download {address} "
-            "elsewhere and give the file (--config.model.weights=FILE; load_weights in Python), or train from random weights "
-            "(--config.model.weights=); HF_HUB_OFFLINE=1 skips the retries"
+            f"{repository}/{WEIGHTS_FILE} is available neither from the hub nor from the cache ({cause(error)}): download "
+            f"{address} elsewhere and give the file (--config.model.weights=FILE; load_weights in Python), or train from random "
+            "weights (--config.model.weights=); HF_HUB_OFFLINE=1 skips the retries"
         ) from None
-    check_hash(Path(path), repository, _FILE, revision, sha256)
+    check_hash(Path(path), repository, WEIGHTS_FILE, revision, sha256)
     return Path(path)

@@ -13,8 +13,10 @@ from deit_jax.errors import errors_only, shortened
 from deit_jax.weights.errors import WeightsError
 
 PREFIX = "hf:"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS_FILE = "model.safetensors"
+WEIGHTS = (WEIGHTS_FILE, "pytorch_model.bin")  # names that transformers and timm use
 _CARD, _PROCESSOR = "config.json", "preprocessor_config.json"
+_READ = (*WEIGHTS, _CARD, _PROCESSOR)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -50,7 +52,10 @@ def fetch_weights(spec: str) -> Path:
 
 
 def _fetch(repository: str, file: str, revision: str | None) -> Path | None:
-    """Returns the path of a file of a repository; None if the repository does not have it."""
+    """Returns the path of a file of a repository; None if the repository does not have it.
+
+    Offline, also None for a file that is not cached next to cached weights, with a warning if the repository may have it.
+    """
     hub = import_hub()
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -60,10 +65,16 @@ def _fetch(repository: str, file: str, revision: str | None) -> Path | None:
     except EntryNotFoundError as error:
         if not isinstance(error, LocalEntryNotFoundError):
             return None
-        found = hub.try_to_load_from_cache(repository, _CARD, revision=revision or "main")
-        if isinstance(found, str) and file != WEIGHTS[0]:  # offline, with a complete copy
-            return None
-        raise _refused(error, repository, revision) from None
+        cached = {name: hub.try_to_load_from_cache(repository, name, revision=revision or "main") for name in _READ}
+        if not any(isinstance(cached[name], str) for name in WEIGHTS):
+            raise _refused(error, repository, revision) from None
+        if file not in WEIGHTS and cached[file] is not hub._CACHED_NO_EXIST:  # the repository may have it
+            warnings.warn(
+                f"{PREFIX}{repository}: {file} is not in the local cache, and the hub cannot be reached: what it declares of "
+                "images and class names is not known",
+                stacklevel=5,
+            )
+        return None
     except Exception as error:  # from the hub, the connection or the disk
         raise _refused(error, repository, revision) from None
 
@@ -92,13 +103,18 @@ def push_files(
 
     removed: files of earlier exports, which the commit deletes if the repository has them.
     A repository that does not exist is created, `private` or public; so is the branch `revision`, from the main one. Raises
-    WeightsError if the hub refuses that or cannot be reached.
+    WeightsError if the hub refuses that or cannot be reached, and for `private` if the repository exists and is public.
     """
     hub = import_hub()
     try:
         with errors_only("huggingface_hub"):
             api = hub.HfApi()
             api.create_repo(repository, private=private, exist_ok=True)
+            if private and not api.model_info(repository).private:
+                raise WeightsError(
+                    f"{PREFIX}{repository}: is public, and --private creates only new repositories: make it private in its "
+                    "settings, or give another name"
+                )
             if revision is not None:
                 api.create_branch(repository, branch=revision, exist_ok=True)
             stale = [name for name in removed if api.file_exists(repository, name, revision=revision)]
@@ -110,7 +126,7 @@ def push_files(
                 revision=revision,
             )
     except Exception as error:
-        refused = _refused(error, repository, revision, writing=True)
+        refused = error if isinstance(error, WeightsError) else _refused(error, repository, revision, writing=True)
         raise WeightsError(f"{refused}; the files are in {folder}, and the same command uploads them again") from None
     return str(commit.commit_url)
 

@@ -39,7 +39,8 @@ def is_program(path: Path) -> bool:
 def read_program(path: str | os.PathLike[str], platform: str) -> ProgramFile:
     """Reads the program in a file, or in a folder as `export_jax` writes it, to run on `platform` ("cpu", "gpu" or "tpu").
 
-    preprocessing.json has at least "mean" and "std", three numbers each; "class_names" is optional.
+    preprocessing.json has at least "mean" and "std", three numbers each; "class_names" is optional and may name only the
+    first classes.
     Raises WeightsError, in one line: a file is missing or damaged, or the program does not run on the platform, or does not take
     normalised float32 images for any batch size, or does not return logits.
     """
@@ -138,7 +139,7 @@ def _preprocessing(path: Path, num_classes: int) -> tuple[tuple[float, ...], tup
     names = content.get("class_names")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise WeightsError(f"{path}: class_names must be a list of names")
-    if names is not None and len(names) != num_classes:
+    if names is not None and len(names) > num_classes:
         raise WeightsError(f"{path} names {len(names)} classes, the program has {num_classes}")
     return mean, std, None if names is None else tuple(names)
 

@@ -16,7 +16,7 @@ import numpy as np
 from deit_jax.errors import refuse_address, require_choice
 from deit_jax.models.protocol import family
 from deit_jax.models.vit_parameters import unstack_blocks
-from deit_jax.storage.workdir import METRICS, Workdir
+from deit_jax.storage.workdir import refuse_as_output
 from deit_jax.weights import declared, huggingface, native, timm
 from deit_jax.weights.cards import (
     CARD_NAMES,
@@ -29,6 +29,7 @@ from deit_jax.weights.cards import (
 from deit_jax.weights.class_names import metadata
 from deit_jax.weights.errors import WeightsError, listed, require_match, unusable_values
 from deit_jax.weights.files import WRITTEN, encode, write_files
+from deit_jax.weights.hub_files import WEIGHTS_FILE
 from deit_jax.weights.other_layouts import MMPRETRAIN
 
 LAYOUTS = {layout.name: layout for layout in (timm.LAYOUT, huggingface.LAYOUT, MMPRETRAIN, native.LAYOUT)}
@@ -90,7 +91,7 @@ def save_weights(
     _check_folder(path, layout)
     cards = {"timm": timm_cards, "hf": huggingface_cards, "flax": flax_cards}[layout](model, preprocessing, class_names)
     contents = {path / name: (json.dumps(card, indent=2) + "\n").encode() for name, card in cards.items()}
-    weights = path / "model.safetensors"
+    weights = path / WEIGHTS_FILE
     write_files({weights: encode(weights, tensors, metadata=facts), **contents})
     for stale in (path / name for name in CARD_NAMES if name not in cards):
         stale.unlink(missing_ok=True)  # from an export in another layout
@@ -106,11 +107,7 @@ def _check_folder(path: Path, layout: str) -> None:
         raise WeightsError(f"{path}: weights are written as .safetensors or .pth, or into a folder (no suffix)")
     if layout == "mmpretrain":
         raise WeightsError(f"{path}: mmpretrain reads files, not folders; give a path that ends in .pth")
-    workdir = Workdir.at(path)
-    if workdir.checkpoints.exist() or workdir.has(METRICS):
-        raise WeightsError(
-            f"{path} is the --workdir of a training run, whose config.json would be lost: give another folder"
-        )
+    refuse_as_output(path, WeightsError)
 
 
 def _checked(variables: Any, model: nn.Module) -> dict[str, Any]:

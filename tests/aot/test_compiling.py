@@ -119,7 +119,11 @@ def test_program_that_does_not_fit_is_reported(monkeypatch, capsys, tmp_path):
     devices = make_mesh().devices.flat[:4].tolist()
     monkeypatch.setattr("deit_jax.modes.compile.compiling.topology_devices", lambda topology: devices)
     monkeypatch.setattr("deit_jax.modes.compile.compiling.compile_for", refuse)
-    report = compile_step(tiny_config(), "v5e-4", output=tmp_path / "report.json")
+    report = compile_step(tiny_config(), "v5e-4", output=tmp_path / "new" / "report.json")
+    assert json.loads((tmp_path / "new" / "report.json").read_text()) == json.loads(json.dumps(report))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        compile_step(tiny_config(), "v5e-4", output=tmp_path / "file" / "report.json")
     assert not report["fits"] and report["memory"]["total"] == int(25.7 * GIB)
     assert "does not fit: needs at least 25.70 GiB of 15.75 GiB" in capsys.readouterr().out
 

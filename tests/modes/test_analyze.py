@@ -110,9 +110,8 @@ def test_the_moving_average_is_loaded_on_request(trained_teacher):
 
 
 def test_a_single_convnet_is_compared_with_the_labels(trained_teacher, tmp_path, capsys):
-    config = tiny_teacher_config()
-    config.data.max_eval_images = 20
-    config.evaluation.batch_size = 8
+    # A configuration that distils needs no teacher here.
+    config = tiny_config(teacher__weights="", data__max_eval_images=20, evaluation__batch_size=8)
     found = analyze(trained_teacher, config=config, output=tmp_path)
     assert found["tokens"] is None and found["position_embedding"] is None
     assert np.array(found["disagreement"]["matrix"]).shape == (2, 2)

@@ -210,6 +210,16 @@ def test_another_image_size_is_reported_and_resizes_the_position_embedding(train
     assert evaluate(larger, None)["scores"]["raw"] == found["scores"]["raw"]
 
 
+def test_figures_of_other_classes_are_not_printed(trained, tmp_path, capsys):
+    workdir, _, _ = trained
+    for num_classes in (10, 1000):
+        config = as_trained(num_classes=num_classes)
+        with config.unlocked():
+            config.published["published: DeiT-Ti, ImageNet"] = 72.2
+        evaluate(config, workdir, output=tmp_path / "scores.json")
+        assert ("published: DeiT-Ti, ImageNet" in capsys.readouterr().out) == (num_classes == 10)
+
+
 def test_invalid_arguments_are_refused(trained, tmp_path):
     workdir, _, _ = trained
     with pytest.raises(ConfigError, match="nothing to evaluate: give the --workdir"):

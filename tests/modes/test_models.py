@@ -24,9 +24,9 @@ def test_sizes_are_as_published(name):
 
 def test_sizes_are_printed_and_written(tmp_path, capsys):
     names = ["deit_tiny_patch16_224", "regnety_002"]
-    show_models(names, tmp_path / "models.json")
+    show_models(names, tmp_path / "deep" / "models.json")
     printed = capsys.readouterr().out
     for text in ("deit_tiny_patch16_224", "5,717,416", "1.075", "1.254", "3,162,996", "0.200"):
         assert text in printed, text
-    rows = json.loads((tmp_path / "models.json").read_text())
+    rows = json.loads((tmp_path / "deep" / "models.json").read_text())
     assert [row["name"] for row in rows] == names and rows[0]["parameters"] == 5_717_416

@@ -59,5 +59,8 @@ def test_a_weights_file_takes_names_and_crop_from_the_configuration(workdir, tmp
 def test_invalid_arguments_are_refused(workdir, tmp_path):
     with pytest.raises(ConfigError, match="nothing to predict with: give the --workdir"):
         predict(FILES, config=tiny_config())
+    config = tiny_config(model__weights="random", num_classes=10, evaluation__crop_ratio=0.0)
+    with pytest.raises(ConfigError, match=r"config\.evaluation\.crop_ratio=0\.0"):
+        predict(FILES, config=config)
     with pytest.raises(ConfigError, match=r"predictions are written as \.json or \.csv"):
         predict(FILES, workdir=workdir, output=tmp_path / "found.txt")

@@ -8,11 +8,17 @@ import pytest
 
 from deit_jax.config import ConfigError
 from deit_jax.config_check import validate
+from deit_jax.modes.compared import compared_networks
 from deit_jax.modes.export import export
 from deit_jax.modes.initial import load_initial
 from deit_jax.modes.teacher import abstract_teacher, load_teacher
+from deit_jax.network import load_network
+from deit_jax.network_sources import Wanted
 from deit_jax.training.loop import train
-from tests.tiny import tiny_config
+from deit_jax.weights import WeightsError
+from deit_jax.weights.class_names import imagenet_class_names, imagenet_wordnet_ids
+from tests.modes.workdirs import untrained
+from tests.tiny import tiny_config, tiny_teacher_config
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +81,37 @@ def test_a_program_that_does_not_fit_is_refused(program, tmp_path, change, messa
         load_teacher(config, tmp_path)
     with pytest.raises(ConfigError, match=message):
         abstract_teacher(config, config.num_classes or 10, config.image_size, "cpu")
+
+
+def test_the_names_of_a_program_are_matched_with_wordnet_ids(tmp_path):
+    """As those of a file, and of an export by an earlier version, which has the readable names."""
+    images = jax.ShapeDtypeStruct(jax.export.symbolic_shape("b, 8, 8, 3"), np.float32)
+    made = jax.export.export(jax.jit(lambda x: x.mean((1, 2, 3))[:, None] + np.zeros(1000, np.float32)))(images)
+    (tmp_path / "model.jax").write_bytes(made.serialize())
+    about = {"mean": [0, 0, 0], "std": [1, 1, 1], "class_names": imagenet_class_names()}
+    (tmp_path / "preprocessing.json").write_text(json.dumps(about))
+    ids = imagenet_wordnet_ids()
+    wanted = Wanted("program", lambda *_: None, 8, class_names=ids, section="config.teacher")
+    assert load_network(tmp_path, wanted).class_names == ids
+
+
+def test_a_program_with_more_outputs_than_classes_teaches(tmp_path):
+    config = tiny_teacher_config()
+    config.num_classes = 12
+    export(untrained(tmp_path / "run", config), tmp_path / "program", layout="jax_float", which="raw")
+    assert len(json.loads((tmp_path / "program/preprocessing.json").read_text())["class_names"]) == 10
+    teacher = load_teacher(tiny_config(num_classes=12, teacher__weights=str(tmp_path / "program")), tmp_path)
+    assert teacher.model.num_classes == 12 and len(teacher.networks[0].class_names) == 10
+
+
+def test_a_program_has_no_moving_average(program, tmp_path):
+    with pytest.raises(WeightsError, match=f"{program}: there is no moving average of a program: use the raw weights"):
+        load_teacher(tiny_config(teacher__weights=str(program), teacher__variables="ema"), tmp_path)
+
+
+def test_a_program_is_not_compared(program, trained_teacher):
+    with pytest.raises(ConfigError, match=f"^{program} is a program"):
+        compared_networks(trained_teacher, [str(program)], which="raw")
 
 
 def test_a_program_is_not_a_student(program, tmp_path):

@@ -4,15 +4,20 @@ import ast
 import json
 import os
 import re
+import shlex
 import shutil
 
 import pytest
 import yaml
 
-from deit_jax.config import ConfigError
+from deit_jax.config import ConfigError, default_config
+from deit_jax.config_file import apply, split
+from deit_jax.modes.evaluate import evaluate
 from deit_jax.modes.export import Push, export
+from deit_jax.modes.model_card import own_flags
 from deit_jax.modes.teacher import load_teacher
-from deit_jax.network import load_network, wanted_by
+from deit_jax.network import Network, load_network
+from deit_jax.network_sources import wanted_by
 from tests.hub_server import TOKEN, hub_server
 from tests.tiny import tiny_config
 
@@ -101,6 +106,29 @@ def test_weights_of_another_step_have_no_scores(hub, trained_student, tmp_path):
         and "The weights are the moving average after step 1" in card
     )
     assert "No licence is stated for these weights." in card and "license:" not in card
+
+
+@pytest.mark.parametrize("images", [90, 40])
+def test_an_evaluation_counts_only_on_the_images_of_the_run(hub, trained_student, tmp_path, images):
+    run = shutil.copytree(trained_student, tmp_path / "run")
+    (run / "results.json").unlink()
+    evaluate(tiny_config(data__max_eval_images=images), run)
+    export(run, tmp_path / "out", layout="flax", which="raw", push=Push("oak/leaf"))
+    card = hub.repositories["oak/leaf"].branches["main"]["README.md"].decode()
+    assert ("model-index" in card) == ("On 90 evaluation images" in card) == (images == 90)
+    assert ("were not evaluated in the run's folder" in card) == (images == 40)
+
+
+def test_the_printed_flags_restore_what_a_mode_does_not_read_from_the_weights():
+    given = tiny_config(model__fusion="class", evaluation__crop_ratio=0.8, augment__mean=(0.4, 0.5, 0.6))
+    flags = own_flags("oak/leaf", Network(given.model.name, None, {}, "", 28), given)
+    config = default_config()
+    apply(config, split(shlex.split(flags))[1])
+    assert (config.model.weights, config.model.name, config.image_size) == ("hf:oak/leaf", given.model.name, 28)
+    assert config.model.overrides == given.model.overrides
+    assert (config.model.fusion, config.evaluation.crop_ratio) == ("class", 0.8)
+    assert (tuple(config.augment.mean), config.evaluation.protocol) == ((0.4, 0.5, 0.6), "deit")
+    assert "std" not in flags and "protocol" not in flags  # the defaults
 
 
 def test_a_pushed_teacher_is_read_by_its_name(hub, trained_teacher, tmp_path):

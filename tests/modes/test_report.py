@@ -140,6 +140,12 @@ def test_a_failing_report_does_not_fail_the_run(finished, tmp_path, monkeypatch,
     assert not (workdir / "report.html").exists()
 
 
+@pytest.mark.parametrize("field", [{"evaluation__crop_ratio": 5.0}, {"evaluation__batch_size": 0}])
+def test_an_invalid_configuration_is_refused(trained_teacher, tmp_path, field):
+    with pytest.raises(ConfigError, match=f"config.{next(iter(field)).replace('__', '.')}="):
+        report(trained_teacher, config=tiny_config(**field), output=tmp_path / "page.html")
+
+
 def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not the --workdir of a training run"):
         report(tmp_path)

@@ -33,7 +33,7 @@ VIT = {
     "image_mean": [0.5] * 3,
     "image_std": [0.5] * 3,
 }
-IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
+IMAGENET, HALVES = (IMAGENET_MEAN, IMAGENET_STD), ((0.5,) * 3, (0.5,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,35 @@ IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
         ({"architecture": "a", "pretrained_cfg": TIMM}, None, Declared(224, 0.9, *IMAGENET, "bicubic")),
         ({"architecture": "a", **TIMM}, None, Declared(224, 0.9, *IMAGENET, "bicubic")),  # older repositories
         ({"model_type": "deit", "image_size": 224}, DEIT, Declared(224, 0.875, *IMAGENET, "bicubic")),
-        ({"model_type": "vit", "image_size": 224}, VIT, Declared(224, None, (0.5,) * 3, (0.5,) * 3, "bilinear")),
+        ({"model_type": "vit", "image_size": 224}, VIT, Declared(224, None, *HALVES, "bilinear", squash=True)),
+        (
+            {"model_type": "vit", "image_size": 224},
+            VIT | {"size": {"height": 224, "width": 224}, "do_center_crop": False},
+            Declared(224, None, *HALVES, "bilinear", squash=True),
+        ),
+        (
+            {"model_type": "vit", "image_size": 224},
+            VIT | {"size": 256},
+            Declared(224, None, *HALVES, "bilinear", other_crop="size=256, do_center_crop=false"),
+        ),
+        (
+            {"model_type": "vit", "image_size": 224},
+            VIT | {"size": {"shortest_edge": 224}},
+            Declared(224, None, *HALVES, "bilinear", other_crop='size={"shortest_edge": 224}, do_center_crop=false'),
+        ),
+        (
+            {"pretrained_cfg": TIMM | {"crop_mode": "squash", "crop_pct": 1.0}},
+            None,
+            Declared(224, None, *IMAGENET, "bicubic", squash=True),
+        ),
+        *(
+            (
+                {"pretrained_cfg": TIMM | {"crop_mode": mode}},
+                None,
+                Declared(224, None, *IMAGENET, "bicubic", other_crop=f"crop_mode={mode!r}, crop_pct=0.9"),
+            )
+            for mode in ("squash", "border")
+        ),
         ({"model_type": "vit", "image_size": 224}, None, Declared(224, interpolation="bicubic")),
         (
             {"model_type": "deit", "image_size": 64},

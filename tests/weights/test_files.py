@@ -145,6 +145,7 @@ def test_files_and_workdirs_are_distinguished(tmp_path):
 
 def test_shards_are_rejected(tmp_path):
     (tmp_path / "model.safetensors.index.json").touch()
+    assert is_weights(tmp_path)
     with pytest.raises(WeightsError, match="several shards"):
         read_file(tmp_path)
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -67,6 +68,25 @@ def test_weights_and_class_names_are_read(hub, exported, model):
     hub.repositories.clear()
     point_to("http://127.0.0.1:9", _Patch())
     assert fetch_weights("hf:oak/leaves").is_dir()  # from the cache
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("knows_commit", [True, False])
+def test_a_cached_repository_without_a_file_is_read_offline(hub, exported, monkeypatch, missing, knows_commit):
+    """With its commit, the hub also says of a file that it is missing, which its client records."""
+    hub.names_commit_of_missing_files = knows_commit
+    files = upload(hub, exported[0]).branches["main"]
+    content = files.pop(missing)
+    if missing == "model.safetensors":
+        files["pytorch_model.bin"] = content
+    monkeypatch.setattr("deit_jax.weights.hub_files.check_hash", lambda *_: None)  # of other tests
+    online = fetch_weights("hf:oak/leaves")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # unlike a closed port, without retries
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert fetch_weights("hf:oak/leaves") == online
+    unknown = [str(each.message) for each in caught if "config.json is not in the local cache" in str(each.message)]
+    assert len(unknown) == (missing == "config.json" and not knows_commit)
 
 
 class _Patch:
@@ -178,6 +198,18 @@ class TestPush:
             self.push(folder, revision="second")
         assert read_class_names("hf:oak/leaves") == ("ash", "elm", "oak")
         assert read_class_names("hf:oak/leaves@second") == ("1", "2", "3")
+
+    def test_an_existing_public_repository_does_not_count_as_private(self, hub, exported, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        hub.repositories["oak/leaves"] = Repository()
+        message = refusal(self.push, exported[0], private=True)
+        assert message.startswith(
+            "hf:oak/leaves: is public, and --private creates only new repositories: make it private"
+        )
+        assert hub.repositories["oak/leaves"].branches == {"main": {}} and not hub.large
+        hub.repositories["oak/leaves"].private = True
+        self.push(exported[0], private=True)
+        assert "README.md" in hub.repositories["oak/leaves"].branches["main"]
 
     def test_refusals(self, hub, exported, monkeypatch):
         rest = f"; the files are in {exported[0]}, and the same command uploads them again"

@@ -79,7 +79,7 @@ def test_models_of_equal_files_are_equal(tmp_path):
         (dict(about={"mean": [0, 0, 0], "std": [1, 0, 1]}), "must be above 0"),
         (dict(about={"mean": [0, 0], "std": [1, 1, 1]}), "mean=.0, 0. must be three numbers"),
         (dict(about=[1]), "give an object with mean and std"),
-        (dict(about={"mean": [0, 0, 0], "std": [1, 1, 1], "class_names": ["a"]}), "names 1 classes, the program has 5"),
+        (dict(about={"mean": [0, 0, 0], "std": [1, 1, 1], "class_names": list("abcdef")}), "names 6 classes, the program has 5"),
         (dict(about={"normalised_by_the_program": True}), "takes normalised images, this one normalises them itself"),
     ],
 )  # fmt: skip

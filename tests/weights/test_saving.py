@@ -99,6 +99,16 @@ def test_crop_equals_the_reference(image_size, resized):
     assert Preprocessing().sides(model) == (resized, image_size)
 
 
+def test_a_square_is_declared_as_each_framework_names_it(tmp_path, distilled):
+    model, variables = distilled
+    for layout in ("timm", "hf"):
+        save_weights(variables, model, tmp_path / layout, layout, preprocessing=Preprocessing(squash=True))
+    declared = card(tmp_path / "timm")["pretrained_cfg"]
+    assert (declared["crop_mode"], declared["crop_pct"]) == ("squash", 1.0)
+    processor = card(tmp_path / "hf", "preprocessor_config.json")
+    assert processor["size"] == {"height": 32, "width": 32} and processor["do_center_crop"] is False
+
+
 def test_timm_card_rebuilds_the_model(tmp_path, distilled, regnet):
     model, variables = distilled
     save_weights(variables, model, tmp_path / "a", preprocessing=Preprocessing(crop_ratio=1.0, mean=(0.5, 0.5, 0.5)))
@@ -184,7 +194,7 @@ def test_a_workdir_is_not_overwritten(tmp_path, distilled):
     model, variables = distilled
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(WeightsError, match=r"is the --workdir of a training run, whose config\.json would be lost"):
+    with pytest.raises(WeightsError, match=r"is the --workdir of a training run: give another folder"):
         save_weights(variables, model, tmp_path)
     assert (tmp_path / "config.json").read_text() == "{}"
 
