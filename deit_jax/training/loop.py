@@ -203,7 +203,7 @@ class Done:
 
 def run_to_the_end(run: Run) -> Done:
     """Runs all steps. At a `Rollback`, returns to the last checkpoint and continues with other data."""
-    detours = Detours(run.workdir)
+    detours = Detours(run.workdir, run.checkpoints.notes().get("rollbacks", 0))
     console.say("compiling the train step, which the first step waits for")
     while True:
         try:
@@ -227,8 +227,10 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
     run.wall_time.enter("compile")
     bad_images, replaced_before = BadImages(console.warn), run.checkpoints.notes().get("replaced", 0)
 
-    def replaced(step: int) -> int:
-        return replaced_before + sum_over_processes(bad_images.count(step - start))
+    def notes(step: int) -> dict[str, int]:
+        """Returns the notes of the checkpoint of a step."""
+        count = replaced_before + sum_over_processes(bad_images.count(step - start))
+        return {"replaced": count, "rollbacks": len(detours)}
 
     scores = None
     train_step = step_of(run)
@@ -258,11 +260,11 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
             due = due_after(step, plan, interruption)
             if due.evaluation or due.save or due.stop:
                 with late.settled(step, state):
-                    scores = evaluate_and_save(run, step, state, due, replaced, late.waited())
+                    scores = evaluate_and_save(run, step, state, due, notes, late.waited())
                 run.wall_time.enter("steps")
     if run.answering is not None:
         run.answering.finish()
-    return Done(state, scores, late.seconds_per_step(), replaced(plan.total_steps), len(detours))
+    return Done(state, scores, late.seconds_per_step(), **notes(plan.total_steps))
 
 
 def step_of(run: Run) -> Callable[[int, TrainState, Any], tuple[TrainState, Metrics]]:
@@ -309,11 +311,11 @@ def due_after(step: int, plan: Plan, interruption: Interruption) -> Due:
 
 
 def evaluate_and_save(
-    run: Run, step: int, state: TrainState, due: Due, replaced: Callable[[int], int], waited: float
+    run: Run, step: int, state: TrainState, due: Due, notes: Callable[[int], dict[str, int]], waited: float
 ) -> dict[str, Scores] | None:
     """Does what is due after a step whose metrics are settled; returns the scores of an evaluation, if any.
 
-    Also saves a state with the best top-1 so far. replaced: the number of replaced images up to a step. waited: the seconds spent
+    Also saves a state with the best top-1 so far. notes: returns the notes of a step's checkpoint. waited: the seconds spent
     waiting for data. Raises Stopped.
     """
     scores, top1 = None, None
@@ -326,7 +328,7 @@ def evaluate_and_save(
     if due.save or due.stop or (top1 is not None and run.checkpoints.would_be_best(top1)):
         run.wall_time.enter("save")
         run.log.sync()  # rule 2
-        run.checkpoints.save(state, top1, {"replaced": replaced(step)})
+        run.checkpoints.save(state, top1, notes(step))
         run.wall_time.note(step, waited, saved=True)
     if due.stop:
         run.checkpoints.wait()  # rule 4

@@ -42,8 +42,8 @@ from deit_jax.plugins import import_plugins
 from deit_jax.reporting.fields import flat
 from deit_jax.reporting.run_log import read_metrics
 from deit_jax.reporting.speed import Speed
-from deit_jax.storage.workdir import Workdir, WorkdirLike
-from deit_jax.training.checkpoint_folder import is_opened, last_step
+from deit_jax.storage.workdir import CONFIG, Workdir, WorkdirLike
+from deit_jax.training.checkpoint_folder import has_checkpoints, is_opened, last_step
 from deit_jax.training.features import projection_flops
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import Initial, Program, build_program
@@ -88,8 +88,8 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
 
     shared: as in `Opened`; None: next to the workdir.
 
-    Raises ConfigError or DataError if the data cannot be opened or does not fit, or if the workdir holds another run or a
-    plugin (which could not be imported from there again).
+    Raises ConfigError or DataError if the data cannot be opened or does not fit, or if the workdir holds another run, has lost
+    files of its run, or holds a plugin (which could not be imported from there again).
     """
     workdir = Workdir.at(workdir)
     workdir.checkpoints.check_writers(jax.process_count())
@@ -104,8 +104,7 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
     config = as_begun(config, record)
     if record is None:
         _refuse_inside_the_data(workdir, (train_source, eval_source))
-    else:
-        _refuse_lost_checkpoints(workdir)
+    _refuse_lost_files(workdir, record)
     plan = resolve(
         config,
         num_images=identity.train.images,
@@ -156,8 +155,13 @@ def _refuse_inside_the_data(workdir: Workdir, sources: Sequence[ImageSource]) ->
             raise ConfigError(f"--workdir={workdir} is inside {folder}, {what}: use a folder outside the data")
 
 
-def _refuse_lost_checkpoints(workdir: Workdir) -> None:
-    if not is_opened(workdir) and read_metrics(workdir):
+def _refuse_lost_files(workdir: Workdir, record: Mapping[str, Any] | None) -> None:
+    has_rows = bool(read_metrics(workdir))
+    if record is None and (has_rows or has_checkpoints(workdir)):
+        raise ConfigError(
+            f"{workdir.address(CONFIG)} is missing although the run has trained: restore it, or use another --workdir"
+        )
+    if has_rows and not is_opened(workdir):
         raise ConfigError(
             f"{workdir}/checkpoints is missing, although metrics.jsonl shows that the run has trained: restore it, or start from "
             "scratch in another --workdir"

@@ -42,18 +42,13 @@ def check_workdir(workdir: WorkdirLike, config: ConfigDict, identity: Identity) 
 
     A field that the record lacks may have its default, or the value that the run started with: see `as_begun`.
 
-    Raises ConfigError that names the differing fields, the differing classes, the images added or removed since the first start
-    (unless config.data.on_change is "continue"), or the later version of deit_jax that made the workdir.
+    Raises ConfigError that names the differing fields, the differing classes, or the images added or removed since the first
+    start (unless config.data.on_change is "continue"), and the errors of `read_config`.
     """
     workdir = Workdir.at(workdir)
     if not workdir.has(CONFIG):
         return None
     record = read_config(workdir, plugins=False)  # the configuration's plugins have been imported
-    if record.get("format", 1) > FORMAT:
-        raise ConfigError(
-            f"{workdir} was made by deit_jax {record.get('version', 'of a later version')}, whose format this version "
-            f"({__version__}) does not know: use that version, or another --workdir"
-        )
     # A section that an earlier version did not have is one without fields.
     recorded = {name: {} for name in SECTIONS if name} | record["config"]
     fields = json.loads(config.to_json_best_effort())
@@ -246,7 +241,8 @@ def read_config(workdir: WorkdirLike, *, plugins: bool = True) -> dict[str, Any]
 
     plugins: import config.plugins as the run did, so that the names in its configuration are known.
 
-    Raises ConfigError if the file does not exist or is damaged, or if a plugin cannot be imported.
+    Raises ConfigError if the file does not exist or is damaged, if a plugin cannot be imported, or with the later version of
+    deit_jax that made the workdir.
     """
     workdir = Workdir.at(workdir)
     path = workdir.address(CONFIG)
@@ -260,6 +256,11 @@ def read_config(workdir: WorkdirLike, *, plugins: bool = True) -> dict[str, Any]
         raise ConfigError(f"{path} does not exist: {workdir} is not the --workdir of a training run")
     if not isinstance(record, dict) or not {"config", "resolved"} <= set(record):
         raise ConfigError(f"{path} is not the record of a training run: {workdir} is not the --workdir of one")
+    if isinstance(number := record.get("format"), int) and number > FORMAT:
+        raise ConfigError(
+            f"{workdir} was made by deit_jax {record.get('version', 'of a later version')}, whose format this version "
+            f"({__version__}) does not know: use that version, or another --workdir"
+        )
     if (wrong := _wrong_part(record)) is not None:
         raise ConfigError(f"{path} is damaged (invalid {wrong}); {_RESTORE}")
     if plugins:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import flax.linen as nn
 import jax
@@ -133,6 +134,13 @@ def test_a_rollback_uses_other_data(stopped, rolled_back):
     assert [step for step, _ in found] == [1, *range(2, 25, 2)] and all(math.isfinite(loss) for _, loss in found)
 
 
+def test_a_run_that_lost_its_rollbacks_is_refused(data, rolled_back, tmp_path):
+    shutil.copytree(rolled_back[0], tmp_path / "copy")
+    (tmp_path / "copy/rollbacks.json").unlink()
+    with pytest.raises(UserError, match=rf"lacks some of the run's {rolled_back[1]['rollbacks']} rollbacks"):
+        run(data, tmp_path / "copy", "rollback", steps=25)
+
+
 @pytest.mark.long
 def test_a_rollback_is_repeated_by_a_resumed_run(data, rolled_back, tmp_path):
     """Rule 5 of deit_jax/training/loop.py."""
@@ -151,9 +159,16 @@ def test_the_data_of_a_rollback_is_skipped_once(tmp_path):
     again = Detours(tmp_path)  # batches 6, 7 and 14, counted from 0, are skipped
     assert again.stretches(0, 20) == [(0, 6), (8, 14), (15, 23)]
     assert again.stretches(12, 20) == [(15, 23)] and again.stretches(6, 7) == [(8, 9)] and again.stretches(20, 20) == []
-    (tmp_path / "rollbacks.json").write_text('[{"after": 6')
-    with pytest.raises(UserError, match=r"rollbacks\.json is damaged"):
-        Detours(tmp_path)
+    assert len(Detours(tmp_path, at_least=2)) == 2
+    with pytest.raises(
+        UserError, match=r"/rollbacks\.json is missing, or lacks some of the run's 3 rollbacks: .*restore"
+    ):
+        Detours(tmp_path, at_least=3)
+    text = '[{"after": "6", "bad": 8, "batches": 2}]'
+    for damaged in ('[{"after": 6', text, '{"after": "1"}', "[5]", "[null]", "null", "7"):
+        (tmp_path / "rollbacks.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"rollbacks\.json is damaged"):
+            Detours(tmp_path)
     with pytest.raises(DivergenceError, match="giving up"):
         for _ in range(100):
             detours.add(Rollback(30, "step 30"), 29, write=False)
