@@ -13,8 +13,8 @@ from deit_jax.config_record import recorded_config
 from deit_jax.evaluation.heads import answer_of
 from deit_jax.models import native_image_size
 from deit_jax.paper.figures import OwnResult, epochs_against_top1, throughput_against_top1
-from deit_jax.storage.files import disk_faults
-from deit_jax.storage.workdir import RESULTS, THROUGHPUT, UnreadableError, Workdir, WorkdirLike
+from deit_jax.storage.files import UnreadableError, disk_faults
+from deit_jax.storage.workdir import RESULTS, THROUGHPUT, Workdir, WorkdirLike
 from deit_jax.training.record import read_config
 
 FIGURES = {"1": throughput_against_top1, "3": epochs_against_top1}

@@ -44,8 +44,8 @@ from deit_jax.reporting.environment import environment
 from deit_jax.reporting.html import Section
 from deit_jax.reporting.plots import confusion_picture, undrawable
 from deit_jax.reporting.run_log import Pictures, RunLog, read_metrics
-from deit_jax.storage.files import write_file
-from deit_jax.storage.workdir import ENVIRONMENT, REPORT, RESULTS, UnreadableError, Workdir, WorkdirLike
+from deit_jax.storage.files import UnreadableError, write_file
+from deit_jax.storage.workdir import ENVIRONMENT, REPORT, RESULTS, Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import has_checkpoints
 from deit_jax.training.first_images import TRAINING_IMAGES, first_images
 from deit_jax.training.record import read_config, recorded_mixing

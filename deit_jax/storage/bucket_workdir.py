@@ -14,10 +14,10 @@ from deit_jax.errors import UserError
 from deit_jax.storage.bucket import Bucket
 from deit_jax.storage.bucket_checkpoints import BucketCheckpoints, DirectCheckpoints
 from deit_jax.storage.copied_checkpoints import CopiedCheckpoints
-from deit_jax.storage.files import GrowingFile
+from deit_jax.storage.files import GrowingFile, UnreadableError
 from deit_jax.storage.lease import HeldError, Lease
 from deit_jax.storage.store import ABSENT, ChangedError, Version
-from deit_jax.storage.workdir import CONFIG, LOCK, TENSORBOARD, UnreadableError, Workdir, WorkdirError
+from deit_jax.storage.workdir import CONFIG, LOCK, TENSORBOARD, Workdir, WorkdirError
 
 
 class BucketWorkdir(Workdir):

@@ -13,7 +13,8 @@ import jax
 
 from deit_jax import console
 from deit_jax.errors import UserError
-from deit_jax.storage.workdir import ROLLBACKS, UnreadableError, Workdir, WorkdirLike
+from deit_jax.storage.files import UnreadableError
+from deit_jax.storage.workdir import ROLLBACKS, Workdir, WorkdirLike
 
 # Metrics of a step that only this module reads.
 PRIVATE_METRICS = ("worst_gradient", "nonfinite_gradients")

@@ -10,7 +10,8 @@ import jax
 
 from deit_jax import console
 from deit_jax.parallel.distributed import from_main_process, sum_over_processes
-from deit_jax.storage.workdir import LOCK, UnreadableError, Workdir, WorkdirError, WorkdirLike
+from deit_jax.storage.files import UnreadableError
+from deit_jax.storage.workdir import LOCK, Workdir, WorkdirError, WorkdirLike
 
 
 @contextlib.contextmanager

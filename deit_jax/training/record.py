@@ -17,7 +17,8 @@ from deit_jax.data.sampling import selected_positions
 from deit_jax.loss_kinds import loss_kind
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.plugins import import_recorded
-from deit_jax.storage.workdir import CONFIG, UnreadableError, Workdir, WorkdirLike
+from deit_jax.storage.files import UnreadableError
+from deit_jax.storage.workdir import CONFIG, Workdir, WorkdirLike
 from deit_jax.training.plan import Plan
 from deit_jax.version import __version__
 

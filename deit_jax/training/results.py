@@ -16,7 +16,8 @@ from deit_jax.evaluation.accuracy import Scores
 from deit_jax.evaluation.heads import answer_of
 from deit_jax.evaluation.run import protocol_line
 from deit_jax.reporting.run_log import LogError, read_metrics
-from deit_jax.storage.workdir import RESULTS, UnreadableError, Workdir, WorkdirLike
+from deit_jax.storage.files import UnreadableError
+from deit_jax.storage.workdir import RESULTS, Workdir, WorkdirLike
 from deit_jax.training.plan import Plan
 from deit_jax.training.wall_time import wall_time_line
 from deit_jax.weights.files import EMBEDDED, embedded_card
