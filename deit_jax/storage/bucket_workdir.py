@@ -108,6 +108,9 @@ class BucketWorkdir(Workdir):
         finally:
             self._lease.release()
 
+    def holder(self) -> str:
+        return self._lease.holder()
+
     def _places(self, bucket: Bucket) -> BucketCheckpoints:
         if bucket.scheme == "gs":
             return DirectCheckpoints(bucket, self._lease)

@@ -186,6 +186,13 @@ class Workdir:
                     ) from None
             yield
 
+    def holder(self) -> str:
+        """Returns what identifies the holder of the lock, as every process sees it; "" if there is no lock.
+
+        Raises UnreadableError.
+        """
+        return self.read(LOCK) or ""
+
     def _unwritable(self, reason: str) -> WorkdirError:
         return WorkdirError(f"--workdir={self} cannot be written ({reason}); fix that or use another")
 

@@ -8,6 +8,7 @@ import pytest
 from deit_jax.storage.bucket import Bucket
 from deit_jax.storage.lease import Lease, LostLockError
 from deit_jax.storage.workdir import CONFIG, LOCK, METRICS, TENSORBOARD, Workdir, WorkdirError
+from deit_jax.training.lock import _is_held
 
 
 def test_files_that_grow_are_uploaded_whole(place):
@@ -43,6 +44,16 @@ def test_files_that_grow_are_uploaded_whole(place):
             with other.locked(print):
                 pass
     assert sorted(Bucket(place).list()) == [CONFIG, METRICS, f"{TENSORBOARD}/events.1"]
+
+
+def test_a_renewed_lock_has_the_same_holder(place):
+    """As the other processes of a run see it."""
+    workdir, other = Workdir.at(place), Workdir.at(place)
+    assert other.holder() == ""
+    with workdir.locked(print):
+        holder, text = workdir.holder(), other.read(LOCK)
+        workdir._lease._renew()
+        assert other.read(LOCK) != text and _is_held(other, holder) and holder
 
 
 def test_a_run_that_lost_its_lock_writes_nothing(place, taken_over):
