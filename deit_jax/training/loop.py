@@ -50,6 +50,7 @@ from deit_jax.training.preparation import (
     claim,
     finished_run,
     open_run,
+    refuse_later_step,
     scored_by,
     speed_of,
 )
@@ -90,8 +91,6 @@ def train(
     if log is None:
         with RunLog(config, workdir, silent=not is_main_process()) as log:
             return train(config, workdir, teacher, initial, log, opened, wall_time)
-    if (results := finished_run(config, workdir, opened)) is not None:
-        return results
     built = build_run(config, opened, teacher)
     answers = check_answers(workdir, opened.record, None if built.answers is None else built.answers[1])
     recording = recording_of(opened, built, teacher)
@@ -99,7 +98,11 @@ def train(
     teachers = check_teacher(workdir, opened.record, networks, on_change=on_change, step=last_step(workdir) or 0)
 
     # --- Claim the workdir -------------------------------------------------------------------------------------------------
-    with hold(workdir):
+    with hold(workdir), log.kept():
+        # Again, since another run may have trained here meanwhile, e.g. while the teacher was loaded.
+        refuse_later_step(workdir, opened.plan)
+        if (results := finished_run(config, workdir, opened, locked=True)) is not None:
+            return results
         claim(workdir, opened, teachers, initial, answers, built.program.attention and built.program.attention.name)
         console.announce(f"Training in {workdir}", facts_of(opened, built, teacher, initial))
         checkpointing = Checkpoints(workdir, keep=config.checkpoint.keep, scored_by=scored_by(opened))

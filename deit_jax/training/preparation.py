@@ -42,6 +42,7 @@ from deit_jax.plugins import import_plugins
 from deit_jax.reporting.fields import flat
 from deit_jax.reporting.run_log import read_metrics
 from deit_jax.reporting.speed import Speed
+from deit_jax.storage.files import UnreadableError
 from deit_jax.storage.workdir import CONFIG, Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import has_checkpoints, is_opened, last_step
 from deit_jax.training.features import projection_flops
@@ -115,11 +116,7 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
         num_unlabelled=None if identity.unlabelled is None else identity.unlabelled.images,
         unlabelled=None if record is None else record["resolved"].get("unlabelled_rows"),
     )
-    if (done := last_step(workdir)) is not None and done > plan.total_steps:
-        raise ConfigError(
-            f"{workdir} is already at step {done:,}, after config.train.max_steps={config.train.max_steps}; raise it to resume; "
-            "nothing was trained"
-        )
+    refuse_later_step(workdir, plan)
     return Opened(train_source, eval_source, identity, record, plan, config, shared)
 
 
@@ -165,6 +162,15 @@ def _refuse_lost_files(workdir: Workdir, record: Mapping[str, Any] | None) -> No
         raise ConfigError(
             f"{workdir}/checkpoints is missing, although metrics.jsonl shows that the run has trained: restore it, or start from "
             "scratch in another --workdir"
+        )
+
+
+def refuse_later_step(workdir: Workdir, plan: Plan) -> None:
+    """Raises ConfigError if a run has trained past the last step of its plan."""
+    if (done := last_step(workdir)) is not None and done > plan.total_steps:
+        raise ConfigError(
+            f"{workdir} is already at step {done:,}, after config.train.max_steps={plan.total_steps}; raise it to resume; "
+            "nothing was trained"
         )
 
 
@@ -270,10 +276,22 @@ def build_run(config: ConfigDict, opened: Opened, teacher: Teacher | None = None
     return Built(mesh, program, evaluator, extra_sources, answers)
 
 
-def finished_run(config: ConfigDict, workdir: WorkdirLike, opened: Opened) -> dict[str, Any] | None:
-    """Prints and returns the results of a finished run; None if steps remain."""
-    results = None if opened.record is None else finished_results(workdir, opened.plan)
-    if opened.record is None or results is None:
+def finished_run(
+    config: ConfigDict, workdir: WorkdirLike, opened: Opened, *, locked: bool = False
+) -> dict[str, Any] | None:
+    """Prints and returns the results of a finished run; None if steps remain or the results are damaged.
+
+    locked: this process holds the workdir and rewrites damaged results, which it reports.
+    """
+    if opened.record is None:
+        return None
+    try:
+        results = finished_results(workdir, opened.plan)
+    except UnreadableError as error:
+        if locked:
+            console.warn(f"{error}; it will be rewritten")
+        return None
+    if results is None:
         return None
     done, schedule = opened.plan.total_steps, scheduled_steps(opened.record)
     if done < schedule:

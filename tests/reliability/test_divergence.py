@@ -17,6 +17,7 @@ from deit_jax.training.divergence import Detours, DivergenceError, Rollback, Wat
 from deit_jax.training.loop import train
 from deit_jax.training.record import read_config
 from deit_jax.training.teacher import Teacher
+from tests.bucket_server import address, server
 from tests.tiny import STUDENT, tiny_config
 
 IMAGES, BATCH = 64, 8  # eight steps per epoch; one has the white image
@@ -97,6 +98,17 @@ def test_stop_names_the_step_and_saves_nothing_bad(stopped):
     assert all(number < step for number in saved)
     # Only on_nonfinite has changed: the run resumes in the same workdir.
     assert read_config(workdir)["config"]["on_nonfinite"] == "stop"
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_stop_in_a_bucket_keeps_the_rows(data, stopped, scheme):
+    with server(scheme), pytest.raises(DivergenceError):
+        place = address("stopped", scheme)
+        try:
+            run(data, place, "stop")
+        finally:
+            assert losses(place) == losses(stopped[0])
+            assert max(load_state(place)[1], 0) < losses(place)[-1][0]  # they are not only those of a save
 
 
 def test_skipped_steps_change_nothing(data, stopped, tmp_path):
