@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -22,6 +23,7 @@ from deit_jax.network import Network
 from deit_jax.printable import in_one_line
 from deit_jax.storage.workdir import ENVIRONMENT, EVALUATION, RESULTS, Workdir
 from deit_jax.training.record import read_config
+from deit_jax.training.results import read_results
 from deit_jax.training.state import count_parameters
 from deit_jax.version import __version__
 
@@ -69,8 +71,10 @@ def _read(workdir: Workdir, name: str) -> dict[str, Any] | None:
 def _results(workdir: Workdir, network: Network) -> dict[str, Any] | None:
     """Returns the scores of the exported weights: of the run's end or --mode=eval, after the same step; None: not known."""
     for name in (RESULTS, EVALUATION):
-        found = _read(workdir, name)
-        if found is not None and found.get("step") == network.step and network.which in found.get("scores", {}):
+        found = None
+        with contextlib.suppress(UserError):  # a damaged file is like a missing one
+            found = read_results(workdir, name)
+        if found is not None and found["step"] == network.step and network.which in found["scores"]:
             size = found.get("protocol", {}).get("crop", network.image_size)
             if size == network.image_size:
                 return found
