@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from deit_jax import console
-from deit_jax.errors import UserError, machine_fault
+from deit_jax.errors import UserError, machine_fault, require_choice
 from deit_jax.parallel.distributed import from_main_process, is_main_process
 from deit_jax.storage.checkpoints import CheckpointPlaces
 from deit_jax.storage.files import disk_faults
@@ -351,8 +351,10 @@ def _read(path: Path | str) -> dict[str, Any]:
 def load_variables(workdir: WorkdirLike, which: str = "raw", checkpoint: str = "newest") -> tuple[Variables, int]:
     """Returns the trained weights of a workdir, as numpy arrays for model.apply, and their step.
 
-    which: "raw" or "ema". checkpoint: see `load_state`. Raises CheckpointError if there is no checkpoint, no EMA in it, or NaN.
+    which: "raw" or "ema". checkpoint: see `load_state`. Raises CheckpointError for another `which`, and if there is no
+    checkpoint, no EMA in it, or NaN.
     """
+    require_choice("which", which, ("raw", "ema"), CheckpointError)
     weights, step = load_weights_of_run(workdir, checkpoint, which)
     if which not in weights:
         raise CheckpointError(f"{workdir}, step {step}, has no moving average (ema.decay was 0): use the raw weights")
