@@ -206,8 +206,8 @@ def step_batches(
     )
 
 
-# Fields that may differ between the processes of a run: paths on each machine, and settings of reading.
-_PLACES = (
+# A process's own fields, which may differ between those of a run: paths on each machine, and settings of reading.
+_OWN_FIELDS = (
     "data.path",
     "unlabelled.path",
     "data.index",
@@ -218,7 +218,7 @@ _PLACES = (
     "data.batches_ahead",
     "parallel.compilation_cache",
 )
-_PLACES_OF_SETS = re.compile(r"(teacher\.recipe\.)?evaluation\.extra\.[^.]+\.(path|labels)$")
+_OWN_OF_SETS = re.compile(r"(teacher\.recipe\.)?evaluation\.extra\.[^.]+\.(path|labels)$")
 
 
 def common_facts(config: ConfigDict) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def common_facts(config: ConfigDict) -> dict[str, Any]:
     return versions() | {
         f"config.{name}": value
         for name, value in flat(json.loads(config.to_json_best_effort()))
-        if name.removeprefix("teacher.recipe.") not in _PLACES and not _PLACES_OF_SETS.match(name)
+        if name.removeprefix("teacher.recipe.") not in _OWN_FIELDS and not _OWN_OF_SETS.match(name)
     }
 
 
