@@ -55,6 +55,7 @@ _DISK_FAULTS = [
     os.strerror(code)
     for code in (
         errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ENOTDIR,
+        errno.EMFILE, errno.ENFILE,
     )
 ]  # fmt: skip
 

@@ -11,6 +11,7 @@ from deit_jax.cache_folder import has_home
 from deit_jax.config import MUST_BE_GIVEN, listed_names
 from deit_jax.errors import UserError
 from deit_jax.storage.bucket import bucket_address
+from deit_jax.storage.files import status
 
 _NOT_PATHS = ("", "pretrained", "embedded", "random", MUST_BE_GIVEN)
 
@@ -69,9 +70,12 @@ def expand_paths(config: ConfigDict, section: str = "config") -> None:
 
 
 def folder(flag: str, text: str) -> Path:
-    """Returns the folder that `text` means, which may not exist. Raises UserError as `typed_path`, and for a file."""
+    """Returns the folder that `text` means, which may not exist.
+
+    Raises UserError as `typed_path`, for a file, and UnreadableError for a path that the system refuses.
+    """
     path = Path(typed_path(flag, text))
-    if path.exists() and not path.is_dir():
+    if status(path) is not None and not path.is_dir():
         raise UserError(f"{flag}={text} is a file: give a folder")
     return path
 

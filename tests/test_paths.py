@@ -3,6 +3,7 @@ import pytest
 from deit_jax.config_record import differing_fields
 from deit_jax.errors import UserError
 from deit_jax.paths import expand_paths, folder, typed_path
+from deit_jax.weights.files import kind_of
 from tests.tiny import tiny_config
 
 
@@ -40,6 +41,12 @@ def test_a_file_is_refused_as_a_workdir(tmp_path):
     with pytest.raises(UserError, match="is a file: give a folder"):
         folder("--workdir", str(tmp_path / "run"))
     assert folder("--workdir", str(tmp_path / "other")) == tmp_path / "other"
+
+
+@pytest.mark.parametrize("take", [lambda path: folder("--workdir", path), kind_of])
+def test_a_name_that_is_too_long_is_refused_in_one_line(tmp_path, take):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/x+.* cannot be read \(File name too long\)"):
+        take(str(tmp_path / ("x" * 300)))
 
 
 def test_every_path_of_a_configuration_is_expanded(home):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from deit_jax.config_record import recorded_config
 from deit_jax.evaluation.heads import answer_of
 from deit_jax.models import native_image_size
 from deit_jax.paper.figures import OwnResult, epochs_against_top1, throughput_against_top1
-from deit_jax.storage.files import disk_faults
-from deit_jax.storage.workdir import RESULTS, THROUGHPUT, UnreadableError, Workdir, WorkdirLike
+from deit_jax.storage.files import UnreadableError, disk_faults
+from deit_jax.storage.workdir import RESULTS, THROUGHPUT, Workdir, WorkdirLike
 from deit_jax.training.record import read_config
+from deit_jax.training.results import read_results
 
 FIGURES = {"1": throughput_against_top1, "3": epochs_against_top1}
 SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
@@ -44,13 +45,14 @@ def read_result(workdir: WorkdirLike, which: str, *, with_throughput: bool) -> O
     record = read_config(workdir)
     config = recorded_config(record)
     files = Workdir.at(workdir)
-    results = _read(files, RESULTS, "the run is not finished")
-    if which not in results.get("scores", {}):
+    results = _read(lambda: read_results(files), files.address(RESULTS), "the run is not finished")
+    if which not in results["scores"]:
         raise ConfigError(f"{files.address(RESULTS)} has no scores of {which} weights: give another --weights")
     speed: dict[str, Any] = {}
     if with_throughput:
         path = files.address(THROUGHPUT)
-        speed = _read(files, THROUGHPUT, f"run.py --mode=throughput --config=THE_SAME --output={path} writes it")
+        otherwise = f"run.py --mode=throughput --config=THE_SAME --output={path} writes it"
+        speed = _read(lambda: files.read_json(THROUGHPUT), path, otherwise)
         if "inference" not in speed:
             raise ConfigError(f"{path} has no inference in it: measure it (--measure=inference)")
         resolved = record["resolved"]
@@ -79,11 +81,13 @@ def _kind(config: Any, image_size: int) -> str:
     return f"{' and '.join([kind] * needs_logits(config) + features)} distillation{token}{resized}"
 
 
-def _read(workdir: Workdir, name: str, otherwise: str) -> dict[str, Any]:
+def _read(read: Callable[[], Any], path: str, otherwise: str) -> dict[str, Any]:
     try:
-        content = workdir.read_json(name)
+        content = read()
     except UnreadableError as error:
         raise ConfigError(str(error)) from error
     if content is None:
-        raise ConfigError(f"{workdir.address(name)} does not exist: {otherwise}")
+        raise ConfigError(f"{path} does not exist: {otherwise}")
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged: {otherwise}")
     return content

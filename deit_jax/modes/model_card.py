@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -22,6 +23,7 @@ from deit_jax.network import Network
 from deit_jax.printable import in_one_line
 from deit_jax.storage.workdir import ENVIRONMENT, EVALUATION, RESULTS, Workdir
 from deit_jax.training.record import read_config
+from deit_jax.training.results import read_results
 from deit_jax.training.state import count_parameters
 from deit_jax.version import __version__
 
@@ -76,8 +78,10 @@ def _results(workdir: Workdir, network: Network, record: Mapping[str, Any]) -> d
     """
     own_data = record["resolved"].get("data", {}).get("evaluation", {})
     for name in (RESULTS, EVALUATION):
-        found = _read(workdir, name)
-        if found is None or found.get("step") != network.step or network.which not in found.get("scores", {}):
+        found = None
+        with contextlib.suppress(UserError):  # a damaged file is like a missing one
+            found = read_results(workdir, name)
+        if found is None or found["step"] != network.step or network.which not in found["scores"]:
             continue
         same_data = name == RESULTS or (bool(own_data.get("digest")) and found.get("data") == own_data)
         if same_data and found.get("protocol", {}).get("crop", network.image_size) == network.image_size:

@@ -45,12 +45,12 @@ from deit_jax.reporting.environment import environment
 from deit_jax.reporting.html import Section
 from deit_jax.reporting.plots import confusion_picture, undrawable
 from deit_jax.reporting.run_log import Pictures, RunLog, read_metrics
-from deit_jax.storage.files import write_file
-from deit_jax.storage.workdir import ENVIRONMENT, REPORT, RESULTS, UnreadableError, Workdir, WorkdirLike
+from deit_jax.storage.files import UnreadableError, write_file
+from deit_jax.storage.workdir import ENVIRONMENT, REPORT, Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import has_checkpoints
 from deit_jax.training.first_images import TRAINING_IMAGES, first_images
 from deit_jax.training.record import read_config, recorded_mixing
-from deit_jax.training.results import closing_table
+from deit_jax.training.results import closing_table, read_results
 
 PREDICTED_IMAGES = 2000  # or IMAGES_A_CLASS per class if there are many classes; at most MOST_IMAGES
 IMAGES_A_CLASS, MOST_IMAGES = 10, 10_000
@@ -79,17 +79,20 @@ class _Predicted:
         return np.stack([crop(decode(self.source[int(index)].image), None) for index in self.indices[rows]])
 
 
-def report_of_finished_run(workdir: WorkdirLike, log: RunLog | None = None) -> None:
+def report_of_finished_run(workdir: WorkdirLike, log: RunLog | None = None, *, replace: bool = False) -> None:
     """Writes `workdir`/report.html unless it exists; the pictures also go to `log`, if given.
+
+    replace: write it also if it exists, since it is of an earlier result.
 
     A report that cannot be written is only a warning, since the run is complete. Every process calls this; the main one writes.
     """
     workdir = Workdir.at(workdir)
-    if is_main_process() and not workdir.has(REPORT):
+    if is_main_process():
         try:
-            workdir.write_json(ENVIRONMENT, environment())
-            console.say("writing the report")
-            report(workdir, log=log)
+            if replace or not workdir.has(REPORT):
+                workdir.write_json(ENVIRONMENT, environment())
+                console.say("writing the report")
+                report(workdir, log=log)
         except Exception as error:  # any error: it must not fail the training
             console.warn(
                 f"{workdir}/report.html is not written ({first_line(error)}); to retry: --mode=report --workdir={workdir}"
@@ -127,9 +130,9 @@ def report(
         validate(without_teacher(config))
         trained.data, trained.evaluation = config.data, config.evaluation
         trained.unlabelled.path = config.unlabelled.path or trained.unlabelled.path
-    rows, results = read_metrics(workdir), _read_json(workdir, RESULTS)
+    rows, results = read_metrics(workdir), _unless_damaged(lambda: read_results(workdir))
     steps_per_epoch = record["resolved"]["steps_per_epoch"]
-    now = environment()
+    ran, now = _unless_damaged(lambda: workdir.read_json(ENVIRONMENT)), environment()
     teacher = results and results["teacher"] and answer_of(results["teacher"], trained.model.fusion)["top1"]
     parts = [
         _results(record, trained, results),
@@ -138,7 +141,7 @@ def report(
         _part("training-images", "Training images", lambda: _training_images(trained, record)),
         *_network_parts(trained, workdir, which, log),
         sections.throughput(rows, steps_per_epoch=steps_per_epoch),
-        sections.environment(_read_json(workdir, ENVIRONMENT), now),
+        sections.environment(ran and {name: str(value) for name, value in ran.items()}, now),
     ]
     title = f"{trained.model.name} in {workdir.name}"
     page = html.page(title, _lead(record, trained, rows, results), parts)
@@ -316,8 +319,9 @@ def _attention(predicted: _Predicted) -> Section:
     return sections.attention(names, images, maps, rollout)
 
 
-def _read_json(workdir: Workdir, name: str) -> Any:
+def _unless_damaged(read: Callable[[], Any]) -> dict[str, Any] | None:
     try:
-        return workdir.read_json(name)
+        content = read()
     except UnreadableError:
         return None
+    return content if isinstance(content, dict) else None

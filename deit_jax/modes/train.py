@@ -44,11 +44,10 @@ def _train_with(config: ConfigDict, workdir: Workdir, shared: Path) -> Results:
     )
     config = opened.config
     with RunLog(config, workdir, silent=not is_main_process()) as log:
-        results = finished_run(config, workdir, opened)
-        if results is None:
-            results = _train_on(config, workdir, opened, log, wall_time)
+        finished = finished_run(config, workdir, opened)
+        results = finished or _train_on(config, workdir, opened, log, wall_time)
         if config.log.report:
-            report_of_finished_run(workdir, log)
+            report_of_finished_run(workdir, log, replace=finished is None)
     return results
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from deit_jax.errors import UserError
 from deit_jax.printable import all_printable, printable
 from deit_jax.reporting.fields import flat
 from deit_jax.storage.files import NONFINITE, disk_faults, strict_json
+from deit_jax.storage.lease import LostLockError
+from deit_jax.storage.store import BucketError
 from deit_jax.storage.workdir import METRICS, TENSORBOARD, Workdir, WorkdirLike
 
 Row = Mapping[str, Any]  # a row of metrics.jsonl: {"step": int, name: float, ...}; names are like "train/loss"
@@ -102,8 +104,23 @@ class RunLog:
         for destination in self._destinations:
             with contextlib.suppress(OSError):  # reported by the write before
                 destination.close(status)
-        if self._begun and error is None:
-            self._upload()
+        if error is None:
+            self._upload()  # pictures that came after `finish`, in a file of this start's own
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Syncs the rows if the block raises, e.g. for a loss that is not finite. The workdir is locked.
+
+        Not if the bucket refuses or does not answer, or if the lock is lost: then rows cannot be written.
+        """
+        try:
+            yield
+        except (BucketError, LostLockError):
+            raise
+        except Exception:
+            with contextlib.suppress(UserError):
+                self.sync()
+            raise
 
     def begin(self, start_step: int) -> None:
         """Starts after `start_step`; drops later rows of an earlier start, since they will be rewritten."""
@@ -124,19 +141,24 @@ class RunLog:
 
     def sync(self) -> None:
         """Syncs all rows to the disk, or writes them to the bucket."""
-        self._for_each(lambda destination: destination.sync())
         if self._begun:
-            self._upload()
+            self._for_each(lambda destination: destination.sync())
+        self._upload()
 
     def finish(self, results: Mapping[str, Any]) -> None:
-        """Ends the run. results: the content of results.json; logged without the scores, which the last evaluation has logged."""
+        """Ends the run, and writes all to the bucket. The workdir is locked.
+
+        results: the content of results.json; logged without the scores, which the last evaluation has logged.
+        """
         logged = {name: value for name, value in results.items() if name not in ("scores", "step", "protocol")}
         values = numbers({f"results/{name.replace('.', '/')}": value for name, value in flat(logged)})
         self._for_each(lambda destination: destination.finish(results["step"], values))
+        self._upload()
 
     def _upload(self) -> None:
-        with disk_faults(self._unwritable):
-            self._workdir.upload()
+        if self._begun:
+            with disk_faults(self._unwritable):
+                self._workdir.upload()
 
     def _for_each(self, call: Callable[[Destination], None]) -> None:
         with disk_faults(self._unwritable):
@@ -157,6 +179,8 @@ def read_metrics(workdir: WorkdirLike) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
+            break
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             break
         row.pop(NONFINITE, None)
         rows.append({name: math.nan if value is None else value for name, value in row.items()})

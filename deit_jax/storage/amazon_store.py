@@ -156,9 +156,7 @@ class AmazonStore:
         checksums = {"ChecksumAlgorithm": "SHA256", "ChecksumSHA256": sha256}
         answer = client().put_object(Bucket=self._bucket, Key=key, Body=body, **checksums, **condition)
         said = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-        if said is None:
-            return self.stat(key)
-        updated = email.utils.parsedate_to_datetime(said).timestamp()
+        updated = self.stat(key).updated if said is None else email.utils.parsedate_to_datetime(said).timestamp()
         return Stored(size, answer["ETag"], updated, {"sha256": sha256})
 
     def _require_bucket(self) -> None:

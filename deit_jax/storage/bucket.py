@@ -58,6 +58,8 @@ def bucket_address(place: str | Path) -> str | None:
         raise BucketError(
             f"{shortened(str(place))}: a run in a bucket is {scheme}://BUCKET/RUN, with a name for the run"
         )
+    if re.fullmatch(r"[A-Za-z0-9](.*[A-Za-z0-9])?", bucket) is None:  # Google's client raises ValueError
+        raise BucketError(f"{shortened(str(place))}: the name of a bucket starts and ends with a letter or a digit")
     return f"{scheme}://{bucket}/{prefix}"
 
 

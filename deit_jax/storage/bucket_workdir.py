@@ -14,10 +14,10 @@ from deit_jax.errors import UserError
 from deit_jax.storage.bucket import Bucket
 from deit_jax.storage.bucket_checkpoints import BucketCheckpoints, DirectCheckpoints
 from deit_jax.storage.copied_checkpoints import CopiedCheckpoints
-from deit_jax.storage.files import GrowingFile
+from deit_jax.storage.files import GrowingFile, UnreadableError
 from deit_jax.storage.lease import HeldError, Lease
 from deit_jax.storage.store import ABSENT, ChangedError, Version
-from deit_jax.storage.workdir import CONFIG, LOCK, TENSORBOARD, UnreadableError, Workdir, WorkdirError
+from deit_jax.storage.workdir import CONFIG, LOCK, TENSORBOARD, Workdir, WorkdirError
 
 
 class BucketWorkdir(Workdir):
@@ -103,10 +103,13 @@ class BucketWorkdir(Workdir):
                 f"--workdir={self} is in use by another run ({holder}); wait for it, stop it or use another"
             ) from None
         try:
-            self._download_events()
+            self._list_events()
             yield
         finally:
             self._lease.release()
+
+    def holder(self) -> str:
+        return self._lease.holder()
 
     def _places(self, bucket: Bucket) -> BucketCheckpoints:
         if bucket.scheme == "gs":
@@ -120,15 +123,15 @@ class BucketWorkdir(Workdir):
             self._temporary = tempfile.TemporaryDirectory(prefix="deit_jax-", ignore_cleanup_errors=True)
         return Path(self._temporary.name)
 
-    def _download_events(self) -> None:
-        """Copies TensorBoard's files of earlier starts, by which it sees that there are some."""
+    def _list_events(self) -> None:
+        """Creates empty files for TensorBoard's files of earlier starts, by whose names it sees that there are some."""
         prefix = f"{TENSORBOARD}/"
         for name in self._bucket.list(prefix):
-            if "/" in name.removeprefix(prefix) or (content := self._bucket.read(name)) is None:
+            if "/" in name.removeprefix(prefix):
                 continue
             path = self._local / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            path.touch()
             self._uploaded[name] = (path.stat().st_size, path.stat().st_mtime_ns)
 
     def _put(self, name: str, content: bytes) -> None:

@@ -7,16 +7,18 @@ written last: a folder without one is unfinished.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 from deit_jax.errors import UserError, machine_fault
-from deit_jax.storage.files import replace_file, write_json
+from deit_jax.storage.files import reading, replace_file, status, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = "format.json"  # exists if checkpoints have manifests
@@ -32,7 +34,10 @@ class DamageError(UserError):
 
 
 class CheckpointPlaces:
-    """One folder per step, with the files of the state and the manifest. The methods raise OSError on disk errors."""
+    """One folder per step, with the files of the state and the manifest.
+
+    The methods that read raise UnreadableError for what cannot be read now, the others OSError on disk errors.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -58,35 +63,37 @@ class CheckpointPlaces:
 
     def exist(self) -> bool:
         """Returns whether the workdir has a checkpoint folder, which may be empty."""
-        return self._folder.is_dir()
+        return _is_folder(self._folder)
 
     def have_manifests(self) -> bool:
         """Returns whether the run writes manifests, so that a step without one is unfinished."""
-        return (self._folder / FORMAT).exists()
+        return status(self._folder / FORMAT) is not None
 
     def steps(self) -> list[int]:
         """Returns the steps that have a folder, finished or not, in order."""
         if not self.exist():
             return []
-        return sorted(int(path.name) for path in self._folder.iterdir() if path.name.isdigit() and path.is_dir())
+        with reading(self._folder):
+            names = os.listdir(self._folder)
+        return sorted(int(name) for name in names if name.isdigit() and _is_folder(self._folder / name))
 
     def has(self, step: int) -> bool:
         """Returns whether the step has a folder, finished or not."""
-        return self._place(step).is_dir()
+        return _is_folder(self._place(step))
 
     def has_vanished(self, step: int) -> bool:
         """Returns whether a run has deleted a step, or is deleting it, that was complete before."""
         return not self.has(step)
 
     def fault(self, error: Exception) -> str | None:
-        """Returns why a state cannot be written, if an error of Orbax is one of the disk, else None."""
+        """Returns why a state cannot be written or read, if an error of Orbax is one of the disk, else None."""
         return machine_fault(error)
 
     # --- Readers --------------------------------------------------------------------------------------------------------------
 
     def is_sealed(self, step: int) -> bool:
         """Returns whether the step has a manifest."""
-        return (self._place(step) / MANIFEST).is_file()
+        return status(self._place(step) / MANIFEST) is not None
 
     def is_unfinished(self, step: int) -> bool:
         """Returns whether the step was begun and not sealed; a run may be writing it now.
@@ -95,25 +102,23 @@ class CheckpointPlaces:
         """
         if self.is_sealed(step):
             return False
-        return (self._place(step) / UNFINISHED).exists() or not (self._place(step) / STATE).exists()
+        return status(self._place(step) / UNFINISHED) is not None or status(self._place(step) / STATE) is None
 
     def facts(self, step: int) -> dict[str, Any]:
-        """Returns the `facts` given to `seal`. Raises DamageError if the manifest cannot be read."""
+        """Returns the `facts` given to `seal`. Raises DamageError if the manifest is damaged."""
         return {name: value for name, value in self._manifest(step).items() if name != "files"}
 
     def check(self, step: int) -> None:
-        """Compares all files with the manifest. Raises DamageError if one is missing, unreadable or different."""
+        """Compares all files with the manifest. Raises DamageError if one is missing or different, or its disk fails."""
         folder = self._place(step)
         for name, written in self._manifest(step)["files"].items():
             path = folder / name
-            try:
+            with _damage(path):
                 size = path.stat().st_size
                 if size != written["bytes"]:
                     raise DamageError(f"{path} has {size:,} bytes and was written with {written['bytes']:,}")
                 if _file_digest(path) != written["blake2b"]:
                     raise DamageError(f"{path} is not what was written (its checksum differs)")
-            except OSError as error:
-                raise DamageError(f"{path} cannot be read ({error.strerror})") from error
 
     # --- The run that owns the workdir ----------------------------------------------------------------------------------------
 
@@ -122,7 +127,7 @@ class CheckpointPlaces:
         self._folder.mkdir(parents=True, exist_ok=True)
         for path in self._folder.iterdir():
             if path.name.endswith(_DISCARDED):
-                shutil.rmtree(path)
+                shutil.rmtree(path, ignore_errors=True)
 
     def mark_manifests(self) -> None:
         """Makes `have_manifests` true."""
@@ -144,41 +149,38 @@ class CheckpointPlaces:
                 os.fsync(file.fileno())
             files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "blake2b": _file_digest(path)}
         for inner in {path.parent for path in paths}:
-            _sync_folder(inner)
+            sync_folder(inner)
         replace_file(folder / MANIFEST, manifest_text({**facts, "files": files}))
-        _sync_folder(folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
 
     def abandon(self, step: int) -> None:
         """Removes a folder that could not be written completely, as far as the disk allows."""
-        shutil.rmtree(self._place(step), ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.discard(step)
 
     def discard(self, step: int) -> None:
-        """Removes a checkpoint; if the process is killed meanwhile, what remains does not look like one."""
-        path = self._place(step)
-        discarded = path.with_name(path.name + _DISCARDED)
-        shutil.rmtree(discarded, ignore_errors=True)
-        path.rename(discarded)
-        shutil.rmtree(discarded)
+        """Removes a checkpoint. What cannot be removed does not look like one, nor what a killed process leaves."""
+        shutil.rmtree(self._rename(step, _DISCARDED), ignore_errors=True)
 
     def set_aside(self, step: int) -> str:
         """Renames a damaged checkpoint so that it is not used; returns its new name."""
-        path = self._place(step)
-        aside = path.with_name(path.name + DAMAGED)
-        while aside.exists():
-            aside = aside.with_name(aside.name + DAMAGED)
-        path.rename(aside)
-        return aside.name
+        return self._rename(step, DAMAGED).name
 
     def _place(self, step: int) -> Path:
         return self._folder / str(step)
 
+    def _rename(self, step: int, suffix: str) -> Path:
+        """Appends `suffix` to the name of a step's folder, several times if that name is taken; returns the new path."""
+        path = self._place(step)
+        new = path.with_name(path.name + suffix)
+        while new.exists():
+            new = new.with_name(new.name + suffix)
+        return path.rename(new)
+
     def _manifest(self, step: int) -> dict[str, Any]:
         path = self._place(step) / MANIFEST
-        try:
+        with _damage(path):
             text = path.read_bytes()
-        except OSError as error:
-            raise DamageError(f"{path} cannot be read ({error.strerror})") from error
         return manifest_content(text, str(path))
 
 
@@ -209,9 +211,20 @@ def _digest(content: Any) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _is_folder(path: Path) -> bool:
+    return (found := status(path)) is not None and S_ISDIR(found.st_mode)
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Converts an OSError of the block into DamageError if the file is gone or its disk fails, else into UnreadableError.
+
+    The others may pass: a missing permission, a network disk that does not answer, too many open files.
+    """
+    with reading(path):
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.EIO:
+                raise DamageError(f"{path} cannot be read ({error.strerror})") from error
+            raise

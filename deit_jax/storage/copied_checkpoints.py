@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class CopiedCheckpoints(BucketCheckpoints):
     def fault(self, error: Exception) -> str | None:
         self._lease.check(ask=True)
         reason = None if isinstance(error, UserError) else machine_fault(error)
-        return None if reason is None else f"{reason} in {self._local()}, from where it is uploaded"
+        return None if reason is None else f"{reason} in the temporary folder {tempfile.gettempdir()}"
 
     def begin(self, step: int) -> None:
         super().begin(step)

@@ -14,7 +14,13 @@ from typing import Any
 
 from deit_jax.errors import UserError, machine_fault
 
+# A file system that cannot sync a folder answers with one of these.
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES)
 NONFINITE = "nonfinite_values"  # in a JSON object: how many of its numbers are null because JSON has no NaN or infinity
+
+
+class UnreadableError(UserError):
+    """A file or folder that exists but cannot be read or parsed."""
 
 
 def strict_json(content: Any, indent: int | None = None) -> str:
@@ -49,7 +55,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Writes a file atomically, even across a power failure; it is synced when this returns. Raises OSError."""
+    """Writes a file atomically, even across a power failure; it and its folder are synced when this returns. Raises OSError."""
     replace_bytes(path, text.encode())
 
 
@@ -61,6 +67,20 @@ def replace_bytes(path: Path, content: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Syncs the names in a folder, if its file system can. Raises OSError."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise
 
 
 def write_file(path: Path, text: str, error: Callable[[str], UserError], then: str = "fix that") -> None:
@@ -77,6 +97,25 @@ def disk_faults(error: Callable[[str], UserError]) -> Iterator[None]:
         yield
     except OSError as fault:
         raise error(machine_fault(fault) or fault.strerror or str(fault)) from fault
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Converts an OSError of the block into UnreadableError, with the path and the system's reason."""
+    with disk_faults(lambda reason: UnreadableError(f"{path} cannot be read ({reason}); fix that and try again")):
+        yield
+
+
+def status(path: Path) -> os.stat_result | None:
+    """Returns the status of a file or folder; None if there is none.
+
+    Raises UnreadableError for other errors, for some of which `Path.exists` returns False.
+    """
+    with reading(path):
+        try:
+            return path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
 
 class GrowingFile:

@@ -101,16 +101,20 @@ class GoogleStore:
         from google.api_core import exceptions as api
 
         text = _said(error)
+        lost = google.auth.exceptions.TransportError | OSError  # OSErrors are also those of requests
+        if isinstance(error, api.ServerError | api.TooManyRequests | lost) or _is_damaged(error, text):
+            return Failure.AGAIN, text
         if isinstance(error, api.PreconditionFailed):
             return Failure.CHANGED, text
         if isinstance(error, api.NotFound):
             return (Failure.NO_BUCKET if "bucket does not exist" in str(error) else Failure.ABSENT), text
-        # The errors of requests are OSErrors, as is a damaged transfer.
-        if isinstance(error, api.ServerError | api.TooManyRequests | google.auth.exceptions.TransportError | OSError):
-            return Failure.AGAIN, text
         if isinstance(error, api.GoogleAPICallError) and error.code == 408:
             return Failure.AGAIN, text
-        if isinstance(error, api.Forbidden | api.Unauthorized | google.auth.exceptions.GoogleAuthError):
+        if isinstance(error, google.auth.exceptions.GoogleAuthError):
+            # The server that gives the credentials, e.g. of the machine, did not answer.
+            again = error.retryable or isinstance(error.__cause__, lost)
+            return (Failure.AGAIN if again else Failure.DENIED), text
+        if isinstance(error, api.Forbidden | api.Unauthorized):
             return Failure.DENIED, text
         if isinstance(error, api.GoogleAPICallError | requests.RequestException):
             return Failure.REFUSED, text
@@ -118,6 +122,13 @@ class GoogleStore:
 
     def _blob(self, key: str) -> Any:
         return client().bucket(self._bucket).blob(key)
+
+
+def _is_damaged(error: Exception, text: str) -> bool:
+    """Whether an error is about a damaged transfer, which the client found in what it received, or the store."""
+    if type(error).__name__ == "DataCorruption":  # of google.cloud.storage, before its version 3.0 of resumable_media
+        return True
+    return getattr(error, "code", None) == 400 and any(kind in text.lower() for kind in ("crc32c", "md5"))
 
 
 def _said(error: Exception) -> str:

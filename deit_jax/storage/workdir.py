@@ -15,7 +15,7 @@ from typing import Any
 from deit_jax.errors import UserError
 from deit_jax.storage.bucket import bucket_address
 from deit_jax.storage.checkpoints import CheckpointPlaces
-from deit_jax.storage.files import GrowingFile, as_file, disk_faults, write_file
+from deit_jax.storage.files import GrowingFile, UnreadableError, as_file, disk_faults, status, write_file
 
 # Files of a run.
 CONFIG = "config.json"  # written at its start
@@ -38,10 +38,6 @@ ANALYSIS = "analysis"
 
 class WorkdirError(UserError):
     """A workdir that cannot be used now."""
-
-
-class UnreadableError(UserError):
-    """A file of a workdir that exists but cannot be read or parsed."""
 
 
 class InUseError(Exception):
@@ -122,12 +118,12 @@ class Workdir:
         return self.path / name
 
     def is_there(self) -> bool:
-        """Returns whether the path exists."""
-        return self.path.exists()
+        """Returns whether the path exists. Raises UnreadableError."""
+        return status(self.path) is not None
 
     def has(self, name: str) -> bool:
-        """Returns whether the file exists."""
-        return (self.path / name).exists()
+        """Returns whether the file exists. Raises UnreadableError."""
+        return status(self.path / name) is not None
 
     def read(self, name: str, errors: str = "strict") -> str | None:
         """Returns the content of a file, None if it does not exist. Raises UnreadableError.
@@ -189,6 +185,13 @@ class Workdir:
                         f"--workdir={self} is in use by another run ({holder}); wait for it, stop it or use another"
                     ) from None
             yield
+
+    def holder(self) -> str:
+        """Returns what identifies the holder of the lock, as every process sees it; "" if there is no lock.
+
+        Raises UnreadableError.
+        """
+        return self.read(LOCK) or ""
 
     def _unwritable(self, reason: str) -> WorkdirError:
         return WorkdirError(f"--workdir={self} cannot be written ({reason}); fix that or use another")

@@ -5,9 +5,10 @@ docs/reliability.md describes what happens to damaged and unfinished checkpoints
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from deit_jax import console
-from deit_jax.errors import UserError, machine_fault
+from deit_jax.errors import UserError, machine_fault, require_choice
 from deit_jax.parallel.distributed import from_main_process, is_main_process
+from deit_jax.storage.checkpoints import CheckpointPlaces
 from deit_jax.storage.files import disk_faults
 from deit_jax.storage.workdir import Workdir, WorkdirLike
 from deit_jax.training.checkpoint_folder import (
@@ -103,18 +105,15 @@ class Checkpoints:
         try:
             self.wait()
             self._discard_surplus()
-            self._close()
+            with _explained(
+                self._places, self._unwritten
+            ):  # of a failed write, from the thread that writes Orbax's metadata
+                self._checkpointer.close()
         except UserError as second:
             if error is None:
                 raise
             if str(second) != str(error):
                 console.warn(str(second))  # the first error is reported by the caller
-
-    def _close(self) -> None:
-        try:
-            self._checkpointer.close()
-        except Exception as error:  # of a failed write, from the thread that writes Orbax's metadata
-            raise self._explain(error) from error
 
     def latest_step(self) -> int | None:
         """Returns the step of the newest sound checkpoint, or of the one being written; None if there is none."""
@@ -156,12 +155,10 @@ class Checkpoints:
         self._discard_surplus()
         self._facts = {"step": step, "top1": top1, "scored_by": self._scored_by, "notes": notes or {}}
         self._before = self._latest
-        try:
+        with self._writes():
             if is_main_process():
                 self._places.begin(step)
             self._checkpointer.save(self._places.new_state(step), state)
-        except Exception as error:
-            raise self._explain(error) from error
         executor = ThreadPoolExecutor(1)
         self._writing = executor.submit(self._seal)
         executor.shutdown(wait=False)
@@ -177,39 +174,38 @@ class Checkpoints:
         """Waits for the last write. Raises CheckpointError if it failed."""
         writing, self._writing = self._writing, None
         if writing is not None:
-            try:
+            with self._writes():
                 writing.result()
-            except Exception as error:
-                explained = self._explain(error)
-                if isinstance(explained, UserError):
-                    self._latest = self._before
-                raise explained from error
 
-    def _explain(self, error: Exception) -> Exception:
-        """Returns a UserError for a fault of the disk or the bucket, after removing what was written; other errors unchanged."""
+    @contextlib.contextmanager
+    def _writes(self) -> Iterator[None]:
+        """Explains a fault of the disk or the bucket; on a disk, removes what was written."""
         try:
-            reason = self._places.fault(error)
-        except UserError as fault:  # of a bucket
-            return fault
-        if reason is None:
-            return error
-        step = self._facts["step"]
-        if is_main_process():
-            self._places.abandon(step)
+            with _explained(self._places, self._unwritten):
+                yield
+        except UserError as error:
+            self._latest = self._before
+            if isinstance(error, CheckpointError) and is_main_process():
+                self._places.abandon(self._facts["step"])
+            raise
+
+    def _unwritten(self, reason: str) -> CheckpointError:
+        place = self._places.address(self._facts["step"])
         intact = "there is no earlier one" if self._before is None else f"the one of step {self._before} is intact"
         return CheckpointError(
-            f"{self._places.address(step)}: the checkpoint cannot be written ({reason}); {intact}; fix that and rerun the command"
+            f"{place}: the checkpoint cannot be written ({reason}); {intact}; fix that and rerun the command"
         )
 
     def restore(self, like: TrainState) -> TrainState:
         """Returns the newest state, with the shapes, dtypes and shardings of the abstract state `like`.
 
-        Raises CheckpointError if there is none, or, with the names that differ, if it is the state of another model.
+        Raises CheckpointError if there is none, if it cannot be read, or, with the names that differ, if it is the state of
+        another model.
         """
         self.wait()
         if self._latest is None:
             raise CheckpointError(f"{self._places}: no checkpoint here")
-        with self._places.state(self._latest) as path:
+        with _reading(self._places, self._latest) as path:
             if differences := _differences(_stored_shapes(self._checkpointer, path), like):
                 raise CheckpointError(
                     f"{self._places.address(self._latest)} does not hold this configuration's state ({differences}); "
@@ -226,14 +222,13 @@ class Checkpoints:
         steps, best = self._sealed(), self.best()
         for step in steps[: -self._keep]:
             if best is None or step != best[0]:
-                self._places.discard(step)
+                with self._faults(f"the earlier checkpoint of step {step} cannot be removed"):
+                    self._places.discard(step)
 
     def _clean_up(self) -> int | None:
         """Removes unfinished checkpoints, renames damaged ones, and returns the newest sound step, or None."""
         places = self._places
-        with disk_faults(
-            lambda reason: CheckpointError(f"{places} cannot be used ({reason}); fix that or use another --workdir")
-        ):
+        with self._faults("cannot be used"):
             places.prepare()
             if not places.have_manifests():
                 for step in places.steps():  # from a version without manifests; Orbax committed them by renaming
@@ -245,6 +240,11 @@ class Checkpoints:
             report_not_compared(scored_steps(places, self._sealed(), self._scored_by)[1])
             return newest
 
+    def _faults(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return disk_faults(
+            lambda reason: CheckpointError(f"{self._places}: {what} ({reason}); fix that and rerun the command")
+        )
+
     def _remove(self, step: int, reason: str) -> None:
         if self._places.is_unfinished(step):
             self._places.discard(step)
@@ -254,9 +254,43 @@ class Checkpoints:
         console.warn(f"checkpoint {step} is DAMAGED: {reason}; renamed to {aside}, using the one before it")
 
 
+@contextlib.contextmanager
+def _explained(places: CheckpointPlaces, explain: Callable[[str], UserError]) -> Iterator[None]:
+    """Converts an error of Orbax about the disk into `explain(reason)`, and one about the bucket into that of the bucket."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        try:
+            reason = places.fault(error)
+        except UserError as fault:  # of a bucket
+            raise fault from error
+        if reason is None:
+            raise
+        raise explain(reason) from error
+
+
+@contextlib.contextmanager
+def _reading(places: CheckpointPlaces, step: int) -> Iterator[Path | str]:
+    """Gives where Orbax reads the state of a step, and explains its errors."""
+
+    def unread(reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"{places.address(step)}: the checkpoint cannot be read ({reason}); fix that and rerun the command"
+        )
+
+    with _explained(places, unread), places.state(step) as path:
+        yield path
+
+
 def _stored_shapes(checkpointer: ocp.StandardCheckpointer, path: Path | str) -> dict[str, Any]:
     """Returns the stored state as nested dicts of shapes and dtypes."""
-    return checkpointer.metadata(path).item_metadata.tree
+    found = checkpointer.metadata(path).item_metadata
+    if found is None:  # Orbax drops the error of the disk, which `restore` raises
+        checkpointer.restore(path)
+        raise CheckpointError(f"{path}: the description of its arrays cannot be read; try again")
+    return found.tree
 
 
 def _differences(stored: Any, like: TrainState) -> str:
@@ -282,7 +316,7 @@ def load_state(workdir: WorkdirLike, checkpoint: str = "newest") -> tuple[dict[s
     checkpoint: "newest" (sound), "best" (the highest top-1 of an evaluation) or a step number.
 
     Changes nothing. If a run deletes the checkpoint while it is read, reads the one that is then the newest or best. Silences
-    Orbax's log as `Checkpoints` does. Raises CheckpointError if there is none.
+    Orbax's log as `Checkpoints` does. Raises CheckpointError if there is none, or if it cannot be read.
     """
     places = Workdir.at(workdir).checkpoints
     if not places.exist():
@@ -292,7 +326,7 @@ def load_state(workdir: WorkdirLike, checkpoint: str = "newest") -> tuple[dict[s
         step: int | None = None
         try:
             step = find_step(workdir, checkpoint)
-            with places.state(step) as path:
+            with _reading(places, step) as path:
                 return _read(path), step
         except Exception as error:  # Orbax, TensorStore and the system raise many types for missing files
             vanished = isinstance(error, FileNotFoundError) if step is None else places.has_vanished(step)
@@ -317,8 +351,10 @@ def _read(path: Path | str) -> dict[str, Any]:
 def load_variables(workdir: WorkdirLike, which: str = "raw", checkpoint: str = "newest") -> tuple[Variables, int]:
     """Returns the trained weights of a workdir, as numpy arrays for model.apply, and their step.
 
-    which: "raw" or "ema". checkpoint: see `load_state`. Raises CheckpointError if there is no checkpoint, no EMA in it, or NaN.
+    which: "raw" or "ema". checkpoint: see `load_state`. Raises CheckpointError for another `which`, and if there is no
+    checkpoint, no EMA in it, or NaN.
     """
+    require_choice("which", which, ("raw", "ema"), CheckpointError)
     weights, step = load_weights_of_run(workdir, checkpoint, which)
     if which not in weights:
         raise CheckpointError(f"{workdir}, step {step}, has no moving average (ema.decay was 0): use the raw weights")

@@ -13,7 +13,8 @@ import jax
 
 from deit_jax import console
 from deit_jax.errors import UserError
-from deit_jax.storage.workdir import ROLLBACKS, UnreadableError, Workdir, WorkdirLike
+from deit_jax.storage.files import UnreadableError
+from deit_jax.storage.workdir import ROLLBACKS, Workdir, WorkdirLike
 
 # Metrics of a step that only this module reads.
 PRIVATE_METRICS = ("worst_gradient", "nonfinite_gradients")
@@ -103,6 +104,14 @@ class _Detour:
     bad: int  # step that was not finite
     batches: int  # number of batches skipped from there
 
+    @classmethod
+    def read(cls, fields: Any) -> _Detour:
+        """Returns the detour whose `dataclasses.asdict` was stored as JSON. Raises TypeError for other content."""
+        detour = cls(**fields)
+        if not all(isinstance(value, int) for value in dataclasses.astuple(detour)):
+            raise TypeError(f"{fields} are not whole numbers")
+        return detour
+
 
 _REQUIRED = "the run cannot continue without it; restore it, or start from scratch in another --workdir"
 
@@ -110,18 +119,23 @@ _REQUIRED = "the run cannot continue without it; restore it, or start from scrat
 class Detours:
     """The rollbacks of a run, recorded in WORKDIR/rollbacks.json so that a resumed run uses the same data.
 
-    Raises UserError if that file is damaged.
+    at_least: how many the newest checkpoint has noted.
+
+    Raises UserError if that file is damaged or has fewer.
     """
 
-    def __init__(self, workdir: WorkdirLike) -> None:
+    def __init__(self, workdir: WorkdirLike, at_least: int = 0) -> None:
         self._workdir = Workdir.at(workdir)
+        where = self._workdir.address(ROLLBACKS)
         try:
             recorded = self._workdir.read_json(ROLLBACKS) if self._workdir.has(ROLLBACKS) else []
-            self._detours = [_Detour(**fields) for fields in recorded]
+            self._detours = [_Detour.read(fields) for fields in recorded]
         except UnreadableError as error:
             raise UserError(f"{error}: {_REQUIRED}") from error
         except TypeError as error:
-            raise UserError(f"{self._workdir.address(ROLLBACKS)} is damaged ({error}): {_REQUIRED}") from error
+            raise UserError(f"{where} is damaged ({error}): {_REQUIRED}") from error
+        if len(self) < at_least:
+            raise UserError(f"{where} is missing, or lacks some of the run's {at_least} rollbacks: {_REQUIRED}")
 
     def __len__(self) -> int:
         return len(self._detours)

@@ -10,7 +10,8 @@ import jax
 
 from deit_jax import console
 from deit_jax.parallel.distributed import from_main_process, sum_over_processes
-from deit_jax.storage.workdir import LOCK, UnreadableError, Workdir, WorkdirError, WorkdirLike
+from deit_jax.storage.files import UnreadableError
+from deit_jax.storage.workdir import Workdir, WorkdirError, WorkdirLike
 
 
 @contextlib.contextmanager
@@ -30,18 +31,18 @@ def _check_shared(workdir: Workdir) -> None:
     """Raises WorkdirError unless all processes see what the first one writes, as checkpoints require."""
     if jax.process_count() == 1:
         return
-    holder = from_main_process(lambda: workdir.read(LOCK))
-    if failed := sum_over_processes(int(not _is_content(workdir, holder))):
+    holder = from_main_process(workdir.holder)
+    if failed := sum_over_processes(int(not _is_held(workdir, holder))):
         raise WorkdirError(
             f"{failed} of {jax.process_count()} processes do not see what the first one writes in --workdir={workdir}: "
             "it must be a folder that all of them share"
         )
 
 
-def _is_content(workdir: Workdir, text: str) -> bool:
+def _is_held(workdir: Workdir, holder: str) -> bool:
     for _ in range(20):  # a network disk may be slow
         with contextlib.suppress(UnreadableError):
-            if workdir.read(LOCK) == text:
+            if workdir.holder() == holder:
                 return True
         time.sleep(0.5)
     return False

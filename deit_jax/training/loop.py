@@ -50,6 +50,7 @@ from deit_jax.training.preparation import (
     claim,
     finished_run,
     open_run,
+    refuse_later_step,
     scored_by,
     speed_of,
 )
@@ -90,8 +91,6 @@ def train(
     if log is None:
         with RunLog(config, workdir, silent=not is_main_process()) as log:
             return train(config, workdir, teacher, initial, log, opened, wall_time)
-    if (results := finished_run(config, workdir, opened)) is not None:
-        return results
     built = build_run(config, opened, teacher)
     answers = check_answers(workdir, opened.record, None if built.answers is None else built.answers[1])
     recording = recording_of(opened, built, teacher)
@@ -99,7 +98,11 @@ def train(
     teachers = check_teacher(workdir, opened.record, networks, on_change=on_change, step=last_step(workdir) or 0)
 
     # --- Claim the workdir -------------------------------------------------------------------------------------------------
-    with hold(workdir):
+    with hold(workdir), log.kept():
+        # Again, since another run may have trained here meanwhile, e.g. while the teacher was loaded.
+        refuse_later_step(workdir, opened.plan)
+        if (results := finished_run(config, workdir, opened, locked=True)) is not None:
+            return results
         claim(workdir, opened, teachers, initial, answers, built.program.attention and built.program.attention.name)
         console.announce(f"Training in {workdir}", facts_of(opened, built, teacher, initial))
         checkpointing = Checkpoints(workdir, keep=config.checkpoint.keep, scored_by=scored_by(opened))
@@ -203,7 +206,7 @@ class Done:
 
 def run_to_the_end(run: Run) -> Done:
     """Runs all steps. At a `Rollback`, returns to the last checkpoint and continues with other data."""
-    detours = Detours(run.workdir)
+    detours = Detours(run.workdir, run.checkpoints.notes().get("rollbacks", 0))
     console.say("compiling the train step, which the first step waits for")
     while True:
         try:
@@ -227,8 +230,10 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
     run.wall_time.enter("compile")
     bad_images, replaced_before = BadImages(console.warn), run.checkpoints.notes().get("replaced", 0)
 
-    def replaced(step: int) -> int:
-        return replaced_before + sum_over_processes(bad_images.count(step - start))
+    def notes(step: int) -> dict[str, int]:
+        """Returns the notes of the checkpoint of a step."""
+        count = replaced_before + sum_over_processes(bad_images.count(step - start))
+        return {"replaced": count, "rollbacks": len(detours)}
 
     scores = None
     train_step = step_of(run)
@@ -258,11 +263,11 @@ def run_steps(run: Run, detours: Detours, interruption: Interruption) -> Done:
             due = due_after(step, plan, interruption)
             if due.evaluation or due.save or due.stop:
                 with late.settled(step, state):
-                    scores = evaluate_and_save(run, step, state, due, replaced, late.waited())
+                    scores = evaluate_and_save(run, step, state, due, notes, late.waited())
                 run.wall_time.enter("steps")
     if run.answering is not None:
         run.answering.finish()
-    return Done(state, scores, late.seconds_per_step(), replaced(plan.total_steps), len(detours))
+    return Done(state, scores, late.seconds_per_step(), **notes(plan.total_steps))
 
 
 def step_of(run: Run) -> Callable[[int, TrainState, Any], tuple[TrainState, Metrics]]:
@@ -309,11 +314,11 @@ def due_after(step: int, plan: Plan, interruption: Interruption) -> Due:
 
 
 def evaluate_and_save(
-    run: Run, step: int, state: TrainState, due: Due, replaced: Callable[[int], int], waited: float
+    run: Run, step: int, state: TrainState, due: Due, notes: Callable[[int], dict[str, int]], waited: float
 ) -> dict[str, Scores] | None:
     """Does what is due after a step whose metrics are settled; returns the scores of an evaluation, if any.
 
-    Also saves a state with the best top-1 so far. replaced: the number of replaced images up to a step. waited: the seconds spent
+    Also saves a state with the best top-1 so far. notes: returns the notes of a step's checkpoint. waited: the seconds spent
     waiting for data. Raises Stopped.
     """
     scores, top1 = None, None
@@ -326,7 +331,7 @@ def evaluate_and_save(
     if due.save or due.stop or (top1 is not None and run.checkpoints.would_be_best(top1)):
         run.wall_time.enter("save")
         run.log.sync()  # rule 2
-        run.checkpoints.save(state, top1, {"replaced": replaced(step)})
+        run.checkpoints.save(state, top1, notes(step))
         run.wall_time.note(step, waited, saved=True)
     if due.stop:
         run.checkpoints.wait()  # rule 4

@@ -43,8 +43,9 @@ from deit_jax.plugins import import_plugins
 from deit_jax.reporting.fields import flat
 from deit_jax.reporting.run_log import read_metrics
 from deit_jax.reporting.speed import Speed
-from deit_jax.storage.workdir import Workdir, WorkdirLike
-from deit_jax.training.checkpoint_folder import is_opened, last_step
+from deit_jax.storage.files import UnreadableError
+from deit_jax.storage.workdir import CONFIG, Workdir, WorkdirLike
+from deit_jax.training.checkpoint_folder import has_checkpoints, is_opened, last_step
 from deit_jax.training.features import projection_flops
 from deit_jax.training.plan import Plan, resolve
 from deit_jax.training.program import Initial, Program, build_program
@@ -89,8 +90,8 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
 
     shared: as in `Opened`; None: next to the workdir.
 
-    Raises ConfigError or DataError if the data cannot be opened or does not fit, or if the workdir holds another run or a
-    plugin (which could not be imported from there again).
+    Raises ConfigError or DataError if the data cannot be opened or does not fit, or if the workdir holds another run, has lost
+    files of its run, or holds a plugin (which could not be imported from there again).
     """
     workdir = Workdir.at(workdir)
     workdir.checkpoints.check_writers(jax.process_count())
@@ -110,8 +111,7 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
     config = as_begun(config, record)
     if record is None:
         _refuse_inside_the_data(workdir, (train_source, eval_source))
-    else:
-        _refuse_lost_checkpoints(workdir)
+    _refuse_lost_files(workdir, record)
     plan = resolve(
         config,
         num_images=identity.train.images,
@@ -122,11 +122,7 @@ def open_run(config: ConfigDict, workdir: WorkdirLike, shared: Path | None = Non
         num_unlabelled=None if identity.unlabelled is None else identity.unlabelled.images,
         unlabelled=None if record is None else record["resolved"].get("unlabelled_rows"),
     )
-    if (done := last_step(workdir)) is not None and done > plan.total_steps:
-        raise ConfigError(
-            f"{workdir} is already at step {done:,}, after config.train.max_steps={config.train.max_steps}; raise it to resume; "
-            "nothing was trained"
-        )
+    refuse_later_step(workdir, plan)
     return Opened(train_source, eval_source, identity, record, plan, config, shared)
 
 
@@ -162,11 +158,25 @@ def _refuse_inside_the_data(workdir: Workdir, sources: Sequence[ImageSource]) ->
             raise ConfigError(f"--workdir={workdir} is inside {folder}, {what}: use a folder outside the data")
 
 
-def _refuse_lost_checkpoints(workdir: Workdir) -> None:
-    if not is_opened(workdir) and read_metrics(workdir):
+def _refuse_lost_files(workdir: Workdir, record: Mapping[str, Any] | None) -> None:
+    has_rows = bool(read_metrics(workdir))
+    if record is None and (has_rows or has_checkpoints(workdir)):
+        raise ConfigError(
+            f"{workdir.address(CONFIG)} is missing although the run has trained: restore it, or use another --workdir"
+        )
+    if has_rows and not is_opened(workdir):
         raise ConfigError(
             f"{workdir}/checkpoints is missing, although metrics.jsonl shows that the run has trained: restore it, or start from "
             "scratch in another --workdir"
+        )
+
+
+def refuse_later_step(workdir: Workdir, plan: Plan) -> None:
+    """Raises ConfigError if a run has trained past the last step of its plan."""
+    if (done := last_step(workdir)) is not None and done > plan.total_steps:
+        raise ConfigError(
+            f"{workdir} is already at step {done:,}, after config.train.max_steps={plan.total_steps}; raise it to resume; "
+            "nothing was trained"
         )
 
 
@@ -202,8 +212,8 @@ def step_batches(
     )
 
 
-# Fields that may differ between the processes of a run: paths on each machine, and settings of reading.
-_PLACES = (
+# A process's own fields, which may differ between those of a run: paths on each machine, and settings of reading.
+_OWN_FIELDS = (
     "data.path",
     "unlabelled.path",
     "data.index",
@@ -214,7 +224,7 @@ _PLACES = (
     "data.batches_ahead",
     "parallel.compilation_cache",
 )
-_PLACES_OF_SETS = re.compile(r"(teacher\.recipe\.)?evaluation\.extra\.[^.]+\.(path|labels)$")
+_OWN_OF_SETS = re.compile(r"(teacher\.recipe\.)?evaluation\.extra\.[^.]+\.(path|labels)$")
 
 
 def common_facts(config: ConfigDict) -> dict[str, Any]:
@@ -222,7 +232,7 @@ def common_facts(config: ConfigDict) -> dict[str, Any]:
     return versions() | {
         f"config.{name}": value
         for name, value in flat(json.loads(config.to_json_best_effort()))
-        if name.removeprefix("teacher.recipe.") not in _PLACES and not _PLACES_OF_SETS.match(name)
+        if name.removeprefix("teacher.recipe.") not in _OWN_FIELDS and not _OWN_OF_SETS.match(name)
     }
 
 
@@ -272,10 +282,22 @@ def build_run(config: ConfigDict, opened: Opened, teacher: Teacher | None = None
     return Built(mesh, program, evaluator, extra_sources, answers)
 
 
-def finished_run(config: ConfigDict, workdir: WorkdirLike, opened: Opened) -> dict[str, Any] | None:
-    """Prints and returns the results of a finished run; None if steps remain."""
-    results = None if opened.record is None else finished_results(workdir, opened.plan)
-    if opened.record is None or results is None:
+def finished_run(
+    config: ConfigDict, workdir: WorkdirLike, opened: Opened, *, locked: bool = False
+) -> dict[str, Any] | None:
+    """Prints and returns the results of a finished run; None if steps remain or the results are damaged.
+
+    locked: this process holds the workdir and rewrites damaged results, which it reports.
+    """
+    if opened.record is None:
+        return None
+    try:
+        results = finished_results(workdir, opened.plan)
+    except UnreadableError as error:
+        if locked:
+            console.warn(f"{error}; it will be rewritten")
+        return None
+    if results is None:
         return None
     done, schedule = opened.plan.total_steps, scheduled_steps(opened.record)
     if done < schedule:

@@ -17,7 +17,8 @@ from deit_jax.data.sampling import selected_positions
 from deit_jax.loss_kinds import loss_kind
 from deit_jax.parallel.distributed import is_main_process
 from deit_jax.plugins import import_recorded
-from deit_jax.storage.workdir import CONFIG, UnreadableError, Workdir, WorkdirLike
+from deit_jax.storage.files import UnreadableError
+from deit_jax.storage.workdir import CONFIG, Workdir, WorkdirLike
 from deit_jax.training.plan import Plan
 from deit_jax.version import __version__
 
@@ -42,53 +43,26 @@ def check_workdir(workdir: WorkdirLike, config: ConfigDict, identity: Identity) 
 
     A field that the record lacks may have its default, or the value that the run started with: see `as_begun`.
 
-    Raises ConfigError that names the differing fields, the differing classes, the images added or removed since the first start
-    (unless config.data.on_change is "continue"), or the later version of deit_jax that made the workdir.
+    Raises ConfigError that names the differing fields, the differing classes, or the images added or removed since the first
+    start (unless config.data.on_change is "continue"), and the errors of `read_config`.
     """
     workdir = Workdir.at(workdir)
     if not workdir.has(CONFIG):
         return None
     record = read_config(workdir, plugins=False)  # the configuration's plugins have been imported
-    if record.get("format", 1) > FORMAT:
-        raise ConfigError(
-            f"{workdir} was made by deit_jax {record.get('version', 'of a later version')}, whose format this version "
-            f"({__version__}) does not know: use that version, or another --workdir"
-        )
-    # A section that an earlier version did not have is one without fields.
-    recorded = {name: {} for name in SECTIONS if name} | record["config"]
-    fields = json.loads(config.to_json_best_effort())
-    defaults = json.loads(default_config().to_json_best_effort())
-    mixing = dict(zip(_MIXING, recorded_mixing(record) or (), strict=False))
-    changed = [
-        name
-        for name in differing_fields(recorded, fields)
-        if not _free_to_change(name, config)
-        and not (
-            name in _PLACES and _is_known(record["resolved"], name) and _value(recorded, name) and _value(fields, name)
-        )
-        and not (name in _MIXING and _value(fields, name) in (None, mixing.get(name)))
-        and not (name == _ATTENTION and _keeps_attention(recorded, config))
-        and not _is_added_to_loss(name, recorded, config)
-        and not (
-            (field := name.removesuffix(".")) in BEFORE_IT_EXISTED
-            and not _has(recorded, field)
-            and _value(fields, field) in (_value(defaults, field), _as_json(BEFORE_IT_EXISTED[field]))
-        )
-    ]
-    if changed:
+    if changed := _changed_fields(record, config):
         raise ConfigError(
             f"{workdir} holds a run of another configuration, which differs in {', '.join(changed[:5])}"
             f"{' and more' if len(changed) > 5 else ''}; use another --workdir, or the values in {workdir.address(CONFIG)}"
         )
-    resolved = record["resolved"]
+    recorded, resolved = record["config"], record["resolved"]
     if (other := identity.other_classes(resolved)) is not None:
         raise ConfigError(
             f"{workdir} was trained on other classes ({other}): use the original class names, or another --workdir"
         )
     # The evaluation split or limit may be changed on purpose; if it is the same, its images must be the same.
-    same_split = all(
-        _value(recorded, name) == _value(fields, name) for name in ("data.eval_split", "data.max_eval_images")
-    )
+    own = config.data.eval_split, config.data.max_eval_images
+    same_split = tuple(_value(recorded, f"data.{name}") for name in ("eval_split", "max_eval_images")) == own
     changes = identity.other_images(resolved, evaluation=same_split)
     natural = selected_positions(identity.train.images) // config.train.batch_size
     if "data" not in resolved and natural != resolved["steps_per_epoch"]:  # recorded without images
@@ -104,6 +78,35 @@ def check_workdir(workdir: WorkdirLike, config: ConfigDict, identity: Identity) 
         f"the data has changed since the first start ({'; '.join(changes)}): the run continues with the present data"
     )
     return record
+
+
+def _changed_fields(record: Mapping[str, Any], config: ConfigDict) -> list[str]:
+    """Returns the dotted names of the fields that differ from those of a record and may not."""
+    # A section that an earlier version did not have is one without fields.
+    recorded = {name: {} for name in SECTIONS if name} | record["config"]
+    fields = json.loads(config.to_json_best_effort())
+    defaults = json.loads(default_config().to_json_best_effort())
+    mixing = dict(zip(_MIXING, recorded_mixing(record) or (), strict=False))
+
+    def may_differ(name: str) -> bool:
+        field, now = name.removesuffix("."), _value(fields, name)
+        if name in _IDENTIFIED and now and _value(recorded, name):
+            return _is_known(record["resolved"], name)  # what is there is compared by its content
+        if name in _MIXING and now in (None, mixing.get(name)):
+            return True  # derived as before, or given as derived before
+        if name == _ATTENTION and _keeps_attention(recorded, config):
+            return True  # an earlier default, see `as_begun`
+        if _is_added_to_loss(name, recorded, config):
+            return True
+        if field not in BEFORE_IT_EXISTED or _has(recorded, field):
+            return False
+        return now in (_value(defaults, field), _as_json(BEFORE_IT_EXISTED[field]))  # a later field, see `as_begun`
+
+    return [
+        name
+        for name in differing_fields(recorded, fields)
+        if not _free_to_change(name, config) and not may_differ(name)
+    ]
 
 
 def as_begun(config: ConfigDict, record: Mapping[str, Any] | None) -> ConfigDict:
@@ -159,7 +162,7 @@ def recorded_mixing(record: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 # The path of a network or of answers may change; its identity may not, and is recorded.
-_PLACES = ("teacher.weights", "model.weights", "teacher.answers", "teacher.record")
+_IDENTIFIED = ("teacher.weights", "model.weights", "teacher.answers", "teacher.record")
 
 
 def _is_known(resolved: Mapping[str, Any], place: str) -> bool:
@@ -246,7 +249,8 @@ def read_config(workdir: WorkdirLike, *, plugins: bool = True) -> dict[str, Any]
 
     plugins: import config.plugins as the run did, so that the names in its configuration are known.
 
-    Raises ConfigError if the file does not exist or is damaged, or if a plugin cannot be imported.
+    Raises ConfigError if the file does not exist or is damaged, if a plugin cannot be imported, or with the later version of
+    deit_jax that made the workdir.
     """
     workdir = Workdir.at(workdir)
     path = workdir.address(CONFIG)
@@ -260,6 +264,11 @@ def read_config(workdir: WorkdirLike, *, plugins: bool = True) -> dict[str, Any]
         raise ConfigError(f"{path} does not exist: {workdir} is not the --workdir of a training run")
     if not isinstance(record, dict) or not {"config", "resolved"} <= set(record):
         raise ConfigError(f"{path} is not the record of a training run: {workdir} is not the --workdir of one")
+    if isinstance(number := record.get("format"), int) and number > FORMAT:
+        raise ConfigError(
+            f"{workdir} was made by deit_jax {record.get('version', 'of a later version')}, whose format this version "
+            f"({__version__}) does not know: use that version, or another --workdir"
+        )
     if (wrong := _wrong_part(record)) is not None:
         raise ConfigError(f"{path} is damaged (invalid {wrong}); {_RESTORE}")
     if plugins:

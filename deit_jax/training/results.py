@@ -16,23 +16,51 @@ from deit_jax.evaluation.accuracy import Scores
 from deit_jax.evaluation.heads import answer_of
 from deit_jax.evaluation.run import protocol_line
 from deit_jax.reporting.run_log import LogError, read_metrics
-from deit_jax.storage.workdir import RESULTS, UnreadableError, Workdir, WorkdirLike
+from deit_jax.storage.files import UnreadableError
+from deit_jax.storage.workdir import RESULTS, Workdir, WorkdirLike
 from deit_jax.training.plan import Plan
 from deit_jax.training.wall_time import wall_time_line
 from deit_jax.weights.files import EMBEDDED, embedded_card
 
 
 def finished_results(workdir: WorkdirLike, plan: Plan) -> dict[str, Any] | None:
-    """Returns the results of a finished run, else None."""
+    """Returns the results of a finished run, else None. Raises UnreadableError as `read_results` does."""
+    results = read_results(workdir)
+    return results if results is not None and (results["step"] or 0) >= plan.total_steps else None
+
+
+def read_results(workdir: WorkdirLike, name: str = RESULTS) -> dict[str, Any] | None:
+    """Returns the content of `results.json` or, by its name, of `evaluation.json`; None if there is none.
+
+    Raises UnreadableError if the file cannot be read, or if its content is not what this package writes.
+    """
     workdir = Workdir.at(workdir)
-    if not workdir.has(RESULTS):
-        return None
-    try:
-        results = workdir.read_json(RESULTS)
-        return results if results["step"] >= plan.total_steps else None
-    except (UnreadableError, KeyError, TypeError):
-        console.warn(f"{workdir.address(RESULTS)} is damaged and will be rewritten")
-        return None
+    results: dict[str, Any] | None = workdir.read_json(name)
+    if results is not None and not _are_results(results):
+        raise UnreadableError(f"{workdir.address(name)} is damaged (these are not the results of a run)")
+    return results
+
+
+def _are_results(content: Any) -> bool:
+    """Whether the content of a file has the parts that `closing_table` and others require."""
+    if not isinstance(content, dict) or not {"step", "eval_images", "teacher", "scores"} <= set(content):
+        return False
+    scores, teacher = content["scores"], content["teacher"]
+    return (
+        isinstance(content["step"], int | None)
+        and isinstance(content["eval_images"], int)
+        and (teacher is None or _are_scores(teacher))
+        and isinstance(scores, dict)
+        and all(map(_are_scores, scores.values()))
+    )
+
+
+def _are_scores(by_head: Any) -> bool:
+    return (
+        isinstance(by_head, dict)
+        and "class" in by_head
+        and all(isinstance(score, dict) and "top1" in score for score in by_head.values())
+    )
 
 
 def write_results(workdir: WorkdirLike, results: dict[str, Any]) -> None:
@@ -88,7 +116,7 @@ def closing_table(config: ConfigDict, results: dict[str, Any]) -> ClosingTable:
     rows: list[console.Row] = []
     if results["teacher"] is not None:
         teacher = answer_of(results["teacher"], config.model.fusion)
-        rows.append((_teacher_row(config), teacher["top1"], teacher["top5"], teacher["loss"]))
+        rows.append((_teacher_row(config), teacher["top1"], teacher.get("top5"), teacher.get("loss")))
     rows += _rows(results["scores"]) + [(name, top1, None, None) for name, top1 in config.published.items()]
     extra = {
         f"{name}, {scored['images']:,} images{_left_out(scored)}": _rows(scored["scores"])
@@ -121,7 +149,7 @@ def show_results(config: ConfigDict, results: dict[str, Any]) -> None:
 
 def _rows(scores: Mapping[str, Scores]) -> list[console.Row]:
     return [
-        (f"{weights} weights, {console.HEAD_NAMES[head]}", score["top1"], score["top5"], score.get("loss"))
+        (f"{weights} weights, {console.HEAD_NAMES[head]}", score["top1"], score.get("top5"), score.get("loss"))
         for weights, by_head in scores.items()
         for head, score in by_head.items()
     ]

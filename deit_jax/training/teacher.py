@@ -28,7 +28,8 @@ from deit_jax.models.protocol import (
     with_dtype,
 )
 from deit_jax.parallel.distributed import from_main_process, is_main_process
-from deit_jax.storage.workdir import TEACHER_SCORES, UnreadableError, Workdir, WorkdirError, WorkdirLike
+from deit_jax.storage.files import UnreadableError
+from deit_jax.storage.workdir import TEACHER_SCORES, Workdir, WorkdirError, WorkdirLike
 from deit_jax.training.network_identity import NetworkIdentity
 from deit_jax.training.state import Variables, count_parameters
 

@@ -7,7 +7,8 @@ import time
 from typing import Any
 
 from deit_jax import console
-from deit_jax.storage.workdir import WALL_TIME, UnreadableError, Workdir, WorkdirError
+from deit_jax.storage.files import UnreadableError
+from deit_jax.storage.workdir import WALL_TIME, Workdir, WorkdirError
 
 # Parts of the wall time, with their meaning for users.
 PARTS = {

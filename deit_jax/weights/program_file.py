@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import export as jax_export
 
 from deit_jax.models.program import Program, ProgramModel
+from deit_jax.storage.files import status
 from deit_jax.weights.errors import WeightsError
 
 MODEL_FILE, PREPROCESSING_FILE = "model.jax", "preprocessing.json"
@@ -32,8 +33,8 @@ class ProgramFile:
 
 
 def is_program(path: Path) -> bool:
-    """Returns whether `path` names a program: a file that ends in .jax, or a folder with model.jax."""
-    return path.suffix == ".jax" or (path / MODEL_FILE).is_file()
+    """Returns whether `path` names a program: a file that ends in .jax, or a folder with model.jax. Raises UnreadableError."""
+    return path.suffix == ".jax" or status(path / MODEL_FILE) is not None
 
 
 def read_program(path: str | os.PathLike[str], platform: str) -> ProgramFile:

@@ -25,7 +25,8 @@ def workdir(tmp_path):
     """A run with the files of a finished one."""
     workdir = untrained(tmp_path / "run", tiny_config())
     steps = json.loads((workdir / "config.json").read_text())["resolved"]["steps_per_epoch"]
-    (workdir / "results.json").write_text(json.dumps({"step": 3 * steps, "scores": SCORES}))
+    results = {"step": 3 * steps, "eval_images": 90, "teacher": None, "scores": SCORES}
+    (workdir / "results.json").write_text(json.dumps(results))
     return workdir
 
 
@@ -45,6 +46,12 @@ def test_missing_inputs_of_a_figure_are_errors(workdir, tmp_path):
     (workdir / "throughput.json").write_text(json.dumps(SPEED | {"image_size": 56}))
     with pytest.raises(ConfigError, match="is of another model"):
         draw("1", tmp_path / "1.png", workdirs=[workdir])
+    (workdir / "throughput.json").write_text("[]")
+    with pytest.raises(ConfigError, match=r"throughput\.json is damaged"):
+        draw("1", tmp_path / "1.png", workdirs=[workdir])
+    (workdir / "results.json").write_text('{"step": 3}')
+    with pytest.raises(ConfigError, match=r"results\.json is damaged \(these are not the results of a run\)"):
+        draw("3", tmp_path / "3.png", workdirs=[workdir])
     with pytest.raises(ConfigError, match="a figure must end in"):
         draw("3", tmp_path / "3.txt")
     (workdir / "results.json").unlink()

@@ -40,13 +40,22 @@ def data(tmp_path_factory):
 def finished(data, tmp_path_factory):
     """The workdir of a finished run that wrote its report."""
     workdir = tmp_path_factory.mktemp("run") / "work"
+    train(with_report(data), workdir)
+    return workdir
+
+
+def with_report(data, **changes):
     config = tiny_config(
-        data__source="npz", data__path=str(data), data__eval_split="test", log__report=True, log__tensorboard=True
+        data__source="npz",
+        data__path=str(data),
+        data__eval_split="test",
+        log__report=True,
+        log__tensorboard=True,
+        **changes,
     )
     with config.unlocked():
         config.published["a published figure"] = 12.34
-    train(config, workdir)
-    return workdir
+    return config
 
 
 def read(path):
@@ -87,6 +96,28 @@ def test_the_confusion_matrix_agrees_with_the_results(finished):
     results = json.loads((finished / "results.json").read_text())
     assert matrix.sum() == 45
     assert 100 * np.trace(matrix) / 45 == pytest.approx(results["scores"]["raw"]["fused_logits"]["top1"], abs=1e-3)
+
+
+def test_it_is_rewritten_by_a_start_that_has_trained(finished, data, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir)
+    assert "4 steps, 2 epochs" in read(workdir / "report.html").text
+    written = {name: (workdir / name).stat().st_mtime_ns for name in ("report.html", "environment.json")}
+    train(with_report(data), workdir)
+    assert {name: (workdir / name).stat().st_mtime_ns for name in written} == written
+    train(with_report(data, train__max_steps=5), workdir)
+    assert "5 steps, 2.5 epochs" in read(workdir / "report.html").text
+    assert (workdir / "environment.json").stat().st_mtime_ns > written["environment.json"]
+
+
+def test_damaged_results_and_environments_are_left_out(finished, tmp_path):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir)
+    for content in ("5", "[1]", '{"step": 4}'):
+        for name in ("results.json", "environment.json"):
+            (workdir / name).write_text(content)
+        page = read(report(workdir, output=tmp_path / "page.html"))
+        assert "or results.json is damaged" in page.text
 
 
 def test_it_can_be_rebuilt_and_leaves_out_sections_whose_data_are_gone(finished, data, tmp_path):

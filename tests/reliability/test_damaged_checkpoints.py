@@ -1,5 +1,6 @@
 """Damaged checkpoints are detected, named and not used."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
+from deit_jax.errors import UserError
 from deit_jax.storage.checkpoints import MANIFEST, CheckpointPlaces
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.checkpointing import Checkpoints, load_state
+from tests.other_user import another_user, folder_of_another_user, give
 from tests.training.test_checkpointing import assert_equal, make_state
 
 
@@ -63,6 +66,53 @@ def test_damage_to_any_file_is_detected_and_the_one_before_is_used(two, tmp_path
         output = capsys.readouterr().out.replace("\n", "")
         assert "checkpoint 2 is DAMAGED" in output and name.name in output and "2.damaged" in output
         assert (workdir / "checkpoints/2.damaged").is_dir()  # kept
+
+
+@pytest.mark.parametrize("name", [MANIFEST, "default/_METADATA", "default/manifest.ocdbt"])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(two, name):
+    with folder_of_another_user() as folder:
+        shutil.copytree(two, folder / "run")
+        give(folder)
+        path, line = folder / "run/checkpoints/2" / name, rf"/2/{name} cannot be read \(Permission denied\)"
+        mode = path.stat().st_mode
+        path.chmod(0)
+        with another_user():
+            for read in (load_state, Checkpoints):
+                with pytest.raises(UserError, match=line):
+                    read(folder / "run")
+        assert sorted(os.listdir(folder / "run/checkpoints")) == ["1", "2", "format.json"]
+        path.chmod(mode)
+        with Checkpoints(folder / "run") as checkpoints:
+            assert checkpoints.latest_step() == 2
+            assert_equal(checkpoints.restore(like()), make_state(2))
+            path.chmod(0)
+            if name != MANIFEST:
+                with (
+                    another_user(),
+                    pytest.raises(CheckpointError, match=r"/2: .* cannot be read \(Permission denied\)"),
+                ):
+                    checkpoints.restore(like())  # the error is Orbax's
+
+
+def test_what_cannot_be_removed_is_not_a_checkpoint(two):
+    """As on NFS, while another process has a file open."""
+    with folder_of_another_user() as folder:
+        shutil.copytree(two, folder / "run")
+        give(folder)
+        checkpoints = folder / "run/checkpoints"
+        (checkpoints / "1/default/d").chmod(0o555)
+        with another_user():
+            for _ in range(2):
+                with Checkpoints(folder / "run", keep=1):
+                    pass
+                assert sorted(os.listdir(checkpoints)) == ["1.discarded", "2", "format.json"]
+            shutil.copytree(checkpoints / "2", checkpoints / "1")
+            CheckpointPlaces(checkpoints).discard(1)
+            assert sorted(os.listdir(checkpoints)) == ["1.discarded", "2", "format.json"]
+            shutil.copytree(checkpoints / "2", checkpoints / "1")
+            checkpoints.chmod(0o555)
+            with pytest.raises(CheckpointError, match=r"checkpoint of step 1 cannot be removed \(Permission denied\)"):
+                Checkpoints(folder / "run", keep=1)._discard_surplus()
 
 
 def test_if_all_are_damaged_there_is_none(two, tmp_path):

@@ -10,10 +10,13 @@ import jax
 import pytest
 
 from deit_jax.reporting.run_log import LogError, RunLog, read_metrics
+from deit_jax.storage.files import UnreadableError
 from deit_jax.storage.workdir import WorkdirError
 from deit_jax.training.checkpoint_folder import CheckpointError
 from deit_jax.training.checkpointing import Checkpoints, load_state
 from deit_jax.training.lock import hold
+from deit_jax.training.plan import resolve
+from deit_jax.training.results import closing_table, finished_results, read_results
 from tests.end_to_end.commands import ROOT, TINY, command, environment, refused, succeed
 from tests.tiny import tiny_config
 from tests.training.test_checkpointing import assert_equal, make_state
@@ -118,15 +121,26 @@ def test_a_killed_run_leaves_no_lock(tmp_path):
         pass
 
 
-def test_damaged_results_are_rewritten(tmp_path):
-    from deit_jax.training.plan import resolve
-    from deit_jax.training.results import finished_results
+RESULTS = {"step": 4, "eval_images": 9, "teacher": None, "scores": {"raw": {"class": {"top1": 1.0, "top5": 2.0}}}}
 
+
+@pytest.mark.parametrize(
+    "content",
+    ['{"step": 4, "sco', "5", "[1]", "{}", '{"step": 4}', *(json.dumps(RESULTS | {name: "x"}) for name in RESULTS)],
+)
+def test_damaged_results_are_one_line(tmp_path, content):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UnreadableError, match=r"/results\.json is damaged"):
+        read_results(tmp_path)
+
+
+def test_results_of_a_finished_run(tmp_path):
     plan = resolve(tiny_config(), num_images=10_000, data_classes=10)
-    (tmp_path / "results.json").write_text('{"step": 4, "sco')
     assert finished_results(tmp_path, plan) is None
-    (tmp_path / "results.json").write_text(json.dumps({"step": 4}))
-    assert finished_results(tmp_path, plan) == {"step": 4}
+    for results, expected in ((RESULTS, RESULTS), (RESULTS | {"step": 3}, None)):
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        assert finished_results(tmp_path, plan) == expected
+    closing_table(tiny_config(), RESULTS)  # needs no more
 
 
 @pytest.mark.long

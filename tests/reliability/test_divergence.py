@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ from deit_jax.training.divergence import Detours, DivergenceError, Rollback, Wat
 from deit_jax.training.loop import train
 from deit_jax.training.record import read_config
 from deit_jax.training.teacher import Teacher
+from tests.bucket_server import address, server
 from tests.tiny import STUDENT, tiny_config
 
 IMAGES, BATCH = 64, 8  # eight steps per epoch; one has the white image
@@ -98,6 +100,17 @@ def test_stop_names_the_step_and_saves_nothing_bad(stopped):
     assert read_config(workdir)["config"]["on_nonfinite"] == "stop"
 
 
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_stop_in_a_bucket_keeps_the_rows(data, stopped, scheme):
+    with server(scheme), pytest.raises(DivergenceError):
+        place = address("stopped", scheme)
+        try:
+            run(data, place, "stop")
+        finally:
+            assert losses(place) == losses(stopped[0])
+            assert max(load_state(place)[1], 0) < losses(place)[-1][0]  # they are not only those of a save
+
+
 def test_skipped_steps_change_nothing(data, stopped, tmp_path):
     results = run(data, tmp_path / "whole", "skip")
     assert results["skipped_steps"] == 3 and results["rollbacks"] == 0  # once per epoch
@@ -133,6 +146,13 @@ def test_a_rollback_uses_other_data(stopped, rolled_back):
     assert [step for step, _ in found] == [1, *range(2, 25, 2)] and all(math.isfinite(loss) for _, loss in found)
 
 
+def test_a_run_that_lost_its_rollbacks_is_refused(data, rolled_back, tmp_path):
+    shutil.copytree(rolled_back[0], tmp_path / "copy")
+    (tmp_path / "copy/rollbacks.json").unlink()
+    with pytest.raises(UserError, match=rf"lacks some of the run's {rolled_back[1]['rollbacks']} rollbacks"):
+        run(data, tmp_path / "copy", "rollback", steps=25)
+
+
 @pytest.mark.long
 def test_a_rollback_is_repeated_by_a_resumed_run(data, rolled_back, tmp_path):
     """Rule 5 of deit_jax/training/loop.py."""
@@ -151,9 +171,16 @@ def test_the_data_of_a_rollback_is_skipped_once(tmp_path):
     again = Detours(tmp_path)  # batches 6, 7 and 14, counted from 0, are skipped
     assert again.stretches(0, 20) == [(0, 6), (8, 14), (15, 23)]
     assert again.stretches(12, 20) == [(15, 23)] and again.stretches(6, 7) == [(8, 9)] and again.stretches(20, 20) == []
-    (tmp_path / "rollbacks.json").write_text('[{"after": 6')
-    with pytest.raises(UserError, match=r"rollbacks\.json is damaged"):
-        Detours(tmp_path)
+    assert len(Detours(tmp_path, at_least=2)) == 2
+    with pytest.raises(
+        UserError, match=r"/rollbacks\.json is missing, or lacks some of the run's 3 rollbacks: .*restore"
+    ):
+        Detours(tmp_path, at_least=3)
+    text = '[{"after": "6", "bad": 8, "batches": 2}]'
+    for damaged in ('[{"after": 6', text, '{"after": "1"}', "[5]", "[null]", "null", "7"):
+        (tmp_path / "rollbacks.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"rollbacks\.json is damaged"):
+            Detours(tmp_path)
     with pytest.raises(DivergenceError, match="giving up"):
         for _ in range(100):
             detours.add(Rollback(30, "step 30"), 29, write=False)

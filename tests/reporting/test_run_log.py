@@ -67,6 +67,14 @@ def refuse(name):
     raise ValueError(f"{name} is not JSON")
 
 
+@pytest.mark.parametrize("line", ["5", "null", "[1]", "{}", '{"step": null}', '{"step": "2"}', '{"step": 2'])
+def test_rows_end_at_a_line_that_is_not_one(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    assert read_metrics(tmp_path) == [{"step": 1}]
+    write(tmp_path, 1, [2])
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
 def test_null_is_read_as_nan_and_written_as_null(tmp_path):
     file = MetricsFile(tmp_path)
     file.begin(0, [])

@@ -37,6 +37,8 @@ def test_places_in_a_bucket(scheme):
         ("s3://b/", "s3://b/: a run in a bucket is s3://BUCKET/RUN, with a name for the run"),
         ("gs://b/a//c", "with a name for the run"),
         ("gs://b/../c", "with a name for the run"),
+        ("gs://b-/run", r"^gs://b-/run: the name of a bucket starts and ends with a letter or a digit$"),
+        ("s3://_b/run", "starts and ends with a letter"),
     ],
 )
 def test_other_addresses_are_refused_in_one_line(place, message):
@@ -149,6 +151,23 @@ def test_s3_is_told_the_checksum_of_what_it_receives(running, bucket):
     forget_clients()
     said = sent[0].headers["x-amz-checksum-sha256"]
     assert (said if isinstance(said, str) else said.decode()) == store.checksum("sha256", b"content")
+
+
+def test_s3_without_a_date_in_its_answer_to_a_write_nor_checksums(running, bucket):
+    if running.scheme == "gs":
+        pytest.skip("Google's answers have none")
+
+    def without(header):
+        return lambda response_dict, **_: response_dict["headers"].pop(header)
+
+    events = amazon_store.client().meta.events
+    events.register("before-parse.s3.PutObject", without("date"))
+    events.register("before-parse.s3.HeadObject", without("x-amz-checksum-sha256"))
+    before = bucket.write("x", b"before")
+    stored = bucket.write("x", b"content")
+    forget_clients()
+    assert stored.checksums == {"sha256": store.checksum("sha256", b"content")} and stored.version != before.version
+    assert stored.updated == bucket.stat("x").updated
 
 
 def test_a_bucket_that_does_not_exist(running):
@@ -306,6 +325,32 @@ def test_answers_of_s3(answering, status, code, expected):
     with pytest.raises(expected) as caught:
         Bucket("s3://some/run").write("x", b"content", version='"e"')
     assert type(caught.value) is expected
+
+
+def test_answers_of_google(answering):
+    if answering.scheme == "s3":
+        pytest.skip("of Google alone")
+    answering(400, 'Provided CRC32C "AAAAAA==" doesn\'t match calculated CRC32C "mnG7TA==".')
+    with pytest.raises(UnreachableError, match=r"does not answer \(Provided CRC32C"):  # asked again
+        Bucket("gs://some/run").write("x", b"content")
+
+
+def test_errors_of_googles_client():
+    pytest.importorskip("gcsfs")
+    from google.auth.exceptions import RefreshError, TransportError
+    from google.cloud.storage.exceptions import DataCorruption
+
+    def unreachable(error, cause):
+        try:
+            raise error from cause
+        except RefreshError as raised:
+            return raised
+
+    failure = google_store.GoogleStore("some").failure
+    no_metadata = unreachable(RefreshError("no answer"), TransportError("metadata.google.internal: no answer"))
+    for error in (DataCorruption(None, "Checksum mismatch"), no_metadata, RefreshError("busy", retryable=True)):
+        assert failure(error)[0] is store.Failure.AGAIN
+    assert failure(RefreshError("invalid_grant")) == (store.Failure.DENIED, "invalid_grant")
 
 
 def test_s3_without_credentials_or_with_an_unknown_profile(monkeypatch, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from deit_jax.storage.bucket import Bucket
 from deit_jax.storage.lease import Lease, LostLockError
 from deit_jax.storage.workdir import CONFIG, LOCK, METRICS, TENSORBOARD, Workdir, WorkdirError
+from deit_jax.training.lock import _is_held
 
 
 def test_files_that_grow_are_uploaded_whole(place):
@@ -32,7 +33,9 @@ def test_files_that_grow_are_uploaded_whole(place):
     there = Workdir.at(place)
     assert there.is_there() and there.read_json(CONFIG) == {"a": 1} and there.read(METRICS) == "1\n2\n3\n"
     with there.locked(print):  # on another machine
-        assert (there.folder(TENSORBOARD) / "events.1").read_bytes() == b"a"
+        assert (there.folder(TENSORBOARD) / "events.1").read_bytes() == b""  # only the names are needed
+        there.upload()
+        assert Bucket(place).read(f"{TENSORBOARD}/events.1") == b"a"
         with pytest.raises(
             WorkdirError, match=rf"^--workdir={place} is in use by another run \(process {os.getpid()} on "
         ):
@@ -43,6 +46,16 @@ def test_files_that_grow_are_uploaded_whole(place):
             with other.locked(print):
                 pass
     assert sorted(Bucket(place).list()) == [CONFIG, METRICS, f"{TENSORBOARD}/events.1"]
+
+
+def test_a_renewed_lock_has_the_same_holder(place):
+    """As the other processes of a run see it."""
+    workdir, other = Workdir.at(place), Workdir.at(place)
+    assert other.holder() == ""
+    with workdir.locked(print):
+        holder, text = workdir.holder(), other.read(LOCK)
+        workdir._lease._renew()
+        assert other.read(LOCK) != text and _is_held(other, holder) and holder
 
 
 def test_a_run_that_lost_its_lock_writes_nothing(place, taken_over):

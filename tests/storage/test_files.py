@@ -1,7 +1,9 @@
+import contextlib
 import errno
 import json
 import math
 import os
+import stat
 
 import pytest
 
@@ -14,6 +16,22 @@ def test_json_files_are_replaced_atomically(tmp_path):
     write_json(path, {"a": 1})
     write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 2} and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("unable", [None, errno.EINVAL, errno.EIO])
+def test_a_file_is_synced_with_its_folder_if_the_file_system_can(tmp_path, monkeypatch, unable):
+    synced, fsync = [], os.fsync
+
+    def observed(handle):
+        synced.append(stat.S_ISDIR(os.fstat(handle).st_mode))
+        if unable and synced[-1]:
+            raise OSError(unable, os.strerror(unable))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", observed)
+    with pytest.raises(OSError, match="Input/output error") if unable == errno.EIO else contextlib.nullcontext():
+        write_json(tmp_path / "results.json", {"a": 1})
+    assert synced == [False, True]
 
 
 def refuse(name):

@@ -7,7 +7,10 @@ import pytest
 from deit_jax.errors import UserError
 from deit_jax.storage import workdir as module
 from deit_jax.storage.checkpoints import CheckpointPlaces
-from deit_jax.storage.workdir import CONFIG, RESULTS, UnreadableError, Workdir, WorkdirError
+from deit_jax.storage.files import UnreadableError
+from deit_jax.storage.workdir import CONFIG, RESULTS, Workdir, WorkdirError
+from deit_jax.training.checkpointing import load_state
+from tests.other_user import another_user, folder_of_another_user
 
 PACKAGE = Path(module.__file__).parents[1]
 
@@ -39,6 +42,24 @@ def test_an_unreadable_file_is_reported_in_one_line(tmp_path):
     (tmp_path / CONFIG).mkdir()
     with pytest.raises(UnreadableError, match=r"config\.json cannot be read \(.*Is a directory"):
         workdir.read(CONFIG)
+
+
+def test_a_workdir_that_cannot_be_looked_at_is_reported_in_one_line():
+    with folder_of_another_user() as folder:
+        with another_user():
+            (folder / "run/checkpoints").mkdir(parents=True)
+            (folder / "run").chmod(0)
+        for place, reason in ((folder / "run", "Permission denied"), (folder / ("x" * 300), "File name too long")):
+            workdir, places = Workdir.at(place), Workdir.at(place).checkpoints
+            looks = [lambda: workdir.has(CONFIG), places.exist, places.have_manifests, places.steps]  # noqa: B023
+            looks += [lambda: places.has(1), lambda: places.is_sealed(1), lambda: load_state(workdir)]  # noqa: B023
+            looks += [workdir.is_there] if "long" in reason else []
+            for look in looks:
+                with (
+                    another_user(),
+                    pytest.raises(UnreadableError, match=rf"^{folder}/.* cannot be read \({reason}\); fix"),
+                ):
+                    look()
 
 
 def test_write_creates_the_workdir_and_replaces_files(tmp_path):

@@ -80,6 +80,8 @@ def test_missing_and_mismatched_checkpoints_raise(tmp_path):
         checkpoints.save(make_state(1, ema=False))
     with pytest.raises(CheckpointError, match="no moving average"):
         load_variables(tmp_path, "ema")
+    with pytest.raises(CheckpointError, match=r"^which='EMA' is none of raw, ema; the nearest is 'ema'$"):
+        load_variables(tmp_path, "EMA")
     with (
         Checkpoints(tmp_path) as checkpoints,
         pytest.raises(CheckpointError, match="does not hold this configuration's state"),

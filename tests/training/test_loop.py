@@ -1,8 +1,11 @@
 """The rules in deit_jax/training/loop.py, by number, checked on the calls of a real run."""
 
+import shutil
+
 import numpy as np
 import pytest
 
+from deit_jax.config import ConfigError
 from deit_jax.errors import Stopped
 from deit_jax.evaluation.run import Evaluator
 from deit_jax.reporting.run_log import RunLog, read_metrics
@@ -11,6 +14,7 @@ from deit_jax.training import loop
 from deit_jax.training.checkpointing import Checkpoints
 from deit_jax.training.divergence import Watch
 from deit_jax.training.interruption import Interruption
+from deit_jax.training.preparation import build_run, open_run
 from tests.fewer_devices import fewer_devices
 from tests.tiny import STUDENT, tiny_config
 
@@ -24,7 +28,7 @@ CALLS = (
 )  # fmt: skip
 
 
-def tiny_run(data, workdir):
+def tiny_run_config(data):
     """Logs every 3 steps, saves every 4 and evaluates every 5, which is an epoch; all of it after the last of 11."""
     config = tiny_config(
         distillation__kind="none", teacher__weights="", data__source="npz", data__path=str(data), data__repeats=1,
@@ -34,7 +38,7 @@ def tiny_run(data, workdir):
     )  # fmt: skip
     with config.unlocked():
         config.model.overrides = STUDENT | {"depth": 1}
-    return loop.train(config, workdir)
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +66,9 @@ def runs(tmp_path_factory):
         for owner, name, argument in CALLS:
             patch.setattr(owner, name, recorded(owner, name, argument))
         with pytest.raises(Stopped):
-            tiny_run(folder / "data.npz", folder / "run")
+            loop.train(tiny_run_config(folder / "data.npz"), folder / "run")
         before, calls, stop = calls, [], None
-        tiny_run(folder / "data.npz", folder / "run")
+        loop.train(tiny_run_config(folder / "data.npz"), folder / "run")
     return before, calls, folder / "run"
 
 
@@ -149,3 +153,27 @@ def test_a_resumed_run_drops_later_rows_first(runs):
     """Rule 2, at the start."""
     for calls, start in zip(runs[:2], (0, STOP), strict=True):
         assert place(calls, "begin", start) < min(number for number, (name, _) in enumerate(calls) if name == "write")
+
+
+def test_a_run_that_another_start_has_finished_meanwhile_is_not_trained_again(runs, tmp_path, monkeypatch, capsys):
+    workdir, config = tmp_path / "run", tiny_run_config(runs[2].parent / "data.npz")
+    shutil.copytree(runs[2], workdir)
+    results = (workdir / "results.json").rename(workdir / "later")
+
+    def meanwhile(*arguments):
+        results.rename(workdir / "results.json")
+        return build_run(*arguments)
+
+    monkeypatch.setattr(loop, "build_run", meanwhile)
+    assert loop.train(config, workdir)["step"] == STEPS
+    printed = capsys.readouterr().out
+    assert f"has finished config.train.max_steps={STEPS}" in printed.replace("\n", " ") and "Training in" not in printed
+
+
+def test_a_run_that_another_start_has_trained_further_meanwhile_is_refused(runs, tmp_path, monkeypatch):
+    workdir, config = tmp_path / "run", tiny_run_config(runs[2].parent / "data.npz")
+    config.train.max_steps = STEPS - 1
+    opened = open_run(config, workdir)
+    shutil.copytree(runs[2], workdir)
+    with pytest.raises(ConfigError, match=rf"is already at step {STEPS}, after config.train.max_steps={STEPS - 1}"):
+        loop.train(config, workdir, opened=opened)

@@ -1,8 +1,10 @@
 import json
 
+import pytest
 from ml_collections import ConfigDict
 
 from deit_jax.cache_folder import shared_cache_folder
+from deit_jax.config import ConfigError
 from deit_jax.training.preparation import common_facts, open_run, with_shared_index
 from deit_jax.training.record import claim_workdir
 from tests.tiny import tiny_config
@@ -46,6 +48,16 @@ def test_a_warning_says_that_the_evaluation_images_are_training_images(tmp_path,
     assert "too good" not in capsys.readouterr().out
     open_run(tiny_config(data__eval_split="train[90%:]"), tmp_path / "overlap")
     assert "eval_split=train[90%:] has images of config.data.train_split=train, on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("left", ["checkpoints/4/default", "metrics.jsonl"])
+def test_a_run_that_lost_its_record_is_refused(tmp_path, left):
+    if left.endswith(".jsonl"):
+        (tmp_path / left).write_text('{"step": 4, "train/loss": 1.0}\n')
+    else:
+        (tmp_path / left).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"/config\.json is missing although the run has trained: restore it, or use"):
+        open_run(tiny_config(), tmp_path)
 
 
 def test_processes_share_folder_indices_unless_others_can_write_them(tmp_path, monkeypatch):
