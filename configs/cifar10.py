@@ -3,9 +3,9 @@
     python run.py --config=configs/cifar10.py:teacher --workdir=runs/cifar10_teacher
     python run.py --config=configs/cifar10.py:soft --workdir=runs/cifar10_soft --config.teacher.weights=runs/cifar10_teacher
 
-The times are estimates: no run has ended yet. The other 5,000 training images are held out for evaluation during training, and
-the 10,000 test images are scored once, at the end (`extra` in results.json). The images are TFDS's `cifar10`. For those of a
-folder with `train` and `test`, add `folder` to the argument and
+The times are estimates; only the teacher has been trained so far (docs/results.md). The other 5,000 training images are held
+out for evaluation during training, and the 10,000 test images are scored once, at the end (`extra` in results.json). The images
+are TFDS's `cifar10`. For those of a folder with `train` and `test`, add `folder` to the argument and
 
     --config.data.path=FOLDER --config.evaluation.extra.test.path=FOLDER
 
