@@ -116,8 +116,8 @@ def run_together(workdir, *arguments, processes, devices=1):
     """Returns the output of each of the processes of one run. workdir: None for a mode that has none."""
     where = [] if workdir is None else [f"--workdir={workdir}"]
     all_done = run_processes([(TINY, *where, *arguments)] * processes, devices)
-    for done in all_done:
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for done in all_done:  # a crash begins with its reason and ends with many lines of the interpreter's stack
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[:2000] + done.stderr[-2000:]
     return [done.stdout for done in all_done]
 
 
