@@ -235,7 +235,7 @@ def without_effect(
 
 
 def questionable(config: ConfigDict) -> list[str]:
-    """Returns a sentence for each combination of values that can be run but is hardly meant, also in the teacher's recipe."""
+    """Returns a sentence for each combination of values that is probably unintended, also in the teacher's recipe."""
     schedule, train, found = config.schedule, config.train, []
     peak = schedule.base_learning_rate * train.batch_size / schedule.base_batch_size
     if schedule.warmup_epochs >= train.epochs:

@@ -261,11 +261,9 @@ def _of_program(spec: str | Path, wanted: Wanted, check: Callable[[nn.Module], N
     network = program_network(spec, jax.default_backend())
     check(network.model)
     names = network.class_names
-    return (
-        network
-        if names is None
-        else dataclasses.replace(network, class_names=as_wordnet_ids(names, wanted.class_names))
-    )
+    if names is None:
+        return network
+    return dataclasses.replace(network, class_names=as_wordnet_ids(names, wanted.class_names))
 
 
 def program_network(spec: str | Path, platform: str) -> Network:

@@ -44,7 +44,7 @@ def take_part(source: ImageSource, expression: str) -> ImageSource:
 
 
 def share_images(first: str, second: str) -> bool:
-    """Whether two expressions select common images of one split, whatever its size."""
+    """Whether two expressions select common images of one split, for every size of it."""
     one, other = _EXPRESSION.fullmatch(first), _EXPRESSION.fullmatch(second)
     if one is None or other is None:
         return first == second  # a source's own notation

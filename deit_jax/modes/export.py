@@ -69,9 +69,8 @@ def export(
     check_folder(output, program=layout in PROGRAMS, push=push is not None)
     network = load_network(workdir, kind="workdir", which=which, checkpoint=checkpoint)
     if layout in PROGRAMS:
-        names = (
-            network.class_names if layout == "jax_float" else None
-        )  # as recorded: they are matched with the student's
+        # A teacher's names stay as recorded, because they are matched with the student's.
+        names = network.class_names if layout == "jax_float" else None
         return _export_program(Classifier.from_network(network, class_names=names), output, layout, opset)
     model, names = network.model, network.class_names
     # The model may have more classes than its data set, which then cannot name all of them.

@@ -187,7 +187,7 @@ class Workdir:
             yield
 
     def holder(self) -> str:
-        """Returns what identifies the holder of the lock, as every process sees it; "" if there is no lock.
+        """Returns what identifies the holder of the lock, the same for all processes; "" without a lock.
 
         Raises UnreadableError.
         """

@@ -105,9 +105,7 @@ class Checkpoints:
         try:
             self.wait()
             self._discard_surplus()
-            with _explained(
-                self._places, self._unwritten
-            ):  # of a failed write, from the thread that writes Orbax's metadata
+            with _explained(self._places, self._unwritten):  # from the thread that writes Orbax's metadata
                 self._checkpointer.close()
         except UserError as second:
             if error is None:
