@@ -79,14 +79,14 @@ def _images(folder: bool) -> ConfigDict:
     config.augment.mixup_alpha, config.augment.cutmix_alpha = 0.8, 1.0
     config.augment.label_smoothing = 0.1
     config.augment.max_group_size = 32
-    config.train.batch_size, config.train.epochs = 128, 10
+    config.train.batch_size, config.train.epochs = 128, 6
     config.optimizer.betas = (0.9, 0.99)
     config.optimizer.weight_decay = 0.05
     config.schedule.base_batch_size = 64
     config.schedule.warmup_epochs = 1.0
     config.schedule.min_learning_rate = 1e-5
-    config.ema.decay = 0.998
+    config.ema.decay = 0.99
     config.evaluation.batch_size = 500
     config.evaluation.crop_ratio = 1.0
-    config.evaluation.every_epochs = 2
+    config.evaluation.every_epochs = 1
     return config
