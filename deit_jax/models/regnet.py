@@ -199,10 +199,9 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one width; the first has the stride. `drop_path_rates` has one rate per block."""
+    """Blocks of one width; the first halves the resolution. `drop_path_rates` has one rate per block."""
 
     plan: StagePlan
-    stride: int
     se_ratio: float
     drop_path_rates: tuple[float, ...]
     drop_dtype: str
@@ -211,7 +210,7 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, positions: jax.Array | None) -> jax.Array:
         for i, rate in enumerate(self.drop_path_rates):
-            stride = self.stride if i == 0 else 1
+            stride = 2 if i == 0 else 1
             block = Block(self.plan, stride, self.se_ratio, rate, self.drop_dtype, self.options, name=f"b{i + 1}")
             x = block(x, train=train, positions=positions)
         return x
@@ -221,8 +220,8 @@ class RegNet(nn.Module):
     """RegNetY: normalised images float[B, H, W, 3] to `ModelOutput` of float32[B, num_classes]; any image size.
 
     Training (`train=True`) needs mutable=["batch_stats"]: BatchNorm normalises by the statistics of the global batch, on any
-    number of devices. `train=False` uses the running statistics. `stem_stride=1` and
-    `first_stage_stride=1` suit images of about 32 pixels; every further stage halves the resolution. drop_dtype: `division` of `Dropout`. regnet_init: see `conv_init` and `gate_bias_init`.
+    number of devices. `train=False` uses the running statistics. `stem_stride=1` suits images of about 32 pixels. drop_dtype:
+    `division` of `Dropout`. regnet_init: see `conv_init` and `gate_bias_init`.
     """
 
     num_classes: int = 1000
@@ -234,7 +233,6 @@ class RegNet(nn.Module):
     se_ratio: float = 0.25
     stem_width: int = 32
     stem_stride: int = 2
-    first_stage_stride: int = 2
     dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
     drop_dtype: str = "float32"
@@ -319,8 +317,7 @@ class RegNet(nn.Module):
         for i, plan in enumerate(self.stages):
             stage_rates = tuple(rates[: plan.depth])
             rates = rates[plan.depth :]
-            stride = self.first_stage_stride if i == 0 else 2
-            stage = Stage(plan, stride, self.se_ratio, stage_rates, self.drop_dtype, options, name=f"s{i + 1}")
+            stage = Stage(plan, self.se_ratio, stage_rates, self.drop_dtype, options, name=f"s{i + 1}")
             x = found[f"s{i + 1}"] = stage(x, train=train, positions=positions)
         x = found["final"] = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
         x = Dropout(self.dropout_rate, division=self.drop_dtype)(x, train=train, positions=positions)
