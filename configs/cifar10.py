@@ -46,7 +46,6 @@ def get_config(argument: str = "soft") -> ConfigDict:
         config.augment.mix_probability = 0.33
         config.train.epochs = 16
         config.ema.decay = 0.998
-        config.evaluation.every_epochs = 2
         return config
     distilled = kind != "none" and not words["token"]
     config.model.name = f"deit_tiny{'_distilled' if distilled else ''}_patch16_224"
