@@ -24,8 +24,7 @@ from ml_collections import ConfigDict
 
 from deit_jax.paper.rows import publish
 from deit_jax.recipes.files import pick
-from deit_jax.recipes.imagenet import deit, fine_tune
-from deit_jax.recipes.small import run_locally
+from deit_jax.recipes.imagenet import deit, fine_tune, run_locally
 
 # The rows in the order of Table 8, and the fields that each changes. SGD changes one of the two trainings, see below. The second
 # reading of a row does not have a row of its own.

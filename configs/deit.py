@@ -24,8 +24,7 @@ from ml_collections import ConfigDict
 from deit_jax.config import ConfigError, default_config
 from deit_jax.paper.rows import publish
 from deit_jax.recipes.files import pick
-from deit_jax.recipes.imagenet import EPOCHS, SIZES, TRAIN_SIZES, distil, pixels, score_real_and_v2
-from deit_jax.recipes.small import run_locally
+from deit_jax.recipes.imagenet import EPOCHS, SIZES, TRAIN_SIZES, distil, pixels, run_locally, score_real_and_v2
 
 
 def get_config(argument: str = "small") -> ConfigDict:

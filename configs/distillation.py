@@ -27,8 +27,7 @@ from ml_collections import ConfigDict
 from deit_jax.config import ConfigError
 from deit_jax.paper.rows import publish
 from deit_jax.recipes.files import pick
-from deit_jax.recipes.imagenet import EPOCHS, SIZES, TEACHERS, deit, distil, fine_tune
-from deit_jax.recipes.small import run_locally
+from deit_jax.recipes.imagenet import EPOCHS, SIZES, TEACHERS, deit, distil, fine_tune, run_locally
 
 KINDS = {"soft": "soft", "hard": "hard", "token": "hard", "token_soft": "soft", "token_labels": "labels"}
 

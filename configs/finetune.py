@@ -21,8 +21,7 @@ from ml_collections import ConfigDict
 
 from deit_jax.paper.rows import publish
 from deit_jax.recipes.files import pick
-from deit_jax.recipes.imagenet import SIZES, TRAIN_SIZES, deit, distil, fine_tune, pixels
-from deit_jax.recipes.small import run_locally
+from deit_jax.recipes.imagenet import SIZES, TRAIN_SIZES, deit, distil, fine_tune, pixels, run_locally
 
 
 def get_config(argument: str = "384px") -> ConfigDict:

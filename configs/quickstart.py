@@ -17,9 +17,8 @@ features. Arguments, several as in configs/quickstart.py:no_teacher,10k
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import ConfigError
+from deit_jax.config import ConfigError, default_config
 from deit_jax.recipes.files import pick
-from deit_jax.recipes.small import fashion_mnist
 
 STUDENT = dict(patch_size=7, embed_dim=128, depth=4, num_heads=4)
 # Images of 28 pixels are too small for a stem that halves them.
@@ -94,7 +93,21 @@ def teacher_config(images_per_class: int | None, epochs: int) -> ConfigDict:
 
 
 def _images(images_per_class: int | None) -> ConfigDict:
-    config = fashion_mnist()
+    config = default_config()
+    config.image_size = 28
+    config.data.source = "fashion_mnist_10k"
     config.data.images_per_class = images_per_class
+    config.data.train_crop, config.data.crop_padding = "padded", 1
+    config.augment.label_smoothing = 0.1
     config.augment.max_group_size = 16
+    config.model.drop_path_rate = 0.1
+    config.train.batch_size = 64
+    config.optimizer.betas = (0.9, 0.99)
+    config.optimizer.weight_decay = 0.05
+    config.schedule.base_batch_size = 64
+    config.schedule.warmup_epochs = 5.0
+    config.schedule.min_learning_rate = 1e-5
+    config.ema.decay = 0.99
+    config.evaluation.batch_size = 500
+    config.evaluation.crop_ratio = 1.0
     return config

@@ -15,8 +15,7 @@ from ml_collections import ConfigDict
 
 from deit_jax.paper.rows import publish
 from deit_jax.recipes.files import pick
-from deit_jax.recipes.imagenet import SIZES, deit
-from deit_jax.recipes.small import run_locally
+from deit_jax.recipes.imagenet import SIZES, deit, run_locally
 
 RATES = {"5e-4": 5e-4, "3e-4": 3e-4, "5e-5": 5e-5}
 DECAYS = {"0.03": 0.03, "0.04": 0.04, "0.05": 0.05}

@@ -26,8 +26,7 @@ from deit_jax.config import MUST_BE_GIVEN
 from deit_jax.models.registry import list_models, model_family
 from deit_jax.paper.rows import publish
 from deit_jax.recipes.files import pick
-from deit_jax.recipes.imagenet import deit
-from deit_jax.recipes.small import run_locally
+from deit_jax.recipes.imagenet import deit, run_locally
 
 
 def get_config(argument: str = "regnety_160") -> ConfigDict:

@@ -41,8 +41,7 @@ from ml_collections import ConfigDict
 from deit_jax.config import MUST_BE_GIVEN, ConfigError
 from deit_jax.paper.rows import publish
 from deit_jax.recipes.files import pick
-from deit_jax.recipes.imagenet import SIZES, deit, distil
-from deit_jax.recipes.small import run_locally
+from deit_jax.recipes.imagenet import SIZES, deit, distil, run_locally
 
 # Number of classes (Table 6), and the location in TFDS or a folder with the splits.
 DATA_SETS = {

@@ -25,7 +25,6 @@ PLACEHOLDERS = {
     "--config=C": "--config=configs/deit.py",
     "--config=CONFIG": "--config=configs/deit.py",
     "configs/x.py": "configs/deit.py",
-    "configs/study.py:ROW": "configs/study.py:token",
     "ARGUMENT": "small",
     "TOPOLOGY": "v5e-8",
     **{name: "1" for name in ("N", "I", "SEED", "PORT")},

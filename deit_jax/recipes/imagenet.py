@@ -1,4 +1,4 @@
-"""ImageNet recipes shared by files under configs/: training, distillation, and fine-tuning at another resolution.
+"""ImageNet recipes shared by files under configs/: training, distillation, fine-tuning at another resolution, a local trial.
 
 The numbers of Table 9 are in configs/deit.py.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from deit_jax.config import MUST_BE_GIVEN
+from deit_jax.config import MUST_BE_GIVEN, listed_names, needs_teacher
 from deit_jax.data.known_sets import imagenet_extra_sets
 from deit_jax.recipes.files import load_own
 
@@ -74,3 +74,23 @@ def score_real_and_v2(config: ConfigDict) -> None:
 def pixels(word: str) -> int:
     """Returns 384 for "384px"."""
     return int(word.removesuffix("px"))
+
+
+def run_locally(config: ConfigDict) -> None:
+    """Shrinks a configuration to two steps on embedded images, with unchanged modules and recipe, to test it locally."""
+    config.data.source = "fashion_mnist_10k"
+    config.data.train_split, config.data.eval_split = "train", "test"
+    config.data.max_eval_images = 100
+    config.train.batch_size = 16
+    config.train.max_steps = 2
+    config.augment.max_group_size = 4
+    config.evaluation.batch_size = 48
+    config.evaluation.extra = ConfigDict()
+    config.evaluation.teacher = False
+    config.log.every_steps = 1
+    config.log.report = False
+    config.log.images = False
+    config.published = ConfigDict()
+    config.model.weights = ""
+    if needs_teacher(config):
+        config.teacher.weights = ",".join("random" for _ in listed_names(config.teacher.name))

@@ -16,7 +16,7 @@ from deit_jax.modes.teacher import abstract_teacher
 from deit_jax.paper.commands import FILES
 from deit_jax.paper.rows import rows_of
 from deit_jax.parallel.mesh import make_mesh
-from deit_jax.recipes.small import run_locally
+from deit_jax.recipes.imagenet import run_locally
 from deit_jax.training.plan import resolve
 from deit_jax.training.program import Program, build_program
 from tests.tiny import STUDENT, TEACHER
