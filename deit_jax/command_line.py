@@ -24,6 +24,7 @@ from deit_jax.modes import FLAGS, GENERAL, MODES, Flag, Given, Mode, UsageError
 from deit_jax.paths import expand_paths, run_place, typed_path
 from deit_jax.plugins import say_plugins
 from deit_jax.recipes.files import find_config, own_configs
+from deit_jax.storage.files import require_writable
 
 
 def _define(flag: Flag) -> None:
@@ -186,6 +187,8 @@ def _given(mode: Mode, files: Sequence[str]) -> Given:
     )
     if mode.check is not None:
         mode.check(given)
+    if mode.output_file and given.output is not None and not _value("process_id"):  # the first process writes it
+        require_writable(given.output, lambda message: UsageError(f"--output={message}"))
     return given
 
 

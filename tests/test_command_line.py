@@ -101,3 +101,17 @@ def test_missing_and_unknown_flags_of_a_mode_are_refused(parse, arguments, messa
     with pytest.raises(UserError, match=message) as raised:
         command_line.run(["run.py", *files])
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("arguments", [
+    ("eval", "--config=configs/deit.py:tiny"), ("report", "--workdir=a"), ("compile", "--config=configs/deit.py:tiny",
+    "--topology=v5e-8"), ("throughput", "--config=configs/deit.py:tiny"), ("models",), ("figures", "--figure=1"),
+    ("preview", "--config=configs/deit.py:tiny"), ("predict", "--workdir=a", "c.png"),
+])  # fmt: skip
+def test_an_output_that_cannot_be_written_is_refused_before_the_mode_runs(parse, tmp_path, arguments):
+    (tmp_path / "file").write_text("kept")
+    for name, reason in ((tmp_path, "Is a directory"), (tmp_path / "file" / "new" / "a.json", "Not a directory")):
+        _, files = parse(f"--mode={arguments[0]}", *arguments[1:], f"--output={name}")
+        with pytest.raises(UserError, match=rf"^--output={name} cannot be written \({reason}\)$"):
+            command_line.run(["run.py", *files])
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -58,6 +58,7 @@ class Mode:
         needs: names of required flags.
         takes: "config" or "workdir" if they are optional.
         output: what --output is; "": the mode does not have this flag.
+        output_file: whether it is always a file; then it is checked before the mode runs.
         flags: the mode's own flags.
         files: whether file names may be given, without a flag.
         check: refuses other invalid combinations, before anything is imported.
@@ -76,6 +77,7 @@ class Mode:
     needs: tuple[str, ...] = ()
     takes: tuple[str, ...] = ()
     output: str = ""
+    output_file: bool = False
     flags: tuple[Flag, ...] = ()
     files: bool = False
     check: Callable[[Given], None] | None = None
@@ -163,7 +165,7 @@ def _check_evaluate(given: Given) -> None:
 
 @_mode("eval", "score a checkpoint of --workdir, by default on the images of its training, or config.model.weights.",
     "--mode=eval --workdir=runs/quickstart",
-    takes=("config", "workdir"), output="a JSON file; default: WORKDIR/evaluation.json", flags=(_CHECKPOINT,),
+    takes=("config", "workdir"), output="a JSON file; default: WORKDIR/evaluation.json", output_file=True, flags=(_CHECKPOINT,),
     check=_check_evaluate, shares_programs=True, prints="result")
 def _evaluate(given: Given) -> None:
     from deit_jax.modes.evaluate import evaluate
@@ -173,7 +175,7 @@ def _evaluate(given: Given) -> None:
 
 @_mode("report", "write report.html of --workdir again: results, curves, images and attention.",
     "--mode=report --workdir=runs/quickstart",
-    needs=("workdir",), takes=("config",), output="the page; default: WORKDIR/report.html", flags=(_WEIGHTS,))
+    needs=("workdir",), takes=("config",), output="the page; default: WORKDIR/report.html", output_file=True, flags=(_WEIGHTS,))
 def _report(given: Given) -> None:
     from deit_jax.modes.report import report
 
@@ -189,7 +191,7 @@ def _check_predict(given: Given) -> None:
 
 @_mode("predict", "classify image files with the network of --workdir or of config.model.weights.",
     "--mode=predict --workdir=runs/quickstart images/*.jpg",
-    takes=("config", "workdir"), output="a .json or .csv file", flags=(_WEIGHTS, _CHECKPOINT), files=True,
+    takes=("config", "workdir"), output="a .json or .csv file", output_file=True, flags=(_WEIGHTS, _CHECKPOINT), files=True,
     check=_check_predict, prints="result")
 def _predict(given: Given) -> None:
     from deit_jax.modes.predict import predict
@@ -265,7 +267,7 @@ def _check_preview(given: Given) -> None:
 @_mode("preview", "check the data: print the numbers of images and classes and what is skipped, and draw the first training "
     "images after each stage of the augmentation.",
     "--mode=preview --config=configs/quickstart.py --output=preview.png",
-    needs=("config", "output"), output="the picture to write",
+    needs=("config", "output"), output="the picture to write", output_file=True,
     flags=(
         Flag("held_out_list", "a text file for the paths of the evaluation images, one per line, relative to config.data.path: a "
             "teacher that was trained elsewhere must not have seen them"),),
@@ -304,7 +306,7 @@ def _analyze(given: Given) -> None:
 
 @_mode("compile", "compile the train step for devices that need not be present; print its memory, collectives and minimum time.",
     "--mode=compile --config=configs/deit.py:base,distilled --topology=v5e-8",
-    needs=("config", "topology"), output="a JSON file for the figures; default: the last printed line",
+    needs=("config", "topology"), output="a JSON file for the figures; default: the last printed line", output_file=True,
     flags=(
         Flag("topology", "the devices, e.g. v5e-8, v4-64, v6e-8 or h100-8 (an unknown name lists all)",
             missing="--topology is missing: the devices to compile for, e.g. --topology=v5e-8"),
@@ -319,7 +321,7 @@ def _compile(given: Given) -> None:
 
 @_mode("throughput", "measure images/s of inference and training on the local devices, with random weights.",
     "--mode=throughput --config=configs/deit.py:small",
-    needs=("config",), output="a JSON file",
+    needs=("config",), output="a JSON file", output_file=True,
     flags=(
         Flag("measure", "what to measure; repeat the flag for both", list, default=["inference", "training"],
             choices=("inference", "training")),
@@ -334,7 +336,7 @@ def _throughput(given: Given) -> None:
 
 
 @_mode("models", "print the parameters and multiply-adds of every model.", "--mode=models",
-    output="a JSON file", devices="found", prints="page")
+    output="a JSON file", output_file=True, devices="found", prints="page")
 def _models(given: Given) -> None:
     from deit_jax.modes.models import show_models
 
@@ -343,7 +345,7 @@ def _models(given: Given) -> None:
 
 @_mode("figures", "draw the paper's Figure 1 or 3 with your own finished runs added.",
     "--mode=figures --figure=1 --results=runs/a,runs/b --output=figure1.png",
-    needs=("figure", "output"), output="the picture to write",
+    needs=("figure", "output"), output="the picture to write", output_file=True,
     flags=(
         Flag("figure", "the number of the paper's figure", choices=("1", "3"),
             missing="--figure is missing: 1 (throughput against top-1) or 3 (epochs against top-1)"),

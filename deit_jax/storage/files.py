@@ -90,6 +90,20 @@ def write_file(path: Path, text: str, error: Callable[[str], UserError], then: s
         replace_file(path, text)
 
 
+def require_writable(path: Path, error: Callable[[str], UserError]) -> None:
+    """Raises `error("PATH cannot be written (REASON)")` if `write_file` would fail now. Writes nothing."""
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    reason = 0
+    if path.is_dir():
+        reason = errno.EISDIR
+    elif not folder.is_dir():
+        reason = errno.ENOTDIR
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        reason = errno.EACCES
+    if reason:
+        raise error(f"{path} cannot be written ({os.strerror(reason)})")
+
+
 @contextlib.contextmanager
 def disk_faults(error: Callable[[str], UserError]) -> Iterator[None]:
     """Converts an OSError of the block into `error(reason)`, with the system's reason, e.g. "No space left on device"."""
