@@ -98,7 +98,7 @@ STUDIES = {
             "teacher": Row("configs/cifar10.py:teacher", "RegNetY, the teacher", seeds=(0,)),
             "none": Row("configs/cifar10.py:none", "labels alone"),
             "none_long": Row(
-                "configs/cifar10.py:none", "labels alone, equal time", flags=("--config.train.epochs=9",), seeds=(0,)
+                "configs/cifar10.py:none", "labels alone, equal time", flags=("--config.train.epochs=8",), seeds=(0,)
             ),
             "hard": Row("configs/cifar10.py:hard", "token, hard (as in the paper)", "none", teacher="teacher"),
             "soft": Row("configs/cifar10.py:soft", "token, soft", "none", teacher="teacher"),
