@@ -3,9 +3,9 @@
     python run.py --config=configs/cifar10.py:teacher --workdir=runs/cifar10_teacher
     python run.py --config=configs/cifar10.py:soft --workdir=runs/cifar10_soft --config.teacher.weights=runs/cifar10_teacher
 
-A student took 18 to 27 minutes of one core of an Intel Xeon, the teacher 3 h 19 min beside other work (docs/results.md). The other
-5,000 training images are held out for evaluation during training, and the 10,000 test images are scored once, at the end (`extra`
-in results.json). The images are TFDS's `cifar10`. For those of a folder with `train` and `test`, add `folder` to the argument and
+A student took 19 to 26 minutes of one core of an Intel Xeon, the teacher 3 h 19 min beside other work (docs/results.md). The
+other 5,000 training images are held out for evaluation during training, and the 10,000 test images are scored once, at the end
+(`extra` in results.json). The images are TFDS's `cifar10`. For a folder with `train` and `test`, add `folder` to the argument and
 
     --config.data.path=FOLDER --config.evaluation.extra.test.path=FOLDER
 
