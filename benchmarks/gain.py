@@ -272,9 +272,11 @@ def table(study: str) -> str:
 
 def curve(study: str, path: Path) -> None:
     """Plots accuracy against epochs for the rows of the study's curve: the mean over seeds, with their range as a band."""
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    matplotlib.rcParams["svg.hashsalt"] = study  # the same figures give the same file
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
