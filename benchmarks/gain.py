@@ -51,6 +51,7 @@ class Study:
     rows: dict[str, Row]
     curve: dict[str, str]
     embedded: bool = False  # also evaluated on the embedded test images, as in the quick start
+    equal_time: str = ""  # a longer run of the baseline, beside the one of as many epochs
     held_out: bool = False  # the curve is of held-out training images; the test images are scored once, at the end
 
 
@@ -119,6 +120,7 @@ STUDIES = {
             ),
         },
         {"soft": "tab:blue", "hard": "tab:green", "none": "tab:orange"},
+        equal_time="none_long",
         held_out=True,
     ),
 }
@@ -244,6 +246,12 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f}" + (f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else "")
 
 
+def gains_over(seeds: dict[int, dict], baseline: dict[int, dict]) -> list[float]:
+    """The differences of the test accuracies, for the seeds that both rows have."""
+    both = sorted(set(seeds) & set(baseline))
+    return [own(seeds[seed]["scores"]) - own(baseline[seed]["scores"]) for seed in both]
+
+
 def table(study: str) -> str:
     """One line for each row and head."""
     found = kept_figures(study)
@@ -262,8 +270,7 @@ def table(study: str) -> str:
                 continue
             gains = ""
             if row.against in found and (head == "fused_logits" or "fused_logits" not in first["scores"]["ema"]):
-                both = sorted(set(seeds) & set(found[row.against]))
-                each = [own(seeds[seed]["scores"]) - own(found[row.against][seed]["scores"]) for seed in both]
+                each = gains_over(seeds, found[row.against])
                 gains = f"{spread(each)}: {', '.join(f'{gain:+.2f}' for gain in each)}" if each else ""
             what = words if "fused_logits" in first["scores"]["ema"] else ""
             lines.append(f"{common} {what} | {spread(values)} | {gains} |")
@@ -319,7 +326,7 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, help="where to train; without it the stored results are shown")
     parser.add_argument("--data", type=Path, help="a .npz file (fashion_mnist) or a folder (cifar10)")
     parser.add_argument("--rows", nargs="+", help="some of the study's rows")
-    parser.add_argument("--seeds", type=int, nargs="+", help="instead of each row's own")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these of each row's seeds")
     parser.add_argument("--jobs", type=int, default=1, help="runs in parallel")
     parser.add_argument("--curve", type=Path, help="the plot to write")
     options = parser.parse_args()
@@ -343,8 +350,10 @@ def main() -> None:
                 shares.put(share)
 
         names = options.rows or list(study.rows)
-        jobs = [(name, seed) for name in names for seed in options.seeds or study.rows[name].seeds]
-        jobs.sort(key=lambda job: job[1])
+        jobs = [(name, seed) for name in names for seed in study.rows[name].seeds]
+        jobs = sorted((job for job in jobs if job[1] in (options.seeds or job[1:])), key=lambda job: job[1])
+        if not jobs:
+            parser.error(f"--seeds: {', '.join(names)} has none of these")
         taught_by = {(row.teacher, 0) for row in study.rows.values()}
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
             for teachers in (True, False):  # the teachers first
@@ -356,6 +365,10 @@ def main() -> None:
     for name, row in study.rows.items():
         if row.against and (epochs := passing_epoch(options.study, name, row.against)):
             print(f"{name} passes {row.against}'s final accuracy at epoch: {epochs}")
+    found, longer = kept_figures(options.study), study.equal_time
+    for name, row in study.rows.items():
+        if row.teacher and longer in found and (gains := gains_over(found.get(name, {}), found[longer])):
+            print(f"{name} over {longer}, points: {', '.join(f'{gain:+.2f}' for gain in gains)}")
 
 
 if __name__ == "__main__":

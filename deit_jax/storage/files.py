@@ -94,9 +94,9 @@ def require_writable(path: Path, error: Callable[[str], UserError]) -> None:
     """Raises `error("PATH cannot be written (REASON)")` if `write_file` would fail now. Writes nothing."""
     folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     reason = 0
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises for a folder that may not be entered
         reason = errno.EISDIR
-    elif not folder.is_dir():
+    elif not os.path.isdir(folder):
         reason = errno.ENOTDIR
     elif not os.access(folder, os.W_OK | os.X_OK):
         reason = errno.EACCES
